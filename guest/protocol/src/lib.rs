@@ -1,0 +1,30 @@
+//! The contract between the shim and the agent in the guest.
+//!
+//! - [`agent`] and [`agent_ttrpc`]: the ttrpc service, generated from `proto/agent.proto`;
+//! - [`port`]: where the agent listens;
+//! - [`stream`]: how the bytes of stdin, stdout and stderr travel;
+//! - [`path`]: where the agent puts what is attached, which specs made on the host refer to.
+
+#![allow(clippy::unwrap_used)] // in the generated code
+
+include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+
+pub mod stream;
+
+/// vsock ports on which the agent listens.
+pub mod port {
+    /// The `Agent` service, ttrpc.
+    pub const AGENT: u32 = 1024;
+    /// Byte streams of processes, see [`crate::stream`].
+    pub const STREAMS: u32 = 1025;
+}
+
+/// Places in the guest that both sides name.
+pub mod path {
+    /// A share with tag `t` is mounted at `SHARES/t`.
+    pub const SHARES: &str = "/run/caisson/shares";
+    /// A disk with serial `s` is mounted at `DISKS/s`.
+    pub const DISKS: &str = "/run/caisson/disks";
+    /// Serial of the disk with the kernel's further modules, a squashfs whose root is `/lib/modules`.
+    pub const MODULES_SERIAL: &str = "modules";
+}

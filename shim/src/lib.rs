@@ -1,0 +1,1 @@
+//! containerd on one side, the VM of a pod on the other.

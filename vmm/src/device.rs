@@ -1,0 +1,44 @@
+//! What can be plugged into a VM.
+
+use std::{os::fd::OwnedFd, path::PathBuf};
+
+/// A device to be plugged in by [`crate::Vm::attach`].
+#[derive(Debug)]
+pub enum Device {
+    /// A directory of the host as a virtiofs device with a daemon of its own, which sees that directory alone
+    /// (and what is mounted below it, also later).
+    SharedDir {
+        /// By which the guest finds it: at most 36 bytes (virtio spec 5.11.4).
+        tag: String,
+        /// A directory; it must exist.
+        path: PathBuf,
+        /// Enforced by the daemon.
+        read_only: bool,
+    },
+    /// A file or block device as a virtio-blk disk. Opened here; the VMM gets the descriptor.
+    Disk {
+        /// By which the guest finds it: at most 20 bytes (virtio spec 5.2.6.2), unique in the VM.
+        serial: String,
+        /// A raw image.
+        path: PathBuf,
+        /// Enforced: the descriptor is opened read-only.
+        read_only: bool,
+    },
+    /// A network card on a tap that the caller made.
+    Network {
+        /// The tap's queue, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+        tap: OwnedFd,
+        /// The card's address.
+        mac: [u8; 6],
+        /// Bytes.
+        mtu: u16,
+    },
+    /// More (or fewer) cpus: the total that the VM shall have.
+    Cpus(u32),
+    /// More (or less) memory: the total that the VM shall have, in bytes. Rounded up to what the VMM can plug.
+    Memory(u64),
+}
+
+/// Names a device that was plugged in, for [`crate::Vm::detach`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DeviceId(pub String);

@@ -1,0 +1,53 @@
+//! What a bare VM is made of.
+
+use std::path::PathBuf;
+
+/// A bare VM: the same for every pod of a shape.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Names the VM in logs and in the VMM's process title: the sandbox id.
+    pub id: String,
+    /// An existing directory of this VM alone, for sockets and logs; its owner removes it after the VM's end.
+    pub dir: PathBuf,
+    /// What the guest boots.
+    pub guest: Guest,
+    /// Cpus at boot, 1 or more.
+    pub cpus: u32,
+    /// Up to which [`crate::Device::Cpus`] can go.
+    pub max_cpus: u32,
+    /// Memory at boot, in bytes.
+    pub memory: u64,
+    /// Up to which [`crate::Device::Memory`] can go, in bytes.
+    pub max_memory: u64,
+    /// What runs the guest's instructions.
+    pub accelerator: Accelerator,
+    /// Whom the VMM and the unprivileged daemons run as.
+    pub credentials: Credentials,
+}
+
+/// The guest image.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// An uncompressed ELF with a PVH note.
+    pub kernel: PathBuf,
+    /// A cpio archive whose `/init` is the agent.
+    pub initramfs: PathBuf,
+    /// Disk with the kernel's further modules; plugged in as the disk with serial `modules`.
+    pub modules: Option<PathBuf>,
+}
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// Hardware virtualisation.
+    Kvm,
+    /// QEMU's emulation: everything runs, slower.
+    Tcg,
+}
+
+/// A user and group of the host that belong to one VM alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    pub uid: u32,
+    pub gid: u32,
+}
