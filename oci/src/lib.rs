@@ -1,1 +1,20 @@
-//! Pure translation, no I/O: OCI spec, annotations and node configuration to what VM, what devices, what guest spec.
+//! Pure translation, no I/O: OCI spec, annotations and node configuration → what VM, what devices, what guest spec.
+//!
+//! The shim reads the bundle, calls [`translate()`] with what it read, and does what the [`Plan`] says. What can't be honoured
+//! in a VM is refused or dropped by the table in [`rules`]. Every annotation is listed in [`annotations`],
+//! every configuration key in [`config`].
+
+pub mod annotations;
+pub mod config;
+mod error;
+pub mod id;
+pub mod rules;
+pub mod size;
+pub mod translate;
+
+pub use annotations::Annotations;
+pub use config::NodeConfig;
+pub use error::{Error, Result};
+pub use oci_spec::runtime as spec;
+pub use size::VmSize;
+pub use translate::{parse_spec, translate, GuestPaths, Node, Plan, Volume};

@@ -1,0 +1,268 @@
+//! The node's configuration: `/etc/caisson/config.toml`, then the drop-ins in name order; later files win key by key.
+//!
+//! Reading the files is the caller's; this module parses and checks. Unknown keys are refused.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+/// The configuration of a node, with defaults filled in.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// One folder a pod, gone after a reboot.
+    pub state_dir: PathBuf,
+    /// Skills, homes, guest image: what outlives a reboot.
+    pub store_dir: PathBuf,
+    pub hypervisor: Hypervisor,
+    pub guest: Guest,
+    pub vm: Vm,
+    pub log: Log,
+}
+
+/// `[hypervisor]`: programs that a VM is made of.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hypervisor {
+    pub qemu: PathBuf,
+    pub virtiofsd: PathBuf,
+    pub vsock_daemon: PathBuf,
+    /// `auto` boots a probe VM once per node to see whether KVM works.
+    pub accelerator: Accelerator,
+    /// Each VM runs under a user of its own out of `uid_base .. uid_base + uid_count`, which nobody else may use.
+    pub uid_base: u32,
+    pub uid_count: u32,
+}
+
+/// What runs the guests' instructions.
+#[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+/// `[guest]`: the guest image; by default the files in `<store_dir>/guest`.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guest {
+    pub kernel: Option<PathBuf>,
+    pub initramfs: Option<PathBuf>,
+    pub modules: Option<PathBuf>,
+}
+
+/// `[vm]`: sizes. Memory in MiB.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vm {
+    /// Cpus of a VM whose containers have no cpu limit.
+    pub default_cpus: u32,
+    /// Memory of a VM whose containers have no memory limit.
+    pub default_memory_mib: u64,
+    /// Added to the containers' memory limits for the guest's kernel and agent.
+    pub memory_overhead_mib: u64,
+    /// Up to which a running VM can grow.
+    pub max_memory_mib: u64,
+    /// How long the guest has from boot to the agent's first answer, in seconds.
+    pub boot_timeout_secs: u64,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, for shim and agent.
+    pub level: String,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: "/run/caisson".into(),
+            store_dir: "/var/lib/caisson".into(),
+            hypervisor: Hypervisor::default(),
+            guest: Guest::default(),
+            vm: Vm::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Hypervisor {
+    fn default() -> Self {
+        Self {
+            qemu: "/usr/bin/qemu-system-x86_64".into(),
+            virtiofsd: "/usr/libexec/caisson/virtiofsd".into(),
+            vsock_daemon: "/usr/libexec/caisson/vhost-device-vsock".into(),
+            accelerator: Accelerator::Auto,
+            uid_base: 1_878_982_656,
+            uid_count: 65_536,
+        }
+    }
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            default_cpus: 1,
+            default_memory_mib: 512,
+            memory_overhead_mib: 128,
+            max_memory_mib: 8192,
+            boot_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+        }
+    }
+}
+
+impl NodeConfig {
+    /// Merges the files, given as (path, text) in the order of reading, over the defaults.
+    pub fn parse(files: &[(String, String)]) -> Result<Self> {
+        let mut merged = toml::Table::new();
+        for (file, text) in files {
+            let refuse = |source| Error::Config {
+                file: file.clone(),
+                source: Box::new(source),
+            };
+            // Each file is checked alone first, so that an error names the right file and line.
+            toml::from_str::<Self>(text).map_err(refuse)?;
+            merge(&mut merged, toml::from_str(text).map_err(refuse)?);
+        }
+        let config: Self = merged.try_into().map_err(|source| Error::Config {
+            file: "(merged)".to_owned(),
+            source: Box::new(source),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let positive = [
+            ("vm.default_cpus", u64::from(self.vm.default_cpus)),
+            ("vm.boot_timeout_secs", self.vm.boot_timeout_secs),
+            ("hypervisor.uid_count", u64::from(self.hypervisor.uid_count)),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(Error::ConfigValue {
+                    key,
+                    reason: "is 0, must be 1 or more".to_owned(),
+                });
+            }
+        }
+        if self.vm.default_memory_mib < crate::size::MIN_MEMORY_MIB {
+            return Err(Error::ConfigValue {
+                key: "vm.default_memory_mib",
+                reason: format!(
+                    "is {}, a guest needs {} at least",
+                    self.vm.default_memory_mib,
+                    crate::size::MIN_MEMORY_MIB
+                ),
+            });
+        }
+        let last_uid = self
+            .hypervisor
+            .uid_base
+            .checked_add(self.hypervisor.uid_count);
+        if self.hypervisor.uid_base < 1000 || last_uid.is_none() {
+            return Err(Error::ConfigValue {
+                key: "hypervisor.uid_base",
+                reason: "with uid_count must be a range between 1000 and 4294967295".to_owned(),
+            });
+        }
+        if !matches!(
+            self.log.level.as_str(),
+            "error" | "warn" | "info" | "debug" | "trace"
+        ) {
+            return Err(Error::ConfigValue {
+                key: "log.level",
+                reason: format!(
+                    "{:?} is not one of error, warn, info, debug, trace",
+                    self.log.level
+                ),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(texts: &[&str]) -> Result<NodeConfig> {
+        let files: Vec<_> = texts
+            .iter()
+            .enumerate()
+            .map(|(n, text)| (format!("{n}.toml"), (*text).to_owned()))
+            .collect();
+        NodeConfig::parse(&files)
+    }
+
+    fn message(error: Error) -> String {
+        match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn config_without_files_is_the_default() {
+        assert_eq!(parse(&[]).unwrap(), NodeConfig::default());
+    }
+
+    #[test]
+    fn config_drop_in_changes_its_keys_only() {
+        let config = parse(&[
+            "[vm]\ndefault_cpus = 2\ndefault_memory_mib = 300",
+            "[vm]\ndefault_cpus = 4",
+        ])
+        .unwrap();
+        assert_eq!(
+            (config.vm.default_cpus, config.vm.default_memory_mib),
+            (4, 300)
+        );
+    }
+
+    #[test]
+    fn config_with_unknown_key_is_refused_naming_file_and_key() {
+        let error = message(parse(&["", "[vm]\ncpus = 2"]).unwrap_err());
+        assert!(
+            error.contains("1.toml") && error.contains("cpus"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn config_with_bad_values_is_refused_naming_the_key() {
+        for (text, key) in [
+            ("[vm]\ndefault_cpus = 0", "vm.default_cpus"),
+            ("[vm]\ndefault_memory_mib = 1", "vm.default_memory_mib"),
+            ("[log]\nlevel = 'loud'", "log.level"),
+            ("[hypervisor]\nuid_base = 0", "hypervisor.uid_base"),
+        ] {
+            let error = message(parse(&[text]).unwrap_err());
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The table of what can't be honoured in a VM: each row is refused (the container fails, saying why) or dropped
+//! (it starts, with a warning in the shim's log).
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+
+use crate::{error::shorten, Error, Result};
+
+/// What happens to a container that asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The container is refused.
+    Refuse,
+    /// It goes on without; the shim logs a warning.
+    Drop,
+}
+
+/// One row of the table.
+pub struct Rule {
+    /// Dotted path in `config.json`.
+    pub field: &'static str,
+    /// Refuse or drop.
+    pub action: Action,
+    /// For a refusal what to do; for a drop what it means.
+    pub advice: &'static str,
+    /// The offending value, where the spec has it.
+    find: fn(&Spec) -> Option<String>,
+    /// Takes it out of the spec (drops only).
+    drop: fn(&mut Spec),
+}
+
+fn keep(_: &mut Spec) {}
+
+/// The table.
+pub const RULES: &[Rule] = &[
+    Rule {
+        field: "linux.namespaces.pid",
+        action: Action::Refuse,
+        advice: "the host's pid namespace is not reachable from the guest; ask for no hostPID, --pid=host or path",
+        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Pid)?.to_string()),
+        drop: keep,
+    },
+    Rule {
+        field: "linux.namespaces.network",
+        action: Action::Refuse,
+        advice: "the host's network is not reachable from the guest; ask for no hostNetwork or --net-host",
+        // A path is the pod's own network namespace, made by CNI.
+        find: |spec| {
+            let shared = host_namespace(spec, LinuxNamespaceType::Network)?;
+            matches!(shared, Shared::Inherited).then(|| shared.to_string())
+        },
+        drop: keep,
+    },
+    Rule {
+        field: "linux.namespaces.ipc",
+        action: Action::Refuse,
+        advice: "the host's IPC namespace is not reachable from the guest; ask for no hostIPC, --ipc=host or path",
+        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Ipc)?.to_string()),
+        drop: keep,
+    },
+    Rule {
+        field: "linux.namespaces.mount",
+        action: Action::Refuse,
+        advice: "a container in a VM has a mount namespace of its own; add one without a path",
+        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Mount)?.to_string()),
+        drop: keep,
+    },
+    Rule {
+        field: "linux.namespaces.uts",
+        action: Action::Refuse,
+        advice: "the host's UTS namespace is not reachable from the guest; ask for no --uts=host or path",
+        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Uts)?.to_string()),
+        drop: keep,
+    },
+    Rule {
+        field: "linux.devices",
+        action: Action::Refuse,
+        advice: "the host's devices are not reachable from the guest; remove the device",
+        find: host_device,
+        drop: keep,
+    },
+    Rule {
+        field: "linux.netDevices",
+        action: Action::Refuse,
+        advice: "the host's network devices can't be moved into the guest; remove them",
+        find: |spec| linux(spec)?.net_devices().as_ref()?.keys().next().cloned(),
+        drop: keep,
+    },
+    Rule {
+        field: "hooks",
+        action: Action::Refuse,
+        advice: "hooks act on namespaces of the host, which a container in a VM does not have; remove them",
+        find: |spec| {
+            let hooks = serde_json::to_value(spec.hooks().as_ref()?).ok()?;
+            let set = |(_, list): &(&String, &serde_json::Value)| list.as_array().is_some_and(|l| !l.is_empty());
+            hooks.as_object()?.iter().find(set).map(|(name, _)| name.clone())
+        },
+        drop: keep,
+    },
+    Rule {
+        field: "mounts.uidMappings",
+        action: Action::Refuse,
+        advice: "id-mapped mounts are not supported; mount without uidMappings and gidMappings",
+        find: |spec| {
+            let mapped = spec.mounts().as_ref()?.iter().find(|m| m.uid_mappings().is_some() || m.gid_mappings().is_some());
+            Some(mapped?.destination().display().to_string())
+        },
+        drop: keep,
+    },
+    Rule {
+        field: "process.apparmorProfile",
+        action: Action::Drop,
+        advice: "AppArmor profiles are not loaded in the guest; the VM confines the container",
+        find: |spec| non_empty(spec.process().as_ref()?.apparmor_profile()).filter(|p| p != "unconfined"),
+        drop: |spec| {
+            if let Some(process) = spec.process_mut() {
+                process.set_apparmor_profile(None);
+            }
+        },
+    },
+    Rule {
+        field: "process.selinuxLabel",
+        action: Action::Drop,
+        advice: "SELinux labels are not set in the guest; the VM confines the container",
+        find: |spec| non_empty(spec.process().as_ref()?.selinux_label()),
+        drop: |spec| {
+            if let Some(process) = spec.process_mut() {
+                process.set_selinux_label(None);
+            }
+        },
+    },
+    Rule {
+        field: "linux.mountLabel",
+        action: Action::Drop,
+        advice: "SELinux labels are not set in the guest; the VM confines the container",
+        find: |spec| non_empty(linux(spec)?.mount_label()),
+        drop: |spec| {
+            drop_linux(spec, |linux| {
+                linux.set_mount_label(None);
+            })
+        },
+    },
+    Rule {
+        field: "linux.intelRdt",
+        action: Action::Drop,
+        advice: "cache and bandwidth classes belong to the host's processor",
+        find: |spec| linux(spec)?.intel_rdt().as_ref().map(|_| "is set".to_owned()),
+        drop: |spec| {
+            drop_linux(spec, |linux| {
+                linux.set_intel_rdt(None);
+            })
+        },
+    },
+    Rule {
+        field: "linux.resources.cpu.cpus",
+        action: Action::Drop,
+        advice: "the numbers of the host's cpus and memory nodes mean nothing in the guest",
+        find: |spec| {
+            let cpu = linux(spec)?.resources().as_ref()?.cpu().as_ref()?;
+            non_empty(cpu.cpus()).or_else(|| non_empty(cpu.mems()))
+        },
+        drop: |spec| {
+            drop_linux(spec, |linux| {
+                if let Some(cpu) = linux.resources_mut().as_mut().and_then(|r| r.cpu_mut().as_mut()) {
+                    cpu.set_cpus(None);
+                    cpu.set_mems(None);
+                }
+            })
+        },
+    },
+    Rule {
+        field: "linux.resources.blockIO",
+        action: Action::Drop,
+        advice: "the numbers of the host's block devices mean nothing in the guest",
+        find: |spec| linux(spec)?.resources().as_ref()?.block_io().as_ref().map(|_| "is set".to_owned()),
+        drop: |spec| {
+            drop_linux(spec, |linux| {
+                if let Some(resources) = linux.resources_mut() {
+                    resources.set_block_io(None);
+                }
+            })
+        },
+    },
+    Rule {
+        field: "linux.resources.network",
+        action: Action::Drop,
+        advice: "network classes and priorities belong to the host's traffic control",
+        find: |spec| linux(spec)?.resources().as_ref()?.network().as_ref().map(|_| "is set".to_owned()),
+        drop: |spec| {
+            drop_linux(spec, |linux| {
+                if let Some(resources) = linux.resources_mut() {
+                    resources.set_network(None);
+                }
+            })
+        },
+    },
+];
+
+/// Refuses, or drops and returns the warnings.
+pub fn apply(spec: &mut Spec) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for rule in RULES {
+        let Some(found) = (rule.find)(spec) else {
+            continue;
+        };
+        let what = shorten(&found);
+        match rule.action {
+            Action::Refuse => {
+                return Err(Error::Refused {
+                    field: rule.field,
+                    what,
+                    advice: rule.advice,
+                })
+            }
+            Action::Drop => {
+                (rule.drop)(spec);
+                warnings.push(format!("{} {what} is dropped: {}", rule.field, rule.advice));
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+fn linux(spec: &Spec) -> Option<&Linux> {
+    spec.linux().as_ref()
+}
+
+fn drop_linux(spec: &mut Spec, change: impl FnOnce(&mut Linux)) {
+    if let Some(linux) = spec.linux_mut() {
+        change(linux);
+    }
+}
+
+fn non_empty(text: &Option<String>) -> Option<String> {
+    text.clone().filter(|t| !t.is_empty())
+}
+
+/// How a container would share a namespace with the host.
+enum Shared {
+    /// Not listed (config-linux.md, "Namespaces": then the container inherits the runtime's).
+    Inherited,
+    /// Joined by a path of the host.
+    Joined(String),
+}
+
+impl std::fmt::Display for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inherited => f.write_str("(not listed, so the host's)"),
+            Self::Joined(path) => f.write_str(path),
+        }
+    }
+}
+
+fn host_namespace(spec: &Spec, typ: LinuxNamespaceType) -> Option<Shared> {
+    let namespaces = linux(spec).and_then(|l| l.namespaces().as_deref());
+    let mut listed = namespaces.unwrap_or_default().iter();
+    match listed.find(|ns| ns.typ() == typ) {
+        None => Some(Shared::Inherited),
+        Some(ns) => {
+            let path = ns.path().as_ref()?;
+            Some(Shared::Joined(path.display().to_string()))
+        }
+    }
+}
+
+/// Nodes that every container has, made by the guest's kernel (config-linux.md, "Default Devices"), and those that
+/// need no hardware.
+const GUEST_DEVICES: &[&str] = &[
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/console",
+    "/dev/ptmx",
+    "/dev/fuse",
+    "/dev/net/tun",
+];
+
+fn host_device(spec: &Spec) -> Option<String> {
+    let devices = linux(spec)?.devices().as_ref()?;
+    let device = devices
+        .iter()
+        .map(|d| d.path().display().to_string())
+        .find(|path| !GUEST_DEVICES.contains(&path.as_str()));
+    device
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
+        let mut value = json!({
+            "ociVersion": "1.0.2",
+            "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "linux": {"namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                {"type": "network", "path": "/run/netns/pod"},
+            ]},
+        });
+        change(&mut value);
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
+        apply(&mut spec(change)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn spec_of_an_ordinary_container_passes_unchanged() {
+        let before = spec(|_| {});
+        let mut after = before.clone();
+        assert!(apply(&mut after).unwrap().is_empty());
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn each_namespace_of_the_host_is_refused_by_its_name() {
+        for (index, name) in ["pid", "ipc", "uts", "mount", "network"].iter().enumerate() {
+            let message = refusal(|value| {
+                value["linux"]["namespaces"]
+                    .as_array_mut()
+                    .unwrap()
+                    .remove(index);
+            });
+            assert!(
+                message.contains(&format!("linux.namespaces.{name}")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn pid_namespace_joined_by_path_is_refused() {
+        let message =
+            refusal(|value| value["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/pid"));
+        assert!(message.contains("linux.namespaces.pid"), "{message}");
+    }
+
+    #[test]
+    fn device_of_the_host_is_refused_by_its_path() {
+        let message = refusal(|value| {
+            value["linux"]["devices"] =
+                json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+        });
+        assert!(message.contains("linux.devices /dev/sda"), "{message}");
+    }
+
+    #[test]
+    fn hooks_are_refused() {
+        let message =
+            refusal(|value| value["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}));
+        assert!(message.contains("hooks prestart"), "{message}");
+    }
+
+    #[test]
+    fn labels_of_the_hosts_security_modules_are_dropped_with_a_warning() {
+        let mut spec = spec(|value| {
+            value["process"]["apparmorProfile"] = json!("docker-default");
+            value["process"]["selinuxLabel"] = json!("system_u:system_r:svirt_t:s0");
+            value["linux"]["mountLabel"] = json!("system_u:object_r:svirt_t:s0");
+        });
+        assert_eq!(apply(&mut spec).unwrap().len(), 3);
+        assert!(apply(&mut spec).unwrap().is_empty());
+    }
+
+    #[test]
+    fn numbers_of_the_hosts_cpus_are_dropped() {
+        let mut spec = spec(|value| {
+            value["linux"]["resources"] =
+                json!({"cpu": {"cpus": "0-3", "mems": "0", "shares": 512}});
+        });
+        assert_eq!(apply(&mut spec).unwrap().len(), 1);
+        let linux = spec.linux().as_ref().unwrap();
+        let cpu = linux.resources().as_ref().unwrap().cpu().as_ref().unwrap();
+        assert_eq!((cpu.cpus(), cpu.shares()), (&None, Some(512)));
+    }
+}

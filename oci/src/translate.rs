@@ -1,0 +1,332 @@
+//! A container's `config.json` → the size of its VM, the directories to share, and the spec that the guest runs.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, MountBuilder, Spec};
+
+use crate::{config::Vm, error::shorten, rules, Error, Result, VmSize};
+
+/// Where the guest will find what the shim plugs in for this container.
+#[derive(Debug, Clone)]
+pub struct GuestPaths {
+    /// The container's root.
+    pub rootfs: PathBuf,
+    /// Volume `n` is at `volumes/n`.
+    pub volumes: PathBuf,
+    /// The skills, in the order of the annotation: mount point in the container, place in the guest.
+    pub skills: Vec<(PathBuf, PathBuf)>,
+    /// The home: mount point in the container, place in the guest.
+    pub home: Option<(PathBuf, PathBuf)>,
+}
+
+/// The node that the container comes to.
+#[derive(Debug, Clone, Copy)]
+pub struct Node<'a> {
+    /// Its `[vm]` configuration.
+    pub vm: &'a Vm,
+    /// Its cpus.
+    pub cpus: u32,
+    /// Its memory, in MiB.
+    pub memory_mib: u64,
+}
+
+/// What to do for a container.
+#[derive(Debug)]
+pub struct Plan {
+    /// Of the VM, if this container is to have one for itself.
+    pub size: VmSize,
+    /// Host directories and files to share with the guest, each at `GuestPaths::volumes/<index>`.
+    pub volumes: Vec<Volume>,
+    /// What the guest runs.
+    pub guest_spec: Spec,
+    /// What was dropped, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// A bind mount of the spec: a directory or file of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// On the host, as the spec says it.
+    pub source: PathBuf,
+    /// With the mounts below it.
+    pub recursive: bool,
+    /// Enforced on the host, too.
+    pub read_only: bool,
+}
+
+/// Reads `config.json` and checks that what every container needs is there.
+pub fn parse_spec(json: &[u8]) -> Result<Spec> {
+    let spec: Spec = serde_json::from_slice(json).map_err(Error::Spec)?;
+    let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(Error::Missing("process.args"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(Error::Field {
+            field: "process.cwd",
+            reason: format!(
+                "{:?} is not absolute",
+                shorten(&process.cwd().to_string_lossy())
+            ),
+        });
+    }
+    let root = spec.root().as_ref().ok_or(Error::Missing("root"))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(Error::Missing("root.path"));
+    }
+    if spec.linux().is_none() {
+        return Err(Error::Missing("linux"));
+    }
+    Ok(spec)
+}
+
+/// Translates a spec from [`parse_spec`] for the VM. Nothing is done yet when this fails.
+pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -> Result<Plan> {
+    let warnings = rules::apply(&mut spec)?;
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let size = VmSize::of(resources, node.vm, node.cpus);
+    if size.memory_mib > node.memory_mib {
+        return Err(Error::Field {
+            field: "linux.resources.memory.limit",
+            reason: format!(
+                "the VM would need {} MiB of memory (the limit and vm.memory_overhead_mib), the node has {} MiB; lower the limit",
+                size.memory_mib, node.memory_mib
+            ),
+        });
+    }
+
+    let mut volumes = Vec::new();
+    let mut mounts = Vec::new();
+    for mount in spec.mounts().clone().unwrap_or_default() {
+        mounts.push(translate_mount(mount, &mut volumes, paths)?);
+    }
+    for (target, place) in &paths.skills {
+        mounts.push(bind(target, place, &["rbind", "ro", "nosuid", "nodev"])?);
+    }
+    if let Some((target, place)) = &paths.home {
+        mounts.push(bind(target, place, &["rbind", "rw", "nosuid", "nodev"])?);
+    }
+    spec.set_mounts(Some(mounts));
+
+    if let Some(root) = spec.root_mut() {
+        root.set_path(paths.rootfs.clone());
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_cgroups_path(Some(Path::new("/").join(id)));
+        if let Some(namespaces) = linux.namespaces_mut() {
+            // The pod's network is the guest's own.
+            namespaces.retain(|ns| ns.typ() != LinuxNamespaceType::Network);
+        }
+    }
+    Ok(Plan {
+        size,
+        volumes,
+        guest_spec: spec,
+        warnings,
+    })
+}
+
+/// File systems that the guest's kernel makes by itself, from nothing of the host.
+const GUEST_FILE_SYSTEMS: &[&str] = &[
+    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
+];
+
+fn translate_mount(
+    mut mount: Mount,
+    volumes: &mut Vec<Volume>,
+    paths: &GuestPaths,
+) -> Result<Mount> {
+    let refuse = |reason| Error::Field {
+        field: "mounts",
+        reason,
+    };
+    let destination = shorten(&mount.destination().to_string_lossy());
+    if !mount.destination().is_absolute() {
+        return Err(refuse(format!(
+            "destination {destination:?} is not absolute"
+        )));
+    }
+    let options = mount.options().clone().unwrap_or_default();
+    let has = |name: &str| options.iter().any(|o| o == name);
+    let typ = mount.typ().clone().unwrap_or_default();
+    if has("bind") || has("rbind") || typ == "bind" || typ == "rbind" {
+        let source = mount
+            .source()
+            .clone()
+            .ok_or_else(|| refuse(format!("the bind mount at {destination:?} has no source")))?;
+        if !source.is_absolute() {
+            // OCI runtime spec, config.md "Mounts": relative to the bundle. containerd never does so.
+            return Err(refuse(format!(
+                "source {:?} of the bind mount at {destination:?} is not absolute",
+                shorten(&source.to_string_lossy())
+            )));
+        }
+        mount.set_source(Some(paths.volumes.join(volumes.len().to_string())));
+        volumes.push(Volume {
+            source,
+            recursive: has("rbind") || typ == "rbind",
+            read_only: has("ro"),
+        });
+        return Ok(mount);
+    }
+    if !GUEST_FILE_SYSTEMS.contains(&typ.as_str()) {
+        return Err(refuse(format!(
+            "type {:?} at {destination:?} can't be mounted in the guest; possible are bind and {}",
+            shorten(&typ),
+            GUEST_FILE_SYSTEMS.join(", ")
+        )));
+    }
+    Ok(mount)
+}
+
+fn bind(target: &Path, source: &Path, options: &[&str]) -> Result<Mount> {
+    MountBuilder::default()
+        .destination(target)
+        .typ("bind")
+        .source(source)
+        .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
+        .build()
+        .map_err(|error| Error::Field {
+            field: "mounts",
+            reason: error.to_string(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{json, Value};
+
+    fn paths() -> GuestPaths {
+        GuestPaths {
+            rootfs: "/g/rootfs".into(),
+            volumes: "/g/volumes".into(),
+            skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
+            home: Some(("/home/app".into(), "/g/home".into())),
+        }
+    }
+
+    fn config() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]},
+            ],
+            "linux": {"cgroupsPath": "/default/x", "namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
+            ]},
+        })
+    }
+
+    fn plan(config: &Value) -> Result<Plan> {
+        let spec = parse_spec(config.to_string().as_bytes())?;
+        let vm = Vm::default();
+        let node = Node {
+            vm: &vm,
+            cpus: 4,
+            memory_mib: 16_384,
+        };
+        translate(spec, "web", node, &paths())
+    }
+
+    fn refusal(field: &str, value: Value) -> String {
+        let mut config = config();
+        *config.pointer_mut(field).unwrap() = value;
+        plan(&config).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bind_mount_becomes_a_volume_of_the_share() {
+        let plan = plan(&config()).unwrap();
+        let expected = Volume {
+            source: "/srv/data".into(),
+            recursive: true,
+            read_only: true,
+        };
+        assert_eq!(plan.volumes, [expected]);
+        let mounts = plan.guest_spec.mounts().as_ref().unwrap();
+        assert_eq!(
+            mounts[1].source().as_deref(),
+            Some(Path::new("/g/volumes/0"))
+        );
+    }
+
+    #[test]
+    fn skills_and_home_are_mounted_after_the_specs_own() {
+        let plan = plan(&config()).unwrap();
+        let mounts = plan.guest_spec.mounts().as_ref().unwrap();
+        let targets: Vec<_> = mounts
+            .iter()
+            .map(|m| m.destination().to_str().unwrap())
+            .collect();
+        assert_eq!(targets, ["/proc", "/data", "/opt/skills/pptx", "/home/app"]);
+        assert!(mounts[2]
+            .options()
+            .as_ref()
+            .unwrap()
+            .contains(&"ro".to_owned()));
+    }
+
+    #[test]
+    fn guest_spec_names_only_places_of_the_guest() {
+        let plan = plan(&config()).unwrap();
+        let linux = plan.guest_spec.linux().as_ref().unwrap();
+        assert_eq!(
+            plan.guest_spec.root().as_ref().unwrap().path(),
+            Path::new("/g/rootfs")
+        );
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/web")));
+        let namespaces = linux.namespaces().as_ref().unwrap();
+        assert!(namespaces
+            .iter()
+            .all(|n| n.typ() != LinuxNamespaceType::Network));
+    }
+
+    #[test]
+    fn config_that_is_not_json_is_refused() {
+        assert!(matches!(parse_spec(b"{nonsense"), Err(Error::Spec(_))));
+    }
+
+    #[test]
+    fn config_without_process_or_root_is_refused_by_its_name() {
+        for field in ["process", "root", "linux"] {
+            let mut config = config();
+            config.as_object_mut().unwrap().remove(field);
+            let message = plan(&config).unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("{field} is missing")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn mount_of_a_file_system_of_the_host_is_refused() {
+        let message = refusal("/mounts/0/type", json!("nfs"));
+        assert!(
+            message.contains("mounts") && message.contains("nfs"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn relative_paths_are_refused() {
+        assert!(refusal("/mounts/1/source", json!("srv")).contains("not absolute"));
+        assert!(refusal("/mounts/1/destination", json!("data")).contains("not absolute"));
+        assert!(refusal("/process/cwd", json!("tmp")).contains("process.cwd"));
+    }
+
+    #[test]
+    fn vm_larger_than_the_node_is_refused() {
+        let mut config = config();
+        config["linux"]["resources"] = json!({"memory": {"limit": 1u64 << 40}});
+        let message = plan(&config).unwrap_err().to_string();
+        assert!(
+            message.contains("linux.resources.memory.limit"),
+            "{message}"
+        );
+    }
+}
