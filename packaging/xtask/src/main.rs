@@ -1,1 +1,56 @@
-fn main() {}
+//! `cargo xtask JOB`: builds what is shipped and what the tests need. One file a job.
+//!
+//! ```text
+//! image ------> target/dist/guest/{vmlinux,initramfs.cpio,modules.squashfs,manifest.json}
+//! helpers ----> target/dist/libexec/{virtiofsd,vhost-device-vsock}
+//! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson}, image and helpers
+//! test-tools -> target/cache/tools/
+//! ```
+
+mod dirs;
+mod files;
+mod helpers;
+mod image;
+mod inputs;
+mod step;
+
+use std::process::ExitCode;
+
+use anyhow::{bail, Result};
+
+const USAGE: &str = "usage: cargo xtask JOB
+
+  image [--locked]            the guest image; --locked: refuse another kernel than the pinned one
+  image --update-pins         pin the kernel that Debian has now
+  image --check-reproducible  build it twice from nothing and compare
+  helpers                     virtiofsd and vhost-device-vsock
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[&str]) -> Result<()> {
+    let dirs = dirs::Dirs::find()?;
+    let _lock = dirs.lock()?;
+    match args {
+        ["image"] => image::build(&dirs, image::Pins::Prefer),
+        ["image", "--locked"] => image::build(&dirs, image::Pins::Require),
+        ["image", "--update-pins"] => image::update_pins(&dirs),
+        ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
+        ["helpers"] => helpers::build(&dirs),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
+    }
+}

@@ -1,0 +1,70 @@
+//! Where things are: the one place that knows the layout of `target/`.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+/// The checkout's folders.
+pub struct Dirs {
+    /// The checkout.
+    pub root: PathBuf,
+    /// Downloads and what is made from them; may be thrown away at any time.
+    pub cache: PathBuf,
+    /// What is shipped.
+    pub dist: PathBuf,
+    /// One log per step.
+    pub log: PathBuf,
+}
+
+impl Dirs {
+    /// The folders of the checkout that this binary was built from; made where missing.
+    pub fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .canonicalize()
+            .context("find the checkout")?;
+        let target = root.join("target");
+        let dirs = Self {
+            cache: target.join("cache"),
+            dist: target.join("dist"),
+            log: target.join("log"),
+            root,
+        };
+        for dir in [&dirs.cache, &dirs.dist, &dirs.log] {
+            std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        }
+        Ok(dirs)
+    }
+
+    /// Waits until no other xtask works on these folders; until the answer is dropped none does.
+    pub fn lock(&self) -> Result<Flock<File>> {
+        let path = self.cache.join("lock");
+        let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(lock),
+            Err((file, Errno::EWOULDBLOCK)) => {
+                eprintln!("  waiting for another xtask to end");
+                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)
+            }
+            Err((_, errno)) => Err(errno),
+        }
+        .with_context(|| format!("lock {}", path.display()))
+    }
+
+    /// Cargo's own target folder; nested builds are told so, whatever `CARGO_TARGET_DIR` says.
+    pub fn target(&self) -> PathBuf {
+        self.root.join("target")
+    }
+
+    /// The file in which everything from outside is pinned.
+    pub fn inputs(&self) -> PathBuf {
+        self.root.join("packaging/guest/inputs.toml")
+    }
+}

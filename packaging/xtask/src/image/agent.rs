@@ -1,0 +1,48 @@
+//! Builds the agent: one static binary, the same bytes wherever the checkout lies.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use super::Pins;
+use crate::{dirs::Dirs, step};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds into `target_dir` and returns the binary. With [`Pins::Require`] an outdated Cargo.lock is an error.
+pub fn build(dirs: &Dirs, pins: Pins, target_dir: &Path) -> Result<PathBuf> {
+    let mut flags = format!(
+        "-C target-feature=+crt-static --remap-path-prefix={}=/caisson",
+        dirs.root.display()
+    );
+    if let Some(home) = cargo_home() {
+        flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--package", "caisson-guest"])
+        .args(["--profile", "guest", "--target", TARGET, "--target-dir"])
+        .arg(target_dir)
+        .current_dir(&dirs.root)
+        // Both would come before the flags below.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)
+        .env("LIBSECCOMP_LINK_TYPE", "static")
+        .env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
+    if pins == Pins::Require {
+        cargo.arg("--locked");
+    }
+    step::run(&dirs.log, "agent", &mut cargo)?;
+    Ok(target_dir.join(TARGET).join("guest/caisson-agent"))
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo"));
+    std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(home)
+}

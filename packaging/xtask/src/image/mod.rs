@@ -1,0 +1,142 @@
+//! `cargo xtask image`: the guest image, from one Debian package and the agent.
+//!
+//! ```text
+//! inputs.toml --apt--> .deb --+-- vmlinux            (the PVH ELF inside the bzImage)
+//!                             +-- modules.squashfs   (all modules)
+//!                             `-- boot modules --+
+//!               agent (cargo, static) -----------+-- initramfs.cpio
+//! ```
+//!
+//! The same inputs give the same bytes: no times, no owners, no paths of the building machine.
+
+mod agent;
+mod cpio;
+mod debian;
+mod kernel;
+mod modules;
+mod vmlinux;
+
+use std::path::Path;
+
+use anyhow::{bail, Result};
+use serde::Serialize;
+
+pub use debian::Pins;
+
+use crate::{
+    dirs::Dirs,
+    files,
+    inputs::{self, Inputs},
+};
+use cpio::Archive;
+use kernel::Parts;
+
+/// What is in a guest image; `manifest.json` beside it.
+#[derive(Serialize)]
+struct Manifest {
+    kernel_release: String,
+    kernel_package: String,
+    kernel_version: String,
+    caisson_version: &'static str,
+    sha256: Digests,
+}
+
+#[derive(Serialize)]
+struct Digests {
+    vmlinux: String,
+    #[serde(rename = "initramfs.cpio")]
+    initramfs: String,
+    #[serde(rename = "modules.squashfs")]
+    modules: String,
+    agent: String,
+    kernel_deb: String,
+}
+
+/// Builds the image into `target/dist/guest`.
+pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
+    let inputs = Inputs::read(&dirs.inputs())?;
+    let package = debian::fetch(dirs, &inputs.kernel, pins)?;
+    let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
+    let agent = agent::build(dirs, pins, &dirs.target())?;
+    assemble(&parts, &package, &agent, &dirs.dist.join("guest"))?;
+    Ok(())
+}
+
+/// Pins what Debian has now.
+pub fn update_pins(dirs: &Dirs) -> Result<()> {
+    let path = dirs.inputs();
+    let inputs = Inputs::read(&path)?;
+    debian::refresh_lists(dirs);
+    let now = debian::candidate(&inputs.kernel.meta_package)?;
+    if now == inputs.kernel {
+        println!("{} {} is still the newest", now.package, now.version);
+        return Ok(());
+    }
+    let text = inputs::replace_kernel(&files::read_text(&path)?, &now);
+    files::write(&path, text.as_bytes(), 0o644)?;
+    println!("pinned {} {}", now.package, now.version);
+    Ok(())
+}
+
+/// Builds everything twice from nothing and fails unless the bytes are the same.
+pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
+    let inputs = Inputs::read(&dirs.inputs())?;
+    let package = debian::fetch(dirs, &inputs.kernel, Pins::Require)?;
+    let mut seen: Vec<String> = Vec::new();
+    for _ in 0..2 {
+        // Another path each time, so that a path that got into the bytes shows.
+        let temp = tempfile::tempdir_in(&dirs.cache)?;
+        let at = |name: &str| temp.path().join(name);
+        let modules = &inputs.initramfs.boot_modules;
+        let parts = Parts::make(dirs, &package, modules, &at("parts"))?;
+        let agent = agent::build(dirs, Pins::Require, &at("target"))?;
+        seen.push(assemble(&parts, &package, &agent, &at("guest"))?);
+    }
+    if seen[0] != seen[1] {
+        bail!("two builds differ:\n{}\n{}", seen[0], seen[1]);
+    }
+    println!("two builds from nothing are the same:\n{}", seen[0]);
+    Ok(())
+}
+
+/// Puts the image together in `to`; returns its manifest.
+fn assemble(parts: &Parts, package: &debian::Package, agent: &Path, to: &Path) -> Result<String> {
+    files::copy(&parts.vmlinux(), &to.join("vmlinux"))?;
+    files::copy(&parts.squashfs(), &to.join("modules.squashfs"))?;
+    let initramfs = initramfs(parts, agent)?;
+    files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)?;
+
+    let manifest = Manifest {
+        kernel_release: parts.release()?,
+        kernel_package: package.kernel.package.clone(),
+        kernel_version: package.kernel.version.clone(),
+        caisson_version: env!("CARGO_PKG_VERSION"),
+        sha256: Digests {
+            vmlinux: files::sha256(&to.join("vmlinux"))?,
+            initramfs: files::sha256(&to.join("initramfs.cpio"))?,
+            modules: files::sha256(&to.join("modules.squashfs"))?,
+            agent: files::sha256(agent)?,
+            kernel_deb: package.kernel.sha256.clone(),
+        },
+    };
+    let mut text = serde_json::to_string_pretty(&manifest)?;
+    text.push('\n');
+    files::write(&to.join("manifest.json"), text.as_bytes(), 0o644)?;
+    Ok(text)
+}
+
+fn initramfs(parts: &Parts, agent: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for name in ["proc", "sys", "dev", "run", "tmp", "etc"] {
+        archive.dir(name);
+    }
+    // The kernel opens it as init's stdin, stdout and stderr before init can mount anything.
+    archive.char_device("dev/console", 0o600, (5, 1));
+    archive.file("init", 0o755, files::read(agent)?);
+    // The kernel's default for /proc/sys/kernel/modprobe: the agent mounts the modules when it is called so.
+    archive.symlink("sbin/modprobe", "/init");
+    for (name, content) in parts.boot_files()? {
+        archive.file(&format!("lib/modules/{name}"), 0o644, content);
+    }
+    Ok(archive.into_bytes())
+}

@@ -1,0 +1,123 @@
+//! A kernel's modules: which of them the initramfs needs, in which order, by the kernel's own tables
+//! (`modules.dep` and `modules.builtin`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::{bail, Result};
+
+use crate::files;
+
+/// A module to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// With underscores, as the kernel says it.
+    pub name: String,
+    /// Below `lib/modules/<release>`.
+    pub path: String,
+}
+
+/// The tables of one kernel.
+pub struct Tables {
+    /// Path to the paths that it needs.
+    depends: BTreeMap<String, Vec<String>>,
+    by_name: BTreeMap<String, String>,
+    builtin: BTreeSet<String>,
+}
+
+impl Tables {
+    /// Reads the tables of `lib/modules/<release>`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let dep = files::read_text(&dir.join("modules.dep"))?;
+        let builtin = files::read_text(&dir.join("modules.builtin"))?;
+        Ok(Self::parse(&dep, &builtin))
+    }
+
+    fn parse(dep: &str, builtin: &str) -> Self {
+        let depends: BTreeMap<String, Vec<String>> = dep
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(path, needs)| {
+                let needs = needs.split_whitespace().map(str::to_owned).collect();
+                (path.to_owned(), needs)
+            })
+            .collect();
+        Self {
+            by_name: depends
+                .keys()
+                .map(|path| (name_of(path), path.clone()))
+                .collect(),
+            builtin: builtin.lines().map(name_of).collect(),
+            depends,
+        }
+    }
+
+    /// The wanted modules in load order: each after what it needs, each once, without those built in.
+    pub fn load_order(&self, wanted: &[String]) -> Result<Vec<Module>> {
+        let mut order = Vec::new();
+        for name in wanted {
+            match self.by_name.get(name) {
+                Some(path) => self.add(path, &mut order),
+                None if self.builtin.contains(name) => {}
+                None => bail!("this kernel has no module {name}"),
+            }
+        }
+        Ok(order)
+    }
+
+    fn add(&self, path: &str, order: &mut Vec<Module>) {
+        if order.iter().any(|module| module.path == path) {
+            return;
+        }
+        // modules.dep has no cycles: depmod refuses them.
+        for need in self.depends.get(path).into_iter().flatten() {
+            self.add(need, order);
+        }
+        order.push(Module {
+            name: name_of(path),
+            path: path.to_owned(),
+        });
+    }
+}
+
+/// `kernel/net/9p/9pnet-virtio.ko` is the module `9pnet_virtio`.
+fn name_of(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split(".ko").next().unwrap_or(file).replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEP: &str = "kernel/a/ring.ko:\n\
+                       kernel/a/vio.ko: kernel/a/ring.ko\n\
+                       kernel/b/vio-blk.ko: kernel/a/vio.ko kernel/a/ring.ko\n\
+                       kernel/c/fs.ko.xz:\n";
+    const BUILTIN: &str = "kernel/d/pci-core.ko\n";
+
+    fn names(wanted: &[&str]) -> Result<Vec<String>> {
+        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        let order = Tables::parse(DEP, BUILTIN).load_order(&wanted)?;
+        Ok(order.into_iter().map(|module| module.name).collect())
+    }
+
+    #[test]
+    fn load_order_puts_each_after_what_it_needs_and_once() {
+        let order = names(&["fs", "vio_blk", "vio"]).unwrap();
+        assert_eq!(order, ["fs", "ring", "vio", "vio_blk"]);
+    }
+
+    #[test]
+    fn load_order_leaves_out_what_is_built_in() {
+        assert_eq!(names(&["pci_core", "ring"]).unwrap(), ["ring"]);
+    }
+
+    #[test]
+    fn load_order_of_an_unknown_module_fails_with_its_name() {
+        let error = names(&["nonsense"]).unwrap_err();
+        assert!(error.to_string().contains("nonsense"));
+    }
+}

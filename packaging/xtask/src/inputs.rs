@@ -1,0 +1,99 @@
+//! `packaging/guest/inputs.toml`: everything from outside that goes into what is shipped.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    pub kernel: Kernel,
+    pub initramfs: Initramfs,
+    /// Crate name to version.
+    pub helpers: BTreeMap<String, String>,
+}
+
+/// A kernel package of Debian.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// Depends on the newest `package`.
+    pub meta_package: String,
+    pub package: String,
+    pub version: String,
+    /// Of the .deb.
+    pub sha256: String,
+}
+
+/// What the initramfs holds beside the agent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Initramfs {
+    /// Module names with underscores, in load order.
+    pub boot_modules: Vec<String>,
+}
+
+impl Inputs {
+    /// Reads and checks the file.
+    pub fn read(path: &Path) -> Result<Self> {
+        toml::from_str(&files::read_text(path)?)
+            .with_context(|| format!("understand {}", path.display()))
+    }
+}
+
+/// Rewrites the values of `[kernel]` and leaves every other line as it is.
+pub fn replace_kernel(text: &str, kernel: &Kernel) -> String {
+    let mut section = "";
+    let mut result = String::new();
+    for line in text.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let key = line.split('=').next().unwrap_or_default().trim();
+        let value = match (section, key) {
+            ("[kernel]", "package") => Some(&kernel.package),
+            ("[kernel]", "version") => Some(&kernel.version),
+            ("[kernel]", "sha256") => Some(&kernel.sha256),
+            _ => None,
+        };
+        match value {
+            Some(value) => result.push_str(&format!("{key} = \"{value}\"")),
+            None => result.push_str(line),
+        }
+        result.push('\n');
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# a comment\n[kernel]\nmeta_package = \"m\"\npackage = \"p\"\nversion = \"1\"\n\
+                        sha256 = \"0\"\n\n[initramfs]\nboot_modules = []\n[helpers]\nversion = \"kept\"\n";
+
+    #[test]
+    fn replace_kernel_changes_the_pin_and_nothing_else() {
+        let kernel = Kernel {
+            meta_package: "m".into(),
+            package: "p2".into(),
+            version: "2".into(),
+            sha256: "ff".into(),
+        };
+        let text = replace_kernel(TEXT, &kernel);
+        let inputs: Inputs = toml::from_str(&text).unwrap();
+        assert_eq!(inputs.kernel, kernel);
+        assert_eq!(inputs.helpers["version"], "kept");
+        assert!(text.starts_with("# a comment\n"));
+    }
+
+    #[test]
+    fn inputs_with_an_unknown_key_are_refused() {
+        let text = TEXT.replace("boot_modules", "modules");
+        assert!(toml::from_str::<Inputs>(&text).is_err());
+    }
+}

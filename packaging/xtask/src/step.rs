@@ -1,0 +1,74 @@
+//! One external command as a step that is seen: what takes longer than two seconds says so and keeps saying so,
+//! the command's own output goes to `target/log/<step>.log`, and its end is shown when the command fails.
+
+use std::{
+    fs::File,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{bail, Context, Result};
+
+/// After which a step is announced.
+const QUIET: Duration = Duration::from_secs(2);
+/// Between two signs of life after that.
+const BEAT: Duration = Duration::from_secs(15);
+/// Lines of the log that a failure shows.
+const TAIL: usize = 25;
+
+/// Runs `command` to its end; its output goes to `<log_dir>/<name>.log`.
+pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
+    let log_path = log_dir.join(format!("{name}.log"));
+    let log = File::create(&log_path).with_context(|| format!("make {}", log_path.display()))?;
+    let both = log.try_clone().context("share the log")?;
+    let started = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(both)
+        .spawn()
+        .with_context(|| format!("{name}: start {}", command.get_program().display()))?;
+
+    let mut next_sign = QUIET;
+    let mut announced = false;
+    let status = loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("{name}: wait"))? {
+            break status;
+        }
+        let elapsed = started.elapsed();
+        if elapsed >= next_sign {
+            eprintln!("  {name}: {} s ...", elapsed.as_secs());
+            next_sign = elapsed + BEAT;
+            announced = true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+
+    if !status.success() {
+        let text = std::fs::read_to_string(&log_path).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(TAIL)..] {
+            eprintln!("    {line}");
+        }
+        bail!("{name}: {status}; the whole log is {}", log_path.display());
+    }
+    if announced {
+        eprintln!("  {name}: done in {:.1} s", started.elapsed().as_secs_f32());
+    }
+    Ok(())
+}
+
+/// Runs `command` and returns what it printed; its errors go to ours.
+pub fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let program = command.get_program().display().to_string();
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {program}"))?;
+    if !output.status.success() {
+        bail!("{program}: {}", output.status);
+    }
+    Ok(output.stdout)
+}
