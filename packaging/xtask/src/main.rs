@@ -8,11 +8,13 @@
 //! ```
 
 mod dirs;
+mod dist;
 mod files;
 mod helpers;
 mod image;
 mod inputs;
 mod step;
+mod test_tools;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,8 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --update-pins         pin the kernel that Debian has now
   image --check-reproducible  build it twice from nothing and compare
   helpers                     virtiofsd and vhost-device-vsock
+  dist [--locked]             the shim and caisson, image and helpers
+  test-tools [--gvisor]       containerd 2.1 and runc from their Go modules, for the tests; gVisor for the bench
 ";
 
 fn main() -> ExitCode {
@@ -46,6 +50,10 @@ fn run(args: &[&str]) -> Result<()> {
         ["image", "--locked"] => image::build(&dirs, image::Pins::Require),
         ["image", "--update-pins"] => image::update_pins(&dirs),
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
+        ["dist"] => dist::build(&dirs, image::Pins::Prefer),
+        ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require),
+        ["test-tools"] => test_tools::build(&dirs, false),
+        ["test-tools", "--gvisor"] => test_tools::build(&dirs, true),
         ["helpers"] => helpers::build(&dirs),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
