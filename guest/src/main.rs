@@ -1,1 +1,46 @@
-fn main() {}
+//! The agent: PID 1 of the guest, and in other roles of the same binary what the guest needs around it.
+//!
+//! | called as | role |
+//! |---|---|
+//! | PID 1 (`/init` of the initramfs) | [`boot`]: makes the machine usable, then [`service`] serves the host |
+//! | `/sbin/modprobe` (by the kernel) | [`modprobe`]: loads a module that the initramfs does not have |
+//! | `caisson-agent runtime <verb>` (by the agent) | [`runtime`]: single-threaded, makes one container or process |
+//! | `caisson-agent --fake DIR` (by tests on the host) | the service on unix sockets, see [`machine::Machine::Fake`] |
+
+mod boot;
+mod console;
+mod devices;
+mod error;
+mod identity;
+mod machine;
+mod modprobe;
+mod modules;
+mod service;
+
+use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode};
+
+pub use error::{Error, Result};
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        boot::run();
+    }
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if name.as_bytes().ends_with(b"modprobe") {
+        return modprobe::run(args);
+    }
+    let rest: Vec<OsString> = args.collect();
+    let words: Vec<&str> = rest.iter().filter_map(|word| word.to_str()).collect();
+    match words[..] {
+        ["--fake", dir] => machine::serve_fake(&PathBuf::from(dir)),
+        ["--version"] => {
+            println!("caisson-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("caisson-agent runs as PID 1 of a Caisson guest; on a host: caisson-agent --fake DIR");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The first second of the guest: from the kernel's jump into `/init` to an agent that listens.
+//!
+//! ```text
+//!   own root -> /proc /sys /dev ... -> caisson.probe? power off
+//!            -> modules of the control channel -> listen -> serve for ever
+//! ```
+
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io::Write,
+    os::fd::AsRawFd,
+    path::Path,
+    str::FromStr,
+};
+
+use log::LevelFilter;
+use nix::{
+    mount::{mount, MsFlags},
+    sys::reboot::{reboot, RebootMode},
+};
+
+use crate::{console, machine::Machine, modules, service, Error, Result};
+
+const CONSOLE: &str = "/dev/console";
+
+/// Cgroup v2's mount point.
+pub const CGROUP: &str = "/sys/fs/cgroup";
+
+/// Boots the guest and serves the host. Never returns: where it can't go on, it powers the machine off.
+pub fn run() -> ! {
+    let failed = match boot() {
+        Ok(()) => "the service ended".to_string(),
+        Err(error) => error.chain(),
+    };
+    log::error!("can't go on, powering off: {failed}");
+    power_off()
+}
+
+/// Writes out what is unwritten and turns the machine off.
+pub fn power_off() -> ! {
+    nix::unistd::sync();
+    // Only fails without the right to do so, which PID 1 has.
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    std::process::abort()
+}
+
+fn boot() -> Result<()> {
+    own_root()?;
+    mount_base()?;
+    stdio()?;
+    let words =
+        fs::read_to_string("/proc/cmdline").map_err(Error::file("read", "/proc/cmdline"))?;
+    let words = Words::parse(&words);
+    let sink = OpenOptions::new()
+        .write(true)
+        .open(CONSOLE)
+        .map_err(Error::file("open", CONSOLE))?;
+    console::init(sink, words.log);
+    console::abort_on_panic();
+    if words.probe {
+        let mut console = File::create(CONSOLE).map_err(Error::file("open", CONSOLE))?;
+        console
+            .write_all(b"caisson: probe ok\n")
+            .map_err(Error::file("write", CONSOLE))?;
+        power_off();
+    }
+    modules::load(modules::CONTROL_CHANNEL)?;
+    mount_rest()?;
+    enable_controllers()?;
+    loopback_up()?;
+    // Not there without memory hot-plug.
+    let _ = fs::write("/sys/devices/system/memory/auto_online_blocks", "online");
+    service::serve(Machine::Guest)
+}
+
+/// Puts a bind mount of the root over the root and moves into it: the initramfs itself can't be left by
+/// pivot_root(2), which containers need.
+fn own_root() -> Result<()> {
+    let failed = |source: nix::Error| Error::Mount {
+        what: "/".to_string(),
+        target: "/".into(),
+        source: source.into(),
+    };
+    make_dir("/.root")?;
+    mount(
+        Some("/"),
+        "/.root",
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .map_err(failed)?;
+    nix::unistd::chdir("/.root").map_err(failed)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed)?;
+    nix::unistd::chroot(".").map_err(failed)?;
+    nix::unistd::chdir("/").map_err(failed)?;
+    // Only a name is left of it.
+    let _ = fs::remove_dir("/.root");
+    Ok(())
+}
+
+fn mount_base() -> Result<()> {
+    let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount_new("proc", "/proc", strict, "")?;
+    mount_new("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755")?;
+    mount_new("sysfs", "/sys", strict, "")
+}
+
+fn mount_rest() -> Result<()> {
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let strict = quiet | MsFlags::MS_NOEXEC;
+    mount_new(
+        "devpts",
+        "/dev/pts",
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        "gid=5,mode=0620,ptmxmode=0666",
+    )?;
+    mount_new("tmpfs", "/dev/shm", quiet, "mode=1777")?;
+    mount_new("tmpfs", "/run", quiet, "mode=0755")?;
+    mount_new("tmpfs", "/tmp", quiet, "mode=1777")?;
+    mount_new("cgroup2", CGROUP, strict, "")?;
+    make_dir(caisson_protocol::path::SHARES)?;
+    make_dir(caisson_protocol::path::DISKS)
+}
+
+fn mount_new(fs_type: &str, target: &str, flags: MsFlags, options: &str) -> Result<()> {
+    make_dir(target)?;
+    mount(Some(fs_type), target, Some(fs_type), flags, Some(options)).map_err(|source| {
+        Error::Mount {
+            what: fs_type.to_string(),
+            target: target.into(),
+            source: source.into(),
+        }
+    })
+}
+
+fn make_dir(path: &str) -> Result<()> {
+    fs::create_dir_all(path).map_err(Error::file("create directory", path))
+}
+
+/// Opens descriptors 0 to 2 where the kernel found no console in the initramfs.
+fn stdio() -> Result<()> {
+    loop {
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(Error::file("open", "/dev/null"))?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        std::mem::forget(null);
+    }
+}
+
+/// Gives every controller that the kernel has to the cgroups of the containers.
+fn enable_controllers() -> Result<()> {
+    let path = Path::new(CGROUP).join("cgroup.controllers");
+    let controllers = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    let path = Path::new(CGROUP).join("cgroup.subtree_control");
+    for controller in controllers.split_whitespace() {
+        if let Err(error) = fs::write(&path, format!("+{controller}")) {
+            log::warn!(controller, error:%; "controller can't be enabled");
+        }
+    }
+    Ok(())
+}
+
+/// Sets the loopback interface up, for containers that share the guest's network namespace.
+fn loopback_up() -> Result<()> {
+    let failed = Error::system("set the interface lo up");
+    let up = || -> std::io::Result<()> {
+        // SAFETY: plain numbers; the result is checked.
+        let socket =
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if socket < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: socket(2) just gave this descriptor to us alone.
+        let socket =
+            unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(socket) };
+        // SAFETY: `ifreq` is plain data for which zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let name = CString::from_str("lo").unwrap_or_default();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        // SAFETY: `request` is an ifreq as SIOCSIFFLAGS wants it and lives through the call.
+        if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    up().map_err(failed)
+}
+
+/// Our words on the kernel's command line.
+#[derive(Debug, PartialEq)]
+struct Words {
+    probe: bool,
+    log: LevelFilter,
+}
+
+impl Words {
+    fn parse(line: &str) -> Words {
+        let mut words = Words {
+            probe: false,
+            log: LevelFilter::Info,
+        };
+        for word in line.split_whitespace() {
+            match word.split_once('=') {
+                None if word == "caisson.probe" => words.probe = true,
+                Some(("caisson.log", level)) => {
+                    words.log = LevelFilter::from_str(level).unwrap_or(words.log);
+                }
+                _ => {}
+            }
+        }
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_command_line_are_found_among_the_kernels() {
+        assert_eq!(
+            Words::parse("console=ttyS0 panic=-1 caisson.probe caisson.log=debug\n"),
+            Words {
+                probe: true,
+                log: LevelFilter::Debug
+            }
+        );
+    }
+
+    #[test]
+    fn words_with_an_unknown_level_keep_the_default() {
+        assert_eq!(Words::parse("caisson.log=loud").log, LevelFilter::Info);
+    }
+}

@@ -1,0 +1,130 @@
+//! What can go wrong in the guest, and the ttrpc code that the host gets for it.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use ttrpc::Code;
+
+/// A failed operation, with the path, id or device that it failed on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file, directory or device node can't be used.
+    #[error("{action} {}", path.display())]
+    File {
+        /// e.g. `read`
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A file system can't be mounted.
+    #[error("mount {what} at {}", target.display())]
+    Mount {
+        /// Type, tag or serial.
+        what: String,
+        target: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A kernel module can't be loaded.
+    #[error("load module {name}")]
+    Module {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused a call that is about no file.
+    #[error("{call}")]
+    System {
+        /// The call and what for.
+        call: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A device that the host announced did not appear.
+    #[error("{device} did not appear within {} s", waited.as_secs())]
+    NoDevice { device: String, waited: Duration },
+    /// A field of a request is not acceptable.
+    #[error("{field} {value:?}: {why}")]
+    Argument {
+        field: &'static str,
+        value: String,
+        why: &'static str,
+    },
+}
+
+/// The result of an operation in the guest.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Makes an [`Error::File`] of an I/O error.
+    pub fn file<E: Into<io::Error>>(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Error {
+        let path = path.into();
+        move |source| Error::File {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+
+    /// Makes an [`Error::System`] of an I/O error.
+    pub fn system<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Error {
+        move |source| Error::System {
+            call,
+            source: source.into(),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Error::File { .. }
+            | Error::Mount { .. }
+            | Error::Module { .. }
+            | Error::System { .. } => Code::INTERNAL,
+            Error::NoDevice { .. } => Code::NOT_FOUND,
+            Error::Argument { .. } => Code::INVALID_ARGUMENT,
+        }
+    }
+
+    /// The error with all its causes, outermost first.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+/// An error with all its causes, outermost first, a cause that only repeats what was said left out.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.chain()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_with_a_cause_tells_both() {
+        let error = Error::file("read", "/x")(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!(
+            error.chain(),
+            "read /x: No such file or directory (os error 2)"
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! What makes a new machine, fresh or cloned, one of its own: clock, random numbers, host name, machine-id.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::fd::AsRawFd,
+    time::Duration,
+};
+
+use caisson_protocol::agent::ConfigureRequest;
+use nix::{
+    sys::time::TimeSpec,
+    time::{clock_settime, ClockId},
+};
+
+use crate::{Error, Result};
+
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of the kernel's include/uapi/linux/random.h.
+const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
+/// Seeds are cut to this many bytes; the kernel's pool holds 32.
+const MAX_SEED: usize = 512;
+
+/// Applies what the request has; empty fields are left alone.
+pub fn apply(request: &ConfigureRequest) -> Result<()> {
+    if request.realtime_nanos != 0 {
+        let now = TimeSpec::from_duration(Duration::from_nanos(request.realtime_nanos));
+        clock_settime(ClockId::CLOCK_REALTIME, now).map_err(Error::system("set the clock"))?;
+    }
+    if !request.entropy.is_empty() {
+        seed(&request.entropy)?;
+    }
+    if !request.hostname.is_empty() {
+        nix::unistd::sethostname(&request.hostname).map_err(Error::system("set the host name"))?;
+    }
+    if !request.machine_id.is_empty() {
+        write_machine_id(&request.machine_id)?;
+    }
+    Ok(())
+}
+
+fn write_machine_id(id: &str) -> Result<()> {
+    if id.len() != 32 || !id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(Error::Argument {
+            field: "machine_id",
+            value: id.to_string(),
+            why: "must be 32 lower-case hex digits",
+        });
+    }
+    fs::create_dir_all("/etc").map_err(Error::file("create directory", "/etc"))?;
+    fs::write("/etc/machine-id", format!("{id}\n")).map_err(Error::file("write", "/etc/machine-id"))
+}
+
+/// Credits the kernel with the host's random bytes and makes it use them at once.
+fn seed(entropy: &[u8]) -> Result<()> {
+    #[repr(C)]
+    struct Pool {
+        entropy_count: libc::c_int,
+        buf_size: libc::c_int,
+        buf: [u8; MAX_SEED],
+    }
+    let entropy = &entropy[..entropy.len().min(MAX_SEED)];
+    let mut pool = Pool {
+        entropy_count: entropy.len() as libc::c_int * 8,
+        buf_size: entropy.len() as libc::c_int,
+        buf: [0; MAX_SEED],
+    };
+    pool.buf[..entropy.len()].copy_from_slice(entropy);
+    let random = OpenOptions::new()
+        .write(true)
+        .open("/dev/urandom")
+        .map_err(Error::file("open", "/dev/urandom"))?;
+    // SAFETY: `pool` has the layout of rand_pool_info with `buf_size` bytes behind it.
+    if unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &pool) } < 0 {
+        return Err(Error::system("add entropy")(std::io::Error::last_os_error()));
+    }
+    // SAFETY: takes no argument.
+    if unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG, 0) } < 0 {
+        return Err(Error::system("reseed the random number generator")(
+            std::io::Error::last_os_error(),
+        ));
+    }
+    Ok(())
+}
