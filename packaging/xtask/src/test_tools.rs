@@ -75,7 +75,7 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
     }
     files::make_dir(&bin)?;
     let go = go();
-    if Command::new(&go).arg("version").output().is_err() {
+    if Command::new(go).arg("version").output().is_err() {
         bail!(
             "no `go` on the PATH: {} is built with Go 1.23 or later, which `packaging/setup test` brings",
             tool.module

@@ -1,0 +1,52 @@
+# `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit bench soak image dist lint deny clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
+
+demo: ## containers in VMs of their own, with a skill and a home, through a real containerd
+	@packaging/setup demo
+	@cargo xtask dist
+	@cargo run -q --release -p caisson-tests --bin demo
+
+test: ready unit ## all tests, those with VMs on containerd 2.1 and on 1.6
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
+	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests
+
+unit: ## the tests that need no VM and no root
+	@packaging/setup test
+	cargo test --workspace --exclude caisson-tests
+
+bench: ready ## start times and memory beside runc's, in one run
+	@cargo run -q --release -p caisson-tests --bin bench
+
+soak: ready ## 200 containers one after another, then nothing may be left
+	@cargo run -q --release -p caisson-tests --bin soak
+
+image: ## the guest image alone: target/dist/guest
+	@packaging/setup demo
+	@cargo xtask image
+
+dist: ## what a node gets: target/dist
+	@packaging/setup demo
+	@cargo xtask dist
+
+lint: ## format, clippy, shell syntax, licences
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	bash -n packaging/setup .ci/run
+	@$(MAKE) --no-print-directory deny
+
+deny: ## licences, bans and sources of the dependencies
+	@cargo xtask deny
+
+clean: ## everything built; downloads and built tools too
+	cargo clean
+
+# All that the tests and the bench run on. One after the other, also under make -j.
+.PHONY: ready
+ready:
+	@packaging/setup test
+	@cargo xtask dist
+	@cargo xtask test-tools
