@@ -1,1 +1,41 @@
-//! The harness of the tests.
+//! The harness of the tests under real containerd.
+//!
+//! A test says what it wants in the words of `ctr`:
+//!
+//! ```no_run
+//! use caisson_tests::{Node, Runtime};
+//!
+//! let node = Node::shared();
+//! let output = node.container("busybox").memory_mib(256).args(["uname", "-r"]).run()?;
+//! let c = node.container("busybox").runtime(Runtime::Runc).args(["sleep", "1000"]).start()?;
+//! c.exec(["uname", "-r"])?;
+//! c.kill("SIGTERM")?;
+//! c.wait()?;
+//! # anyhow::Ok(())
+//! ```
+//!
+//! - [`node`]: a containerd of our own in a temporary folder; [`sweep`] removes what a crashed run left;
+//! - [`command`]: a program with an end of time, and what it printed;
+//! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
+//! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name;
+//! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
+
+pub mod command;
+pub mod config;
+pub mod container;
+pub mod events;
+pub mod exec;
+pub mod fixture;
+pub mod image;
+pub mod leftovers;
+pub mod node;
+pub mod paths;
+pub mod proc;
+pub mod sweep;
+pub mod task;
+pub mod terminal;
+
+pub use command::Output;
+pub use container::{Container, ContainerBuilder, Runtime};
+pub use leftovers::Leftovers;
+pub use node::Node;

@@ -1,0 +1,71 @@
+//! The order of the rooms, one way only (DESIGN.md):
+//! `tests → deploy/node, shim, guest → vmm, oci, protocol`, and the last three never see each other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// What each room may see. A room that is not listed fails the test, so that a new one gets its place here.
+const MAY_SEE: &[(&str, &[&str])] = &[
+    ("caisson-oci", &[]),
+    ("caisson-vmm", &[]),
+    ("caisson-protocol", &[]),
+    ("caisson-guest", &["caisson-protocol"]),
+    (
+        "caisson-shim",
+        &["caisson-oci", "caisson-protocol", "caisson-vmm"],
+    ),
+    ("caisson", &["caisson-shim", "caisson-oci", "caisson-vmm"]),
+    (
+        "caisson-tests",
+        &[
+            "caisson",
+            "caisson-shim",
+            "caisson-oci",
+            "caisson-vmm",
+            "caisson-protocol",
+        ],
+    ),
+    ("xtask", &[]),
+];
+
+#[test]
+fn rooms_see_only_what_is_below_them() -> Result<()> {
+    let allowed: BTreeMap<_, _> = MAY_SEE.iter().copied().collect();
+    for (room, sees) in rooms()? {
+        let may = allowed
+            .get(room.as_str())
+            .with_context(|| format!("{room} has no place here"))?;
+        for seen in sees {
+            assert!(may.contains(&seen.as_str()), "{room} must not see {seen}");
+        }
+    }
+    Ok(())
+}
+
+/// The workspace's packages, and which others of the workspace each depends on (also for its build and tests).
+fn rooms() -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(caisson_tests::paths::workspace())
+        .output()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("packages")?;
+    let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+    let all: BTreeSet<_> = packages.iter().map(name).collect();
+    let sees = |package: &Value| {
+        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        dependencies
+            .map(name)
+            .filter(|seen| all.contains(seen))
+            .collect()
+    };
+    Ok(packages
+        .iter()
+        .map(|package| (name(package), sees(package)))
+        .collect())
+}

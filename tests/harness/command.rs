@@ -1,0 +1,195 @@
+//! A program with an end of time, and what it printed.
+
+use std::{
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{bail, ensure, Context, Result};
+
+/// What a finished program left.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Exit status, or 128 + n after signal n.
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard output without the white space around it.
+    pub fn line(&self) -> String {
+        self.text().trim().to_owned()
+    }
+
+    /// Standard error as text.
+    pub fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// This output, or an error that shows all of it if the program did not end with 0.
+    pub fn ok(self) -> Result<Self> {
+        ensure!(
+            self.code == 0,
+            "exit code {}\nstdout: {}\nstderr: {}",
+            self.code,
+            self.text(),
+            self.errors()
+        );
+        Ok(self)
+    }
+}
+
+/// A program that runs, its output being collected.
+pub struct Running {
+    child: Child,
+    name: String,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
+}
+
+/// Starts `command` with `stdin` written to it and closed (`None`: the null device).
+pub fn spawn(command: &mut Command, stdin: Option<Vec<u8>>) -> Result<Running> {
+    let writer = stdin.map(|bytes| {
+        move |pipe: &mut dyn Write| {
+            // A program may end without reading all of it.
+            let _ = pipe.write_all(&bytes);
+        }
+    });
+    spawn_feeding(command, writer)
+}
+
+/// As [`spawn`], with a function that writes standard input; it is closed when the function returns.
+pub fn spawn_feeding<F>(command: &mut Command, feed: Option<F>) -> Result<Running>
+where
+    F: FnOnce(&mut dyn Write) + Send + 'static,
+{
+    let name = format!("{command:?}");
+    let mut child = command
+        .stdin(if feed.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {name}"))?;
+    if let Some((feed, mut pipe)) = feed.zip(child.stdin.take()) {
+        std::thread::spawn(move || feed(&mut pipe));
+    }
+    let stdout = child.stdout.take().map(collect);
+    let stderr = child.stderr.take().map(collect);
+    Ok(Running {
+        child,
+        name,
+        stdout,
+        stderr,
+    })
+}
+
+/// Runs `command` to its end; fails when it takes longer than `limit`.
+pub fn run(command: &mut Command, stdin: Option<Vec<u8>>, limit: Duration) -> Result<Output> {
+    spawn(command, stdin)?.finish(limit)
+}
+
+impl Running {
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end; a program that takes longer than `limit` is killed, and that is an error.
+    pub fn finish(mut self, limit: Duration) -> Result<Output> {
+        let Some(status) = wait(&mut self.child, limit)? else {
+            self.kill();
+            let (stdout, stderr) = (self.collected_stdout(), self.collected_stderr());
+            bail!(
+                "not finished after {limit:?}: {}\nstdout: {}\nstderr: {}",
+                self.name,
+                String::from_utf8_lossy(&stdout),
+                String::from_utf8_lossy(&stderr),
+            );
+        };
+        Ok(Output {
+            code: code(status),
+            stdout: self.collected_stdout(),
+            stderr: self.collected_stderr(),
+        })
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn collected_stdout(&mut self) -> Vec<u8> {
+        self.stdout
+            .take()
+            .and_then(|t| t.join().ok())
+            .unwrap_or_default()
+    }
+
+    fn collected_stderr(&mut self) -> Vec<u8> {
+        self.stderr
+            .take()
+            .and_then(|t| t.join().ok())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.kill();
+        }
+    }
+}
+
+/// Polls until `probe` gives a value; an error that names `what` after `limit`.
+pub fn poll<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = probe() {
+            return Ok(value);
+        }
+        ensure!(Instant::now() < end, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits for a child; `None` when it still runs after `limit`.
+pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().context("wait")? {
+            return Ok(Some(status));
+        }
+        if Instant::now() > end {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    })
+}

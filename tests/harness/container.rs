@@ -1,0 +1,307 @@
+//! `ctr run` in words, and a container that runs.
+
+use std::{fmt, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{self, Output, Running},
+    exec::ExecBuilder,
+    node::LIMIT,
+    Node,
+};
+
+/// Which shim runs a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// Ours.
+    Caisson,
+    /// containerd's own, to compare with.
+    Runc,
+}
+
+impl Runtime {
+    /// The name by which containerd finds the shim.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Caisson => "io.containerd.caisson.v2",
+            Self::Runc => "io.containerd.runc.v2",
+        }
+    }
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A container to be.
+#[must_use]
+pub struct ContainerBuilder<'n> {
+    node: &'n Node,
+    id: String,
+    image: String,
+    runtime: Runtime,
+    flags: Vec<String>,
+    args: Vec<String>,
+    stdin: Option<Vec<u8>>,
+    log: Option<String>,
+    limit: Duration,
+}
+
+impl<'n> ContainerBuilder<'n> {
+    pub(crate) fn new(node: &'n Node, image: &str) -> Self {
+        Self {
+            node,
+            id: node.next_id(),
+            image: image.to_owned(),
+            runtime: Runtime::Caisson,
+            flags: Vec::new(),
+            args: Vec::new(),
+            stdin: None,
+            log: None,
+            limit: LIMIT,
+        }
+    }
+
+    /// With which shim; ours, when not said.
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// The command instead of the image's.
+    pub fn args<I, S>(mut self, args: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        self.args = args.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A line for `/bin/sh`.
+    pub fn sh(self, line: &str) -> Self {
+        self.args(["sh", "-c", line])
+    }
+
+    /// A flag of `ctr run`, with its value.
+    pub fn flag(mut self, flag: &str, value: impl fmt::Display) -> Self {
+        self.flags.extend([flag.to_owned(), value.to_string()]);
+        self
+    }
+
+    /// A flag of `ctr run` without a value.
+    pub fn switch(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// The container's memory limit.
+    pub fn memory_mib(self, mib: u64) -> Self {
+        self.flag("--memory-limit", mib * 1024 * 1024)
+    }
+
+    /// The container's cpu limit.
+    pub fn cpus(self, cpus: u32) -> Self {
+        self.flag("--cpus", cpus)
+    }
+
+    pub fn annotation(self, key: &str, value: &str) -> Self {
+        self.flag("--annotation", format!("{key}={value}"))
+    }
+
+    /// A bind mount of a host's directory.
+    pub fn bind(self, source: &std::path::Path, target: &str, options: &str) -> Self {
+        let source = source.display();
+        self.flag(
+            "--mount",
+            format!("type=bind,src={source},dst={target},options={options}"),
+        )
+    }
+
+    /// Bytes for the command's standard input, which is then closed.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// Where a started container's output goes, as `file:///…` or `binary:///…`; nowhere, when not said.
+    pub fn log_uri(mut self, uri: &str) -> Self {
+        self.log = Some(uri.to_owned());
+        self
+    }
+
+    /// How long [`ContainerBuilder::run`] may take.
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The id that the container will have.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Runs the container to its end and removes it: `ctr run --rm`.
+    pub fn run(self) -> Result<Output> {
+        let limit = self.limit;
+        self.spawn()?.finish(limit)
+    }
+
+    /// Starts `ctr run --rm`, which goes on beside the test.
+    pub fn spawn(mut self) -> Result<Running> {
+        let stdin = self.stdin.take();
+        let mut ctr = self.command(&["--rm"])?;
+        command::spawn(&mut ctr, stdin)
+    }
+
+    /// `ctr run --rm` to be started by the test: with a terminal or pipes of its own.
+    pub fn foreground(&self) -> Result<Command> {
+        self.command(&["--rm"])
+    }
+
+    /// Starts the container and leaves it running: `ctr run --detach`.
+    pub fn start(self) -> Result<Container<'n>> {
+        let mut ctr = match &self.log {
+            Some(uri) => self.command(&["--detach", "--log-uri", uri])?,
+            None => self.command(&["--detach", "--null-io"])?,
+        };
+        let container = Container {
+            node: self.node,
+            id: self.id.clone(),
+            execs: 1.into(),
+        };
+        let output = command::run(&mut ctr, None, self.limit)?;
+        output
+            .ok()
+            .with_context(|| format!("start {}", container.id))?;
+        Ok(container)
+    }
+
+    fn command(&self, how: &[&str]) -> Result<Command> {
+        let image = self.node.image(&self.image)?;
+        let mut ctr = self.node.ctr_command();
+        ctr.arg("run")
+            .args(how)
+            .args(["--runtime", self.runtime.name()]);
+        ctr.args(&self.flags)
+            .arg(image)
+            .arg(&self.id)
+            .args(&self.args);
+        Ok(ctr)
+    }
+}
+
+/// A container that was started. Dropped, it is killed and removed, so that a failed test leaves nothing behind.
+pub struct Container<'n> {
+    pub(crate) node: &'n Node,
+    pub(crate) id: String,
+    execs: std::sync::atomic::AtomicU32,
+}
+
+impl<'n> Container<'n> {
+    /// A container that something else than [`ContainerBuilder::start`] made.
+    pub fn adopt(node: &'n Node, id: &str) -> Self {
+        Self {
+            node,
+            id: id.to_owned(),
+            execs: 1.into(),
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn node(&self) -> &'n Node {
+        self.node
+    }
+
+    /// Runs a further process in the container to its end.
+    pub fn exec<I, S>(&self, args: I) -> Result<Output>
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        self.process(args).run()
+    }
+
+    /// Runs a line of `/bin/sh` in the container; its output when it ends with 0.
+    pub fn sh(&self, line: &str) -> Result<String> {
+        Ok(self
+            .exec(["sh", "-c", line])?
+            .ok()
+            .with_context(|| line.to_owned())?
+            .line())
+    }
+
+    /// The beginning of a further process.
+    pub fn process<I, S>(&self, args: I) -> ExecBuilder<'_>
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        let number = self
+            .execs
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        ExecBuilder::new(self, format!("e{number}"), args)
+    }
+
+    /// Sends a signal to the container's init.
+    pub fn kill(&self, signal: &str) -> Result<()> {
+        self.ctr(&["tasks", "kill", "--signal", signal, &self.id])
+    }
+
+    /// Sends a signal to every process of the container.
+    pub fn kill_all(&self, signal: &str) -> Result<()> {
+        self.ctr(&["tasks", "kill", "--all", "--signal", signal, &self.id])
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        self.ctr(&["tasks", "pause", &self.id])
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.ctr(&["tasks", "resume", &self.id])
+    }
+
+    /// Removes the ended task, then the container.
+    pub fn delete(&self) -> Result<()> {
+        // `ctr` repeats the task's exit code as its own, and says nothing when it went well.
+        let output = self.node.ctr(["tasks", "delete", &self.id])?;
+        anyhow::ensure!(
+            output.stderr.is_empty(),
+            "delete {}: {}",
+            self.id,
+            output.errors()
+        );
+        self.remove()
+    }
+
+    /// Removes a container whose task is gone.
+    pub fn remove(&self) -> Result<()> {
+        self.ctr(&["containers", "delete", &self.id])
+    }
+
+    /// Folder of Caisson for this container, while it runs.
+    pub fn state_dir(&self) -> PathBuf {
+        self.node.state_dir().join(&self.id)
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<()> {
+        self.node
+            .ctr(args)?
+            .ok()
+            .map(drop)
+            .with_context(|| args.join(" "))
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        let _ = self.node.ctr(["tasks", "delete", "--force", &self.id]);
+        let _ = self.node.ctr(["containers", "delete", &self.id]);
+    }
+}

@@ -1,0 +1,159 @@
+//! The images that tests use by name.
+//!
+//! | name | what is in it |
+//! |---|---|
+//! | `busybox` | Debian's busybox-static, `probe`, users root and app (1000) |
+//! | `busybox-app` | the same, to be run as app |
+//! | `files` | `busybox` and, below `/zoo`, one of each kind of file |
+//! | `many` | `busybox` and 50,000 files below `/many` |
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{bail, Context, Result};
+use serde_json::json;
+
+use crate::{
+    image::{root, ImageBuilder, Owner},
+    paths,
+};
+
+/// Number of files below `/many` of the image `many`, in [`MANY_DIRS`] folders.
+pub const MANY_FILES: usize = 50_000;
+/// Number of folders of the image `many`.
+pub const MANY_DIRS: usize = 500;
+/// A name of 255 bytes in the image `files`.
+pub const LONGEST_NAME: usize = 255;
+
+/// The user app of the images.
+pub const APP: Owner = Owner {
+    mode: 0o644,
+    uid: 1000,
+    gid: 1000,
+};
+
+/// The name under which containerd knows an image of this module.
+pub fn full_name(name: &str) -> String {
+    format!("localhost/{name}:test")
+}
+
+/// Writes the archive of an image into `dir`.
+pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
+    let mut image = ImageBuilder::new(dir)?;
+    busybox(&mut image)?;
+    match name {
+        "busybox" => {}
+        "busybox-app" => {
+            image.config("User", json!("app"));
+        }
+        "files" => files(&mut image)?,
+        "many" => many(&mut image)?,
+        other => bail!("no image is called {other}"),
+    }
+    let archive = dir.join(format!("{name}.tar"));
+    image
+        .finish(&full_name(name), &archive)
+        .with_context(|| format!("image {name}"))?;
+    Ok(archive)
+}
+
+fn busybox(image: &mut ImageBuilder) -> Result<()> {
+    for dir in [
+        "bin", "usr", "usr/bin", "etc", "home", "lib", "lib64", "var", "dev", "proc", "sys", "opt",
+    ] {
+        image.dir(dir, root(0o755))?;
+    }
+    image.dir("root", root(0o700))?;
+    image.dir("tmp", root(0o1777))?;
+    image.dir("home/app", Owner { mode: 0o755, ..APP })?;
+    image.file("home/app/.profile", APP, b"# app\n")?;
+    image.file(
+        "etc/passwd",
+        root(0o644),
+        b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/home/app:/bin/sh\n",
+    )?;
+    image.file(
+        "etc/group",
+        root(0o644),
+        b"root:x:0:\napp:x:1000:\nextra:x:2000:app\n",
+    )?;
+    image
+        .copy(Path::new("/bin/busybox"), "bin/busybox", root(0o755))
+        .context("apt-get install busybox-static")?;
+    let list = Command::new("/bin/busybox").arg("--list").output()?;
+    for applet in String::from_utf8(list.stdout)?
+        .lines()
+        .filter(|name| *name != "busybox")
+    {
+        image.symlink(&format!("bin/{applet}"), "busybox")?;
+    }
+    probe(image)
+}
+
+/// The `probe` program is linked to the host's libraries, which go with it.
+fn probe(image: &mut ImageBuilder) -> Result<()> {
+    image.copy(&paths::probe()?, "bin/probe", root(0o755))?;
+    image.copy(
+        Path::new("/lib64/ld-linux-x86-64.so.2"),
+        "lib64/ld-linux-x86-64.so.2",
+        root(0o755),
+    )?;
+    for library in ["libc.so.6", "libgcc_s.so.1"] {
+        let source = Path::new("/lib/x86_64-linux-gnu").join(library);
+        image.copy(&source, &format!("lib/{library}"), root(0o755))?;
+    }
+    Ok(())
+}
+
+fn files(image: &mut ImageBuilder) -> Result<()> {
+    image.dir("zoo", root(0o755))?;
+    image.file("zoo/file", root(0o640), b"a file\n")?;
+    image.hard_link("zoo/second-name", "zoo/file")?;
+    image.symlink("zoo/relative", "file")?;
+    image.symlink("zoo/absolute", "/zoo/file")?;
+    image.symlink("zoo/dangling", "nowhere")?;
+    image.file(
+        "zoo/owned",
+        Owner {
+            mode: 0o604,
+            uid: 1000,
+            gid: 2000,
+        },
+        b"owned\n",
+    )?;
+    image.file(
+        "zoo/nobody",
+        Owner {
+            mode: 0o400,
+            uid: 65534,
+            gid: 65534,
+        },
+        b"nobody\n",
+    )?;
+    image.file("zoo/setuid", root(0o4755), b"#!/bin/sh\n")?;
+    image.dir("zoo/sticky", root(0o1777))?;
+    image.fifo("zoo/fifo", root(0o622))?;
+    image.char_device("zoo/null", root(0o666), 1, 3)?;
+    image.block_device("zoo/loop", root(0o660), 7, 0)?;
+    image.file_with_xattr("zoo/attribute", root(0o644), "user.colour", b"blue")?;
+    image.file(
+        &format!("zoo/{}", "n".repeat(LONGEST_NAME)),
+        root(0o644),
+        b"long\n",
+    )?;
+    image.file("zoo/with space\nand line", root(0o644), b"odd\n")
+}
+
+fn many(image: &mut ImageBuilder) -> Result<()> {
+    image.dir("many", root(0o755))?;
+    for dir in 0..MANY_DIRS {
+        image.dir(&format!("many/{dir}"), root(0o755))?;
+        for file in 0..MANY_FILES / MANY_DIRS {
+            let path = format!("many/{dir}/{file}");
+            image.file(&path, root(0o644), path.as_bytes())?;
+        }
+    }
+    Ok(())
+}

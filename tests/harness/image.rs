@@ -1,0 +1,252 @@
+//! OCI image archives made here: one layer out of files that a test names, no network.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+use sha2::{Digest, Sha256};
+use tar::{EntryType, Header};
+
+/// Owner and permissions of an entry.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner {
+    pub mode: u32,
+    pub uid: u64,
+    pub gid: u64,
+}
+
+/// root's, with these permissions.
+pub const fn root(mode: u32) -> Owner {
+    Owner {
+        mode,
+        uid: 0,
+        gid: 0,
+    }
+}
+
+/// An image in the making; the layer is written as it is named.
+pub struct ImageBuilder {
+    layer: tar::Builder<Hashing<BufWriter<File>>>,
+    layer_path: PathBuf,
+    config: Value,
+}
+
+impl ImageBuilder {
+    /// An empty image, its layer in `dir` until it is finished.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let layer_path = dir.join("layer.tar");
+        let file = File::create(&layer_path).with_context(|| layer_path.display().to_string())?;
+        let config = json!({
+            "Env": ["PATH=/bin:/usr/bin"],
+            "Cmd": ["sh"],
+        });
+        let layer = tar::Builder::new(Hashing::new(BufWriter::new(file)));
+        Ok(Self {
+            layer,
+            layer_path,
+            config,
+        })
+    }
+
+    /// Sets a key of the image's configuration, such as `User` or `Cmd`.
+    pub fn config(&mut self, key: &str, value: Value) -> &mut Self {
+        self.config[key] = value;
+        self
+    }
+
+    pub fn dir(&mut self, path: &str, owner: Owner) -> Result<()> {
+        self.entry(path, EntryType::Directory, owner, &[])
+    }
+
+    pub fn file(&mut self, path: &str, owner: Owner, bytes: &[u8]) -> Result<()> {
+        self.entry(path, EntryType::Regular, owner, bytes)
+    }
+
+    /// A copy of a host's file.
+    pub fn copy(&mut self, source: &Path, path: &str, owner: Owner) -> Result<()> {
+        let bytes = std::fs::read(source).with_context(|| source.display().to_string())?;
+        self.file(path, owner, &bytes)
+    }
+
+    pub fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
+        let mut header = header(EntryType::Symlink, root(0o777), 0);
+        self.layer
+            .append_link(&mut header, path, target)
+            .with_context(|| path.to_owned())
+    }
+
+    /// A further name of a file named before.
+    pub fn hard_link(&mut self, path: &str, target: &str) -> Result<()> {
+        let mut header = header(EntryType::Link, root(0o644), 0);
+        self.layer
+            .append_link(&mut header, path, target)
+            .with_context(|| path.to_owned())
+    }
+
+    pub fn fifo(&mut self, path: &str, owner: Owner) -> Result<()> {
+        self.entry(path, EntryType::Fifo, owner, &[])
+    }
+
+    pub fn char_device(&mut self, path: &str, owner: Owner, major: u32, minor: u32) -> Result<()> {
+        self.device(path, EntryType::Char, owner, major, minor)
+    }
+
+    pub fn block_device(&mut self, path: &str, owner: Owner, major: u32, minor: u32) -> Result<()> {
+        self.device(path, EntryType::Block, owner, major, minor)
+    }
+
+    /// A file with an extended attribute.
+    pub fn file_with_xattr(
+        &mut self,
+        path: &str,
+        owner: Owner,
+        name: &str,
+        value: &[u8],
+    ) -> Result<()> {
+        let key = format!("SCHILY.xattr.{name}");
+        self.layer.append_pax_extensions([(key.as_str(), value)])?;
+        self.file(path, owner, b"with an attribute\n")
+    }
+
+    /// Writes the archive, as `docker save` and `skopeo` write it in OCI format.
+    pub fn finish(mut self, name: &str, archive: &Path) -> Result<()> {
+        self.layer.finish()?;
+        let hashing = self.layer.into_inner()?;
+        let (layer_digest, layer_size) = hashing.finish()?;
+        let config = serde_json::to_vec(&json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": self.config,
+            "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
+        }))?;
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": layer_digest,
+                "size": layer_size,
+            }],
+        }))?;
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["annotations"] = json!({
+            "io.containerd.image.name": name,
+            "org.opencontainers.image.ref.name": name,
+        });
+        let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
+
+        let mut tar = tar::Builder::new(BufWriter::new(File::create(archive)?));
+        append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        append(&mut tar, "index.json", &index)?;
+        append(&mut tar, &blob(&digest(&config)), &config)?;
+        append(&mut tar, &blob(&digest(&manifest)), &manifest)?;
+        let mut header = header(EntryType::Regular, root(0o644), layer_size);
+        tar.append_data(
+            &mut header,
+            blob(&layer_digest),
+            File::open(&self.layer_path)?,
+        )?;
+        tar.into_inner()?.flush()?;
+        std::fs::remove_file(&self.layer_path)?;
+        Ok(())
+    }
+
+    fn device(
+        &mut self,
+        path: &str,
+        kind: EntryType,
+        owner: Owner,
+        major: u32,
+        minor: u32,
+    ) -> Result<()> {
+        let mut header = header(kind, owner, 0);
+        header.set_device_major(major)?;
+        header.set_device_minor(minor)?;
+        self.layer
+            .append_data(&mut header, path, io::empty())
+            .with_context(|| path.to_owned())
+    }
+
+    fn entry(&mut self, path: &str, kind: EntryType, owner: Owner, bytes: &[u8]) -> Result<()> {
+        let mut header = header(kind, owner, bytes.len() as u64);
+        self.layer
+            .append_data(&mut header, path, bytes)
+            .with_context(|| path.to_owned())
+    }
+}
+
+/// `sha256:` and the digest of these bytes.
+pub fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(bytes))
+}
+
+fn header(kind: EntryType, owner: Owner, size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(owner.mode);
+    header.set_uid(owner.uid);
+    header.set_gid(owner.gid);
+    header.set_size(size);
+    header.set_mtime(1_700_000_000);
+    header
+}
+
+fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, bytes: &[u8]) -> Result<()> {
+    let mut header = header(EntryType::Regular, root(0o644), bytes.len() as u64);
+    Ok(tar.append_data(&mut header, path, bytes)?)
+}
+
+fn blob(digest: &str) -> String {
+    format!("blobs/{}", digest.replace(':', "/"))
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
+}
+
+/// Counts and hashes what passes through.
+struct Hashing<W> {
+    to: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Hashing<W> {
+    fn new(to: W) -> Self {
+        Self {
+            to,
+            hash: Sha256::new(),
+            size: 0,
+        }
+    }
+
+    fn finish(mut self) -> Result<(String, u64)> {
+        self.to.flush()?;
+        Ok((format!("sha256:{:x}", self.hash.finalize()), self.size))
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// sha256 of what a reader gives, in hex.
+pub fn sha256(mut from: impl Read) -> Result<String> {
+    let mut hashing = Hashing::new(io::sink());
+    io::copy(&mut from, &mut hashing)?;
+    Ok(hashing.finish()?.0.replace("sha256:", ""))
+}

@@ -1,0 +1,218 @@
+//! What of a node, or of one container, is on the host: counted before and after.
+//!
+//! Everything that containerd, the shims and the tests make carries the container's id or the node's folder in a name,
+//! an argument or the environment; the few things that carry none are compared as whole sets.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    command,
+    proc::{self, Process},
+    Node,
+};
+
+/// The traces of a node at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leftovers(BTreeSet<String>);
+
+impl Leftovers {
+    /// All that is there now of a node, containerd itself excluded.
+    pub fn count(node: &Node) -> Self {
+        let mut found = BTreeSet::new();
+        let mut add = |kind: &str, names: Vec<String>| {
+            found.extend(names.into_iter().map(|name| format!("{kind} {name}")));
+        };
+        let processes = processes(node.tag());
+        add(
+            "process",
+            processes
+                .iter()
+                .filter(|p| !is_daemon(p))
+                .map(describe)
+                .collect(),
+        );
+        add("mount", mounts(node.tag()));
+        add("netns", network_namespaces());
+        add("cgroup", cgroups(node.tag()));
+        add("socket", texts(shim_sockets(node.tag(), node.dir())));
+        add("socket", bound_sockets(node));
+        add("shm", entries(Path::new("/dev/shm")));
+        add("state", entries(&node.state_dir()));
+        add(
+            "bundle",
+            entries(
+                &node
+                    .dir()
+                    .join("run/io.containerd.runtime.v2.task")
+                    .join(node.tag()),
+            ),
+        );
+        Self(found)
+    }
+
+    /// What is there of one container.
+    pub fn of(node: &Node, id: &str) -> Self {
+        Self(
+            Self::count(node)
+                .0
+                .into_iter()
+                .filter(|line| line.contains(id))
+                .collect(),
+        )
+    }
+
+    /// What is here and was not in `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self(self.0.difference(&before.0).cloned().collect())
+    }
+
+    /// Waits up to 5 s until nothing is there that was not in `before`; the error lists what still is.
+    pub fn none_since(node: &Node, before: &Self) -> Result<()> {
+        let mut last = Self::default();
+        command::poll("nothing left", Duration::from_secs(5), || {
+            last = Self::count(node).since(before);
+            last.is_empty().then_some(())
+        })
+        .map_err(|error| error.context(last.to_string()))
+    }
+
+    /// Whether nothing is there.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How much is there.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Display for Leftovers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} left:", self.0.len())?;
+        self.0.iter().try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+/// The processes of a node: by their arguments, their environment or their cgroup.
+pub fn processes(tag: &str) -> Vec<Process> {
+    let own = std::process::id();
+    let has = |file: &str, pid: u32| {
+        fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|bytes| contains(&bytes, tag.as_bytes()))
+    };
+    proc::all()
+        .into_iter()
+        .filter(|p| p.pid != own)
+        .filter(|p| p.command.contains(tag) || has("environ", p.pid) || has("cgroup", p.pid))
+        .collect()
+}
+
+/// Mount points of a node, in the order they were made.
+pub fn mounts(tag: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Fields as in proc(5): the fifth is the mount point.
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points
+        .filter(|point| point.contains(tag))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// cgroups of a node in every hierarchy, parents first.
+pub fn cgroups(tag: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut next = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = next.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                next.push(entry.path());
+            }
+        }
+        let path = dir.display().to_string();
+        if path.contains(tag) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Sockets of shims: containerd's libraries name them by a hash of address, namespace and id.
+pub fn shim_sockets(tag: &str, dir: &Path) -> Vec<PathBuf> {
+    let there: BTreeSet<String> = entries(Path::new("/run/containerd/s"))
+        .into_iter()
+        .collect();
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let ids = (1..3000).map(|n| format!("{tag}-{n:04}"));
+    let paths = ids.map(|id| dir.join("c.sock").join(tag).join(id));
+    paths
+        .map(|path| format!("{:x}", Sha256::digest(path.display().to_string())))
+        .filter(|name| there.contains(name))
+        .map(|name| Path::new("/run/containerd/s").join(name))
+        .collect()
+}
+
+/// containerd and the programs that talk to it are there as long as the node is.
+fn is_daemon(process: &Process) -> bool {
+    let program = process.command.split(' ').next().unwrap_or_default();
+    program.ends_with("/containerd") || program.ends_with("/ctr")
+}
+
+/// Network namespaces that have a name or a mount; one without is a process's, and found with it.
+fn network_namespaces() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = table.lines().filter(|line| line.contains(" net:["));
+    let mut found: Vec<String> = mounted
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(str::to_owned)
+        .collect();
+    found.extend(entries(Path::new("/run/netns")));
+    found
+}
+
+fn bound_sockets(node: &Node) -> Vec<String> {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let paths = table
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(7));
+    let ours = paths.filter(|path| path.contains(node.tag()));
+    let daemon = |path: &str| path.contains("/c.sock") || path.contains(".sock.ttrpc");
+    ours.filter(|path| !daemon(path))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn texts(paths: Vec<PathBuf>) -> Vec<String> {
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+fn describe(process: &Process) -> String {
+    let short: String = process.command.chars().take(160).collect();
+    format!("{} {short}", process.pid)
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}

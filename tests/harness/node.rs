@@ -1,0 +1,305 @@
+//! A node of the tests: a containerd of its own, with everything below one temporary folder.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        Mutex, OnceLock,
+    },
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use containerd_client::Client;
+use serde_json::Value;
+
+use crate::{
+    command::{self, Output},
+    config,
+    container::ContainerBuilder,
+    fixture,
+    paths::{self, Containerd},
+    sweep,
+};
+
+/// How long `ctr` may take when a test does not say otherwise.
+pub const LIMIT: Duration = Duration::from_secs(90);
+
+/// A running containerd, its folder and its namespace. Dropped, it is stopped and everything of it removed.
+pub struct Node {
+    /// In every id, path and name that this node makes: by it leftovers are found.
+    tag: String,
+    dir: PathBuf,
+    version: Containerd,
+    containerd: Mutex<Option<Child>>,
+    ids: AtomicU32,
+    images: Mutex<Vec<String>>,
+    runtime: tokio::runtime::Runtime,
+    /// Held as long as this process lives: a folder whose lock can be had is a dead run's.
+    _lock: nix::fcntl::Flock<File>,
+}
+
+static SHARED: OnceLock<Mutex<Option<&'static Node>>> = OnceLock::new();
+
+impl Node {
+    /// The one node of this test binary, started by the first test that asks and removed when the process exits.
+    ///
+    /// Panics when it can't be started: no test can go on without it.
+    pub fn shared() -> &'static Node {
+        let slot = SHARED.get_or_init(|| Mutex::new(None));
+        let mut slot = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(node) = *slot {
+            return node;
+        }
+        let node = match Node::start() {
+            Ok(node) => node,
+            Err(error) => panic!("no test node: {error:#}"),
+        };
+        let node: &'static Node = Box::leak(Box::new(node));
+        // SAFETY: the function has the C ABI, takes nothing and does not unwind (its work can't panic across it).
+        unsafe { libc::atexit(end_shared) };
+        *slot = Some(node);
+        node
+    }
+
+    /// Starts a node of the version that the environment names.
+    pub fn start() -> Result<Self> {
+        Self::start_with(|_| {})
+    }
+
+    /// Starts a node whose Caisson configuration was changed by `edit`.
+    pub fn start_with(edit: impl FnOnce(&mut Value)) -> Result<Self> {
+        Self::start_version(Containerd::from_environment()?, edit)
+    }
+
+    /// Starts a node of a version.
+    pub fn start_version(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "tests under containerd need root"
+        );
+        version.checked_bin()?;
+        let (tag, dir, lock) = sweep::claim_folder()?;
+        let mut caisson = config::caisson(&dir);
+        edit(&mut caisson);
+        for folder in ["state", "store/skills", "store/homes", "logs"] {
+            fs::create_dir_all(dir.join(folder))?;
+        }
+        fs::write(dir.join("containerd.toml"), config::containerd(&dir))?;
+        fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
+        let node = Self {
+            tag,
+            dir,
+            version,
+            containerd: Mutex::new(None),
+            ids: AtomicU32::new(1),
+            images: Mutex::new(Vec::new()),
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()?,
+            _lock: lock,
+        };
+        node.start_containerd()?;
+        Ok(node)
+    }
+
+    /// The beginning of a container that will run an image of [`fixture`].
+    pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
+        ContainerBuilder::new(self, image)
+    }
+
+    /// Imports an image of [`fixture`] if this node does not have it; gives its full name.
+    pub fn image(&self, name: &str) -> Result<String> {
+        let full = fixture::full_name(name);
+        let mut imported = self.images.lock().unwrap_or_else(|p| p.into_inner());
+        if !imported.contains(&full) {
+            let archive = fixture::archive(name, &self.dir)?;
+            self.ctr(["images", "import", &archive.display().to_string()])?
+                .ok()?;
+            fs::remove_file(archive)?;
+            imported.push(full.clone());
+        }
+        Ok(full)
+    }
+
+    /// Runs `ctr` against this node.
+    pub fn ctr<I, S>(&self, args: I) -> Result<Output>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        command::run(self.ctr_command().args(args), None, LIMIT)
+    }
+
+    /// `ctr` with this node's address and namespace, arguments to follow.
+    pub fn ctr_command(&self) -> Command {
+        let mut ctr = Command::new(self.version.bin().join("ctr"));
+        ctr.arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", &self.tag]);
+        ctr.env("PATH", self.path())
+            .env("CONTAINERD_ADDRESS", self.socket());
+        ctr
+    }
+
+    /// An id that no other container of this machine has.
+    pub fn next_id(&self) -> String {
+        format!(
+            "{}-{:04}",
+            self.tag,
+            self.ids.fetch_add(1, Ordering::Relaxed)
+        )
+    }
+
+    /// Ids given out until now.
+    pub fn ids(&self) -> Vec<String> {
+        (1..self.ids.load(Ordering::Relaxed))
+            .map(|n| format!("{}-{n:04}", self.tag))
+            .collect()
+    }
+
+    /// The folder of everything.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// containerd's version.
+    pub fn version(&self) -> Containerd {
+        self.version
+    }
+
+    /// containerd's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("c.sock")
+    }
+
+    /// The containerd namespace and the mark in every name.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Caisson's state folder: one entry for each running pod.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Caisson's stores.
+    pub fn store_dir(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// Caisson's configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("config.toml")
+    }
+
+    /// What containerd and its shims logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("logs/containerd.log")).unwrap_or_default()
+    }
+
+    /// `PATH` of containerd, by which it finds shims and runc.
+    pub fn path(&self) -> String {
+        let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let dist = paths::dist().join("bin");
+        format!(
+            "{}:{}:{system}",
+            dist.display(),
+            self.version.bin().display()
+        )
+    }
+
+    /// Runs a future to its end on this node's runtime, with a client of containerd's API.
+    pub fn call<T, F>(&self, work: impl FnOnce(Client) -> F) -> Result<T>
+    where
+        F: std::future::Future<Output = Result<T>>,
+    {
+        self.runtime.block_on(async {
+            let client = Client::from_path(self.socket())
+                .await
+                .context("connect containerd")?;
+            work(client).await
+        })
+    }
+
+    /// The runtime of this node's calls.
+    pub fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+
+    /// Stops containerd (tasks go on) with SIGTERM, or SIGKILL where `hard`.
+    pub fn stop_containerd(&self, hard: bool) -> Result<()> {
+        let Some(mut child) = self.slot().take() else {
+            return Ok(());
+        };
+        let signal = if hard { libc::SIGKILL } else { libc::SIGTERM };
+        // SAFETY: kill on the pid of a child that was not yet waited for.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        if command::wait(&mut child, Duration::from_secs(20))?.is_none() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Starts containerd on this node's folder and waits until it answers.
+    pub fn start_containerd(&self) -> Result<()> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("logs/containerd.log"))?;
+        let child = Command::new(self.version.bin().join("containerd"))
+            .arg("--config")
+            .arg(self.dir.join("containerd.toml"))
+            .env("PATH", self.path())
+            .env("CAISSON_CONFIG", self.config_file())
+            .env("TMPDIR", &self.dir)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start containerd")?;
+        *self.slot() = Some(child);
+        let answers = command::poll("containerd to answer", Duration::from_secs(30), || {
+            self.ctr(["version"]).ok().filter(|output| output.code == 0)
+        });
+        answers.map(drop).with_context(|| self.log())
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.containerd
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn end(&self) {
+        if std::env::var_os("CAISSON_TEST_KEEP").is_some() {
+            let _ = writeln!(std::io::stderr(), "kept: {}", self.dir.display());
+            return;
+        }
+        let _ = self.stop_containerd(false);
+        if let Err(error) = sweep::remove(&self.tag, &self.dir) {
+            let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.dir.display());
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+extern "C" fn end_shared() {
+    let node = SHARED
+        .get()
+        .and_then(|slot| slot.lock().ok().and_then(|mut slot| slot.take()));
+    if let Some(node) = node {
+        let _ = std::panic::catch_unwind(|| node.end());
+    }
+}

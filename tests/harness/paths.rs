@@ -1,0 +1,84 @@
+//! Where the harness finds what `cargo xtask` built.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure, Result};
+
+/// Which containerd a test node runs: `CAISSON_TEST_CONTAINERD`, `2` (the default) or `1.6`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Containerd {
+    /// Debian 12's own.
+    V1_6,
+    /// Built from its Go module by `cargo xtask test-tools`.
+    V2,
+}
+
+impl Containerd {
+    /// The version that the environment names.
+    pub fn from_environment() -> Result<Self> {
+        match std::env::var("CAISSON_TEST_CONTAINERD").as_deref() {
+            Ok("1.6") => Ok(Self::V1_6),
+            Ok("2") | Err(_) => Ok(Self::V2),
+            Ok(other) => bail!("CAISSON_TEST_CONTAINERD={other}: neither 1.6 nor 2"),
+        }
+    }
+
+    /// The folder with containerd, ctr, the runc shim and, for 2.x, runc.
+    pub fn bin(self) -> PathBuf {
+        match self {
+            Self::V1_6 => PathBuf::from("/usr/bin"),
+            Self::V2 => target().join("cache/tools/containerd-2.1/bin"),
+        }
+    }
+
+    /// The folder of programs, checked, with what to do when they are not there.
+    pub fn checked_bin(self) -> Result<PathBuf> {
+        let bin = self.bin();
+        let advice = match self {
+            Self::V1_6 => "apt-get install containerd",
+            Self::V2 => "cargo xtask test-tools",
+        };
+        ensure!(
+            bin.join("containerd").exists() && bin.join("ctr").exists(),
+            "no containerd in {}: {advice}",
+            bin.display()
+        );
+        Ok(bin)
+    }
+}
+
+/// The workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_owned)
+        .unwrap_or_default()
+}
+
+/// The build folder.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// What is shipped, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.
+pub fn dist() -> PathBuf {
+    target().join("dist")
+}
+
+/// The `probe` program, built beside the running test.
+pub fn probe() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let found = test
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("probe"))
+        .find(|p| p.exists());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!(
+            "no probe beside {}: cargo build -p caisson-tests --bins",
+            test.display()
+        ),
+    }
+}

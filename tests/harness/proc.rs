@@ -1,0 +1,139 @@
+//! What `/proc` says of a process of the host.
+
+use std::{collections::HashMap, fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+
+/// A process that runs on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    /// Arguments, separated by spaces; for a process without any its name in brackets.
+    pub command: String,
+}
+
+/// All processes of the host that are not zombies.
+pub fn all() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&pid| is_running(pid))
+        .filter_map(|pid| {
+            Some(Process {
+                pid,
+                command: command_line(pid)?,
+            })
+        })
+        .collect()
+}
+
+/// Whether a process is there and not a zombie.
+pub fn is_running(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+/// The fields of `/proc/<pid>/status`, proc(5).
+pub fn status(pid: u32) -> Result<HashMap<String, String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid}"))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+        .collect())
+}
+
+/// Resident memory, bytes.
+pub fn rss(pid: u32) -> Result<u64> {
+    let status = status(pid)?;
+    kib(status.get("VmRSS").context("VmRSS")?)
+}
+
+/// Proportional set size, bytes: shared pages are divided among those that share them.
+pub fn pss(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("process {pid}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .context("Pss")?;
+    kib(line.trim())
+}
+
+/// Capability names that a mask of `/proc/<pid>/status` has, by number, capability.h.
+pub fn capabilities(pid: u32, set: &str) -> Result<Vec<u32>> {
+    let status = status(pid)?;
+    let mask = status.get(set).with_context(|| set.to_owned())?;
+    let mask = u64::from_str_radix(mask, 16).with_context(|| mask.clone())?;
+    Ok((0..64).filter(|bit| mask >> bit & 1 == 1).collect())
+}
+
+/// Which namespace a process is in, as `net:[4026531840]`.
+pub fn namespace(pid: u32, kind: &str) -> Option<String> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?;
+    Some(link.display().to_string())
+}
+
+/// What a process's descriptors refer to.
+pub fn open_files(pid: u32) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .collect()
+}
+
+/// The children of a process and theirs.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let mut parents: HashMap<u32, Vec<u32>> = HashMap::new();
+    for process in all() {
+        let parent = status(process.pid)
+            .ok()
+            .and_then(|s| s.get("PPid")?.parse().ok());
+        parents
+            .entry(parent.unwrap_or(0))
+            .or_default()
+            .push(process.pid);
+    }
+    let mut found = Vec::new();
+    let mut next = vec![pid];
+    while let Some(pid) = next.pop() {
+        for &child in parents.get(&pid).map(Vec::as_slice).unwrap_or_default() {
+            found.push(child);
+            next.push(child);
+        }
+    }
+    found
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub fn kill(pid: u32, signal: i32) {
+    // SAFETY: kill has no preconditions in memory; the pid is never 0 or negative.
+    unsafe { libc::kill(pid.max(2) as i32, signal) };
+}
+
+fn kib(text: &str) -> Result<u64> {
+    let number = text.split_whitespace().next().context("a number of kB")?;
+    Ok(number.parse::<u64>().with_context(|| text.to_owned())? * 1024)
+}
+
+fn command_line(pid: u32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    if bytes.is_empty() {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        return Some(format!("[{}]", name.trim()));
+    }
+    let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+    Some(text.trim_end().to_owned())
+}

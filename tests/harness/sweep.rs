@@ -1,0 +1,126 @@
+//! Folders of nodes: claimed so that two runs never meet, removed with all that runs or is mounted below them.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{command, leftovers, proc};
+
+/// Every folder of a node is `/tmp/cst<pid>n<number>`: short, since sockets (108 bytes) lie in it.
+const PREFIX: &str = "cst";
+
+/// Makes and locks a folder of this process, after what dead runs left was removed. Gives its tag, path and lock.
+pub fn claim_folder() -> Result<(String, PathBuf, Flock<File>)> {
+    let parent = Path::new("/tmp");
+    // Held while a folder is made and not yet locked, so that no other run takes it for a dead one.
+    let gate = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(parent.join("caisson-tests.lock"))?;
+    let _gate = lock(gate, FlockArg::LockExclusive).context("lock /tmp/caisson-tests.lock")?;
+    for (tag, dir) in folders(parent)? {
+        if is_dead(&dir) {
+            remove(&tag, &dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+    }
+    for number in 0.. {
+        let tag = format!("{PREFIX}{}n{number}", std::process::id());
+        let dir = parent.join(&tag);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            made => made.with_context(|| dir.display().to_string())?,
+        }
+        let lock = lock(File::create(dir.join("lock"))?, FlockArg::LockExclusive)?;
+        return Ok((tag, dir, lock));
+    }
+    unreachable!("the loop has no end")
+}
+
+/// Ends the processes of a node, unmounts what is mounted below its folder and removes its cgroups and folder.
+pub fn remove(tag: &str, dir: &Path) -> Result<()> {
+    // A killed shim's children may be seen only after their parent is gone: until nothing is found.
+    for _ in 0..5 {
+        let processes = leftovers::processes(tag);
+        if processes.is_empty() {
+            break;
+        }
+        for process in &processes {
+            proc::kill(process.pid, libc::SIGKILL);
+        }
+        let _ = command::poll("ended processes", Duration::from_secs(5), || {
+            processes
+                .iter()
+                .all(|p| !proc::is_running(p.pid))
+                .then_some(())
+        });
+    }
+    for mount in leftovers::mounts(tag).into_iter().rev() {
+        let _ = nix::mount::umount2(Path::new(&mount), nix::mount::MntFlags::MNT_DETACH);
+    }
+    for cgroup in leftovers::cgroups(tag).into_iter().rev() {
+        let _ = command::poll("empty cgroup", Duration::from_secs(2), || {
+            fs::remove_dir(&cgroup).or_else(gone).ok()
+        });
+    }
+    for socket in leftovers::shim_sockets(tag, dir) {
+        let _ = fs::remove_file(socket);
+    }
+    fs::remove_dir_all(dir)
+        .or_else(gone)
+        .with_context(|| dir.display().to_string())
+}
+
+fn gone(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        Ok(())
+    } else {
+        Err(error)
+    }
+}
+
+fn folders(parent: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split_once('n'));
+        let numbers = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if ours.is_some_and(|(pid, number)| numbers(pid) && numbers(number)) {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+fn is_dead(dir: &Path) -> bool {
+    match File::open(dir.join("lock")) {
+        Ok(file) => lock(file, FlockArg::LockExclusiveNonblock).is_ok(),
+        Err(_) => true,
+    }
+}
+
+fn lock(file: File, how: FlockArg) -> Result<Flock<File>> {
+    Flock::lock(file, how).map_err(|(_, errno)| errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_of_a_living_run_is_not_dead() {
+        let (_, dir, lock) = claim_folder().unwrap();
+        assert!(!is_dead(&dir));
+        drop(lock);
+        assert!(is_dead(&dir));
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,177 @@
+//! What busybox has no applet for, run in the images of tests: `probe WHAT ARGS…`.
+//!
+//! Says what it found on one line, and a failed system call as `error: NAME OF THE ERRNO` with exit code 1.
+
+use std::{
+    ffi::CString,
+    io::{self, Write},
+    os::unix::{ffi::OsStrExt, fs::FileExt, net::UnixListener, net::UnixStream},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match run(&args) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[&str]) -> io::Result<String> {
+    match args {
+        ["getxattr", path, name] => getxattr(path, name),
+        ["setxattr", path, name, value] => setxattr(path, name, value),
+        ["segments", path] => segments(path),
+        ["write-at", path, offset, text] => write_at(path, number(offset)?, text),
+        ["socket", path] => socket(path),
+        ["open-by-handle", path] => open_by_handle(path),
+        ["allocate", mib] => allocate(number(mib)? as usize),
+        _ => Err(io::Error::other(format!("unknown arguments {args:?}"))),
+    }
+}
+
+fn getxattr(path: &str, name: &str) -> io::Result<String> {
+    let (path, name) = (c_string(path)?, c_string(name)?);
+    let mut value = [0_u8; 256];
+    // SAFETY: both strings end with NUL, and the buffer has the length that is said.
+    let length = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    Ok(String::from_utf8_lossy(&value[..length]).into_owned())
+}
+
+fn setxattr(path: &str, name: &str, value: &str) -> io::Result<String> {
+    let (path, name) = (c_string(path)?, c_string(name)?);
+    // SAFETY: both strings end with NUL, and the value has the length that is said.
+    let done = unsafe {
+        libc::setxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    check(done)?;
+    Ok("set".into())
+}
+
+/// Where the data of a file lies, by SEEK_DATA and SEEK_HOLE, and how much of it is allocated.
+fn segments(path: &str) -> io::Result<String> {
+    use std::os::{fd::AsRawFd, unix::fs::MetadataExt};
+    let file = std::fs::File::open(path)?;
+    let metadata = file.metadata()?;
+    let end = metadata.len() as i64;
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < end {
+        // SAFETY: lseek on an open descriptor touches no memory.
+        let data = unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) };
+        if data < 0 {
+            break;
+        }
+        // SAFETY: as above.
+        let hole = unsafe { libc::lseek(file.as_raw_fd(), data, libc::SEEK_HOLE) };
+        if hole < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        found.push(format!("{data}-{hole}"));
+        at = hole;
+    }
+    Ok(format!(
+        "size {end} allocated {} data {}",
+        metadata.blocks() * 512,
+        found.join(",")
+    ))
+}
+
+fn write_at(path: &str, offset: u64, text: &str) -> io::Result<String> {
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
+    file.write_all_at(text.as_bytes(), offset)?;
+    Ok("written".into())
+}
+
+/// Binds a socket there, connects to it and sends a word through it.
+fn socket(path: &str) -> io::Result<String> {
+    let listener = UnixListener::bind(path)?;
+    let mut near = UnixStream::connect(path)?;
+    let (mut far, _) = listener.accept()?;
+    near.write_all(b"through the socket")?;
+    drop(near);
+    io::read_to_string(&mut far)
+}
+
+/// Opens the root of a file system by a made-up handle, as an escape from a shared directory would.
+fn open_by_handle(path: &str) -> io::Result<String> {
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; 8],
+    }
+    let mount = std::fs::File::open(path)?;
+    // Inode 2 is the root of ext4; generation 0 (FILEID_INO32_GEN).
+    let handle = Handle {
+        bytes: 8,
+        kind: 1,
+        data: [2, 0, 0, 0, 0, 0, 0, 0],
+    };
+    use std::os::fd::AsRawFd;
+    // SAFETY: the handle says its own length and lives through the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            &handle,
+            libc::O_RDONLY,
+        )
+    };
+    check(fd as i32)?;
+    let opened = std::fs::read_link(format!("/proc/self/fd/{fd}"))?;
+    Ok(String::from_utf8_lossy(opened.as_os_str().as_bytes()).into_owned())
+}
+
+/// Takes and touches memory, then says so.
+fn allocate(mib: usize) -> io::Result<String> {
+    let mut memory = vec![0_u8; mib * 1024 * 1024];
+    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    let sum: usize = memory
+        .iter()
+        .step_by(4096)
+        .map(|&byte| usize::from(byte))
+        .sum();
+    Ok(format!("allocated {sum} pages"))
+}
+
+fn number(text: &str) -> io::Result<u64> {
+    text.parse()
+        .map_err(|_| io::Error::other(format!("{text} is no number")))
+}
+
+fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(io::Error::other)
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
