@@ -15,6 +15,7 @@ pub struct Inputs {
     pub initramfs: Initramfs,
     /// Crate name to version.
     pub helpers: BTreeMap<String, String>,
+    pub checks: Checks,
 }
 
 /// A kernel package of Debian.
@@ -35,6 +36,13 @@ pub struct Kernel {
 pub struct Initramfs {
     /// Module names with underscores, in load order.
     pub boot_modules: Vec<String>,
+}
+
+/// Versions of what checks the tree.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checks {
+    pub cargo_deny: String,
 }
 
 impl Inputs {
@@ -74,7 +82,8 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "# a comment\n[kernel]\nmeta_package = \"m\"\npackage = \"p\"\nversion = \"1\"\n\
-                        sha256 = \"0\"\n\n[initramfs]\nboot_modules = []\n[helpers]\nversion = \"kept\"\n";
+                        sha256 = \"0\"\n\n[initramfs]\nboot_modules = []\n[helpers]\nversion = \"kept\"\n\
+                        [checks]\ncargo_deny = \"1\"\n";
 
     #[test]
     fn replace_kernel_changes_the_pin_and_nothing_else() {

@@ -7,6 +7,7 @@
 //! test-tools -> target/cache/tools/
 //! ```
 
+mod deny;
 mod dirs;
 mod dist;
 mod files;
@@ -28,6 +29,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
   test-tools [--gvisor]       containerd 2.1 and runc from their Go modules, for the tests; gVisor for the bench
+  deny                        licences, bans and sources of the dependencies
 ";
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require),
         ["test-tools"] => test_tools::build(&dirs, false),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, true),
+        ["deny"] => deny::check(&dirs),
         ["helpers"] => helpers::build(&dirs),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -1,0 +1,30 @@
+//! `cargo xtask deny`: licences, bans and sources of the dependencies, by cargo-deny and `deny.toml`.
+
+use std::process::Command;
+
+use anyhow::{bail, Context, Result};
+
+use crate::{
+    dirs::Dirs,
+    helpers::{self, Build},
+    inputs::Inputs,
+};
+
+/// Checks the tree; cargo-deny is built first where the cache has none.
+pub fn check(dirs: &Dirs) -> Result<()> {
+    let inputs = Inputs::read(&dirs.inputs())?;
+    let version = &inputs.checks.cargo_deny;
+    // A debug build: a third of the time to make, and the check takes a second all the same.
+    let cargo_deny = helpers::installed(dirs, "cargo-deny", version, Build::Debug)?;
+    // Advisories are left out: their database is on the internet.
+    let status = Command::new(cargo_deny)
+        .args(["--log-level", "error", "check"])
+        .args(["licenses", "bans", "sources"])
+        .current_dir(&dirs.root)
+        .status()
+        .context("start cargo-deny")?;
+    if !status.success() {
+        bail!("cargo-deny: {status}");
+    }
+    Ok(())
+}
