@@ -137,15 +137,14 @@ fn download(dirs: &Dirs, kernel: &Kernel) -> Result<bool> {
 
 /// Whether apt's lists have this very version.
 fn offered(kernel: &Kernel) -> Result<bool> {
-    // Fails for a package that apt has never heard of.
-    let status = Command::new("apt-cache")
+    // It fails for a package that apt has never heard of, and prints nothing for a version that it has not.
+    let output = Command::new("apt-cache")
         .arg("show")
         .arg(format!("{}={}", kernel.package, kernel.version))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
+        .stdin(Stdio::null())
+        .output()
         .context("start apt-cache")?;
-    Ok(status.success())
+    Ok(output.status.success() && !output.stdout.is_empty())
 }
 
 fn try_download(dirs: &Dirs, kernel: &Kernel, dir: &Path) -> bool {

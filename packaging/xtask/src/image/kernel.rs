@@ -101,7 +101,8 @@ fn copy_boot_modules(tree: &Path, wanted: &[String], to: &Path) -> Result<()> {
         if !content.starts_with(b"\x7fELF") {
             bail!("{} is compressed", from.display());
         }
-        files::write(&to.join(format!("{}.ko", module.name)), &content, 0o644)?;
+        let content = modules::without_signature(&content);
+        files::write(&to.join(format!("{}.ko", module.name)), content, 0o644)?;
         names.push_str(&module.name);
         names.push('\n');
     }
