@@ -8,7 +8,7 @@ help: ## this list
 demo: ## containers in VMs of their own, with a skill and a home, through a real containerd
 	@packaging/setup demo
 	@cargo xtask dist
-	@cargo run -q --release -p caisson-tests --bin demo
+	@cargo xtask run demo
 
 test: ready unit ## all tests, those with VMs on containerd 2.1 and on 1.6
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
@@ -19,10 +19,10 @@ unit: ## the tests that need no VM and no root
 	cargo test --workspace --exclude caisson-tests
 
 bench: ready ## start times and memory beside runc's, in one run
-	@cargo run -q --release -p caisson-tests --bin bench
+	@cargo xtask run bench
 
 soak: ready ## 200 containers one after another, then nothing may be left
-	@cargo run -q --release -p caisson-tests --bin soak
+	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture
 
 image: ## the guest image alone: target/dist/guest
 	@packaging/setup demo

@@ -15,6 +15,8 @@ use nix::{
 pub struct Dirs {
     /// The checkout.
     pub root: PathBuf,
+    /// Cargo's own: `CARGO_TARGET_DIR`, or `target` in the checkout.
+    pub target: PathBuf,
     /// Downloads and what is made from them; may be thrown away at any time.
     pub cache: PathBuf,
     /// What is shipped.
@@ -30,11 +32,14 @@ impl Dirs {
             .join("../..")
             .canonicalize()
             .context("find the checkout")?;
-        let target = root.join("target");
+        let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+        // An absolute path replaces the root.
+        let target = root.join(target);
         let dirs = Self {
             cache: target.join("cache"),
             dist: target.join("dist"),
             log: target.join("log"),
+            target,
             root,
         };
         for dir in [&dirs.cache, &dirs.dist, &dirs.log] {
@@ -56,11 +61,6 @@ impl Dirs {
             Err((_, errno)) => Err(errno),
         }
         .with_context(|| format!("lock {}", path.display()))
-    }
-
-    /// Cargo's own target folder; nested builds are told so, whatever `CARGO_TARGET_DIR` says.
-    pub fn target(&self) -> PathBuf {
-        self.root.join("target")
     }
 
     /// The file in which everything from outside is pinned.

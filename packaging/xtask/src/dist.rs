@@ -19,7 +19,7 @@ pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
     cargo
         .args(["build", "--release", "-p", "caisson-shim", "-p", "caisson"])
         .arg("--target-dir")
-        .arg(dirs.target())
+        .arg(&dirs.target)
         .current_dir(&dirs.root);
     for binary in BINARIES {
         cargo.args(["--bin", binary]);
@@ -29,7 +29,7 @@ pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
     }
     step::run(&dirs.log, "shim", &mut cargo)?;
     for binary in BINARIES {
-        let built = dirs.target().join("release").join(binary);
+        let built = dirs.target.join("release").join(binary);
         files::copy(&built, &dirs.dist.join("bin").join(binary))?;
     }
     image::build(dirs, pins)?;

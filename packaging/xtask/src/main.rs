@@ -14,6 +14,7 @@ mod files;
 mod helpers;
 mod image;
 mod inputs;
+mod run;
 mod step;
 mod test_tools;
 
@@ -25,17 +26,18 @@ const USAGE: &str = "usage: cargo xtask JOB
 
   image [--locked]            the guest image; --locked: refuse another kernel than the pinned one
   image --update-pins         pin the kernel that Debian has now
-  image --check-reproducible  build it twice from nothing and compare
+  image --check-reproducible  build it again from nothing and compare
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
   test-tools [--gvisor]       containerd 2.1 and runc from their Go modules, for the tests; gVisor for the bench
+  run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench
   deny                        licences, bans and sources of the dependencies
 ";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match run(&args) {
+    match dispatch(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &[&str]) -> Result<()> {
+fn dispatch(args: &[&str]) -> Result<()> {
     let dirs = dirs::Dirs::find()?;
     let _lock = dirs.lock()?;
     match args {
@@ -58,6 +60,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, true),
         ["deny"] => deny::check(&dirs),
         ["helpers"] => helpers::build(&dirs),
+        ["run", program, args @ ..] => run::run(&dirs, program, args),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

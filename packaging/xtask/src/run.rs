@@ -1,0 +1,22 @@
+//! `cargo xtask run NAME`: a program of the tests' crate (demo, bench), built with its progress shown, then run in place of
+//! xtask.
+
+use std::{os::unix::process::CommandExt, process::Command};
+
+use anyhow::{Error, Result};
+
+use crate::{dirs::Dirs, step};
+
+/// Returns only when the program can't be built or started.
+pub fn run(dirs: &Dirs, program: &str, args: &[&str]) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--release", "-p", "caisson-tests", "--bins"])
+        .arg("--target-dir")
+        .arg(&dirs.target)
+        .current_dir(&dirs.root);
+    step::run(&dirs.log, program, &mut cargo)?;
+    let path = dirs.target.join("release").join(program);
+    let error = Command::new(&path).args(args).exec();
+    Err(Error::new(error).context(format!("start {}", path.display())))
+}
