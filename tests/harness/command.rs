@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{bail, ensure, Context, Result};
 
+use crate::{task, Node};
+
 /// What a finished program left.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -56,25 +58,47 @@ pub struct Running {
     stderr: Option<JoinHandle<Vec<u8>>>,
 }
 
-/// Starts `command` with `stdin` written to it and closed (`None`: the null device).
-pub fn spawn(command: &mut Command, stdin: Option<Vec<u8>>) -> Result<Running> {
-    let writer = stdin.map(|bytes| {
-        move |pipe: &mut dyn Write| {
-            // A program may end without reading all of it.
-            let _ = pipe.write_all(&bytes);
-        }
-    });
-    spawn_feeding(command, writer)
+/// What a program is given on standard input, which is then closed.
+pub struct Stdin {
+    bytes: Vec<u8>,
+    /// Asked before the end is shown, until it says yes.
+    may_end: Box<dyn Fn() -> bool + Send>,
 }
 
-/// As [`spawn`], with a function that writes standard input; it is closed when the function returns.
-pub fn spawn_feeding<F>(command: &mut Command, feed: Option<F>) -> Result<Running>
-where
-    F: FnOnce(&mut dyn Write) + Send + 'static,
-{
+impl From<Vec<u8>> for Stdin {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            may_end: Box::new(|| true),
+        }
+    }
+}
+
+impl Stdin {
+    /// For `ctr`, which never tells the shim of an end that it sees before the task or exec has been made.
+    pub fn for_process(bytes: Vec<u8>, node: &Node, id: &str, exec_id: &str) -> Self {
+        let (socket, namespace) = (node.socket(), node.tag().to_owned());
+        let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
+        Self {
+            bytes,
+            may_end: Box::new(move || task::is_started(&socket, &namespace, &id, &exec_id)),
+        }
+    }
+
+    fn write(self, mut pipe: impl Write) {
+        // A program may end without reading all of it.
+        let _ = pipe.write_all(&self.bytes);
+        let _ = poll("the process", Duration::from_secs(60), || {
+            (self.may_end)().then_some(())
+        });
+    }
+}
+
+/// Starts `command` with `stdin` (`None`: the null device).
+pub fn spawn(command: &mut Command, stdin: Option<Stdin>) -> Result<Running> {
     let name = format!("{command:?}");
     let mut child = command
-        .stdin(if feed.is_some() {
+        .stdin(if stdin.is_some() {
             Stdio::piped()
         } else {
             Stdio::null()
@@ -83,8 +107,8 @@ where
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("start {name}"))?;
-    if let Some((feed, mut pipe)) = feed.zip(child.stdin.take()) {
-        std::thread::spawn(move || feed(&mut pipe));
+    if let Some((stdin, pipe)) = stdin.zip(child.stdin.take()) {
+        std::thread::spawn(move || stdin.write(pipe));
     }
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
@@ -97,7 +121,7 @@ where
 }
 
 /// Runs `command` to its end; fails when it takes longer than `limit`.
-pub fn run(command: &mut Command, stdin: Option<Vec<u8>>, limit: Duration) -> Result<Output> {
+pub fn run(command: &mut Command, stdin: Option<Stdin>, limit: Duration) -> Result<Output> {
     spawn(command, stdin)?.finish(limit)
 }
 

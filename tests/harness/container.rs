@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context, Result};
 
 use crate::{
-    command::{self, Output, Running},
+    command::{self, Output, Running, Stdin},
     exec::ExecBuilder,
     node::LIMIT,
     Node,
@@ -154,6 +154,7 @@ impl<'n> ContainerBuilder<'n> {
     pub fn spawn(mut self) -> Result<Running> {
         let stdin = self.stdin.take();
         let mut ctr = self.command(&["--rm"])?;
+        let stdin = stdin.map(|bytes| Stdin::for_process(bytes, self.node, &self.id, ""));
         command::spawn(&mut ctr, stdin)
     }
 
@@ -269,10 +270,10 @@ impl<'n> Container<'n> {
 
     /// Removes the ended task, then the container.
     pub fn delete(&self) -> Result<()> {
-        // `ctr` repeats the task's exit code as its own, and says nothing when it went well.
+        // `ctr` repeats the task's exit code as its own: whether the task is gone decides.
         let output = self.node.ctr(["tasks", "delete", &self.id])?;
         anyhow::ensure!(
-            output.stderr.is_empty(),
+            self.state().is_err(),
             "delete {}: {}",
             self.id,
             output.errors()

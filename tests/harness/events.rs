@@ -98,6 +98,24 @@ impl Events {
     }
 }
 
+impl Events {
+    /// Waits until the init was deleted; all events of the container.
+    pub fn wait_for_last_delete(&self, id: &str) -> Result<Vec<Event>> {
+        command::poll(
+            &format!("delete event of {id}"),
+            Duration::from_secs(10),
+            || {
+                let events = self.of(id);
+                let deleted = events
+                    .iter()
+                    .any(|e| e.topic == "/tasks/delete" && e.exec_id.is_empty());
+                deleted.then_some(events)
+            },
+        )
+        .with_context(|| format!("{:?}", self.of(id)))
+    }
+}
+
 impl Drop for Events {
     fn drop(&mut self) {
         self.reader.abort();

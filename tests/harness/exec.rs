@@ -5,7 +5,7 @@ use std::{fmt, process::Command, time::Duration};
 use anyhow::Result;
 
 use crate::{
-    command::{self, Output, Running},
+    command::{self, Output, Running, Stdin},
     container::Container,
     node::LIMIT,
 };
@@ -74,7 +74,11 @@ impl<'c> ExecBuilder<'c> {
 
     /// Starts the process, which goes on beside the test.
     pub fn spawn(mut self) -> Result<Running> {
-        let stdin = self.stdin.take();
+        let (node, container) = (self.container.node, self.container.id());
+        let stdin = self
+            .stdin
+            .take()
+            .map(|bytes| Stdin::for_process(bytes, node, container, &self.id));
         command::spawn(&mut self.command(), stdin)
     }
 

@@ -17,7 +17,7 @@ use prost_types::Any;
 use protobuf::Message;
 use serde_json::Value;
 
-use crate::{container::Container, node::LIMIT, Node};
+use crate::{command, container::Container, node::LIMIT, Node};
 
 /// The few figures of a task that cgroup v1 and v2 both have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,6 @@ pub struct Usage {
     pub pids: u64,
 }
 
-/// State of a process, of a task or an exec.
 impl Container<'_> {
     /// State of the container's init.
     pub fn state(&self) -> Result<Process> {
@@ -42,6 +41,14 @@ impl Container<'_> {
     /// State of an exec.
     pub fn exec_state(&self, exec_id: &str) -> Result<Process> {
         state(self.node, &self.id, exec_id)
+    }
+
+    /// Waits until an exec that was begun elsewhere runs.
+    pub fn wait_for_exec(&self, exec_id: &str) -> Result<()> {
+        command::poll(&format!("exec {exec_id} to run"), LIMIT, || {
+            let process = self.exec_state(exec_id).ok()?;
+            (process.status() == Status::Running).then_some(())
+        })
     }
 
     /// Waits for the end of the init; its exit status.
@@ -247,6 +254,31 @@ pub fn state(node: &Node, id: &str, exec_id: &str) -> Result<Process> {
 /// Whether a task is there and running.
 pub fn is_running(node: &Node, id: &str) -> bool {
     state(node, id, "").is_ok_and(|process| process.status() == Status::Running)
+}
+
+/// Whether a process has been started, asked from a thread that has no node.
+pub fn is_started(socket: &std::path::Path, namespace: &str, id: &str, exec_id: &str) -> bool {
+    let request = GetRequest {
+        container_id: id.into(),
+        exec_id: exec_id.into(),
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    else {
+        return false;
+    };
+    runtime.block_on(async {
+        let Ok(client) = containerd_client::Client::from_path(socket).await else {
+            return false;
+        };
+        let answer = client
+            .tasks()
+            .get(with_namespace!(request, namespace))
+            .await;
+        let process = answer.ok().and_then(|answer| answer.into_inner().process);
+        process.is_some_and(|process| matches!(process.status(), Status::Running | Status::Stopped))
+    })
 }
 
 fn usage(data: &Any) -> Result<Usage> {

@@ -1,23 +1,105 @@
 //! The container's machine is not the host's, and has the size of its limits.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use caisson_tests::{Node, Runtime};
+use rstest::rstest;
+
+/// What the guest's kernel, agent and rounding to what can be plugged may add to a limit or take from it, in KiB.
+const MEMORY_SLACK_KIB: u64 = 192 * 1024;
 
 #[test]
-fn runc_container_kernel_is_the_hosts() -> Result<()> {
+fn kernel_of_container_is_not_the_hosts() -> Result<()> {
     let node = Node::shared();
-    let output = node
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let theirs = node
         .container("busybox")
         .runtime(Runtime::Runc)
         .args(["uname", "-r"])
         .run()?
         .ok()?;
-    assert_eq!(output.line(), host_kernel()?);
+    let ours = node
+        .container("busybox")
+        .args(["uname", "-r"])
+        .run()?
+        .ok()?;
+    assert_eq!(
+        theirs.line(),
+        host.trim(),
+        "runc's container shares the host's kernel"
+    );
+    assert_ne!(ours.line(), host.trim());
+    assert!(!ours.line().is_empty());
     Ok(())
 }
 
-fn host_kernel() -> Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/osrelease")?
-        .trim()
-        .to_owned())
+#[rstest]
+#[case(1, 256)]
+#[case(2, 640)]
+fn machine_of_container_follows_its_limits(#[case] cpus: u32, #[case] mib: u64) -> Result<()> {
+    let output = Node::shared()
+        .container("busybox")
+        .cpus(cpus)
+        .memory_mib(mib)
+        .sh("grep -c ^processor /proc/cpuinfo; grep MemTotal /proc/meminfo")
+        .run()?
+        .ok()?
+        .text();
+    let mut lines = output.lines();
+    assert_eq!(lines.next(), Some(cpus.to_string().as_str()), "{output}");
+    let total = lines.next().and_then(|line| line.split_whitespace().nth(1));
+    let total: u64 = total.with_context(|| output.clone())?.parse()?;
+    let limit = mib * 1024;
+    assert!(
+        total >= limit,
+        "MemTotal of {total} KiB is less than the limit of {limit} KiB"
+    );
+    assert!(
+        total <= limit + MEMORY_SLACK_KIB,
+        "MemTotal of {total} KiB is far over {limit} KiB"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn memory_above_the_limit_ends_the_process(#[case] runtime: Runtime) -> Result<()> {
+    let container = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .memory_mib(64);
+    let output = container
+        .sh("probe allocate 30; probe allocate 200")
+        .run()?;
+    assert_eq!(output.code, 137, "{}{}", output.text(), output.errors());
+    assert_eq!(output.line(), "allocated 7680 pages");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn container_sees_only_its_own_processes(#[case] runtime: Runtime) -> Result<()> {
+    let output = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .args(["ps", "-o", "pid,comm"])
+        .run()?
+        .ok()?;
+    assert_eq!(output.text().lines().count(), 2, "{}", output.text());
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn user_of_image_runs_the_command(#[case] runtime: Runtime) -> Result<()> {
+    let container = Node::shared().container("busybox-app").runtime(runtime);
+    let output = container
+        .sh("id -u; id -g; id -G; pwd; grep -E 'NoNewPrivs|CapEff' /proc/self/status")
+        .run()?
+        .ok()?;
+    let expected = "1000\n1000\n1000 2000\n/\nCapEff:\t0000000000000000\nNoNewPrivs:\t1";
+    assert_eq!(output.line(), expected);
+    Ok(())
 }
