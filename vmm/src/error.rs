@@ -1,6 +1,6 @@
 //! What can go wrong with a VM.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf, time::Duration};
 
 /// A failed operation on a VM, with the path or device that it failed on.
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +12,64 @@ pub enum Error {
         what: &'static str,
         path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// A process of the VM could not be started, or not be confined: it is not run then.
+    #[error("start {role} ({}): {step}", path.display())]
+    Start {
+        role: String,
+        path: PathBuf,
+        /// What failed between fork and exec, e.g. `exec` or `pivot_root`.
+        step: String,
+        #[source]
+        source: io::Error,
+    },
+    /// A process of the VM ended while it was needed. Not enough memory for the VM ends QEMU this way.
+    #[error("{role} ended: {how}")]
+    ProcessDied {
+        role: String,
+        /// Exit status or signal, and the last lines of its log.
+        how: String,
+    },
+    /// The VM has ended, so nothing can be done with it.
+    #[error("the VM has ended: {0}")]
+    Ended(String),
+    /// QEMU refused a command.
+    #[error("QEMU refused {command}: {desc} ({class})")]
+    QmpRefused {
+        command: String,
+        class: String,
+        desc: String,
+    },
+    /// The connection to QEMU's monitor broke.
+    #[error("connection to QEMU's monitor")]
+    QmpConnection(#[source] io::Error),
+    /// QEMU's monitor said something that is not QMP.
+    #[error("QEMU's monitor said: {0}")]
+    QmpProtocol(String),
+    /// Something took longer than it may.
+    #[error("{what} took longer than {limit:?}")]
+    TimedOut { what: String, limit: Duration },
+    /// A device that can't be made as described.
+    #[error("device {id}: {rule}")]
+    InvalidDevice { id: String, rule: &'static str },
+    /// No such device in this VM.
+    #[error("no device {0} in this VM")]
+    UnknownDevice(String),
+    /// Every hot-plug port has a device.
+    #[error("all {ports} hot-plug ports are taken, none is left for device {id}")]
+    NoFreePort { id: String, ports: usize },
+    /// The VM can't be sized like that.
+    #[error("VM of {wanted} {unit}: {rule}")]
+    Size {
+        wanted: u64,
+        /// `cpus` or `bytes of memory`
+        unit: &'static str,
+        rule: String,
+    },
+    /// A socket, pipe or descriptor of the host.
+    #[error("{0}")]
+    Io(&'static str, #[source] io::Error),
 }
 
 /// The result of an operation on a VM.

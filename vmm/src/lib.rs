@@ -15,11 +15,19 @@
 
 mod device;
 mod error;
+mod jail;
+mod log_lines;
+mod process;
+pub mod qemu;
 mod spec;
+mod user_namespace;
+mod virtiofsd;
+mod vsock;
 
 pub use device::{Device, DeviceId};
 pub use error::{Error, Result};
 pub use spec::{Accelerator, Credentials, Guest, VmSpec};
+pub use vsock::READY_PORT;
 
 use std::time::Duration;
 

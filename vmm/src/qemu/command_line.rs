@@ -1,0 +1,192 @@
+//! QEMU's arguments: the bare machine, the same for every pod of a shape.
+//!
+//! Nothing in them comes from a user but numbers and the id, which is filtered: all paths are fixed names in QEMU's
+//! jail, and all devices of a pod come later as JSON. So nothing can become another option.
+
+use super::ports::Ports;
+use crate::{Accelerator, VmSpec};
+
+/// Where QEMU finds the kernel, inside its jail.
+pub(crate) const KERNEL: &str = "guest/kernel";
+/// Where QEMU finds the initramfs, inside its jail.
+pub(crate) const INITRAMFS: &str = "guest/initramfs";
+
+/// Memory comes in steps of this many bytes: the block size of virtio-mem in a guest on x86_64 is 2 MiB at least,
+/// and Linux adds memory in sections of 128 MiB.
+pub(crate) const MEMORY_STEP: u64 = 128 * 1024 * 1024;
+
+/// The guest kernel's command line.
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp \
+    random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd i8042.nopnp";
+
+/// Descriptors that QEMU gets, by their numbers in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Descriptors {
+    pub monitor: i32,
+    pub console: i32,
+}
+
+/// The arguments for a bare VM. `probe` boots it only to see whether it boots.
+pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| {
+        arguments.push(option.to_owned());
+        if !value.is_empty() {
+            arguments.push(value);
+        }
+    };
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
+        add(flag, String::new());
+    }
+    add("-display", "none".to_owned());
+    add("-name", format!("caisson-{}", filtered(&spec.id)));
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    add(
+        "-machine",
+        "q35,memory-backend=ram,hpet=off,smbus=off,sata=off,usb=off,vmport=off,graphics=off"
+            .to_owned(),
+    );
+    let (accelerator, cpu) = match spec.accelerator {
+        Accelerator::Kvm => ("kvm", "host"),
+        Accelerator::Tcg => ("tcg,thread=multi", "max"),
+    };
+    add("-accel", accelerator.to_owned());
+    add("-cpu", cpu.to_owned());
+    add("-smp", cpus(spec));
+    add("-m", memory(spec));
+    add(
+        "-object",
+        format!("memory-backend-memfd,id=ram,size={},share=on", spec.memory),
+    );
+    add("-kernel", format!("/{KERNEL}"));
+    add("-initrd", format!("/{INITRAMFS}"));
+    let mut command_line = KERNEL_COMMAND_LINE.to_owned();
+    if probe {
+        command_line.push_str(" caisson.probe");
+    }
+    add("-append", command_line);
+    add(
+        "-chardev",
+        format!("socket,id=monitor,fd={}", descriptors.monitor),
+    );
+    add("-mon", "chardev=monitor,mode=control".to_owned());
+    add(
+        "-chardev",
+        format!("socket,id=console,fd={}", descriptors.console),
+    );
+    add("-serial", "chardev:console".to_owned());
+    if !probe {
+        arguments.extend(Ports::arguments());
+    }
+    arguments
+}
+
+fn cpus(spec: &VmSpec) -> String {
+    match spec.max_cpus > spec.cpus {
+        true => format!("cpus={},maxcpus={}", spec.cpus, spec.max_cpus),
+        false => format!("cpus={}", spec.cpus),
+    }
+}
+
+fn memory(spec: &VmSpec) -> String {
+    let size = spec.memory;
+    match pluggable_memory(spec) {
+        0 => format!("size={size}B"),
+        pluggable => format!("size={size}B,maxmem={}B", size + pluggable),
+    }
+}
+
+/// Bytes that can be plugged in later.
+pub(crate) fn pluggable_memory(spec: &VmSpec) -> u64 {
+    spec.max_memory
+        .saturating_sub(spec.memory)
+        .next_multiple_of(MEMORY_STEP)
+}
+
+/// An id as a value in QEMU's options: other characters than these never get there.
+fn filtered(id: &str) -> String {
+    id.chars()
+        .map(|c| match c {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '.' => c,
+            _ => '_',
+        })
+        .take(64)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Credentials, Guest};
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: "pod".to_owned(),
+            dir: "/run/x,y=z".into(),
+            guest: Guest {
+                kernel: "/k,foo=bar".into(),
+                initramfs: "/i,foo=bar".into(),
+                modules: Some("/m,foo=bar".into()),
+            },
+            cpus: 1,
+            max_cpus: 4,
+            memory: 256 << 20,
+            max_memory: 1 << 30,
+            accelerator: Accelerator::Tcg,
+            credentials: Credentials { uid: 1, gid: 1 },
+        }
+    }
+
+    fn line(spec: &VmSpec) -> Vec<String> {
+        let descriptors = Descriptors {
+            monitor: 3,
+            console: 4,
+        };
+        arguments(spec, descriptors, false)
+    }
+
+    fn value<'a>(line: &'a [String], option: &str) -> &'a str {
+        let at = line.iter().position(|argument| argument == option);
+        &line[at.unwrap() + 1]
+    }
+
+    #[test]
+    fn id_with_commas_newlines_and_equals_signs_stays_one_plain_value() {
+        let mut hostile = spec();
+        hostile.id = "x,debug-threads=on\n-device foo=ü".to_owned();
+        let line = line(&hostile);
+        assert_eq!(
+            value(&line, "-name"),
+            "caisson-x_debug-threads_on_-device_foo__"
+        );
+    }
+
+    #[test]
+    fn no_path_of_the_host_is_in_the_arguments() {
+        let line = line(&spec()).join("\n");
+        for path in ["foo=bar", "/run/x"] {
+            assert!(!line.contains(path), "{line}");
+        }
+    }
+
+    #[test]
+    fn size_of_the_vm_is_in_the_arguments() {
+        let line = line(&spec());
+        assert_eq!(value(&line, "-smp"), "cpus=1,maxcpus=4");
+        assert_eq!(value(&line, "-m"), "size=268435456B,maxmem=1073741824B");
+        assert!(value(&line, "-object").contains("size=268435456,share=on"));
+    }
+
+    #[test]
+    fn vm_that_can_t_grow_has_no_room_to() {
+        let mut fixed = spec();
+        fixed.max_cpus = 1;
+        fixed.max_memory = fixed.memory;
+        let line = line(&fixed);
+        assert_eq!(value(&line, "-smp"), "cpus=1");
+        assert_eq!(value(&line, "-m"), "size=268435456B");
+    }
+}

@@ -1,0 +1,192 @@
+//! How a device becomes QEMU's objects. Everything is JSON or a descriptor, nothing an option string.
+
+use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
+
+use serde_json::{json, Value};
+
+use super::{ports::Port, qmp::Qmp};
+use crate::{vsock::VsockDevice, Error, Result};
+
+/// How long a guest may take to let go of a device.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two looks whether the guest drives a device.
+const DRIVER_POLL: Duration = Duration::from_millis(20);
+/// How long the daemon behind a device may take, after the guest drives it, to know it too.
+const DRIVER_GRACE: Duration = Duration::from_millis(100);
+
+/// What stands behind a device, in QEMU's words, to be removed after it.
+#[derive(Debug, Clone)]
+pub(crate) enum Backend {
+    Chardev(String),
+    Block { node: String, fdset: u64 },
+    Netdev(String),
+    None,
+}
+
+/// Gives QEMU a vhost-user connection as the chardev `id`.
+pub(crate) async fn add_vhost_user(qmp: &Qmp, id: &str, connection: OwnedFd) -> Result<Backend> {
+    qmp.pass("getfd", json!({ "fdname": id }), connection)
+        .await?;
+    let address = json!({ "type": "fd", "data": { "str": id } });
+    let backend = json!({
+        "type": "socket",
+        "data": { "addr": address, "server": false },
+    });
+    let arguments = json!({ "id": id, "backend": backend });
+    qmp.execute("chardev-add", arguments).await?;
+    Ok(Backend::Chardev(id.to_owned()))
+}
+
+/// Gives QEMU the control channel. Returns the device's properties too.
+pub(crate) async fn add_vsock(qmp: &Qmp, device: VsockDevice) -> Result<(Backend, Value)> {
+    match device {
+        VsockDevice::Daemon(connection) => {
+            let backend = add_vhost_user(qmp, "vsock", connection).await?;
+            let properties = json!({ "driver": "vhost-user-vsock-pci", "chardev": "vsock" });
+            Ok((backend, properties))
+        }
+        VsockDevice::Kernel(device, cid) => {
+            qmp.pass("getfd", json!({ "fdname": "vsock" }), device)
+                .await?;
+            let properties = json!({
+                "driver": "vhost-vsock-pci",
+                "vhostfd": "vsock",
+                "guest-cid": cid,
+            });
+            Ok((Backend::None, properties))
+        }
+    }
+}
+
+/// Resolves when the guest drives a virtio device, or when that can't be known any more.
+pub(crate) async fn driver_is_up(qmp: Qmp, id: &str) {
+    let path = json!({ "path": format!("/machine/peripheral/{id}/virtio-backend") });
+    while let Ok(status) = qmp.execute("x-query-virtio-status", path.clone()).await {
+        let statuses = status["status"]["statuses"].as_array();
+        let is_up = |status: &Value| {
+            status
+                .as_str()
+                .is_some_and(|text| text.starts_with("VIRTIO_CONFIG_S_DRIVER_OK"))
+        };
+        if statuses.is_some_and(|statuses| statuses.iter().any(is_up)) {
+            break;
+        }
+        tokio::time::sleep(DRIVER_POLL).await;
+    }
+    tokio::time::sleep(DRIVER_GRACE).await;
+}
+
+/// Opens an image and gives QEMU its descriptor as the block node `id`.
+pub(crate) async fn add_block(
+    qmp: &Qmp,
+    id: &str,
+    path: &Path,
+    read_only: bool,
+) -> Result<Backend> {
+    let failed = |source| Error::File {
+        what: "open disk",
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    let driver = match std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
+        true => "host_device",
+        false => "file",
+    };
+    let added = qmp.pass("add-fd", json!({}), file.into()).await?;
+    let fdset = added["fdset-id"]
+        .as_u64()
+        .ok_or_else(|| Error::QmpProtocol(format!("add-fd: {added}")))?;
+    let backend = Backend::Block {
+        node: id.to_owned(),
+        fdset,
+    };
+    let arguments = json!({
+        "node-name": id,
+        "driver": "raw",
+        "read-only": read_only,
+        "auto-read-only": false,
+        "file": {
+            "driver": driver,
+            "filename": format!("/dev/fdset/{fdset}"),
+            // The same image may be in many VMs at once; who may write is decided above.
+            "locking": "off",
+            "read-only": read_only,
+            "auto-read-only": false,
+        },
+    });
+    if let Err(error) = qmp.execute("blockdev-add", arguments).await {
+        remove_backend(qmp, &backend).await;
+        return Err(error);
+    }
+    Ok(backend)
+}
+
+/// Gives QEMU a tap as the netdev `id`.
+pub(crate) async fn add_tap(qmp: &Qmp, id: &str, tap: OwnedFd) -> Result<Backend> {
+    qmp.pass("getfd", json!({ "fdname": id }), tap).await?;
+    let arguments = json!({ "type": "tap", "id": id, "fd": id, "vhost": false });
+    qmp.execute("netdev_add", arguments).await?;
+    Ok(Backend::Netdev(id.to_owned()))
+}
+
+/// Plugs a device into a port, or undoes its backend. `properties` are the device's own.
+pub(crate) async fn plug(
+    qmp: &Qmp,
+    id: &str,
+    port: &Port,
+    backend: &Backend,
+    mut properties: Value,
+) -> Result<()> {
+    properties["id"] = json!(id);
+    properties["bus"] = json!(port.id());
+    let plugged = qmp.execute("device_add", properties).await;
+    if plugged.is_err() {
+        remove_backend(qmp, backend).await;
+    }
+    plugged.map(|_| ())
+}
+
+/// Unplugs a device and removes its backend, once the guest has let go of it.
+pub(crate) async fn unplug(qmp: &Qmp, id: &str, backend: &Backend) -> Result<()> {
+    let device = id.to_owned();
+    let deleted = qmp
+        .expect(move |event| event.name == "DEVICE_DELETED" && event.data["device"] == device)
+        .await?;
+    qmp.execute("device_del", json!({ "id": id })).await?;
+    match tokio::time::timeout(UNPLUG_LIMIT, deleted).await {
+        Ok(_) => remove_backend(qmp, backend).await,
+        Err(_) => {
+            return Err(Error::TimedOut {
+                what: format!("unplugging device {id}"),
+                limit: UNPLUG_LIMIT,
+            })
+        }
+    }
+    Ok(())
+}
+
+/// Removes what stood behind a device that is not there. What QEMU keeps is gone with the VM.
+async fn remove_backend(qmp: &Qmp, backend: &Backend) {
+    let removed = match backend {
+        Backend::Chardev(id) => qmp.execute("chardev-remove", json!({ "id": id })).await,
+        Backend::Block { node, fdset } => {
+            let node = json!({ "node-name": node });
+            // Fails where the node was never made.
+            let _ = qmp.execute("blockdev-del", node).await;
+            let fdset = json!({ "fdset-id": fdset });
+            qmp.execute("remove-fd", fdset).await
+        }
+        Backend::Netdev(id) => qmp.execute("netdev_del", json!({ "id": id })).await,
+        Backend::None => return,
+    };
+    if let Err(error) = removed {
+        log::debug!(error = error.to_string().as_str(); "a device's backend stays until the VM's end");
+    }
+}

@@ -1,0 +1,224 @@
+//! VMs by QEMU: the machine q35 with hot-plug ports, driven over QMP.
+//!
+//! - this module boots, by [`QemuVmm`];
+//! - `vm`: the running VM;
+//! - `devices`: how each [`crate::Device`] becomes QEMU's objects;
+//! - `command_line`, `ports`: the bare machine;
+//! - `qmp`: the monitor's protocol;
+//!
+
+mod command_line;
+mod devices;
+mod ports;
+mod qmp;
+mod vm;
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+
+use crate::{
+    jail::Jail,
+    log_lines::{follow, Tail},
+    process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
+    user_namespace, vsock, Accelerator, Device, Error, Result, Vm, VmSpec, Vmm,
+};
+use command_line::Descriptors;
+use qmp::{Event, Qmp};
+use vm::QemuVm;
+
+/// The programs of a QEMU VM.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// `qemu-system-x86_64`, 7.2 or later.
+    pub qemu: PathBuf,
+    /// The Rust virtiofsd, 1.11 or later.
+    pub virtiofsd: PathBuf,
+    /// `vhost-device-vsock`, 0.3 or later; used where the host has no usable `/dev/vhost-vsock`.
+    pub vsock_daemon: PathBuf,
+}
+
+/// Boots VMs by QEMU.
+#[derive(Debug)]
+pub struct QemuVmm {
+    config: QemuConfig,
+    /// For the virtiofsd of all VMs of this process; none where the host allows none.
+    user_namespace: Option<Arc<OwnedFd>>,
+}
+
+impl QemuVmm {
+    /// Cheap; files are looked for at the boot.
+    pub fn new(config: QemuConfig) -> QemuVmm {
+        let user_namespace = user_namespace::identity();
+        if let Err(error) = &user_namespace {
+            log::warn!(
+                error = error.to_string().as_str();
+                "no user namespace for virtiofsd: it keeps its capabilities over the host's files"
+            );
+        }
+        QemuVmm {
+            config,
+            user_namespace: user_namespace.ok().map(Arc::new),
+        }
+    }
+}
+
+#[async_trait]
+impl Vmm for QemuVmm {
+    async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
+        let started = Instant::now();
+        let vsock = vsock::start(&self.config.vsock_daemon, &spec.dir, spec.credentials);
+        let qemu = Qemu::start(&self.config.qemu, &spec, false);
+        let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
+        log_stage("qemu and vsock daemon", started);
+        let modules = spec.guest.modules.clone();
+        let mut vm =
+            QemuVm::new(&self.config, spec, qemu, vsock, self.user_namespace.clone()).await?;
+        if let Some(path) = modules {
+            let serial = "modules".to_owned();
+            let read_only = true;
+            vm.attach(Device::Disk {
+                serial,
+                path,
+                read_only,
+            })
+            .await?;
+        }
+        vm.resume().await?;
+        log_stage("boot", started);
+        Ok(Box::new(vm))
+    }
+}
+
+/// Logs how long a stage took.
+fn log_stage(stage: &str, started: Instant) {
+    let ms = started.elapsed().as_secs_f64() * 1000.0;
+    log::debug!(stage = stage, ms = ms; "VM");
+}
+
+/// A QEMU process with a stopped machine, and its monitor.
+#[derive(Debug)]
+struct Qemu {
+    child: Child,
+    qmp: Qmp,
+    console: Tail,
+    /// What QEMU said about the machine's end.
+    end: Arc<Mutex<Option<String>>>,
+}
+
+impl Qemu {
+    async fn start(qemu: &Path, spec: &VmSpec, probe: bool) -> Result<Qemu> {
+        let started = Instant::now();
+        let sockets = || -> io::Result<_> {
+            let (monitor, monitor_end) = UnixStream::pair()?;
+            let (console, console_end) = UnixStream::pair()?;
+            let ends = vec![
+                OwnedFd::from(monitor_end.into_std()?),
+                OwnedFd::from(console_end.into_std()?),
+            ];
+            Ok((monitor, console, ends))
+        };
+        let (monitor, console, descriptors) =
+            sockets().map_err(|e| Error::Io("make QEMU's sockets", e))?;
+        let program = Program {
+            role: "qemu".to_owned(),
+            path: PathBuf::new(),
+            arguments: command_line::arguments(
+                spec,
+                Descriptors {
+                    monitor: FIRST_DESCRIPTOR,
+                    console: FIRST_DESCRIPTOR + 1,
+                },
+                probe,
+            ),
+            descriptors,
+            confinement: Confinement::Jail(Jail::new(&spec.dir, spec.credentials).map_err(
+                |source| Error::File {
+                    what: "prepare a jail in",
+                    path: spec.dir.clone(),
+                    source,
+                },
+            )?),
+        };
+        let child = Child::start(confined(program, qemu, spec)?).await?;
+        log_stage("qemu executed", started);
+
+        let tail = Tail::default();
+        tokio::spawn(follow(
+            console,
+            tail.clone(),
+            |line| log::debug!(target: "guest", "{line}"),
+        ));
+        let end = Arc::new(Mutex::new(None));
+        let ends = end.clone();
+        let connected = Qmp::connect(monitor, move |event| note_end(&ends, event));
+        let qmp = child.unless_it_ends(connected).await?;
+        log_stage("qemu answers", started);
+        Ok(Qemu {
+            child,
+            qmp,
+            console: tail,
+            end,
+        })
+    }
+}
+
+/// Puts what QEMU needs into its jail.
+fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program> {
+    let Confinement::Jail(jail) = &mut program.confinement else {
+        return Ok(program);
+    };
+    let failed = |what: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { what, path, source }
+    };
+    program.path = jail.program(qemu).map_err(failed("find QEMU", qemu))?;
+    jail.dir(c"guest");
+    let guest = [
+        ("open kernel", &spec.guest.kernel, command_line::KERNEL),
+        (
+            "open initramfs",
+            &spec.guest.initramfs,
+            command_line::INITRAMFS,
+        ),
+    ];
+    for (what, path, at) in guest {
+        // QEMU opens it under another uid.
+        let readable = path
+            .metadata()
+            .and_then(|m| match m.permissions().mode() & 0o004 {
+                0 => Err(io::Error::other("others may not read it, as QEMU must")),
+                _ => jail.bind(path, Path::new(at)),
+            });
+        readable.map_err(failed(what, path))?;
+    }
+    if spec.accelerator == Accelerator::Kvm {
+        let kvm = Path::new("/dev/kvm");
+        jail.device(kvm).map_err(failed("find", kvm))?;
+    }
+    Ok(program)
+}
+
+/// Keeps the first reason that QEMU gives for the machine's end.
+fn note_end(end: &Mutex<Option<String>>, event: &Event) {
+    let reason = match event.name.as_str() {
+        "SHUTDOWN" => event.data["reason"]
+            .as_str()
+            .unwrap_or("shutdown")
+            .to_owned(),
+        "GUEST_PANICKED" => "guest-panic".to_owned(),
+        "INTERNAL_ERROR" => "internal-error".to_owned(),
+        _ => return,
+    };
+    let mut end = end
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    end.get_or_insert(reason);
+}

@@ -1,0 +1,332 @@
+//! A running VM of QEMU.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use serde_json::{json, Value};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    devices::{self, Backend},
+    log_stage,
+    ports::{Port, Ports},
+    Qemu, QemuConfig,
+};
+use crate::{
+    process::Child,
+    virtiofsd,
+    vsock::{Dialer, Vsock},
+    Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
+};
+
+/// See the module.
+pub(super) struct QemuVm {
+    qemu: Qemu,
+    vsock: Option<Child>,
+    dialer: Dialer,
+    virtiofsd: PathBuf,
+    user_namespace: Option<Arc<OwnedFd>>,
+    spec: VmSpec,
+    ports: Ports,
+    devices: HashMap<String, Plugged>,
+    /// Sends the role and the end of each process that the VM can't do without.
+    deaths: mpsc::UnboundedSender<(String, String)>,
+    stop: watch::Sender<bool>,
+    ended: watch::Receiver<Option<EndReason>>,
+}
+
+struct Plugged {
+    port: Port,
+    backend: Backend,
+    daemon: Option<Child>,
+}
+
+impl QemuVm {
+    /// Takes over a stopped machine and plugs in its control channel.
+    pub(super) async fn new(
+        config: &QemuConfig,
+        spec: VmSpec,
+        qemu: Qemu,
+        vsock: Vsock,
+        user_namespace: Option<Arc<OwnedFd>>,
+    ) -> Result<QemuVm> {
+        let (deaths, died) = mpsc::unbounded_channel();
+        let (stop, stopped) = watch::channel(false);
+        let (end, ended) = watch::channel(None);
+        tokio::spawn(watch_end(
+            qemu.console.clone(),
+            qemu.end.clone(),
+            died,
+            stopped,
+            end,
+        ));
+        let (vsock_daemon, readiness) = vsock.daemon.unzip();
+        let mut vm = QemuVm {
+            virtiofsd: config.virtiofsd.clone(),
+            user_namespace,
+            ports: Ports::new(),
+            devices: HashMap::new(),
+            dialer: vsock.dialer,
+            vsock: vsock_daemon,
+            qemu,
+            spec,
+            deaths,
+            stop,
+            ended,
+        };
+        vm.report_end(&vm.qemu.child);
+        if let Some(daemon) = &vm.vsock {
+            vm.report_end(daemon);
+        }
+        let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
+        vm.plug("vsock", backend, properties, None).await?;
+        if let Some(readiness) = readiness {
+            let qmp = vm.qemu.qmp.clone();
+            tokio::spawn(readiness.watch(devices::driver_is_up(qmp, "vsock")));
+        }
+        Ok(vm)
+    }
+
+    /// Lets the machine run.
+    pub(super) async fn resume(&self) -> Result<()> {
+        self.qemu.qmp.execute("cont", json!({})).await?;
+        Ok(())
+    }
+
+    fn children(&self) -> impl Iterator<Item = &Child> {
+        let daemons = self.devices.values().filter_map(|d| d.daemon.as_ref());
+        [&self.qemu.child]
+            .into_iter()
+            .chain(&self.vsock)
+            .chain(daemons)
+    }
+
+    fn report_end(&self, child: &Child) {
+        let role = child.role().to_owned();
+        let ended = child.ended();
+        let deaths = self.deaths.clone();
+        tokio::spawn(async move {
+            let how = ended.await;
+            let _ = deaths.send((role, how));
+        });
+    }
+
+    fn ensure_running(&self) -> Result<()> {
+        match &*self.ended.borrow() {
+            Some(reason) => Err(Error::Ended(format!("{reason:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    async fn plug(
+        &mut self,
+        id: &str,
+        backend: Backend,
+        properties: Value,
+        daemon: Option<Child>,
+    ) -> Result<DeviceId> {
+        let port = self.ports.take(id)?;
+        let plugged = devices::plug(&self.qemu.qmp, id, &port, &backend, properties).await;
+        if let Err(error) = plugged {
+            self.ports.give_back(port);
+            return Err(error);
+        }
+        if let Some(daemon) = &daemon {
+            self.report_end(daemon);
+        }
+        self.devices.insert(
+            id.to_owned(),
+            Plugged {
+                port,
+                backend,
+                daemon,
+            },
+        );
+        Ok(DeviceId(id.to_owned()))
+    }
+
+    /// Refuses what QEMU or the guest would take for something else.
+    fn check_name(&self, id: &str, name: &str, longest: usize) -> Result<()> {
+        let rule = if name.is_empty() || name.len() > longest {
+            "its name is empty or too long"
+        } else if !name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
+            "its name has other characters than letters, digits, `-`, `_` and `.`"
+        } else if self.devices.contains_key(id) {
+            "the VM has it already"
+        } else {
+            return Ok(());
+        };
+        Err(Error::InvalidDevice {
+            id: id.to_owned(),
+            rule,
+        })
+    }
+
+    async fn attach_shared_dir(
+        &mut self,
+        tag: String,
+        path: PathBuf,
+        read_only: bool,
+    ) -> Result<DeviceId> {
+        let id = format!("share-{tag}");
+        self.check_name(&id, &tag, 36)?;
+        let (daemon, connection) = virtiofsd::start(
+            &self.virtiofsd,
+            &self.spec.dir,
+            &tag,
+            &path,
+            read_only,
+            self.user_namespace.clone(),
+        )
+        .await?;
+        let qmp = &self.qemu.qmp;
+        let connected = devices::add_vhost_user(qmp, &id, connection);
+        let backend = daemon.unless_it_ends(connected).await?;
+        let properties = json!({
+            "driver": "vhost-user-fs-pci",
+            "chardev": id,
+            "tag": tag,
+        });
+        self.plug(&id, backend, properties, Some(daemon)).await
+    }
+
+    async fn attach_disk(
+        &mut self,
+        serial: String,
+        path: PathBuf,
+        read_only: bool,
+    ) -> Result<DeviceId> {
+        let id = format!("disk-{serial}");
+        self.check_name(&id, &serial, 20)?;
+        let backend = devices::add_block(&self.qemu.qmp, &id, &path, read_only).await?;
+        let properties = json!({
+            "driver": "virtio-blk-pci",
+            "drive": id,
+            "serial": serial,
+        });
+        self.plug(&id, backend, properties, None).await
+    }
+
+    async fn attach_network(&mut self, tap: OwnedFd, mac: [u8; 6], mtu: u16) -> Result<DeviceId> {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let id = format!("net-{}", mac.replace(':', ""));
+        self.check_name(&id, &id, 36)?;
+        let backend = devices::add_tap(&self.qemu.qmp, &id, tap).await?;
+        let properties = json!({
+            "driver": "virtio-net-pci",
+            "netdev": id,
+            "mac": mac,
+            "host_mtu": mtu,
+        });
+        self.plug(&id, backend, properties, None).await
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn connect(&self, port: u32, within: Duration) -> Connecting {
+        let connecting = self.dialer.connect(port, within);
+        let ended = self.wait();
+        Box::pin(async move {
+            tokio::select! {
+                connection = connecting => connection,
+                reason = ended => Err(Error::Ended(format!("{reason:?}"))),
+            }
+        })
+    }
+
+    async fn attach(&mut self, device: Device) -> Result<DeviceId> {
+        self.ensure_running()?;
+        let started = Instant::now();
+        let id = match device {
+            Device::SharedDir {
+                tag,
+                path,
+                read_only,
+            } => self.attach_shared_dir(tag, path, read_only).await?,
+            Device::Disk {
+                serial,
+                path,
+                read_only,
+            } => self.attach_disk(serial, path, read_only).await?,
+            Device::Network { tap, mac, mtu } => self.attach_network(tap, mac, mtu).await?,
+            Device::Cpus(_) | Device::Memory(_) => {
+                return Err(Error::InvalidDevice {
+                    id: "size".to_owned(),
+                    rule: "resize is not there yet",
+                })
+            }
+        };
+        log_stage(&format!("attach {}", id.0), started);
+        Ok(id)
+    }
+
+    async fn detach(&mut self, id: DeviceId) -> Result<()> {
+        self.ensure_running()?;
+        let Some(plugged) = self.devices.get(&id.0) else {
+            return Err(Error::UnknownDevice(id.0));
+        };
+        devices::unplug(&self.qemu.qmp, &id.0, &plugged.backend).await?;
+        self.ports.give_back(plugged.port);
+        self.devices.remove(&id.0);
+        Ok(())
+    }
+
+    fn wait(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        Box::pin(async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or(EndReason::Stopped),
+                Err(_) => EndReason::Stopped,
+            }
+        })
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        let _ = self.stop.send(true);
+        self.children().for_each(Child::kill);
+        for child in self.children() {
+            child.stop().await?;
+        }
+        Ok(())
+    }
+
+    fn pids(&self) -> Vec<(String, u32)> {
+        self.children()
+            .map(|child| (child.role().to_owned(), child.pid()))
+            .collect()
+    }
+}
+
+/// Decides why the VM has ended: by the first of its processes that does, or by a stop.
+async fn watch_end(
+    console: crate::log_lines::Tail,
+    qemu_end: Arc<std::sync::Mutex<Option<String>>>,
+    mut died: mpsc::UnboundedReceiver<(String, String)>,
+    mut stopped: watch::Receiver<bool>,
+    end: watch::Sender<Option<EndReason>>,
+) {
+    let reason = tokio::select! {
+        biased;
+        _ = stopped.wait_for(|stopped| *stopped) => EndReason::Stopped,
+        Some((role, how)) = died.recv() => {
+            let said = qemu_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match said {
+                Some(said) if role == "qemu" => {
+                    EndReason::GuestEnded(format!("{said}: {}", console.text()))
+                }
+                _ => EndReason::ProcessDied { role, how },
+            }
+        }
+    };
+    let _ = end.send(Some(reason));
+}

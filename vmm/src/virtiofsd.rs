@@ -1,0 +1,90 @@
+//! The virtiofs daemon of one shared directory.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixListener},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use crate::{
+    process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
+    Error, Result,
+};
+
+/// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user connection.
+///
+/// `socket_dir` is ours alone; the socket in it is gone when this returns.
+pub(crate) async fn start(
+    virtiofsd: &Path,
+    socket_dir: &Path,
+    tag: &str,
+    shared: &Path,
+    read_only: bool,
+    user_namespace: Option<Arc<OwnedFd>>,
+) -> Result<(Child, OwnedFd)> {
+    let cwd = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(shared)
+        .map_err(|source| Error::File {
+            what: "open shared directory",
+            path: shared.to_owned(),
+            source,
+        })?;
+    let (listener, connection) = connected_pair(socket_dir)?;
+    let mut arguments = vec![
+        format!("--fd={FIRST_DESCRIPTOR}"),
+        // The working directory: no path reaches the daemon, and it can't be exchanged meanwhile.
+        "--shared-dir=.".to_owned(),
+        "--sandbox=namespace".to_owned(),
+        "--seccomp=kill".to_owned(),
+        // Handles need CAP_DAC_READ_SEARCH, with which any file of the filesystem can be opened.
+        "--inode-file-handles=never".to_owned(),
+        "--xattr".to_owned(),
+        "--cache=auto".to_owned(),
+        "--log-level=warn".to_owned(),
+        // As many as we may have: raising the limit takes a capability.
+        format!("--rlimit-nofile={}", hard_descriptor_limit()),
+    ];
+    if read_only {
+        arguments.push("--readonly".to_owned());
+    }
+    let child = Child::start(Program {
+        role: format!("virtiofsd-{tag}"),
+        path: virtiofsd.to_owned(),
+        arguments,
+        descriptors: vec![listener.into()],
+        confinement: Confinement::Itself {
+            cwd: cwd.into(),
+            user_namespace,
+        },
+    })
+    .await?;
+    Ok((child, connection))
+}
+
+/// A listening socket and a connection that waits in its queue.
+fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
+    let failed = |e| Error::Io("make a vhost-user socket", e);
+    let dir = File::open(socket_dir).map_err(failed)?;
+    // Through the descriptor, since a socket's path has at most 107 bytes (unix(7)).
+    let path = format!("/proc/self/fd/{}/fs-{}", dir.as_raw_fd(), dir.as_raw_fd());
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let connection = std::os::unix::net::UnixStream::connect(&path).map_err(failed);
+    std::fs::remove_file(&path).map_err(failed)?;
+    Ok((listener, connection?.into()))
+}
+
+fn hard_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: a struct to write to.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    limit.rlim_max.min(1_000_000)
+}

@@ -1,0 +1,146 @@
+//! The control channel to the guest: connections to its vsock ports.
+//!
+//! Where the host has `/dev/vhost-vsock`, the kernel carries them. Elsewhere the daemon `vhost-device-vsock` does, on a unix
+//! socket where a connection starts with `CONNECT <port>\n` and is answered by `OK <port>\n`.
+
+mod daemon;
+mod kernel;
+mod seccomp;
+
+use std::{future::Future, io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    time::{sleep, timeout, Instant},
+};
+
+use crate::{process::Child, Connecting, Credentials, Error, Result};
+
+/// Between two tries to connect.
+const RETRY: Duration = Duration::from_millis(3);
+/// How long one try may take: while the guest boots, the daemon holds a connection until the guest's driver is up.
+const TRY_LIMIT: Duration = Duration::from_secs(1);
+/// A VM's control channel before QEMU has it.
+#[derive(Debug)]
+pub(crate) struct Vsock {
+    /// None where the kernel does it.
+    pub daemon: Option<(Child, Readiness)>,
+    pub device: VsockDevice,
+    pub dialer: Dialer,
+}
+
+/// A port of the host to which the guest may connect once it listens on its own: connections to it, which wait for that,
+/// are made at once then.
+pub const READY_PORT: u32 = 1023;
+
+/// When a daemon may be connected to.
+///
+/// A connection that reaches the daemon after it got the guest's memory and before it got the queues ends the daemon's
+/// worker, and with it the channel (0.3.0: `process_tx` fails with `IterateQueue`). So nobody connects before the
+/// guest has used the device.
+#[derive(Debug)]
+pub(crate) struct Readiness {
+    listener: UnixListener,
+    ready: watch::Sender<bool>,
+}
+
+impl Readiness {
+    /// Lets connections be made: when the guest connects to [`READY_PORT`] or, for a guest that does not,
+    /// when `driver_is_up` resolves.
+    pub(crate) async fn watch(self, driver_is_up: impl Future<Output = ()>) {
+        tokio::select! {
+            _ = self.listener.accept() => {}
+            () = driver_is_up => {}
+        }
+        let _ = self.ready.send(true);
+    }
+}
+
+/// What QEMU makes the guest's device of.
+#[derive(Debug)]
+pub(crate) enum VsockDevice {
+    /// A vhost-user connection.
+    Daemon(OwnedFd),
+    /// `/dev/vhost-vsock`, with the guest's address set.
+    Kernel(OwnedFd, u32),
+}
+
+/// Starts a control channel: the kernel's where it has one, else a daemon in a directory of its own below `vm_dir`.
+pub(crate) async fn start(daemon: &Path, vm_dir: &Path, credentials: Credentials) -> Result<Vsock> {
+    match kernel::reserve() {
+        Ok((device, cid)) => Ok(Vsock {
+            daemon: None,
+            device: VsockDevice::Kernel(device, cid),
+            dialer: Dialer::Kernel(cid),
+        }),
+        Err(error) => {
+            log::debug!(error = error.to_string().as_str(); "no vsock in the kernel, a daemon does it");
+            daemon::start(daemon, vm_dir, credentials).await
+        }
+    }
+}
+
+/// Makes connections to a guest.
+#[derive(Debug, Clone)]
+pub(crate) enum Dialer {
+    /// Through the daemon's socket in this directory, once the daemon may be connected to.
+    Daemon(Arc<OwnedFd>, watch::Receiver<bool>),
+    /// Through the host's kernel, to this address.
+    Kernel(u32),
+}
+
+impl Dialer {
+    /// See [`crate::Vm::connect`].
+    pub(crate) fn connect(&self, port: u32, within: Duration) -> Connecting {
+        let mut dialer = self.clone();
+        Box::pin(async move {
+            let end = Instant::now() + within;
+            if let Dialer::Daemon(_, ready) = &mut dialer {
+                // An error is the VM's end, which the caller sees.
+                let _ = timeout(within, ready.wait_for(|ready| *ready)).await;
+            }
+            loop {
+                let left = end.saturating_duration_since(Instant::now());
+                if let Ok(Ok(stream)) = timeout(left.min(TRY_LIMIT), dialer.dial(port)).await {
+                    return Ok(stream);
+                }
+                if Instant::now() + RETRY >= end {
+                    return Err(Error::TimedOut {
+                        what: format!("connection to port {port} of the guest"),
+                        limit: within,
+                    });
+                }
+                sleep(RETRY).await;
+            }
+        })
+    }
+
+    async fn dial(&self, port: u32) -> io::Result<UnixStream> {
+        match self {
+            Dialer::Daemon(dir, _) => {
+                let mut stream = UnixStream::from_std(daemon::open_host_socket(dir)?)?;
+                stream
+                    .write_all(format!("CONNECT {port}\n").as_bytes())
+                    .await?;
+                // Byte by byte: what follows the line is the caller's.
+                let mut answer = Vec::new();
+                while answer.last() != Some(&b'\n') {
+                    if answer.len() == 32 {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
+                    answer.push(stream.read_u8().await?);
+                }
+                match answer.starts_with(b"OK ") {
+                    true => Ok(stream),
+                    false => Err(io::ErrorKind::ConnectionRefused.into()),
+                }
+            }
+            &Dialer::Kernel(cid) => {
+                let connected = tokio::task::spawn_blocking(move || kernel::connect(cid, port));
+                UnixStream::from_std(connected.await.map_err(io::Error::other)??)
+            }
+        }
+    }
+}
