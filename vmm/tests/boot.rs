@@ -1,5 +1,7 @@
 //! A VM from its boot to its end.
 
+#![allow(clippy::unwrap_used)]
+
 mod fixture;
 
 use std::time::Duration;
