@@ -30,6 +30,16 @@ impl VmSize {
             memory_mib: memory_mib.max(MIN_MEMORY_MIB),
         }
     }
+
+    /// The size that a running VM of this size needs for new limits; what they leave out stays as it is.
+    pub fn with_limits(self, resources: &LinuxResources, node: &Vm, host_cpus: u32) -> Self {
+        let limits = Some(resources);
+        let new = Self::of(limits, node, host_cpus);
+        Self {
+            cpus: cpu_limit(limits).map_or(self.cpus, |_| new.cpus),
+            memory_mib: memory_limit(limits).map_or(self.memory_mib, |_| new.memory_mib),
+        }
+    }
 }
 
 /// `linux.resources.cpu`: quota / period, rounded up. The period's default is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`).
@@ -86,6 +96,25 @@ mod tests {
     #[test]
     fn memory_is_the_limit_and_the_overhead() {
         assert_eq!(size(-1, 0, 256 << 20).memory_mib, 256 + 128);
+    }
+
+    #[test]
+    fn new_limits_change_what_they_name_only() {
+        let resources = LinuxResourcesBuilder::default()
+            .memory(
+                LinuxMemoryBuilder::default()
+                    .limit(64 << 20)
+                    .build()
+                    .unwrap(),
+            )
+            .build()
+            .unwrap();
+        let old = VmSize {
+            cpus: 3,
+            memory_mib: 512,
+        };
+        let new = old.with_limits(&resources, &Vm::default(), 4);
+        assert_eq!((new.cpus, new.memory_mib), (3, 64 + 128));
     }
 
     #[test]

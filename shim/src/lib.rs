@@ -1,1 +1,40 @@
-//! containerd on one side, the VM of a pod on the other.
+//! containerd's services on one side, the VM of a pod on the other.
+//!
+//! From the outside in: [`launch`] (start, delete) → [`task`] (containerd's messages) → [`pod`] (containers and their
+//! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`] and [`skills`] also serve the `caisson` command.
+
+pub mod accelerator;
+mod agent;
+pub mod config;
+mod container;
+pub mod error;
+mod events;
+mod home;
+mod launch;
+mod log_uri;
+mod machine;
+mod pod;
+mod process;
+mod share;
+pub mod skills;
+pub mod state;
+mod stats;
+mod streams;
+mod task;
+mod vm;
+
+pub use error::{Error, Result};
+
+/// containerd's name of this runtime.
+pub const RUNTIME: &str = "io.containerd.caisson.v2";
+
+/// Serves containerd until the pod's end.
+pub async fn run() {
+    // Its own reaper waits for every child, also for those of others.
+    let config = containerd_shim::Config {
+        no_reaper: true,
+        no_sub_reaper: true,
+        ..Default::default()
+    };
+    containerd_shim::asynchronous::run::<launch::Caisson>(RUNTIME, Some(config)).await;
+}

@@ -1,0 +1,308 @@
+//! The shim's side of the agent's service: every call with a time limit, every answer checked. The guest is hostile.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
+use containerd_shim::protos::ttrpc::{
+    self,
+    context::{self, Context},
+    r#async::{transport::Socket, Client},
+};
+use tokio::net::UnixStream;
+
+use crate::error::{Error, Result};
+
+/// How long the guest has for an ordinary request. Emulated guests are slow; a guest that needs longer is broken.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The most pids that are believed.
+const MAX_PIDS: usize = 65_536;
+/// The longest text of the guest that is passed on, in bytes.
+const MAX_MESSAGE: usize = 2048;
+
+/// The agent of one guest. Clones share the connection.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+}
+
+/// Which process of which container; no exec id means the container's init.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessId {
+    pub container: String,
+    pub exec: String,
+}
+
+/// The tokens by which the streams of a process are connected; 0 is none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tokens {
+    pub stdin: u64,
+    pub stdout: u64,
+    pub stderr: u64,
+}
+
+impl From<Tokens> for proto::Streams {
+    fn from(tokens: Tokens) -> Self {
+        Self {
+            stdin: tokens.stdin,
+            stdout: tokens.stdout,
+            stderr: tokens.stderr,
+            ..Default::default()
+        }
+    }
+}
+
+/// One call: the operation's name for errors, the client's method, the request.
+macro_rules! call {
+    ($self:ident, $operation:literal, $method:ident, $request:expr) => {
+        $self
+            .client
+            .$method(limit(LIMIT), &$request)
+            .await
+            .map_err(|error| translate($operation, error))
+    };
+}
+
+impl Agent {
+    /// Speaks to the agent over a connection to its port.
+    pub fn new(connection: UnixStream) -> Self {
+        Self {
+            client: AgentClient::new(Client::new(Socket::new(connection))),
+        }
+    }
+
+    /// Gives a new machine its identity: clock, randomness, names. Returns the guest's kernel release.
+    pub async fn configure(&self, hostname: &str) -> Result<String> {
+        let mut entropy = vec![0; 64];
+        random(&mut entropy)?;
+        let mut machine_id = [0; 16];
+        random(&mut machine_id)?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let request = proto::ConfigureRequest {
+            realtime_nanos: now.as_nanos() as u64,
+            entropy,
+            hostname: hostname.to_owned(),
+            machine_id: machine_id.iter().map(|b| format!("{b:02x}")).collect(),
+            ..Default::default()
+        };
+        let answer = call!(self, "configure", configure, request)?;
+        Ok(shorten(&answer.kernel_release, 128))
+    }
+
+    /// The guest's half of plugging a device in.
+    pub async fn attach(&self, device: proto::attach_request::Device) -> Result<()> {
+        let request = proto::AttachRequest {
+            device: Some(device),
+            ..Default::default()
+        };
+        call!(self, "attach", attach, request).map(drop)
+    }
+
+    /// Makes a container; its init waits for [`Agent::start`].
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &caisson_oci::spec::Spec,
+        streams: Tokens,
+    ) -> Result<()> {
+        let request = proto::CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec_json: to_json("spec", spec)?,
+            streams: Some(streams.into()).into(),
+            ..Default::default()
+        };
+        call!(self, "create", create_container, request).map(drop)
+    }
+
+    /// Lets a container's init run.
+    pub async fn start(&self, id: &str) -> Result<()> {
+        call!(self, "start", start_container, container(id)).map(drop)
+    }
+
+    /// Removes a container.
+    pub async fn delete(&self, id: &str) -> Result<()> {
+        call!(self, "delete", delete_container, container(id)).map(drop)
+    }
+
+    /// Runs a further process in a container.
+    pub async fn exec(&self, id: &ProcessId, process_json: Vec<u8>, streams: Tokens) -> Result<()> {
+        let request = proto::ExecRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            process_json,
+            streams: Some(streams.into()).into(),
+            ..Default::default()
+        };
+        call!(self, "exec", exec, request).map(drop)
+    }
+
+    /// Waits for the end of a process, without a limit. Returns 0-255.
+    pub async fn wait(&self, id: &ProcessId) -> Result<u32> {
+        let request = proto::ProcessRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            ..Default::default()
+        };
+        let answer = self.client.wait(Context::default(), &request).await;
+        let status = answer
+            .map_err(|error| translate("wait", error))?
+            .exit_status;
+        Ok(status.min(255))
+    }
+
+    /// Sends a signal to a process, or with `all` to every process of its container.
+    pub async fn kill(&self, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
+        let request = proto::KillRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        call!(self, "kill", kill, request).map(drop)
+    }
+
+    /// Tells a terminal its size, in characters.
+    pub async fn resize(&self, id: &ProcessId, width: u32, height: u32) -> Result<()> {
+        let request = proto::ResizePtyRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            width,
+            height,
+            ..Default::default()
+        };
+        call!(self, "resize", resize_pty, request).map(drop)
+    }
+
+    /// The pids of a container, as the guest numbers them.
+    pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
+        let mut pids = call!(self, "list processes", list_processes, container(id))?.pids;
+        pids.truncate(MAX_PIDS);
+        Ok(pids)
+    }
+
+    /// Freezes a container.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        call!(self, "pause", pause, container(id)).map(drop)
+    }
+
+    /// Thaws a container.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        call!(self, "resume", resume, container(id)).map(drop)
+    }
+
+    /// Changes a container's limits.
+    pub async fn update(
+        &self,
+        id: &str,
+        resources: &caisson_oci::spec::LinuxResources,
+    ) -> Result<()> {
+        let request = proto::UpdateRequest {
+            container_id: id.to_owned(),
+            resources_json: to_json("resources", resources)?,
+            ..Default::default()
+        };
+        call!(self, "update", update, request).map(drop)
+    }
+
+    /// What a container uses.
+    pub async fn stats(&self, id: &str) -> Result<proto::StatsResponse> {
+        call!(self, "stats", stats, container(id))
+    }
+
+    /// The next event of the guest, without a limit.
+    pub async fn next_event(&self) -> Result<proto::Event> {
+        let answer = self
+            .client
+            .next_event(Context::default(), &proto::Empty::new())
+            .await;
+        answer.map_err(|error| translate("next event", error))
+    }
+
+    /// Has the guest write everything out.
+    pub async fn shutdown(&self, within: Duration) -> Result<()> {
+        let answer = self
+            .client
+            .shutdown(limit(within), &proto::Empty::new())
+            .await;
+        answer
+            .map(drop)
+            .map_err(|error| translate("shutdown", error))
+    }
+}
+
+/// A fresh token for a stream: never 0.
+pub fn new_token() -> Result<u64> {
+    let mut bytes = [0; 8];
+    random(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes).max(1))
+}
+
+fn random(bytes: &mut [u8]) -> Result<()> {
+    getrandom::fill(bytes).map_err(|error| Error::File {
+        operation: "read randomness from",
+        path: "getrandom(2)".into(),
+        source: error.into(),
+    })
+}
+
+fn container(id: &str) -> proto::ContainerRequest {
+    proto::ContainerRequest {
+        container_id: id.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn limit(within: Duration) -> Context {
+    context::with_timeout(within.as_nanos() as i64)
+}
+
+fn to_json(field: &'static str, value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::Request {
+        field,
+        reason: error.to_string(),
+    })
+}
+
+fn translate(operation: &'static str, error: ttrpc::Error) -> Error {
+    match error {
+        ttrpc::Error::RpcStatus(status) => Error::Agent {
+            operation,
+            code: status.code(),
+            message: shorten(&status.message, MAX_MESSAGE),
+        },
+        other => Error::AgentSilent {
+            operation,
+            message: shorten(&other.to_string(), MAX_MESSAGE),
+        },
+    }
+}
+
+/// At most `most` bytes of a text of the guest, without control characters.
+fn shorten(text: &str, most: usize) -> String {
+    let mut short = String::new();
+    for character in text.chars() {
+        if short.len() + character.len_utf8() > most {
+            short.push('…');
+            break;
+        }
+        short.push(if character.is_control() {
+            ' '
+        } else {
+            character
+        });
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_the_guest_is_cut_and_cleaned() {
+        assert_eq!(shorten("a\x1b[31mb\n", 100), "a [31mb ");
+        assert!(shorten(&"x".repeat(1 << 20), MAX_MESSAGE).len() <= MAX_MESSAGE + 3);
+    }
+}

@@ -1,0 +1,183 @@
+//! A container of a pod: what containerd asked for and its processes.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use caisson_oci::{
+    annotations::{Annotations, Home},
+    spec::Spec,
+    GuestPaths, NodeConfig,
+};
+use caisson_protocol::{agent as proto, path::DISKS, path::SHARES};
+use caisson_vmm::Device;
+use proto::attach_request::Device as GuestDevice;
+
+use crate::{
+    error::{Error, Result},
+    home,
+    machine::Plug,
+    process::Process,
+    share::Share,
+    skills::{SkillError, SkillStore},
+};
+
+/// The tag of the home's virtiofs device.
+const HOME_TAG: &str = "home";
+/// The largest config.json that is read, in bytes.
+const MAX_SPEC: u64 = 16 << 20;
+
+/// A container.
+pub struct Container {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+impl Container {
+    /// A container whose init is made.
+    pub fn new(id: String, bundle: PathBuf, init: Arc<Process>) -> Self {
+        Self {
+            id,
+            bundle,
+            init,
+            execs: Mutex::default(),
+        }
+    }
+
+    /// The init (no exec id) or an exec.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let found = self.lock().get(exec).cloned();
+        found.ok_or_else(|| Error::NotFound {
+            what: "exec",
+            id: exec.to_owned(),
+        })
+    }
+
+    /// Adds an exec that is yet to be started.
+    pub fn add_exec(&self, process: Process) -> Result<()> {
+        let exec = process.id.exec.clone();
+        let mut execs = self.lock();
+        if execs.contains_key(&exec) {
+            return Err(Error::Exists {
+                what: "exec",
+                id: exec,
+            });
+        }
+        execs.insert(exec, Arc::new(process));
+        Ok(())
+    }
+
+    /// Forgets an exec.
+    pub fn remove_exec(&self, exec: &str) {
+        self.lock().remove(exec);
+    }
+
+    /// Every process, the init last.
+    pub fn processes(&self) -> Vec<Arc<Process>> {
+        let mut all: Vec<_> = self.lock().values().cloned().collect();
+        all.push(self.init.clone());
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A bundle's spec and what it asks to be plugged in.
+pub struct Wishes {
+    pub spec: Spec,
+    annotations: Annotations,
+}
+
+impl Wishes {
+    /// Reads and checks `config.json`.
+    pub fn read(bundle: &Path) -> Result<Self> {
+        use std::io::Read;
+        let path = bundle.join("config.json");
+        let mut json = Vec::new();
+        let file = std::fs::File::open(&path).map_err(Error::file("open", &path))?;
+        file.take(MAX_SPEC)
+            .read_to_end(&mut json)
+            .map_err(Error::file("read", &path))?;
+        let spec = caisson_oci::parse_spec(&json)?;
+        let annotations = match spec.annotations() {
+            Some(annotations) => Annotations::parse(annotations)?,
+            None => Annotations::default(),
+        };
+        Ok(Self { spec, annotations })
+    }
+
+    /// The folder on the host that `root.path` names (config.md, "Root": relative to the bundle).
+    pub fn root(&self, bundle: &Path) -> PathBuf {
+        let path = self.spec.root().as_ref().map(|root| root.path().clone());
+        bundle.join(path.unwrap_or_default())
+    }
+
+    /// Looks up what is asked for: the places in the guest, and the devices to be plugged in for them.
+    pub fn resolve(
+        &self,
+        config: &NodeConfig,
+        id: &str,
+        namespace: &str,
+        rootfs: &Path,
+    ) -> Result<(GuestPaths, Vec<Plug>)> {
+        let mut plugs = Vec::new();
+        let mut paths = GuestPaths {
+            rootfs: Share::guest_rootfs(id),
+            volumes: Share::guest_volumes(id),
+            skills: Vec::new(),
+            home: None,
+        };
+        let store = SkillStore::new(&config.store_dir);
+        for wanted in &self.annotations.skills {
+            let skill = store.get(&wanted.digest)?;
+            let name = wanted.name.clone().unwrap_or_else(|| skill.name.clone());
+            let target = Path::new("/opt/skills").join(&name);
+            if paths.skills.iter().any(|(taken, _)| *taken == target) {
+                return Err(SkillError::SameName(name).into());
+            }
+            // Half of the digest's first half: as much as a serial number holds with a mark before it.
+            let serial = format!("s-{}", &skill.digest[..16]);
+            paths.skills.push((target, Path::new(DISKS).join(&serial)));
+            plugs.push(Plug {
+                vm: Device::Disk {
+                    serial: serial.clone(),
+                    path: store.path(&skill),
+                    read_only: true,
+                },
+                guest: GuestDevice::Disk(proto::Disk {
+                    serial,
+                    fs_type: "squashfs".to_owned(),
+                    read_only: true,
+                    ..Default::default()
+                }),
+            });
+        }
+        if let Some(Home::Persistent { name }) = &self.annotations.home {
+            let process = self.spec.process().as_ref();
+            let process = process.ok_or(caisson_oci::Error::Missing("process"))?;
+            let target = home::mount_point(&self.spec, rootfs)?;
+            paths.home = Some((target, Path::new(SHARES).join(HOME_TAG)));
+            plugs.push(Plug {
+                vm: Device::SharedDir {
+                    tag: HOME_TAG.to_owned(),
+                    path: home::directory(&config.store_dir, namespace, name, process)?,
+                    read_only: false,
+                },
+                guest: GuestDevice::Share(proto::Share {
+                    tag: HOME_TAG.to_owned(),
+                    ..Default::default()
+                }),
+            });
+        }
+        Ok((paths, plugs))
+    }
+}

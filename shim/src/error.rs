@@ -1,0 +1,144 @@
+//! What can go wrong in the shim, and the one mapping to the codes that containerd understands.
+
+use std::{io, path::PathBuf};
+
+use containerd_shim::protos::ttrpc;
+
+/// A failed request. Its text reaches the user through containerd (`ctr`'s output, `kubectl describe pod`).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The container's description or the node's configuration was refused.
+    #[error(transparent)]
+    Refused(#[from] caisson_oci::Error),
+    /// The VM or one of its devices.
+    #[error("the pod's VM")]
+    Vm(#[from] caisson_vmm::Error),
+    /// The VM ended while something was to be done in it.
+    #[error("the pod's VM has ended: {0}")]
+    VmEnded(String),
+    /// The agent in the guest refused a request; its own text says why.
+    #[error("OCI runtime {operation} failed: {message}")]
+    Agent {
+        /// `create`, `start`, `exec` …
+        operation: &'static str,
+        code: ttrpc::Code,
+        /// Shortened: a guest may say anything.
+        message: String,
+    },
+    /// The agent did not answer in time, or the connection broke.
+    #[error("the agent in the guest did not answer {operation}: {message}")]
+    AgentSilent {
+        operation: &'static str,
+        message: String,
+    },
+    /// No container, exec or task of that id.
+    #[error("{what} {id:?}: not found")]
+    NotFound { what: &'static str, id: String },
+    /// The id is in use.
+    #[error("{what} {id:?} already exists")]
+    Exists { what: &'static str, id: String },
+    /// The process is not in a state for this.
+    #[error("cannot {operation} {id:?}: it is {state}")]
+    State {
+        operation: &'static str,
+        id: String,
+        state: &'static str,
+    },
+    /// A file or folder of the host.
+    #[error("{operation} {}", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A mount on the host.
+    #[error("mount {} for the guest", target.display())]
+    Mount {
+        target: PathBuf,
+        #[source]
+        source: Box<containerd_shim::Error>,
+    },
+    /// A request carries something that can't be read.
+    #[error("request: {field}: {reason}")]
+    Request { field: &'static str, reason: String },
+    /// A skill that is asked for.
+    #[error("annotation caisson.dev/skills: {0}")]
+    Skill(#[from] crate::skills::SkillError),
+    /// The home that is asked for.
+    #[error("annotation caisson.dev/home: {0}")]
+    Home(String),
+    /// A stream of a process.
+    #[error("{stream} of the process")]
+    Stream {
+        /// e.g. `stdin fifo /run/…`
+        stream: String,
+        #[source]
+        source: io::Error,
+    },
+    /// All users of `hypervisor.uid_base .. + uid_count` are taken.
+    #[error("no free user for the pod's VM: all {0} of hypervisor.uid_count are in use; raise it or run `caisson gc`")]
+    NoFreeUser(u32),
+}
+
+/// The result of a request.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A `map_err` for operations on a path.
+    pub fn file(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
+    }
+
+    /// The error with its causes, in one line.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+
+    fn code(&self) -> ttrpc::Code {
+        match self {
+            Self::Refused(_) | Self::Request { .. } | Self::Skill(_) | Self::Home(_) => {
+                ttrpc::Code::INVALID_ARGUMENT
+            }
+            Self::NotFound { .. } => ttrpc::Code::NOT_FOUND,
+            Self::Exists { .. } => ttrpc::Code::ALREADY_EXISTS,
+            Self::State { .. } => ttrpc::Code::FAILED_PRECONDITION,
+            Self::Agent { code, .. } => *code,
+            Self::AgentSilent { .. } => ttrpc::Code::DEADLINE_EXCEEDED,
+            Self::NoFreeUser(_) => ttrpc::Code::RESOURCE_EXHAUSTED,
+            Self::VmEnded(_) => ttrpc::Code::UNAVAILABLE,
+            Self::Vm(_) | Self::File { .. } | Self::Mount { .. } | Self::Stream { .. } => {
+                ttrpc::Code::UNKNOWN
+            }
+        }
+    }
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.chain()))
+    }
+}
+
+/// `error` and its causes, joined by colons; a cause that repeats the text before it is left out.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

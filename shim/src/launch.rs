@@ -1,0 +1,78 @@
+//! The shim's life as containerd knows it: `start` spawns the serving process, `delete` cleans up after a dead one.
+
+use std::{sync::Arc, time::SystemTime};
+
+use async_trait::async_trait;
+use caisson_oci::NodeConfig;
+use containerd_shim::{
+    api::DeleteResponse,
+    asynchronous::{spawn, ExitSignal, Shim},
+    publisher::RemotePublisher,
+    Config, Flags, StartOpts,
+};
+
+use crate::{config, events::Events, pod::Pod, state, stats::timestamp, task::TaskService};
+
+/// The exit status that `delete` reports for a task whose shim died: as killed.
+const KILLED: u32 = 137;
+
+/// One invocation of the shim.
+pub struct Caisson {
+    id: String,
+    namespace: String,
+    /// Or why it was refused: told with the first request, where its user looks.
+    config: Result<NodeConfig, String>,
+    exit: Arc<ExitSignal>,
+}
+
+#[async_trait]
+impl Shim for Caisson {
+    type T = TaskService;
+
+    async fn new(_runtime_id: &str, args: &Flags, shim: &mut Config) -> Self {
+        let config = config::load().map_err(|error| error.chain());
+        if let Ok(config) = &config {
+            shim.default_log_level.clone_from(&config.log.level);
+        }
+        Self {
+            id: args.id.clone(),
+            namespace: args.namespace.clone(),
+            config,
+            exit: Arc::default(),
+        }
+    }
+
+    async fn start_shim(&mut self, opts: StartOpts) -> containerd_shim::Result<String> {
+        let grouping = opts.id.clone();
+        spawn(opts, &grouping, Vec::new()).await
+    }
+
+    async fn delete_shim(&mut self) -> containerd_shim::Result<DeleteResponse> {
+        let state_dir = match &self.config {
+            Ok(config) => config.state_dir.clone(),
+            Err(_) => NodeConfig::default().state_dir,
+        };
+        state::remove(&state_dir, &self.id)
+            .map_err(|error| containerd_shim::Error::Other(error.chain()))?;
+        Ok(DeleteResponse {
+            exit_status: KILLED,
+            exited_at: Some(timestamp(SystemTime::now())).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn wait(&mut self) {
+        self.exit.wait().await;
+    }
+
+    async fn create_task_service(&self, publisher: RemotePublisher) -> TaskService {
+        let pod = self.config.clone().map(|config| {
+            let events = Events::new(publisher.address.clone(), self.namespace.clone());
+            Pod::new(self.id.clone(), self.namespace.clone(), config, events)
+        });
+        TaskService {
+            pod,
+            exit: self.exit.clone(),
+        }
+    }
+}

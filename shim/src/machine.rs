@@ -1,0 +1,224 @@
+//! A pod's VM, put together: state folder, shared folder, VM, agent.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use caisson_oci::{NodeConfig, VmSize};
+use caisson_protocol::{agent as proto, port};
+use caisson_vmm::{Device, VmSpec, Vmm};
+use proto::attach_request::Device as GuestDevice;
+use tokio::sync::OnceCell;
+
+use crate::{
+    accelerator,
+    agent::Agent,
+    config,
+    error::Result,
+    share::{self, Share},
+    state::PodDir,
+    vm::VmHandle,
+};
+
+/// How long a guest has to write everything out at its end.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+
+/// A device in its two halves: what the VM gets and what the agent then does with it.
+pub struct Plug {
+    pub vm: Device,
+    pub guest: GuestDevice,
+}
+
+/// The VM of a pod.
+pub struct Machine {
+    pub vm: VmHandle,
+    pub share: Share,
+    /// Of the VMM, on the host: what containerd is told as the pid of the pod's tasks.
+    pub pid: u32,
+    hostname: String,
+    boot_timeout: Duration,
+    agent: OnceCell<Agent>,
+    size: Mutex<VmSize>,
+    dir: Mutex<Option<PodDir>>,
+}
+
+impl Machine {
+    /// Starts a bare VM and plugs the shared folder in; the guest is still booting then.
+    pub async fn boot(
+        config: &NodeConfig,
+        id: &str,
+        hostname: String,
+        dir: PodDir,
+        share: Share,
+        size: VmSize,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let guest = config::guest_image(config);
+        let vmm = accelerator::qemu(config);
+        let memory = size.memory_mib << 20;
+        let spec = VmSpec {
+            id: id.to_owned(),
+            dir: dir.vm(),
+            accelerator: accelerator::choose(config, &guest).await?,
+            guest,
+            cpus: size.cpus,
+            max_cpus: host_cpus().max(size.cpus),
+            memory,
+            max_memory: memory.max(config.vm.max_memory_mib.min(host_memory_mib()) << 20),
+            credentials: dir.credentials,
+        };
+        let vm = VmHandle::new(vmm.boot(spec).await?);
+        let pids = vm.pids().await?;
+        let qemu = pids.iter().find(|(role, _)| role == "qemu");
+        let machine = Self {
+            vm,
+            pid: qemu.map_or_else(std::process::id, |(_, pid)| *pid),
+            hostname,
+            boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
+            agent: OnceCell::new(),
+            size: Mutex::new(size),
+            dir: Mutex::new(Some(dir)),
+            share,
+        };
+        stage(id, "vmm", started);
+        let shared = Device::SharedDir {
+            tag: share::TAG.to_owned(),
+            path: machine.share.path().to_owned(),
+            read_only: false,
+        };
+        let plugged = machine.vm.attach(shared).await;
+        if let Err(error) = plugged.and(machine.record().await) {
+            machine.shutdown().await;
+            return Err(error);
+        }
+        stage(id, "share", started);
+        Ok(machine)
+    }
+
+    /// The agent, once the guest has booted and has its identity.
+    pub async fn agent(&self) -> Result<&Agent> {
+        self.agent
+            .get_or_try_init(|| async {
+                let started = Instant::now();
+                let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
+                let agent = Agent::new(connection);
+                let kernel = agent.configure(&self.hostname).await?;
+                let shared = proto::Share {
+                    tag: share::TAG.to_owned(),
+                    ..Default::default()
+                };
+                agent.attach(GuestDevice::Share(shared)).await?;
+                stage(&self.hostname, "guest", started);
+                log::info!(kernel; "guest is up");
+                Ok(agent)
+            })
+            .await
+    }
+
+    /// Plugs devices in, both halves; the guest may still be booting.
+    pub async fn plug(&self, devices: Vec<Plug>) -> Result<()> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let mut halves = Vec::new();
+        for device in devices {
+            self.vm.attach(device.vm).await?;
+            halves.push(device.guest);
+        }
+        self.record().await?;
+        let agent = self.agent().await?;
+        let attached = halves.into_iter().map(|half| agent.attach(half));
+        futures::future::try_join_all(attached).await.map(drop)
+    }
+
+    /// Grows or shrinks the VM. What a guest does not give back stays its own: shrinking is best effort.
+    pub async fn resize(&self, wanted: VmSize) -> Result<()> {
+        let current = self.size();
+        let agent = self.agent().await?;
+        if wanted.cpus != current.cpus {
+            let resized = self.vm.attach(Device::Cpus(wanted.cpus)).await;
+            if wanted.cpus > current.cpus {
+                resized?;
+                agent.attach(GuestDevice::Cpus(wanted.cpus)).await?;
+            } else if let Err(error) = resized {
+                log::info!("the VM keeps its cpus: {}", error.chain());
+            }
+        }
+        if wanted.memory_mib != current.memory_mib {
+            let bytes = wanted.memory_mib << 20;
+            let resized = self.vm.attach(Device::Memory(bytes)).await;
+            if wanted.memory_mib > current.memory_mib {
+                resized?;
+                agent.attach(GuestDevice::MemoryBytes(bytes)).await?;
+            } else if let Err(error) = resized {
+                log::info!("the VM keeps its memory: {}", error.chain());
+            }
+        }
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        Ok(())
+    }
+
+    /// The size that the VM was last given.
+    pub fn size(&self) -> VmSize {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the VM, in order, and removes everything of the pod from the host. Idempotent; failures are logged.
+    pub async fn shutdown(&self) {
+        let mut ended = self.vm.clone();
+        if let Some(agent) = self.agent.get() {
+            tokio::select! {
+                written = agent.shutdown(SHUTDOWN_LIMIT) => if let Err(error) = written {
+                    log::warn!("the guest did not shut down: {}", error.chain());
+                },
+                _ = ended.ended() => {}
+            }
+        }
+        if let Err(error) = self.vm.stop().await {
+            log::warn!("stop the VM: {}", error.chain());
+        }
+        let dir = self
+            .dir
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // Unmounting and waiting for processes blocks; a panic there is logged by the runtime.
+        drop(tokio::task::spawn_blocking(move || drop(dir)).await);
+    }
+
+    /// Notes the VM's processes in the state folder.
+    async fn record(&self) -> Result<()> {
+        let pids = self.vm.pids().await?;
+        match self
+            .dir
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+        {
+            Some(dir) => dir.record(&pids),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Logs how long a stage of a start took.
+pub fn stage(pod: &str, stage: &str, since: Instant) {
+    let ms = since.elapsed().as_millis() as u64;
+    log::info!(pod, stage, ms; "start");
+}
+
+/// The host's cpus that this process may use.
+pub fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+}
+
+/// The host's memory in MiB (proc(5), `MemTotal`).
+pub fn host_memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| {
+        let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()
+    });
+    total.map_or(u64::MAX, |kib| kib / 1024)
+}

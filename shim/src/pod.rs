@@ -1,0 +1,541 @@
+//! A pod: one VM and the containers in it. What the task service does, without containerd's messages.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use caisson_oci::{
+    config::NodeConfig,
+    spec::LinuxResources,
+    translate::{translate, Node},
+};
+use caisson_protocol::agent::{event, StatsResponse};
+use containerd_shim::protos::{
+    events::task::{
+        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
+        TaskPaused, TaskResumed, TaskStart,
+    },
+    types::mount::Mount,
+};
+use tokio::sync::OnceCell;
+
+use crate::{
+    agent::ProcessId,
+    container::{Container, Wishes},
+    error::{Error, Result},
+    events::Events,
+    machine::{host_cpus, host_memory_mib, stage, Machine},
+    process::{Exit, Process, State},
+    share::Share,
+    state::PodDir,
+    stats::timestamp,
+    streams::{HostEnds, Stdio},
+    vm::describe,
+};
+
+/// How long output may still take to arrive after a process' end before `delete` cuts it.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// The exit status of a process whose end nobody could see: the VM was gone.
+const UNKNOWN_STATUS: u32 = 255;
+
+/// A request to create a container.
+pub struct CreateRequest {
+    pub id: String,
+    pub bundle: PathBuf,
+    /// Containerd's mounts for the root, to be stacked.
+    pub rootfs: Vec<Mount>,
+    pub stdio: Stdio,
+}
+
+/// A pod of this shim.
+pub struct Pod {
+    id: String,
+    namespace: String,
+    config: NodeConfig,
+    events: Events,
+    machine: OnceCell<Arc<Machine>>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+}
+
+impl Pod {
+    /// A pod without a VM yet; the first container boots it.
+    pub fn new(id: String, namespace: String, config: NodeConfig, events: Events) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            namespace,
+            config,
+            events,
+            machine: OnceCell::new(),
+            containers: Mutex::default(),
+        })
+    }
+
+    /// Creates a container, in a VM of its own. Returns the pid of the VM on the host. A failure leaves nothing.
+    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
+        caisson_oci::id::check(&request.id)?;
+        if self.lock().contains_key(&request.id) {
+            return Err(Error::Exists {
+                what: "container",
+                id: request.id,
+            });
+        }
+        let created = self.create_container(&request).await;
+        let (machine, container) = match created {
+            Ok(created) => created,
+            Err(error) => {
+                self.shutdown().await;
+                return Err(error);
+            }
+        };
+        let init = container.init.clone();
+        self.lock().insert(request.id.clone(), container);
+        self.events.send(TaskCreate {
+            container_id: request.id,
+            bundle: request.bundle.display().to_string(),
+            rootfs: request.rootfs,
+            io: Some(TaskIO {
+                stdin: request.stdio.stdin,
+                stdout: request.stdio.stdout,
+                stderr: request.stdio.stderr,
+                terminal: request.stdio.terminal,
+                ..Default::default()
+            })
+            .into(),
+            pid: machine.pid,
+            ..Default::default()
+        });
+        self.watch(machine.clone(), init);
+        Ok(machine.pid)
+    }
+
+    async fn create_container(
+        self: &Arc<Self>,
+        request: &CreateRequest,
+    ) -> Result<(Arc<Machine>, Arc<Container>)> {
+        let started = Instant::now();
+        let id = &request.id;
+        let wishes = Wishes::read(&request.bundle)?;
+        let dir = PodDir::create(&self.config, &self.id)?;
+        let share = Share::create(dir.shared())?;
+        let folder = wishes.root(&request.bundle);
+        share
+            .mount_rootfs(id, request.rootfs.clone(), &folder)
+            .await?;
+        let (paths, plugs) =
+            wishes.resolve(&self.config, id, &self.namespace, &share.rootfs(id))?;
+        let node = Node {
+            vm: &self.config.vm,
+            cpus: host_cpus(),
+            memory_mib: host_memory_mib(),
+        };
+        let plan = translate(wishes.spec, id, node, &paths)?;
+        for warning in &plan.warnings {
+            log::warn!(container = id; "{warning}");
+        }
+        share.mount_volumes(id, &plan.volumes)?;
+        let ends = HostEnds::open(&request.stdio, id, &self.namespace).await?;
+        stage(&self.id, "prepare", started);
+
+        let hostname = plan.guest_spec.hostname().clone();
+        let hostname = hostname.unwrap_or_else(|| id.clone());
+        let machine = self
+            .machine
+            .get_or_try_init(|| async {
+                let machine =
+                    Machine::boot(&self.config, &self.id, hostname, dir, share, plan.size).await?;
+                let machine = Arc::new(machine);
+                self.watch_guest(machine.clone());
+                Result::Ok(machine)
+            })
+            .await?;
+        let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
+        stage(&self.id, "attached", started);
+        agent.create(id, &plan.guest_spec, ends.tokens).await?;
+        stage(&self.id, "created", started);
+        let process_id = ProcessId {
+            container: id.clone(),
+            exec: String::new(),
+        };
+        let init = Process::new(process_id, request.stdio.clone(), Vec::new());
+        init.set_pumps(ends.connect(&machine.vm, id).await?);
+        stage(&self.id, "streams", started);
+        let container = Container::new(id.clone(), request.bundle.clone(), Arc::new(init));
+        Ok((machine.clone(), Arc::new(container)))
+    }
+
+    /// Starts a container's init or an exec. Returns the pid of the VM on the host.
+    pub async fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32> {
+        let machine = self.machine(id)?;
+        let process = self.container(id)?.process(exec)?;
+        process.transition("start", State::Starting)?;
+        let started = match exec {
+            "" => machine.agent().await?.start(id).await,
+            _ => self.start_exec(&machine, &process).await,
+        };
+        if let Err(error) = started {
+            match exec {
+                // The init has been made and ends with the container; its end is announced by `watch`.
+                "" => self.settle(&process, State::Created),
+                _ => self.stop_unstarted(&process),
+            }
+            return Err(error);
+        }
+        let (container_id, pid) = (id.to_owned(), machine.pid);
+        if exec.is_empty() {
+            self.events.send(TaskStart {
+                container_id,
+                pid,
+                ..Default::default()
+            });
+        } else {
+            self.events.send(TaskExecStarted {
+                container_id,
+                exec_id: exec.to_owned(),
+                pid,
+                ..Default::default()
+            });
+        }
+        self.settle(&process, State::Running);
+        if !exec.is_empty() {
+            self.watch(machine, process);
+        }
+        Ok(pid)
+    }
+
+    async fn start_exec(&self, machine: &Machine, process: &Process) -> Result<()> {
+        let ends = HostEnds::open(&process.stdio, &process.id.container, &self.namespace).await?;
+        let agent = machine.agent().await?;
+        agent
+            .exec(&process.id, process.process_json.clone(), ends.tokens)
+            .await?;
+        process.set_pumps(ends.connect(&machine.vm, process.name()).await?);
+        Ok(())
+    }
+
+    /// Leaves `Starting`. Where the process has ended meanwhile, its end stands.
+    fn settle(&self, process: &Process, state: State) {
+        if let Err(error) = process.transition("settle", state) {
+            log::debug!("{}", error.chain());
+        }
+    }
+
+    /// An exec that could not be started has ended, so that containerd can delete it.
+    fn stop_unstarted(&self, process: &Process) {
+        let exit = Exit {
+            status: UNKNOWN_STATUS,
+            at: SystemTime::now(),
+        };
+        self.settle(process, State::Stopped(exit));
+    }
+
+    /// Adds an exec, to be started later.
+    pub fn exec(&self, id: &str, exec: &str, process_json: Vec<u8>, stdio: Stdio) -> Result<()> {
+        caisson_oci::id::check(exec)?;
+        let container = self.container(id)?;
+        let process_id = ProcessId {
+            container: id.to_owned(),
+            exec: exec.to_owned(),
+        };
+        container.add_exec(Process::new(process_id, stdio, process_json))?;
+        self.events.send(TaskExecAdded {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// A process, the folder of its container and the pid to be told.
+    pub fn process(&self, id: &str, exec: &str) -> Result<(Arc<Process>, PathBuf, u32)> {
+        let container = self.container(id)?;
+        let pid = self.machine(id)?.pid;
+        Ok((container.process(exec)?, container.bundle.clone(), pid))
+    }
+
+    /// Signals a process, or all of its container.
+    pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let process = self.container(id)?.process(exec)?;
+        if let State::Stopped(_) = process.state() {
+            // As runc's shim says it; containerd takes it for success.
+            return Err(Error::NotFound {
+                what: "process already finished: process",
+                id: process.name().to_owned(),
+            });
+        }
+        let machine = self.machine(id)?;
+        machine.agent().await?.kill(&process.id, signal, all).await
+    }
+
+    /// Removes a container or an exec that has ended. Returns its exit and the pid that was told.
+    pub async fn delete(&self, id: &str, exec: &str) -> Result<(Exit, u32)> {
+        let container = self.container(id)?;
+        let machine = self.machine(id)?;
+        let process = container.process(exec)?;
+        let exit = match process.state() {
+            State::Stopped(exit) => exit,
+            State::Created if exec.is_empty() => {
+                machine
+                    .agent()
+                    .await?
+                    .kill(&process.id, libc::SIGKILL as u32, true)
+                    .await?;
+                process.exited().await
+            }
+            State::Created => Exit {
+                status: 0,
+                at: SystemTime::now(),
+            },
+            state => {
+                return Err(Error::State {
+                    operation: "delete",
+                    id: process.name().to_owned(),
+                    state: state.name(),
+                })
+            }
+        };
+        process.drain(DRAIN_LIMIT).await;
+        if !exec.is_empty() {
+            container.remove_exec(exec);
+            return Ok((exit, machine.pid));
+        }
+        let mut ended = machine.vm.clone();
+        tokio::select! {
+            deleted = async { machine.agent().await?.delete(id).await } => if let Err(error) = deleted {
+                // Nothing of the guest outlives the VM; the host's part goes on.
+                log::warn!(container = id; "{}", error.chain());
+            },
+            _ = ended.ended() => {}
+        }
+        self.lock().remove(id);
+        machine.share.remove(id)?;
+        self.events.send(TaskDelete {
+            container_id: id.to_owned(),
+            pid: machine.pid,
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        });
+        Ok((exit, machine.pid))
+    }
+
+    /// Freezes a container.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        let init = self.container(id)?.init.clone();
+        let machine = self.machine(id)?;
+        match init.state() {
+            State::Running => machine.agent().await?.pause(id).await?,
+            state => return Err(wrong_state("pause", id, state)),
+        }
+        init.transition("pause", State::Paused)?;
+        self.events.send(TaskPaused {
+            container_id: id.to_owned(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Thaws a container.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        let init = self.container(id)?.init.clone();
+        let machine = self.machine(id)?;
+        match init.state() {
+            State::Paused => machine.agent().await?.resume(id).await?,
+            state => return Err(wrong_state("resume", id, state)),
+        }
+        init.transition("resume", State::Running)?;
+        self.events.send(TaskResumed {
+            container_id: id.to_owned(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// The pids of a container, as the guest numbers them.
+    pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
+        self.container(id)?;
+        self.machine(id)?.agent().await?.pids(id).await
+    }
+
+    /// What a container uses.
+    pub async fn stats(&self, id: &str) -> Result<StatsResponse> {
+        self.container(id)?;
+        self.machine(id)?.agent().await?.stats(id).await
+    }
+
+    /// Changes a container's limits, and the VM's size with them.
+    pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        self.container(id)?;
+        let machine = self.machine(id)?;
+        let current = machine.size();
+        let wanted = current.with_limits(resources, &self.config.vm, host_cpus());
+        if wanted.memory_mib > host_memory_mib() {
+            return Err(Error::Request {
+                field: "resources.memory.limit",
+                reason: format!(
+                    "the VM would need {} MiB of memory, the node has {} MiB",
+                    wanted.memory_mib,
+                    host_memory_mib()
+                ),
+            });
+        }
+        // First room, then the limit; when it shrinks the other way round.
+        let grows = caisson_oci::VmSize {
+            cpus: wanted.cpus.max(current.cpus),
+            memory_mib: wanted.memory_mib.max(current.memory_mib),
+        };
+        machine.resize(grows).await?;
+        machine.agent().await?.update(id, resources).await?;
+        machine.resize(wanted).await
+    }
+
+    /// Tells a terminal its size.
+    pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
+        let process = self.container(id)?.process(exec)?;
+        let machine = self.machine(id)?;
+        machine
+            .agent()
+            .await?
+            .resize(&process.id, width, height)
+            .await
+    }
+
+    /// Whether no container is left.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Ends the VM and removes everything of the pod from the host; containers that still run end with it. Idempotent.
+    pub async fn shutdown(&self) {
+        if let Some(machine) = self.machine.get() {
+            machine.shutdown().await;
+        }
+        self.events.flush(Duration::from_secs(2)).await;
+    }
+
+    /// The pid that the VM has on the host, once it has one.
+    pub fn pid(&self) -> Option<u32> {
+        self.machine.get().map(|machine| machine.pid)
+    }
+
+    /// Waits for a process' end in the background and announces it.
+    fn watch(self: &Arc<Self>, machine: Arc<Machine>, process: Arc<Process>) {
+        let pod = self.clone();
+        tokio::spawn(async move {
+            let status = exit_status(&machine, &process).await;
+            let at = SystemTime::now();
+            // The end is announced after the start.
+            process.settled().await;
+            if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
+                log::warn!("{}", error.chain());
+                return;
+            }
+            let id = process.id.clone();
+            pod.events.send(TaskExit {
+                id: if id.exec.is_empty() {
+                    id.container.clone()
+                } else {
+                    id.exec
+                },
+                container_id: id.container,
+                pid: machine.pid,
+                exit_status: status,
+                exited_at: Some(timestamp(at)).into(),
+                ..Default::default()
+            });
+        });
+    }
+
+    /// Passes the guest's events on, and logs the VM's end.
+    fn watch_guest(self: &Arc<Self>, machine: Arc<Machine>) {
+        let pod = self.clone();
+        let mut vm = machine.vm.clone();
+        let listening = tokio::spawn({
+            async move {
+                let Ok(agent) = machine.agent().await else {
+                    return;
+                };
+                loop {
+                    match agent.next_event().await {
+                        Ok(event) => pod.guest_event(event.event),
+                        Err(error) => {
+                            log::debug!("guest events end: {}", error.chain());
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        tokio::spawn(async move {
+            let reason = vm.ended().await;
+            log::info!("the VM has ended: {}", describe(&reason));
+            listening.abort();
+        });
+    }
+
+    fn guest_event(&self, event: Option<event::Event>) {
+        match event {
+            Some(event::Event::Oom(oom)) if self.lock().contains_key(&oom.container_id) => {
+                self.events.send(TaskOOM {
+                    container_id: oom.container_id,
+                    ..Default::default()
+                });
+            }
+            _ => log::warn!("the guest sent an event that can't be"),
+        }
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self.lock().get(id).cloned();
+        found.ok_or_else(|| Error::NotFound {
+            what: "container",
+            id: id.to_owned(),
+        })
+    }
+
+    fn machine(&self, id: &str) -> Result<Arc<Machine>> {
+        self.machine.get().cloned().ok_or_else(|| Error::NotFound {
+            what: "container",
+            id: id.to_owned(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wrong_state(operation: &'static str, id: &str, state: State) -> Error {
+    Error::State {
+        operation,
+        id: id.to_owned(),
+        state: state.name(),
+    }
+}
+
+/// Waits for a process' end, or for the VM's. A guest that breaks off is stopped: its word is worth nothing any more.
+async fn exit_status(machine: &Machine, process: &Process) -> u32 {
+    let mut vm = machine.vm.clone();
+    let waited = async { machine.agent().await?.wait(&process.id).await };
+    tokio::select! {
+        status = waited => match status {
+            Ok(status) => return status,
+            Err(error) => log::warn!(process = process.name(); "{}", error.chain()),
+        },
+        _ = vm.ended() => return UNKNOWN_STATUS,
+    }
+    if tokio::time::timeout(Duration::from_secs(2), vm.ended())
+        .await
+        .is_err()
+    {
+        log::error!(process = process.name(); "lost sight of the process, stopping the VM");
+        if let Err(error) = machine.vm.stop().await {
+            log::error!("stop the VM: {}", error.chain());
+        }
+    }
+    UNKNOWN_STATUS
+}

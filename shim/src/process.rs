@@ -1,0 +1,213 @@
+//! One process in the guest, as containerd knows it: a container's init or an exec.
+//!
+//! ```text
+//!   Created --start--> Starting --> Running <--pause/resume--> Paused
+//!      |                  |            |                          |
+//!      `------------------+------------+------ its end -----------'
+//!                                      v
+//!                                   Stopped
+//! ```
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    agent::ProcessId,
+    error::{Error, Result},
+    streams::{Pumps, Stdio},
+};
+
+/// What a process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Created,
+    Starting,
+    Running,
+    Paused,
+    Stopped(Exit),
+}
+
+/// How and when a process ended. The time is the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0-255.
+    pub status: u32,
+    pub at: SystemTime,
+}
+
+impl State {
+    /// As error messages say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped(_) => "stopped",
+        }
+    }
+
+    /// Whether the picture above has an arrow from `self` to `next`.
+    fn may_become(self, next: Self) -> bool {
+        use State::{Created, Paused, Running, Starting, Stopped};
+        match (self, next) {
+            (Stopped(_), _) => false,
+            (_, Stopped(_)) => true,
+            (Created, Starting) | (Starting, Running | Created) => true,
+            (Running, Paused) | (Paused, Running) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A process and its streams.
+pub struct Process {
+    pub id: ProcessId,
+    pub stdio: Stdio,
+    /// For an exec: the OCI `process` object to be run.
+    pub process_json: Vec<u8>,
+    state: watch::Sender<State>,
+    pumps: Mutex<Option<Pumps>>,
+}
+
+impl Process {
+    /// A process that is not running yet.
+    pub fn new(id: ProcessId, stdio: Stdio, process_json: Vec<u8>) -> Self {
+        Self {
+            id,
+            stdio,
+            process_json,
+            state: watch::Sender::new(State::Created),
+            pumps: Mutex::new(None),
+        }
+    }
+
+    /// How errors and logs name it.
+    pub fn name(&self) -> &str {
+        match self.id.exec.as_str() {
+            "" => &self.id.container,
+            exec => exec,
+        }
+    }
+
+    /// What it is doing now.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Moves on to `next`; an error that names `operation` where that can't be.
+    pub fn transition(&self, operation: &'static str, next: State) -> Result<()> {
+        let mut refused = None;
+        self.state.send_if_modified(|state| {
+            let allowed = state.may_become(next);
+            if allowed {
+                *state = next;
+            } else {
+                refused = Some(*state);
+            }
+            allowed
+        });
+        match refused {
+            None => Ok(()),
+            Some(state) => Err(Error::State {
+                operation,
+                id: self.name().to_owned(),
+                state: state.name(),
+            }),
+        }
+    }
+
+    /// Resolves when the process has ended.
+    pub async fn exited(&self) -> Exit {
+        let mut states = self.state.subscribe();
+        loop {
+            if let State::Stopped(exit) = *states.borrow_and_update() {
+                return exit;
+            }
+            if states.changed().await.is_err() {
+                // Not while `self` lives.
+                futures::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Resolves when a start that is under way has been announced or has failed.
+    pub async fn settled(&self) {
+        let mut states = self.state.subscribe();
+        // The sender lives as long as `self`.
+        drop(states.wait_for(|state| *state != State::Starting).await);
+    }
+
+    /// Takes the running copies of the streams over.
+    pub fn set_pumps(&self, pumps: Pumps) {
+        *self.lock_pumps() = Some(pumps);
+    }
+
+    /// See [`Pumps::close_stdin`].
+    pub fn close_stdin(&self) {
+        if let Some(pumps) = self.lock_pumps().as_ref() {
+            pumps.close_stdin();
+        }
+    }
+
+    /// Waits until the output has arrived, at most `within`, and cuts what is left.
+    pub async fn drain(&self, within: Duration) {
+        let pumps = self.lock_pumps().take();
+        if let Some(mut pumps) = pumps {
+            pumps.drain(within).await;
+        }
+    }
+
+    fn lock_pumps(&self) -> std::sync::MutexGuard<'_, Option<Pumps>> {
+        self.pumps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process() -> Process {
+        let id = ProcessId {
+            container: "web".to_owned(),
+            exec: String::new(),
+        };
+        Process::new(id, Stdio::default(), Vec::new())
+    }
+
+    fn stopped() -> State {
+        State::Stopped(Exit {
+            status: 0,
+            at: SystemTime::UNIX_EPOCH,
+        })
+    }
+
+    #[test]
+    fn process_goes_through_its_life_once() {
+        let process = process();
+        for next in [
+            State::Starting,
+            State::Running,
+            State::Paused,
+            State::Running,
+            stopped(),
+        ] {
+            process.transition("test", next).unwrap();
+        }
+        for next in [State::Starting, State::Running, State::Paused, stopped()] {
+            process.transition("test", next).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn process_is_not_started_twice() {
+        let process = process();
+        process.transition("start", State::Starting).unwrap();
+        let error = process.transition("start", State::Starting).unwrap_err();
+        assert_eq!(error.to_string(), "cannot start \"web\": it is starting");
+    }
+}

@@ -1,0 +1,360 @@
+//! The state folder of a pod, `<state_dir>/<id>/`: everything of it on the host's file system, so that what a
+//! killed shim left behind is found again from here.
+//!
+//! ```text
+//! shim.pid          the shim: "pid start-time"
+//! pids              the VM's processes: "pid start-time role" a line
+//! vm/               the VMM's sockets and logs
+//! shared/           what the guest sees of the host, see `share`
+//! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
+//! ```
+//!
+//! [`remove`] undoes all of it: for the shim at a pod's end, for containerd's `delete` call after a crash, for the next
+//! start of the same id and for `caisson gc`.
+
+use std::{
+    fs, io,
+    os::unix::{ffi::OsStringExt, fs::symlink, fs::PermissionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use caisson_oci::NodeConfig;
+use caisson_vmm::Credentials;
+use nix::{
+    errno::Errno,
+    mount::{umount2, MntFlags},
+    sys::signal::{kill, Signal},
+    unistd::{chown, Gid, Pid, Uid},
+};
+
+use crate::error::{Error, Result};
+
+const USERS: &str = ".users";
+
+/// A pod's state folder. Dropping it removes everything, see [`remove`].
+#[derive(Debug)]
+pub struct PodDir {
+    state_dir: PathBuf,
+    id: String,
+    path: PathBuf,
+    /// Whom the pod's VM runs as; nobody else on this host does.
+    pub credentials: Credentials,
+}
+
+impl PodDir {
+    /// Makes the folder for a new pod of this process, and takes a user for it. What a dead shim left there is removed first.
+    pub fn create(config: &NodeConfig, id: &str) -> Result<Self> {
+        caisson_oci::id::check(id)?;
+        let path = config.state_dir.join(id);
+        fs::create_dir_all(config.state_dir.join(USERS))
+            .map_err(Error::file("create state folder", &config.state_dir))?;
+        if path.exists() {
+            if shim_pid(&path).is_some() {
+                return Err(Error::Exists {
+                    what: "pod",
+                    id: id.to_owned(),
+                });
+            }
+            remove(&config.state_dir, id)?;
+        }
+        fs::create_dir(&path).map_err(Error::file("create state folder", &path))?;
+        let mut dir = Self {
+            state_dir: config.state_dir.clone(),
+            id: id.to_owned(),
+            path,
+            credentials: Credentials { uid: 0, gid: 0 },
+        };
+        dir.write("shim.pid", &process_line(std::process::id(), ""))?;
+        dir.credentials = take_user(config, id)?;
+        let vm = dir.vm();
+        fs::create_dir(&vm).map_err(Error::file("create", &vm))?;
+        fs::set_permissions(&vm, fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("set the mode of", &vm))?;
+        let owner = Some(Uid::from_raw(dir.credentials.uid));
+        let group = Some(Gid::from_raw(dir.credentials.gid));
+        chown(&vm, owner, group)
+            .map_err(io::Error::from)
+            .map_err(Error::file("set the owner of", &vm))?;
+        Ok(dir)
+    }
+
+    /// For the VMM, owned by the VM's user.
+    pub fn vm(&self) -> PathBuf {
+        self.path.join("vm")
+    }
+
+    /// What the guest is shown.
+    pub fn shared(&self) -> PathBuf {
+        self.path.join("shared")
+    }
+
+    /// Notes the processes of the VM, for whoever has to clean up after this one.
+    pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
+        let lines: Vec<_> = pids
+            .iter()
+            .map(|(role, pid)| process_line(*pid, role))
+            .collect();
+        self.write("pids", &lines.join("\n"))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.path.join(name);
+        fs::write(&path, text).map_err(Error::file("write", &path))
+    }
+}
+
+impl Drop for PodDir {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.state_dir, &self.id) {
+            log::error!(pod = self.id; "leaving state behind: {}", error.chain());
+        }
+    }
+}
+
+/// A pod that has a state folder, for `caisson list` and `caisson gc`.
+#[derive(Debug)]
+pub struct PodState {
+    pub id: String,
+    /// The shim's pid, while it lives.
+    pub shim: Option<u32>,
+    /// The VM's processes that still live: role and pid.
+    pub processes: Vec<(String, u32)>,
+}
+
+/// All pods that have a state folder, by id.
+pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
+    let entries = match fs::read_dir(state_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("read state folder", state_dir)(error)),
+    };
+    let mut pods = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::file("read state folder", state_dir))?;
+        let Ok(id) = entry.file_name().into_string() else {
+            continue;
+        };
+        if caisson_oci::id::check(&id).is_err() {
+            continue;
+        }
+        let path = entry.path();
+        pods.push(PodState {
+            id,
+            shim: shim_pid(&path),
+            processes: recorded(&path.join("pids")),
+        });
+    }
+    pods.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(pods)
+}
+
+/// Kills a pod's processes, unmounts what is mounted below its folder, frees its user and removes the folder. Idempotent.
+///
+/// A shim that lives and is not the caller is killed too: `delete` comes when containerd has given it up.
+pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
+    caisson_oci::id::check(id)?;
+    let path = state_dir.join(id);
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut pids: Vec<u32> = recorded(&path.join("pids"))
+        .into_iter()
+        .map(|(_, pid)| pid)
+        .collect();
+    pids.extend(shim_pid(&path).filter(|pid| *pid != std::process::id()));
+    kill_and_wait(&pids);
+    unmount_below(&path)?;
+    // Only now: nothing below is a mount any more, so this can't reach what was shared.
+    fs::remove_dir_all(&path).map_err(Error::file("remove state folder", &path))?;
+    free_users(state_dir, id);
+    Ok(())
+}
+
+/// Unmounts everything mounted below `path`, the last mounted first.
+pub fn unmount_below(path: &Path) -> Result<()> {
+    // A second round finds what came by propagation or was stacked meanwhile.
+    for _ in 0..3 {
+        let mounts = mounts_below(path)?;
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        for target in mounts.iter().rev() {
+            match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                Err(error) => return Err(Error::file("unmount", target)(error.into())),
+            }
+        }
+    }
+    match mounts_below(path)?.pop() {
+        None => Ok(()),
+        Some(target) => Err(Error::file("unmount", target)(Errno::EBUSY.into())),
+    }
+}
+
+/// Mount points below `path`, in the order in which they were mounted (proc(5), mountinfo).
+fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let file = Path::new("/proc/self/mountinfo");
+    let text = fs::read(file).map_err(Error::file("read", file))?;
+    let mounts = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(|field| PathBuf::from(std::ffi::OsString::from_vec(unescape(field))));
+    Ok(mounts.filter(|mount| mount.starts_with(&path)).collect())
+}
+
+/// Undoes the kernel's octal escapes (`\040` for a space).
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| *first == b'\\');
+        let code = octal.and_then(|digits| {
+            let text = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(text, 8).ok()
+        });
+        match code {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+fn take_user(config: &NodeConfig, id: &str) -> Result<Credentials> {
+    let users = config.state_dir.join(USERS);
+    let (base, count) = (config.hypervisor.uid_base, config.hypervisor.uid_count);
+    let start = id.bytes().fold(0u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(byte.into())
+    });
+    for offset in 0..count {
+        let uid = base + start.wrapping_add(offset) % count;
+        let link = users.join(uid.to_string());
+        match symlink(id, &link) {
+            Ok(()) => return Ok(Credentials { uid, gid: uid }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::file("take a user", link)(error)),
+        }
+    }
+    Err(Error::NoFreeUser(count))
+}
+
+fn free_users(state_dir: &Path, id: &str) {
+    let Ok(entries) = fs::read_dir(state_dir.join(USERS)) else {
+        return;
+    };
+    for link in entries.flatten().map(|entry| entry.path()) {
+        if fs::read_link(&link).is_ok_and(|target| target == Path::new(id)) {
+            if let Err(error) = fs::remove_file(&link) {
+                log::warn!(pod = id; "free user {}: {error}", link.display());
+            }
+        }
+    }
+}
+
+/// `pid start-time role`: the start time tells a process from a later one with its number.
+fn process_line(pid: u32, role: &str) -> String {
+    format!("{pid} {} {role}", start_time(pid).unwrap_or_default())
+}
+
+/// Field 22 of `/proc/<pid>/stat` (proc(5)), clock ticks since boot.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, field 2, can contain anything; what follows its closing bracket can't.
+    let fields = stat.rsplit_once(')')?.1;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The processes of a record that still live.
+fn recorded(file: &Path) -> Vec<(String, u32)> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let live = |line: &str| {
+        let mut fields = line.split(' ');
+        let pid: u32 = fields.next()?.parse().ok()?;
+        let started: u64 = fields.next()?.parse().ok()?;
+        let role = fields.next().unwrap_or_default().to_owned();
+        (start_time(pid) == Some(started)).then_some((role, pid))
+    };
+    text.lines().filter_map(live).collect()
+}
+
+fn shim_pid(pod: &Path) -> Option<u32> {
+    let live = recorded(&pod.join("shim.pid"));
+    live.first().map(|(_, pid)| *pid)
+}
+
+fn kill_and_wait(pids: &[u32]) {
+    let alive = |pid: &u32| {
+        // A zombie is gone for our purpose.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(')')
+            .and_then(|(_, s)| s.trim().chars().next());
+        state.is_some_and(|s| s != 'Z' && s != 'X')
+    };
+    for pid in pids {
+        if let Err(error) = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL) {
+            log::debug!("kill {pid}: {error}");
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while pids.iter().any(alive) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path) -> NodeConfig {
+        NodeConfig {
+            state_dir: dir.to_owned(),
+            ..NodeConfig::default()
+        }
+    }
+
+    #[test]
+    fn mount_point_with_spaces_and_backslashes_is_unescaped() {
+        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
+        assert_eq!(unescape(br"/plain\"), br"/plain\");
+    }
+
+    #[test]
+    fn own_process_has_a_start_time_and_a_foreign_one_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids");
+        let own = std::process::id();
+        fs::write(&file, process_line(own, "qemu")).unwrap();
+        assert_eq!(recorded(&file), [("qemu".to_owned(), own)]);
+        fs::write(&file, format!("{own} 1 qemu")).unwrap();
+        assert_eq!(recorded(&file), []);
+    }
+
+    #[test]
+    fn remove_of_an_id_that_could_leave_the_folder_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(remove(dir.path(), "../x").is_err());
+    }
+
+    #[test]
+    fn pods_get_users_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(USERS)).unwrap();
+        let mut config = config(dir.path());
+        config.hypervisor.uid_count = 2;
+        let first = take_user(&config, "a").unwrap();
+        let second = take_user(&config, "b").unwrap();
+        assert_ne!(first, second);
+        assert!(matches!(take_user(&config, "c"), Err(Error::NoFreeUser(2))));
+        free_users(dir.path(), "a");
+        assert_eq!(take_user(&config, "c").unwrap(), first);
+    }
+}

@@ -1,0 +1,205 @@
+//! stdin, stdout and stderr of a process: FIFOs, files and logging programs on the host, stream connections to the guest.
+//!
+//! Each stream is one task that copies one frame at a time, so memory is bounded and a reader that does not
+//! read stops the writer in the guest.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use caisson_protocol::{port, stream};
+use tokio::{
+    io::AsyncWrite,
+    net::{unix::pipe, UnixStream},
+    task::JoinHandle,
+};
+
+use crate::{
+    agent::{new_token, Tokens},
+    error::{chain, Error, Result},
+    log_uri,
+    vm::VmHandle,
+};
+
+/// How long the guest has to take a stream connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where the streams of a process go on the host: paths of FIFOs, `file://` or `binary://` URIs; empty is nowhere.
+#[derive(Debug, Clone, Default)]
+pub struct Stdio {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+    pub terminal: bool,
+}
+
+/// The host's ends of the streams, opened.
+pub struct HostEnds {
+    stdin: Option<(pipe::Receiver, pipe::Sender)>,
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
+    /// By which the guest will know the streams.
+    pub tokens: Tokens,
+}
+
+/// Where output goes.
+pub type Sink = Pin<Box<dyn AsyncWrite + Send>>;
+
+impl HostEnds {
+    /// Opens what `stdio` names. `container` and `namespace` are for logging programs.
+    pub async fn open(stdio: &Stdio, container: &str, namespace: &str) -> Result<Self> {
+        let mut ends = Self {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            tokens: Tokens::default(),
+        };
+        if !stdio.stdin.is_empty() {
+            ends.stdin = Some(open_stdin(&stdio.stdin)?);
+            ends.tokens.stdin = new_token()?;
+        }
+        let (stdout, stderr) = if log_uri::is_uri(&stdio.stdout) {
+            log_uri::open(&stdio.stdout, container, namespace).await?
+        } else {
+            (open_output(&stdio.stdout)?, open_output(&stdio.stderr)?)
+        };
+        if stdout.is_some() {
+            ends.tokens.stdout = new_token()?;
+            ends.stdout = stdout;
+        }
+        if stderr.is_some() && !stdio.terminal {
+            ends.tokens.stderr = new_token()?;
+            ends.stderr = stderr;
+        }
+        Ok(ends)
+    }
+
+    /// Connects the streams with a process that was created with [`HostEnds::tokens`], and starts copying.
+    pub async fn connect(self, vm: &VmHandle, name: &str) -> Result<Pumps> {
+        let tokens = self.tokens;
+        let (stdin, stdout, stderr) = tokio::try_join!(
+            dial(vm, tokens.stdin),
+            dial(vm, tokens.stdout),
+            dial(vm, tokens.stderr),
+        )?;
+        let mut pumps = Pumps::default();
+        if let (Some(mut connection), Some((mut fifo, hold))) = (stdin, self.stdin) {
+            let name = name.to_owned();
+            pumps.stdin_hold = Mutex::new(Some(hold));
+            pumps.stdin = Some(tokio::spawn(async move {
+                let sent = stream::send(&mut fifo, &mut connection).await;
+                report(&name, "stdin", sent);
+            }));
+        }
+        for (stream, connection, sink) in [
+            ("stdout", stdout, self.stdout),
+            ("stderr", stderr, self.stderr),
+        ] {
+            if let (Some(connection), Some(sink)) = (connection, sink) {
+                pumps.output.push(tokio::spawn(pump_output(
+                    name.to_owned(),
+                    stream,
+                    connection,
+                    sink,
+                )));
+            }
+        }
+        Ok(pumps)
+    }
+}
+
+/// The running copies of a process' streams; dropping them cuts what is left.
+#[derive(Default)]
+pub struct Pumps {
+    stdin: Option<JoinHandle<()>>,
+    /// A writer of our own: the process sees the end of its stdin when containerd says so (CloseIO) and all writers have
+    /// gone, not when a client detaches.
+    stdin_hold: Mutex<Option<pipe::Sender>>,
+    output: Vec<JoinHandle<()>>,
+}
+
+impl Pumps {
+    /// Lets the process' stdin end with its last writer.
+    pub fn close_stdin(&self) {
+        let mut hold = self
+            .stdin_hold
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        hold.take();
+    }
+
+    /// Waits until all output has arrived where it goes, at most `within`.
+    pub async fn drain(&mut self, within: Duration) {
+        let all = futures::future::join_all(self.output.iter_mut());
+        if tokio::time::timeout(within, all).await.is_err() {
+            log::debug!("output is still open after {within:?}");
+        }
+    }
+}
+
+impl Drop for Pumps {
+    fn drop(&mut self) {
+        for task in self.stdin.iter().chain(&self.output) {
+            task.abort();
+        }
+    }
+}
+
+async fn pump_output(
+    name: String,
+    stream: &'static str,
+    mut connection: UnixStream,
+    mut sink: Sink,
+) {
+    let received = stream::receive(&mut connection, &mut sink).await;
+    report(&name, stream, received);
+}
+
+fn report(name: &str, stream: &str, copied: std::result::Result<u64, stream::StreamError>) {
+    match copied {
+        Ok(bytes) => log::debug!(process = name, stream, bytes; "stream ended"),
+        Err(error) => log::debug!(process = name, stream; "stream was cut: {}", chain(&error)),
+    }
+}
+
+async fn dial(vm: &VmHandle, token: u64) -> Result<Option<UnixStream>> {
+    if token == 0 {
+        return Ok(None);
+    }
+    let mut connection = vm.connect(port::STREAMS, CONNECT_LIMIT).await?;
+    match stream::write_token(&mut connection, token).await {
+        Ok(()) => Ok(Some(connection)),
+        Err(error) => Err(Error::AgentSilent {
+            operation: "stream",
+            message: chain(&error),
+        }),
+    }
+}
+
+fn open_stdin(path: &str) -> Result<(pipe::Receiver, pipe::Sender)> {
+    let open = || {
+        let receiver = pipe::OpenOptions::new().open_receiver(path)?;
+        let hold = pipe::OpenOptions::new().open_sender(path)?;
+        io::Result::Ok((receiver, hold))
+    };
+    open().map_err(|source| Error::Stream {
+        stream: format!("stdin fifo {path}"),
+        source,
+    })
+}
+
+fn open_output(path: &str) -> Result<Option<Sink>> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    // Read and write: opening waits for no reader, and a reader that leaves for a while breaks nothing.
+    let sender = pipe::OpenOptions::new().read_write(true).open_sender(path);
+    let sender = sender.map_err(|source| Error::Stream {
+        stream: format!("output fifo {path}"),
+        source,
+    })?;
+    Ok(Some(Box::pin(sender)))
+}
