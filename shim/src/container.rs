@@ -31,7 +31,6 @@ const MAX_SPEC: u64 = 16 << 20;
 
 /// A container.
 pub struct Container {
-    pub id: String,
     pub bundle: PathBuf,
     pub init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
@@ -39,9 +38,8 @@ pub struct Container {
 
 impl Container {
     /// A container whose init is made.
-    pub fn new(id: String, bundle: PathBuf, init: Arc<Process>) -> Self {
+    pub fn new(bundle: PathBuf, init: Arc<Process>) -> Self {
         Self {
-            id,
             bundle,
             init,
             execs: Mutex::default(),
@@ -77,13 +75,6 @@ impl Container {
     /// Forgets an exec.
     pub fn remove_exec(&self, exec: &str) {
         self.lock().remove(exec);
-    }
-
-    /// Every process, the init last.
-    pub fn processes(&self) -> Vec<Arc<Process>> {
-        let mut all: Vec<_> = self.lock().values().cloned().collect();
-        all.push(self.init.clone());
-        all
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {

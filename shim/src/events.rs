@@ -122,7 +122,7 @@ async fn deliver(address: &str, client: &mut Option<EventsClient>, kept: &mut Ve
         let request = match message {
             Message::Flush(done) => {
                 // Nobody may be waiting any more.
-                drop(done.send(()));
+                let _ = done.send(());
                 continue;
             }
             Message::Event(request) => request,

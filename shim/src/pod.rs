@@ -162,7 +162,7 @@ impl Pod {
         let init = Process::new(process_id, request.stdio.clone(), Vec::new());
         init.set_pumps(ends.connect(&machine.vm, id).await?);
         stage(&self.id, "streams", started);
-        let container = Container::new(id.clone(), request.bundle.clone(), Arc::new(init));
+        let container = Container::new(request.bundle.clone(), Arc::new(init));
         Ok((machine.clone(), Arc::new(container)))
     }
 
