@@ -197,8 +197,19 @@ pub fn unmount(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Unmounts what can be below `dir`, writing out what is unwritten there; for the end of the machine.
+pub fn unmount_below(dir: &Path) {
+    for target in mount_points().unwrap_or_default().iter().rev() {
+        if target.starts_with(dir) && target != dir {
+            if let Err(error) = umount2(target, MntFlags::empty()) {
+                log::debug!(path = target.display().to_string(), error:%; "not unmounted");
+            }
+        }
+    }
+}
+
 /// Where something is mounted, in the order in which it was.
-pub fn mount_points() -> Result<Vec<PathBuf>> {
+fn mount_points() -> Result<Vec<PathBuf>> {
     let path = "/proc/self/mountinfo";
     let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
     Ok(text
@@ -208,7 +219,8 @@ pub fn mount_points() -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-fn is_mount_point(path: &Path) -> Result<bool> {
+/// Whether something is mounted there.
+pub fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(mount_points()?.iter().any(|mounted| mounted == path))
 }
 

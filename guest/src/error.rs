@@ -43,6 +43,46 @@ pub enum Error {
     /// A device that the host announced did not appear.
     #[error("{device} did not appear within {} s", waited.as_secs())]
     NoDevice { device: String, waited: Duration },
+    /// Something that is normally done at once is not.
+    #[error("{what}: not done within {} s", waited.as_secs())]
+    Slow {
+        what: &'static str,
+        waited: Duration,
+    },
+    /// The runtime process failed, see [`crate::runtime`]; the message is for people.
+    #[error("{message}")]
+    Runtime { message: String },
+    /// The runtime process ended without an answer.
+    #[error("runtime {verb} ended with status {status} and no answer")]
+    RuntimeDied { verb: &'static str, status: u32 },
+    /// There is no such container.
+    #[error("container {0} not found")]
+    NoContainer(String),
+    /// There is no such exec, or it has ended.
+    #[error("process {exec:?} of container {container} {what}")]
+    NoProcess {
+        container: String,
+        exec: String,
+        /// `not found` or `already finished`
+        what: &'static str,
+    },
+    /// The id is taken.
+    #[error("{what} {id} exists already")]
+    Exists { what: &'static str, id: String },
+    /// The container is in another state than the call needs.
+    #[error("container {container} is {state}, can't {action}")]
+    State {
+        container: String,
+        state: &'static str,
+        action: &'static str,
+    },
+    /// A request has JSON that can't be read.
+    #[error("{field} is not valid")]
+    Json {
+        field: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
     /// A field of a request is not acceptable.
     #[error("{field} {value:?}: {why}")]
     Argument {
@@ -82,9 +122,16 @@ impl Error {
             Error::File { .. }
             | Error::Mount { .. }
             | Error::Module { .. }
-            | Error::System { .. } => Code::INTERNAL,
-            Error::NoDevice { .. } => Code::NOT_FOUND,
-            Error::Argument { .. } => Code::INVALID_ARGUMENT,
+            | Error::System { .. }
+            | Error::Slow { .. }
+            | Error::Runtime { .. }
+            | Error::RuntimeDied { .. } => Code::INTERNAL,
+            Error::NoDevice { .. } | Error::NoContainer(_) | Error::NoProcess { .. } => {
+                Code::NOT_FOUND
+            }
+            Error::Exists { .. } => Code::ALREADY_EXISTS,
+            Error::State { .. } => Code::FAILED_PRECONDITION,
+            Error::Argument { .. } | Error::Json { .. } => Code::INVALID_ARGUMENT,
         }
     }
 

@@ -1,37 +1,147 @@
 //! What the agent runs on: a guest, or for tests the host.
+//!
+//! The fake serves the host's tests without a VM. It lives in mount and cgroup views of its own:
+//! - `DIR/1024.sock` and `DIR/1025.sock` are the two ports, `DIR/agent.log` the console;
+//! - a share is `DIR/devices/<tag>`, a disk `DIR/devices/<serial>`: directories or links to one, seen as the process that
+//!   started the fake sees them, and mounted where the guest would have them;
+//! - cgroups are those of the host's cgroup v2 tree below `/caisson-fake`, without limits if it has no controllers;
+//! - clock, host name, cpus, memory and network cards are left alone.
 
-use std::{path::Path, path::PathBuf, process::ExitCode};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use caisson_protocol::path::{DISKS, SHARES};
+use nix::{
+    mount::{mount, MsFlags},
+    sched::{unshare, CloneFlags},
+};
+
+use crate::{boot, console, launch, reaper::Reaper, runtime, service, Error, Result};
 
 /// What the agent runs on.
 #[derive(Debug, Clone)]
 pub enum Machine {
     /// The guest, whose PID 1 the agent is.
     Guest,
-    /// The host of a test. The service is on unix sockets in `dir`.
-    Fake { dir: PathBuf },
+    /// The host of a test.
+    Fake {
+        /// An absolute path.
+        dir: PathBuf,
+    },
 }
 
-/// Serves a test on the host.
-pub fn serve_fake(dir: &Path) -> ExitCode {
-    let sink = std::fs::File::options()
-        .append(true)
-        .create(true)
-        .open(dir.join("agent.log"));
-    match sink {
-        Ok(sink) => crate::console::init(sink, log::LevelFilter::Debug),
-        Err(error) => {
-            eprintln!(
-                "caisson-agent: open {}: {error}",
-                dir.join("agent.log").display()
-            );
-            return ExitCode::FAILURE;
+impl Machine {
+    /// Where containers have their state.
+    pub fn state(&self) -> PathBuf {
+        match self {
+            Machine::Guest => PathBuf::from("/run/caisson/agent"),
+            Machine::Fake { dir } => dir.join("agent"),
         }
     }
-    match crate::service::serve(Machine::Fake { dir: dir.into() }) {
+
+    /// A container's cgroup below the mount point.
+    pub fn cgroup_path(&self, id: &str, given: Option<PathBuf>) -> PathBuf {
+        match self {
+            Machine::Guest => match given {
+                Some(path) if path.is_absolute() => path,
+                // systemd's form, `slice:prefix:name`: there is no systemd here.
+                Some(path) if path.to_string_lossy().contains(':') => {
+                    let path = path.to_string_lossy().replace(['/', ':'], "-");
+                    Path::new("/").join(path)
+                }
+                Some(path) => Path::new("/").join(path),
+                None => Path::new("/").join(id),
+            },
+            Machine::Fake { .. } => {
+                PathBuf::from(format!("/caisson-fake/{}-{id}", std::process::id()))
+            }
+        }
+    }
+
+    /// Brings a directory of the fake's devices to where the guest would have the device.
+    pub async fn graft(
+        &self,
+        reaper: &Reaper,
+        name: &str,
+        to: PathBuf,
+        read_only: bool,
+    ) -> Result<()> {
+        let Machine::Fake { dir } = self else {
+            return Ok(());
+        };
+        if crate::devices::is_mount_point(&to)? {
+            return Ok(());
+        }
+        fs::create_dir_all(&to).map_err(Error::file("create directory", &to))?;
+        let task = runtime::Request::Graft {
+            from: nix::unistd::getppid().as_raw(),
+            source: dir.join("devices").join(name),
+            to,
+            read_only,
+        };
+        launch::run(&reaper.expect(), &task, &[]).await.map(drop)
+    }
+}
+
+/// Serves a test on the host. `dir` exists. SIGTERM ends it with its containers.
+pub fn serve_fake(dir: &Path) -> ExitCode {
+    let served = prepare_fake(dir).and_then(|dir| service::serve(Machine::Fake { dir }));
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("caisson-agent: {}", error.chain());
             ExitCode::FAILURE
         }
+    }
+}
+
+fn prepare_fake(dir: &Path) -> Result<PathBuf> {
+    let dir = fs::canonicalize(dir).map_err(Error::file("find", dir))?;
+    let log = dir.join("agent.log");
+    let sink = File::options().append(true).create(true).open(&log);
+    console::init(
+        sink.map_err(Error::file("open", log))?,
+        log::LevelFilter::Debug,
+    );
+    for path in [SHARES, DISKS] {
+        fs::create_dir_all(path).map_err(Error::file("create directory", path))?;
+    }
+    // Its containers' processes become its children, as those of a guest do.
+    nix::sys::prctl::set_child_subreaper(true).map_err(Error::system("become a subreaper"))?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("leave the host's mounts"))?;
+    let place = |what: &str, target: &str, flags: MsFlags| {
+        let fs_type = (!flags.contains(MsFlags::MS_SLAVE)).then_some(what);
+        mount(fs_type, target, fs_type, flags, None::<&str>).map_err(|source| Error::Mount {
+            what: what.to_string(),
+            target: target.into(),
+            source: source.into(),
+        })
+    };
+    // What the host mounts is seen here, what is mounted here is not seen there.
+    place("slave", "/", MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
+    place("tmpfs", SHARES, MsFlags::empty())?;
+    place("tmpfs", DISKS, MsFlags::empty())?;
+    place("cgroup2", boot::CGROUP, MsFlags::empty())?;
+    let parent = Path::new(boot::CGROUP).join("caisson-fake");
+    fs::create_dir_all(&parent).map_err(Error::file("create directory", parent))?;
+    Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_path_of_systemds_form_becomes_one_directory() {
+        let path = Machine::Guest.cgroup_path("c", Some("kubepods.slice:cri:c1".into()));
+        assert_eq!(path, Path::new("/kubepods.slice-cri-c1"));
+    }
+
+    #[test]
+    fn cgroup_path_that_is_not_given_is_the_id() {
+        assert_eq!(Machine::Guest.cgroup_path("c", None), Path::new("/c"));
     }
 }

@@ -8,14 +8,22 @@
 //! | `caisson-agent --fake DIR` (by tests on the host) | the service on unix sockets, see [`machine::Machine::Fake`] |
 
 mod boot;
+mod cgroup;
 mod console;
+mod container;
 mod devices;
 mod error;
 mod identity;
+mod launch;
 mod machine;
 mod modprobe;
 mod modules;
+mod oom;
+mod process;
+mod reaper;
+mod runtime;
 mod service;
+mod streams;
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode};
 
@@ -34,6 +42,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = rest.iter().filter_map(|word| word.to_str()).collect();
     match words[..] {
         ["--fake", dir] => machine::serve_fake(&PathBuf::from(dir)),
+        ["runtime", _] => runtime::run(),
         ["--version"] => {
             println!("caisson-agent {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -1,17 +1,29 @@
 //! The ttrpc service: one method a request, each a few lines; the work is done elsewhere.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use caisson_protocol::{
-    agent::{self, attach_request, detach_request, ConfigureResponse, Empty},
-    agent_ttrpc, port,
+    agent::{
+        self, attach_request, detach_request, event, ConfigureResponse, Empty, Event,
+        ListProcessesResponse, ProcessResponse, StatsResponse, WaitResponse,
+    },
+    agent_ttrpc,
+    path::{DISKS, SHARES},
+    port,
 };
-use futures_util::stream;
+use futures_util::{stream, StreamExt};
+use tokio::signal::unix::{signal, SignalKind};
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_CID_HOST};
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
-use crate::{devices, identity, machine::Machine, Error, Result};
+use crate::{
+    container::Containers, devices, identity, machine::Machine, oom::Oom, reaper::Reaper,
+    streams::Streams, Error, Result,
+};
+
+/// Between tries of what failed for a reason that may pass.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Serves the host on this machine, for ever.
 pub fn serve(machine: Machine) -> Result<()> {
@@ -20,21 +32,57 @@ pub fn serve(machine: Machine) -> Result<()> {
         .build()
         .map_err(Error::system("start the event loop"))?;
     runtime.block_on(async {
+        let reaper = Reaper::start()?;
+        let streams = Streams::new();
+        let oom = Oom::start()?;
+        let containers = Arc::new(Containers::new(
+            machine.clone(),
+            reaper.clone(),
+            streams.clone(),
+            oom.clone(),
+        ));
+        let service = Arc::new(Service {
+            machine: machine.clone(),
+            reaper,
+            oom,
+            containers: containers.clone(),
+        });
         let control = listen(&machine, port::AGENT)?;
-        let service = Arc::new(Service { machine });
+        let mut connections = listen(&machine, port::STREAMS)?;
         let mut server = Server::new()
             .add_listener(control)
-            .register_service(methods(service));
+            .register_service(agent_ttrpc::create_agent(service));
         server.start().await.map_err(|error| {
             Error::system("start the service")(std::io::Error::other(error.to_string()))
         })?;
         log::info!(version = env!("CARGO_PKG_VERSION"); "serving");
-        std::future::pending().await
+        let accepting = async {
+            while let Some(connection) = connections.next().await {
+                match connection {
+                    Ok(connection) => {
+                        let streams = streams.clone();
+                        tokio::spawn(async move { streams.serve(connection).await });
+                    }
+                    Err(error) => {
+                        log::warn!(error:%; "accept a stream");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        };
+        match machine {
+            Machine::Guest => accepting.await,
+            Machine::Fake { .. } => {
+                let mut asked =
+                    signal(SignalKind::terminate()).map_err(Error::system("listen for SIGTERM"))?;
+                tokio::select! {
+                    _ = accepting => {}
+                    _ = asked.recv() => containers.remove_all().await,
+                }
+            }
+        }
+        Ok(())
     })
-}
-
-fn methods(service: Arc<Service>) -> HashMap<String, ttrpc::r#async::Service> {
-    agent_ttrpc::create_agent(service)
 }
 
 /// Listens for the host alone.
@@ -52,7 +100,8 @@ fn listen(machine: &Machine, port: u32) -> Result<Listener> {
             let listener =
                 tokio::net::UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
             Ok(Listener::new(stream::unfold(listener, |listener| async {
-                Some((listener.accept().await.map(|(stream, _)| stream), listener))
+                let accepted = listener.accept().await.map(|(stream, _)| stream);
+                Some((accepted, listener))
             })))
         }
     }
@@ -66,7 +115,7 @@ async fn accept(listener: &VsockListener) -> VsockStream {
             Ok((_, from)) => log::warn!(cid = from.cid(); "connection that is not the host's"),
             Err(error) => {
                 log::warn!(error:%; "accept on vsock");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
@@ -82,8 +131,21 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Finishes work even if the caller goes away: ttrpc drops the futures of a connection that closes.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::system("run a task")(std::io::Error::other(error))),
+    }
+}
+
 struct Service {
     machine: Machine,
+    reaper: Reaper,
+    oom: Oom,
+    containers: Arc<Containers>,
 }
 
 #[async_trait]
@@ -111,15 +173,31 @@ impl agent_ttrpc::Agent for Service {
         request: agent::AttachRequest,
     ) -> ttrpc::Result<Empty> {
         use attach_request::Device;
-        blocking(move || match request.device {
-            Some(Device::Share(share)) => devices::attach_share(&share),
-            Some(Device::Disk(disk)) => devices::attach_disk(&disk),
-            Some(Device::Cpus(total)) => devices::online_cpus(total),
-            Some(Device::Network(network)) => devices::attach_network(&network),
-            Some(Device::MemoryBytes(total)) => devices::online_memory(total),
-            Some(_) | None => Ok(()),
-        })
-        .await?;
+        match (&self.machine, request.device) {
+            (Machine::Guest, device) => {
+                blocking(move || match device {
+                    Some(Device::Share(share)) => devices::attach_share(&share),
+                    Some(Device::Disk(disk)) => devices::attach_disk(&disk),
+                    Some(Device::Cpus(total)) => devices::online_cpus(total),
+                    Some(Device::MemoryBytes(total)) => devices::online_memory(total),
+                    Some(Device::Network(network)) => devices::attach_network(&network),
+                    Some(_) | None => Err(no_device()),
+                })
+                .await?
+            }
+            (fake, Some(Device::Share(share))) => {
+                let to = Path::new(SHARES).join(&share.tag);
+                fake.graft(&self.reaper, &share.tag, to, share.read_only)
+                    .await?
+            }
+            (fake, Some(Device::Disk(disk))) if !disk.fs_type.is_empty() => {
+                let to = Path::new(DISKS).join(&disk.serial);
+                fake.graft(&self.reaper, &disk.serial, to, disk.read_only)
+                    .await?
+            }
+            (_, Some(_)) => {}
+            (_, None) => return Err(no_device().into()),
+        }
         Ok(Empty::new())
     }
 
@@ -132,9 +210,167 @@ impl agent_ttrpc::Agent for Service {
         blocking(move || match request.device {
             Some(Device::Share(share)) => devices::detach_share(&share),
             Some(Device::Disk(disk)) => devices::detach_disk(&disk),
-            Some(_) | None => Ok(()),
+            Some(_) | None => Err(no_device()),
         })
         .await?;
         Ok(Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: agent::CreateContainerRequest,
+    ) -> ttrpc::Result<ProcessResponse> {
+        let containers = self.containers.clone();
+        let pid = finish(async move { containers.create(request).await }).await?;
+        Ok(process_response(pid))
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        finish(async move { containers.start(&request.container_id).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        finish(async move { containers.delete(&request.container_id).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ExecRequest,
+    ) -> ttrpc::Result<ProcessResponse> {
+        let containers = self.containers.clone();
+        let pid = finish(async move { containers.exec(request).await }).await?;
+        Ok(process_response(pid))
+    }
+
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ProcessRequest,
+    ) -> ttrpc::Result<WaitResponse> {
+        let waited = self
+            .containers
+            .wait(&request.container_id, &request.exec_id)
+            .await?;
+        Ok(WaitResponse {
+            exit_status: waited,
+            ..Default::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: agent::KillRequest) -> ttrpc::Result<Empty> {
+        self.containers.kill(&request)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.containers.resize(&request)?;
+        Ok(Empty::new())
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        Ok(ListProcessesResponse {
+            pids: self.containers.pids(&request.container_id)?,
+            ..Default::default()
+        })
+    }
+
+    async fn pause(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        finish(async move { containers.pause(&request.container_id).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        finish(async move { containers.resume(&request.container_id).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: agent::UpdateRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        finish(async move { containers.update(request).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerRequest,
+    ) -> ttrpc::Result<StatsResponse> {
+        Ok(self.containers.stats(&request.container_id)?)
+    }
+
+    async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Event> {
+        let container_id = self.oom.next().await;
+        let oom = agent::Oom {
+            container_id,
+            ..Default::default()
+        };
+        Ok(Event {
+            event: Some(event::Event::Oom(oom)),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.containers.kill_all();
+        blocking(|| {
+            for dir in [SHARES, DISKS] {
+                devices::unmount_below(Path::new(dir));
+            }
+            nix::unistd::sync();
+            Ok(())
+        })
+        .await?;
+        Ok(Empty::new())
+    }
+}
+
+fn process_response(pid: u32) -> ProcessResponse {
+    ProcessResponse {
+        pid,
+        ..Default::default()
+    }
+}
+
+fn no_device() -> Error {
+    Error::Argument {
+        field: "device",
+        value: String::new(),
+        why: "is missing",
     }
 }

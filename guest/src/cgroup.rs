@@ -1,0 +1,223 @@
+//! A container's cgroup (v2): who is in it, freezing, killing, figures.
+//!
+//! What needs the OCI spec's conversions (limits) is done by [`crate::runtime`].
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use caisson_protocol::agent::{IoStat, StatsResponse};
+
+use crate::{Error, Result};
+
+/// How long freezing and emptying may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(5);
+
+/// The cgroup of one container.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// The cgroup at this path below the mount point; it need not exist (yet).
+    pub fn new(mount_point: &Path, path: &Path) -> Cgroup {
+        Cgroup {
+            path: mount_point.join(path.strip_prefix("/").unwrap_or(path)),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every process in it and in the cgroups below it. A cgroup that is not there has none.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for dir in self.tree()? {
+            let path = dir.join("cgroup.procs");
+            match fs::read_to_string(&path) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+                // Gone meanwhile, or a threaded cgroup.
+                Err(error) if gone(&error) || error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(Error::file("read", path)(error)),
+            }
+        }
+        Ok(pids)
+    }
+
+    /// Kills everything in it, also what is frozen.
+    pub fn kill(&self) -> Result<()> {
+        let path = self.path.join("cgroup.kill");
+        match fs::write(&path, "1") {
+            Err(error) if !gone(&error) => Err(Error::file("write", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Freezes or thaws it, and waits until it is so.
+    pub async fn freeze(&self, frozen: bool) -> Result<()> {
+        let path = self.path.join("cgroup.freeze");
+        let word = if frozen { "1" } else { "0" };
+        fs::write(&path, word).map_err(Error::file("write", &path))?;
+        let events = self.path.join("cgroup.events");
+        let start = Instant::now();
+        loop {
+            let text = fs::read_to_string(&events).map_err(Error::file("read", &events))?;
+            if flat(&text).get("frozen").copied() == Some(u64::from(frozen)) {
+                return Ok(());
+            }
+            if start.elapsed() > DEADLINE {
+                // Half frozen is worse than not.
+                let _ = fs::write(&path, "0");
+                return Err(Error::Slow {
+                    what: "freeze the container",
+                    waited: DEADLINE,
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Kills what is left and removes it with the cgroups below it. One that is not there is a success.
+    pub async fn remove(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            self.kill()?;
+            let mut left = None;
+            for dir in self.tree()?.iter().rev() {
+                match fs::remove_dir(dir) {
+                    Err(error) if !gone(&error) => left = Some(Error::file("remove", dir)(error)),
+                    _ => {}
+                }
+            }
+            match left {
+                None => return Ok(()),
+                Some(error) if start.elapsed() > DEADLINE => return Err(error),
+                Some(_) => tokio::time::sleep(POLL).await,
+            }
+        }
+    }
+
+    /// The figures; a controller that is not there gives none.
+    pub fn stats(&self) -> Result<StatsResponse> {
+        Ok(StatsResponse {
+            cpu_stat: flat(&self.read("cpu.stat")?),
+            memory_stat: flat(&self.read("memory.stat")?),
+            memory_events: flat(&self.read("memory.events")?),
+            memory_current: number(&self.read("memory.current")?),
+            memory_max: number(&self.read("memory.max")?),
+            swap_current: number(&self.read("memory.swap.current")?),
+            swap_max: number(&self.read("memory.swap.max")?),
+            pids_current: number(&self.read("pids.current")?),
+            pids_max: number(&self.read("pids.max")?),
+            io_stat: self.read("io.stat")?.lines().filter_map(io_line).collect(),
+            ..Default::default()
+        })
+    }
+
+    /// How many processes the kernel has killed here for memory.
+    pub fn oom_kills(&self) -> u64 {
+        let text = self.read("memory.events").unwrap_or_default();
+        flat(&text).get("oom_kill").copied().unwrap_or(0)
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.path.join(name);
+        match fs::read_to_string(&path) {
+            Err(error) if gone(&error) => Ok(String::new()),
+            result => result.map_err(Error::file("read", path)),
+        }
+    }
+
+    /// This directory and all below it, parents first.
+    fn tree(&self) -> Result<Vec<PathBuf>> {
+        let mut dirs = Vec::new();
+        let mut next = vec![self.path.clone()];
+        while let Some(dir) = next.pop() {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(error) if gone(&error) => continue,
+                Err(error) => return Err(Error::file("read", dir)(error)),
+            };
+            next.extend(entries.filter_map(|entry| {
+                let entry = entry.ok()?;
+                entry.file_type().ok()?.is_dir().then(|| entry.path())
+            }));
+            dirs.push(dir);
+        }
+        Ok(dirs)
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+}
+
+/// `key value` lines.
+fn flat(text: &str) -> HashMap<String, u64> {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(key, value)| Some((key.to_string(), value.trim().parse().ok()?)))
+        .collect()
+}
+
+/// One number, `max` being the largest.
+fn number(text: &str) -> u64 {
+    match text.trim() {
+        "max" => u64::MAX,
+        text => text.parse().unwrap_or(0),
+    }
+}
+
+/// `8:0 rbytes=1 wbytes=2`.
+fn io_line(line: &str) -> Option<IoStat> {
+    let mut words = line.split_whitespace();
+    let (major, minor) = words.next()?.split_once(':')?;
+    Some(IoStat {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        counters: words
+            .filter_map(|word| word.split_once('='))
+            .filter_map(|(key, value)| Some((key.to_string(), value.parse().ok()?)))
+            .collect(),
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn number_without_limit_is_the_largest() {
+        assert_eq!(number("max\n"), u64::MAX);
+        assert_eq!(number("4096\n"), 4096);
+    }
+
+    #[test]
+    fn io_line_is_read() {
+        let stat = io_line("254:16 rbytes=1024 wios=3").unwrap();
+        assert_eq!((stat.major, stat.minor), (254, 16));
+        assert_eq!(stat.counters["wios"], 3);
+    }
+
+    #[tokio::test]
+    async fn cgroup_that_is_not_there_is_empty_and_removed() {
+        let cgroup = Cgroup::new(Path::new("/sys/fs/cgroup"), Path::new("/no/such/one"));
+        assert!(cgroup.pids().unwrap().is_empty());
+        cgroup.remove().await.unwrap();
+        assert_eq!(cgroup.stats().unwrap().memory_max, 0);
+    }
+
+    #[test]
+    fn cgroup_path_is_below_the_mount_point() {
+        let cgroup = Cgroup::new(Path::new("/sys/fs/cgroup"), Path::new("/a/b"));
+        assert_eq!(cgroup.path(), Path::new("/sys/fs/cgroup/a/b"));
+    }
+}

@@ -1,0 +1,166 @@
+//! Tells when the kernel killed a process of a container for memory.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    os::fd::{AsFd, AsRawFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
+};
+use tokio::{io::unix::AsyncFd, sync::Notify};
+
+use crate::{cgroup::Cgroup, Error, Result};
+
+/// Events that the host did not fetch, at most; the oldest go first.
+const MAX_EVENTS: usize = 1024;
+
+/// Watches cgroups. Cheap to clone.
+#[derive(Clone)]
+pub struct Oom {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inotify: AsyncFd<Watcher>,
+    table: Mutex<Table>,
+    event: Notify,
+}
+
+#[derive(Default)]
+struct Table {
+    watched: HashMap<WatchDescriptor, Watched>,
+    events: VecDeque<String>,
+}
+
+struct Watched {
+    container: String,
+    cgroup: Cgroup,
+    seen: u64,
+}
+
+struct Watcher(Inotify);
+
+impl AsRawFd for Watcher {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Oom {
+    /// Starts to watch, on the event loop that this is called from.
+    pub fn start() -> Result<Oom> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+            .map_err(Error::system("watch files"))?;
+        // SAFETY: an open descriptor that is closed with the value only.
+        let inotify = unsafe { AsyncFd::register(Watcher(inotify)) }
+            .map_err(|error| Error::system("watch files")(std::io::Error::from(error)))?;
+        let oom = Oom {
+            shared: Arc::new(Shared {
+                inotify,
+                table: Mutex::default(),
+                event: Notify::new(),
+            }),
+        };
+        let reading = oom.clone();
+        tokio::spawn(async move {
+            loop {
+                if let Err(error) = reading.read().await {
+                    log::error!(error:%; "watch for out of memory events");
+                    return;
+                }
+            }
+        });
+        Ok(oom)
+    }
+
+    /// Watches a container from now on, until [`Oom::forget`]. Without the memory controller there is nothing to see.
+    pub fn watch(&self, container: &str, cgroup: &Cgroup) {
+        let path = cgroup.path().join("memory.events");
+        let added = self
+            .shared
+            .inotify
+            .get_ref()
+            .0
+            .add_watch(&path, AddWatchFlags::IN_MODIFY);
+        match added {
+            Ok(descriptor) => {
+                let watched = Watched {
+                    container: container.to_string(),
+                    seen: cgroup.oom_kills(),
+                    cgroup: cgroup.clone(),
+                };
+                self.lock().watched.insert(descriptor, watched);
+            }
+            Err(error) => log::warn!(container, error:%; "out of memory events can't be seen"),
+        }
+    }
+
+    /// Looks at a container a last time.
+    pub fn forget(&self, container: &str) {
+        let mut table = self.lock();
+        let found = table
+            .watched
+            .iter()
+            .find(|(_, watched)| watched.container == container)
+            .map(|(descriptor, _)| *descriptor);
+        if let Some(descriptor) = found {
+            self.look(&mut table, &descriptor);
+            table.watched.remove(&descriptor);
+            // The kernel drops it with the file, too.
+            let _ = self.shared.inotify.get_ref().0.rm_watch(descriptor);
+        }
+    }
+
+    /// Waits for the next event: the container's id.
+    pub async fn next(&self) -> String {
+        loop {
+            let event = self.shared.event.notified();
+            if let Some(container) = self.lock().events.pop_front() {
+                return container;
+            }
+            event.await;
+        }
+    }
+
+    async fn read(&self) -> std::io::Result<()> {
+        let mut guard = self.shared.inotify.readable().await?;
+        let read = guard.try_io(|watcher| match watcher.get_ref().0.read_events() {
+            Err(Errno::EINTR) => Ok(Vec::new()),
+            events => Ok(events?),
+        });
+        let Ok(events) = read else {
+            return Ok(());
+        };
+        for event in events? {
+            self.look(&mut self.lock(), &event.wd);
+        }
+        Ok(())
+    }
+
+    fn look(&self, table: &mut Table, descriptor: &WatchDescriptor) {
+        let Some(watched) = table.watched.get_mut(descriptor) else {
+            return;
+        };
+        let kills = watched.cgroup.oom_kills();
+        if kills > watched.seen {
+            watched.seen = kills;
+            let container = watched.container.clone();
+            log::info!(container; "out of memory");
+            if table.events.len() == MAX_EVENTS {
+                table.events.pop_front();
+            }
+            table.events.push_back(container);
+            self.shared.event.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        match self.shared.table.lock() {
+            Ok(table) => table,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The one place that waits for children: every process of the guest ends up as a child of PID 1.
+//!
+//! A pid is known only after its runtime process has answered, and the process may be gone by then. So whoever
+//! starts one holds an [`Expected`] from before the start: while any is held, statuses that nobody waits for are kept.
+
+use std::{
+    collections::HashMap,
+    os::fd::{FromRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use nix::{
+    errno::Errno,
+    sys::wait::{waitpid, WaitPidFlag, WaitStatus},
+};
+use tokio::{
+    signal::unix::{signal, SignalKind},
+    sync::watch,
+};
+
+use crate::{Error, Result};
+
+/// 0-255, or 128 + n after signal n; `None` while the process runs.
+pub type Exit = watch::Receiver<Option<u32>>;
+
+/// Waits for all children. Cheap to clone.
+#[derive(Clone)]
+pub struct Reaper {
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    watched: HashMap<i32, watch::Sender<Option<u32>>>,
+    unclaimed: HashMap<i32, u32>,
+    expected: usize,
+}
+
+impl Reaper {
+    /// Starts to wait for children, on the event loop that this is called from.
+    pub fn start() -> Result<Reaper> {
+        let reaper = Reaper {
+            table: Arc::default(),
+        };
+        let mut children =
+            signal(SignalKind::child()).map_err(Error::system("listen for SIGCHLD"))?;
+        let reaping = reaper.clone();
+        tokio::spawn(async move {
+            loop {
+                reaping.reap();
+                if children.recv().await.is_none() {
+                    return;
+                }
+            }
+        });
+        Ok(reaper)
+    }
+
+    /// Keeps the statuses of unknown children until the value is dropped.
+    pub fn expect(&self) -> Expected {
+        self.lock().expected += 1;
+        Expected {
+            reaper: self.clone(),
+        }
+    }
+
+    fn reap(&self) {
+        loop {
+            // Locked for each child, so that a pid that is being looked up is not reaped meanwhile.
+            let mut table = self.lock();
+            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), code as u32 & 0xff),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid.as_raw(), 128 + signal as u32),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(error) => {
+                    log::error!(error:%; "wait for children");
+                    return;
+                }
+            };
+            log::debug!(pid, status; "process ended");
+            match table.watched.remove(&pid) {
+                // Nobody may be left who wants to know.
+                Some(sender) => drop(sender.send(Some(status))),
+                None if table.expected > 0 => drop(table.unclaimed.insert(pid, status)),
+                None => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        match self.table.lock() {
+            Ok(table) => table,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+}
+
+/// While held, no exit status gets lost; see [`Reaper::expect`].
+pub struct Expected {
+    reaper: Reaper,
+}
+
+impl Expected {
+    /// The exit of a child, which may be over already, and a descriptor for signals if it is not.
+    pub fn watch(&self, pid: i32) -> (Exit, Option<OwnedFd>) {
+        let mut table = self.reaper.lock();
+        let ended = table.unclaimed.remove(&pid);
+        let (sender, receiver) = watch::channel(ended);
+        if ended.is_some() {
+            return (receiver, None);
+        }
+        table.watched.insert(pid, sender);
+        // SAFETY: plain numbers; the result is checked.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        // SAFETY: pidfd_open(2) just gave this descriptor to us alone.
+        let pidfd = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result as i32) });
+        (receiver, pidfd)
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut table = self.reaper.lock();
+        table.expected -= 1;
+        if table.expected == 0 {
+            table.unclaimed.clear();
+        }
+    }
+}
+
+/// Waits until the process has ended.
+pub async fn ended(exit: &Exit) -> u32 {
+    let mut exit = exit.clone();
+    let status = match exit.wait_for(Option::is_some).await {
+        Ok(status) => *status,
+        // The reaper is gone with the event loop.
+        Err(_) => None,
+    };
+    status.unwrap_or(255)
+}

@@ -1,0 +1,159 @@
+//! Makes a container by libcontainer.
+
+use std::{
+    fs,
+    io::IoSliceMut,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+};
+
+use libcontainer::{container::builder::ContainerBuilder, syscall::syscall::SyscallType};
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr},
+};
+use oci_spec::runtime::{Process, Spec};
+use pathrs::Root;
+
+use super::{executor::Init, program, spec, Error, Made, Result, SPEC_FILE};
+
+const CONSOLE_SOCKET: &str = "console.sock";
+
+/// Creates the container; its init then waits for the start.
+pub fn run(id: &str, bundle: &Path, state: &Path, cgroup: &Path) -> Result<Made> {
+    let given: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
+    let limits = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+        .is_ok_and(|controllers| !controllers.trim().is_empty());
+    let (adapted, process) = spec::adapt(given, cgroup, limits)?;
+    let root = adapted
+        .root()
+        .as_ref()
+        .ok_or(Error::Missing { field: "root" })?;
+    let rootfs = root.path().clone();
+    fs::metadata(&rootfs).map_err(Error::file("open root", &rootfs))?;
+    spec::oom_score_adj(process.oom_score_adj())?;
+    own_stdio(&process);
+    make_cwd(&adapted, &rootfs, process.cwd());
+    let config = bundle.join("config.json");
+    adapted
+        .save(&config)
+        .map_err(|error| Error::file("write", &config)(std::io::Error::other(error)))?;
+
+    let console = match process.terminal() {
+        Some(true) => Some(listen(bundle)?),
+        _ => None,
+    };
+    let cwd = process.cwd().clone();
+    let terminal = console.as_ref().map(|_| bundle.join(CONSOLE_SOCKET));
+    let container = ContainerBuilder::new(id.to_string(), SyscallType::default())
+        .with_executor(Init { process })
+        .with_console_socket(terminal)
+        .with_root_path(state)
+        .and_then(|builder| {
+            let builder = builder.as_init(bundle).with_systemd(false);
+            builder.build()
+        })
+        .map_err(|error| explain_cwd(error, &cwd))?;
+    Ok(Made {
+        pid: container.pid().map(|pid| pid.as_raw()),
+        terminal: console.map(accept).transpose()?,
+    })
+}
+
+/// libcontainer says of a directory that can't be entered only that a call failed.
+fn explain_cwd(error: libcontainer::error::LibcontainerError, cwd: &Path) -> Error {
+    let error = Error::Create(error);
+    let text = super::report::explain(&error);
+    let errno = [Errno::ENOENT, Errno::ENOTDIR, Errno::EACCES]
+        .into_iter()
+        .find(|errno| text.contains(&format!("failed to chdir e={errno:?}")));
+    match errno {
+        Some(errno) => Error::Process(program::no_dir(cwd, errno)),
+        None => error,
+    }
+}
+
+/// Gives pipes to the process' user, who may open them again as /dev/stdout.
+pub fn own_stdio(process: &Process) {
+    for fd in 0..3 {
+        // SAFETY: `stat` is plain data for which zeros are valid, and the kernel fills it.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: `stat` lives through the call; a closed descriptor is an error, which skips the second call.
+        unsafe {
+            if libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                // A pipe that keeps its owner can still be written to.
+                let _ = libc::fchown(fd, process.user().uid(), libc::gid_t::MAX);
+            }
+        }
+    }
+}
+
+/// Makes the process' directory if it is not there, as runc does. Where it can't, entering it will tell.
+fn make_cwd(spec: &Spec, rootfs: &Path, cwd: &Path) {
+    // The mount that the directory is on: a bind mount shows its source, others are made empty and are not looked into.
+    let mounts = spec.mounts().iter().flatten();
+    let mount = mounts
+        .filter(|mount| cwd.starts_with(mount.destination()))
+        .max_by_key(|mount| mount.destination().as_os_str().len());
+    let (base, rest): (PathBuf, &Path) = match mount {
+        None => (rootfs.to_path_buf(), cwd),
+        Some(mount) => {
+            let bind = mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|option| matches!(option.as_str(), "bind" | "rbind"))
+                || mount.typ().as_deref() == Some("bind");
+            match (mount.source(), cwd.strip_prefix(mount.destination())) {
+                (Some(source), Ok(rest)) if bind => (source.clone(), rest),
+                _ => return,
+            }
+        }
+    };
+    if rest.as_os_str().is_empty() || rest == Path::new("/") {
+        return;
+    }
+    let mode = fs::Permissions::from_mode(0o755);
+    // Resolved inside the root, whatever links it has.
+    let _ = Root::open(base).and_then(|root| root.mkdir_all(rest, &mode));
+}
+
+/// A console socket in the bundle, whose path may be longer than a socket's address.
+fn listen(bundle: &Path) -> Result<UnixListener> {
+    let path = bundle.join(CONSOLE_SOCKET);
+    nix::unistd::chdir(bundle).map_err(Error::file("enter", bundle))?;
+    let listener = UnixListener::bind(CONSOLE_SOCKET).map_err(Error::file("listen on", path));
+    nix::unistd::chdir("/").map_err(Error::file("enter", "/"))?;
+    listener
+}
+
+/// The terminal's master, which the container's init has sent by now.
+fn accept(listener: UnixListener) -> Result<OwnedFd> {
+    let what = "receive the terminal";
+    let (connection, _) = listener.accept().map_err(Error::system(what))?;
+    let mut name = [0; 64];
+    let mut parts = [IoSliceMut::new(&mut name)];
+    let mut space = cmsg_space!([RawFd; 1]);
+    let message = recvmsg::<UnixAddr>(
+        connection.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )
+    .map_err(Error::system(what))?;
+    for part in message.cmsgs().map_err(Error::system(what))? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            if let Some(fd) = fds.first() {
+                // SAFETY: recvmsg(2) just gave this descriptor to us alone.
+                return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
+            }
+        }
+    }
+    Err(Error::system(what)(std::io::Error::from(
+        std::io::ErrorKind::UnexpectedEof,
+    )))
+}

@@ -1,0 +1,253 @@
+//! Starts a process in a running container.
+//!
+//! Not by libcontainer, whose `exec` leaves out the container's seccomp filter. The order is that of its init (and of
+//! runc's): cgroup, namespaces, session, terminal, limits, user, capabilities, filter, program.
+//!
+//! ```text
+//!   this process: score, cgroup, namespaces --fork--> the new one: terminal ... execve
+//!        `------------ pipe: its failure in words, or its end at execve <---------'
+//! ```
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    path::Path,
+};
+
+use libcontainer::{
+    capabilities,
+    seccomp::initialize_seccomp,
+    syscall::{syscall::create_syscall, Syscall},
+};
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    sched::{setns, CloneFlags},
+    sys::stat::Mode,
+    unistd::{pipe2, Gid, Uid},
+};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
+
+use super::{create, program, spec, wire, Error, Made, Result, SPEC_FILE};
+
+/// Starts the process; returns when its program runs.
+pub fn run(bundle: &Path, process: &Path, init: i32, cgroup: &Path) -> Result<Made> {
+    let container: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
+    let mut process: Process = spec::read(process, "process")?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(Error::Missing {
+            field: "process.args",
+        });
+    }
+    let own = container.process().as_ref();
+    let capabilities = process
+        .capabilities()
+        .as_ref()
+        .or_else(|| own.and_then(|own| own.capabilities().as_ref()));
+    process.set_capabilities(Some(spec::whole(capabilities)?));
+    let seccomp = container
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().clone());
+    create::own_stdio(&process);
+    spec::oom_score_adj(own.and_then(|own| own.oom_score_adj()))?;
+    // What other processes of the container could see of us before the execve is not theirs.
+    nix::sys::prctl::set_dumpable(false).map_err(Error::system("become undumpable"))?;
+    join_cgroup(cgroup, init)?;
+    join_namespaces(&container, init)?;
+
+    let (mut failure, told) = pipe2(OFlag::O_CLOEXEC)
+        .map(|(read, write)| (File::from(read), File::from(write)))
+        .map_err(Error::system("make a pipe"))?;
+    let (near, far) = wire::pair().map_err(Error::system("make a socket pair"))?;
+    // SAFETY: this process has one thread.
+    let pid = match unsafe { libc::fork() } {
+        -1 => return Err(Error::system("fork")(std::io::Error::last_os_error())),
+        0 => {
+            drop((failure, near));
+            let message = match enter(&process, seccomp.as_ref(), far) {
+                Ok(never) => match never {},
+                Err(message) => message,
+            };
+            // Without words the parent sees an end that looks like a start, and the status tells.
+            let _ = (&told).write_all(message.as_bytes());
+            // SAFETY: ends this process at once, without the parent's exit handlers.
+            unsafe { libc::_exit(255) }
+        }
+        pid => pid,
+    };
+    drop((told, far));
+    let mut message = String::new();
+    let read = failure.read_to_string(&mut message);
+    read.map_err(Error::system("wait for the process"))?;
+    if !message.is_empty() {
+        return Err(Error::Process(message));
+    }
+    let terminal = match process.terminal() {
+        Some(true) => wire::receive(near.as_fd())
+            .map_err(Error::system("receive the terminal"))?
+            .1
+            .pop(),
+        _ => None,
+    };
+    Ok(Made {
+        pid: Some(pid),
+        terminal,
+    })
+}
+
+/// The container's cgroup, or that of its init where the container divided its own further.
+fn join_cgroup(cgroup: &Path, init: i32) -> Result<()> {
+    let procs = cgroup.join("cgroup.procs");
+    match fs::write(&procs, "0") {
+        Ok(()) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(error) => return Err(Error::file("write", procs)(error)),
+    }
+    let path = format!("/proc/{init}/cgroup");
+    let text = fs::read_to_string(&path).map_err(Error::file("read", path))?;
+    let own = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    let procs = Path::new(crate::boot::CGROUP)
+        .join(own)
+        .join("cgroup.procs");
+    fs::write(&procs, "0").map_err(Error::file("write", procs))
+}
+
+/// Enters those namespaces that the container does not share with the guest. A pid namespace is for what is forked.
+fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
+    let mut flags = CloneFlags::empty();
+    let namespaces = container
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().clone());
+    for namespace in namespaces.unwrap_or_default() {
+        flags |= match namespace.typ() {
+            LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+            LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+            LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+            LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+            LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+            LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+            LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+            LinuxNamespaceType::Time => CloneFlags::from_bits_retain(libc::CLONE_NEWTIME),
+        };
+    }
+    // SAFETY: plain numbers; the result is checked.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, init, 0) };
+    let pidfd = Errno::result(pidfd).map_err(Error::system("find the container's init"))?;
+    // SAFETY: pidfd_open(2) just gave this descriptor to us alone.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
+    if flags.is_empty() {
+        return Ok(());
+    }
+    setns(&pidfd, flags).map_err(Error::system("enter the container's namespaces"))
+}
+
+/// From the fork to the program. Fails in the words of runc.
+fn enter(
+    process: &Process,
+    seccomp: Option<&LinuxSeccomp>,
+    console: OwnedFd,
+) -> std::result::Result<std::convert::Infallible, String> {
+    let failed =
+        |what: &'static str| move |error: Errno| format!("{what}: {}", program::words(error));
+    let syscall = create_syscall();
+    nix::unistd::setsid().map_err(failed("start a session"))?;
+    if process.terminal() == Some(true) {
+        open_terminal(process, console).map_err(|error| format!("open a terminal: {error}"))?;
+    }
+    for rlimit in process.rlimits().iter().flatten() {
+        syscall
+            .set_rlimit(rlimit)
+            .map_err(|error| format!("set {:?}: {error}", rlimit.typ()))?;
+    }
+    if let Some(umask) = process.user().umask() {
+        nix::sys::stat::umask(Mode::from_bits_truncate(umask));
+    }
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    if no_new_privileges {
+        nix::sys::prctl::set_no_new_privs().map_err(failed("set no_new_privs"))?;
+    }
+    // As root first: the user may not be allowed to enter a directory that the image's author chose.
+    let cwd = process.cwd();
+    let again = match program::change_dir(cwd) {
+        Ok(()) => false,
+        Err(Errno::EPERM | Errno::EACCES) => true,
+        Err(error) => return Err(program::no_dir(cwd, error)),
+    };
+    become_user(process, syscall.as_ref())?;
+    if let (Some(seccomp), false) = (seccomp, no_new_privileges) {
+        // Needs a capability that is dropped next.
+        initialize_seccomp(seccomp).map_err(|error| crate::error::chain(&error))?;
+    }
+    drop_capabilities(process, syscall.as_ref())
+        .map_err(|error| format!("drop capabilities: {error}"))?;
+    if again {
+        program::change_dir(cwd).map_err(|error| program::no_dir(cwd, error))?;
+    }
+    // Fails for a directory outside of the container's root.
+    nix::unistd::getcwd().map_err(|error| program::no_dir(cwd, error))?;
+    if let (Some(seccomp), true) = (seccomp, no_new_privileges) {
+        initialize_seccomp(seccomp).map_err(|error| crate::error::chain(&error))?;
+    }
+    syscall
+        .close_range(0)
+        .map_err(|error| format!("close descriptors: {error}"))?;
+    program::execute(process)
+}
+
+fn become_user(process: &Process, syscall: &dyn Syscall) -> std::result::Result<(), String> {
+    let user = process.user();
+    let groups: Vec<Gid> = user
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    nix::unistd::setgroups(&groups)
+        .map_err(|error| format!("set additional groups: {}", program::words(error)))?;
+    let failed = |error| format!("become user {}: {}", user.uid(), program::words(error));
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    // The capabilities are set one by one afterwards.
+    nix::sys::prctl::set_keepcaps(true).map_err(failed)?;
+    nix::unistd::setresgid(gid, gid, gid).map_err(failed)?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(failed)?;
+    capabilities::reset_effective(syscall).map_err(|error| format!("keep capabilities: {error}"))
+}
+
+fn drop_capabilities(
+    process: &Process,
+    syscall: &dyn Syscall,
+) -> std::result::Result<(), libcontainer::syscall::SyscallError> {
+    capabilities::reset_effective(syscall)?;
+    match process.capabilities() {
+        Some(sets) => capabilities::drop_privileges(sets, syscall),
+        None => Ok(()),
+    }
+}
+
+/// Makes a terminal of the container's devpts this session's, and sends its master to our parent.
+fn open_terminal(process: &Process, console: OwnedFd) -> std::io::Result<()> {
+    let pair = nix::pty::openpty(None, None)?;
+    if let Some(size) = process.console_size() {
+        crate::streams::resize(&pair.master, size.width() as u16, size.height() as u16)?;
+    }
+    let slave = pair.slave.as_raw_fd();
+    std::os::unix::fs::fchown(&pair.slave, Some(process.user().uid()), None)?;
+    wire::send(
+        console.as_fd(),
+        b"terminal",
+        [pair.master.as_fd()].into_iter(),
+    )?;
+    // SAFETY: takes a number; makes the terminal that of our new session.
+    Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
+    for number in 0..3 {
+        // SAFETY: open descriptors of this single-threaded process; 0 to 2 belong to no value.
+        Errno::result(unsafe { libc::dup2(slave, number) })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! The agent re-executed: a single-threaded process that makes one container or one process in a container.
+//!
+//! libcontainer clones, changes directory and drops rights, which a process with threads must not do. So the agent
+//! ([`crate::launch`]) starts `/proc/self/exe runtime <verb>` for each such task. Its descriptor 0 is a socket: one
+//! [`Request`] comes in with the container's stdin, stdout and stderr, one [`Answer`] goes out, with the master of
+//! the terminal if there is one. The processes that it makes become children of PID 1 when it ends.
+
+mod create;
+mod exec;
+mod executor;
+mod program;
+mod report;
+mod spec;
+mod update;
+pub mod wire;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use nix::{
+    fcntl::{fcntl, FcntlArg},
+    sys::signal::{signal, SigHandler, SigSet, SigmaskHow, Signal},
+};
+use serde::{Deserialize, Serialize};
+
+/// The name of a bundle's spec as the host sent it. The name `config.json` is that of what libcontainer gets.
+pub const SPEC_FILE: &str = "spec.json";
+
+/// What shall be done.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Makes a container of [`SPEC_FILE`] in `bundle`, up to the point before its program is executed.
+    Create {
+        id: String,
+        bundle: PathBuf,
+        /// libcontainer's state is in `state/id`.
+        state: PathBuf,
+        cgroup: PathBuf,
+    },
+    /// Starts a process in the container with this bundle and init.
+    Exec {
+        bundle: PathBuf,
+        /// File with the OCI `process` object.
+        process: PathBuf,
+        init: i32,
+        /// The container's cgroup, a directory.
+        cgroup: PathBuf,
+    },
+    /// Applies limits: a file with the OCI `linux.resources` object.
+    Update { cgroup: PathBuf, resources: PathBuf },
+    /// For tests on the host: brings a directory as the process `from` sees it to `to`.
+    Graft {
+        from: i32,
+        source: PathBuf,
+        to: PathBuf,
+        read_only: bool,
+    },
+}
+
+impl Request {
+    /// The word on the command line, for people who look at processes.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Request::Create { .. } => "create",
+            Request::Exec { .. } => "exec",
+            Request::Update { .. } => "update",
+            Request::Graft { .. } => "graft",
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done; the new process' id, where there is one.
+    Done { pid: Option<i32> },
+    /// Failed, with all causes.
+    Failed { message: String },
+}
+
+/// A failed task. Its text goes to the host.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{action} {}", path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is not valid")]
+    Parse {
+        path: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("config.json: {field} is missing")]
+    Missing { field: &'static str },
+    #[error("create container")]
+    Create(#[source] libcontainer::error::LibcontainerError),
+    #[error("cgroup {}: {message}", path.display())]
+    Cgroup { path: PathBuf, message: String },
+    #[error("{call}")]
+    System {
+        call: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// In the words of runc, from the new process itself.
+    #[error("{0}")]
+    Process(String),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    fn file<E: Into<io::Error>>(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Error {
+        let path = path.into();
+        move |source| Error::File {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+
+    fn system<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Error {
+        move |source| Error::System {
+            call,
+            source: source.into(),
+        }
+    }
+}
+
+/// The program `caisson-agent runtime <verb>`.
+pub fn run() -> ExitCode {
+    // Not a socket: called by hand.
+    let Ok((socket, request, stdio)) = take_over() else {
+        eprintln!("caisson-agent runtime is for the agent only");
+        return ExitCode::from(2);
+    };
+    report::start();
+    let done = match request {
+        Request::Create {
+            id,
+            bundle,
+            state,
+            cgroup,
+        } => stdio_from(stdio).and_then(|()| create::run(&id, &bundle, &state, &cgroup)),
+        Request::Exec {
+            bundle,
+            process,
+            init,
+            cgroup,
+        } => stdio_from(stdio).and_then(|()| exec::run(&bundle, &process, init, &cgroup)),
+        Request::Update { cgroup, resources } => update::run(&cgroup, &resources),
+        Request::Graft {
+            from,
+            source,
+            to,
+            read_only,
+        } => update::graft(from, &source, &to, read_only),
+    };
+    let (answer, terminal) = match done {
+        Ok(Made { pid, terminal }) => (Answer::Done { pid }, terminal),
+        Err(error) => (
+            Answer::Failed {
+                message: report::explain(&error),
+            },
+            None,
+        ),
+    };
+    let sent = serde_json::to_vec(&answer)
+        .map_err(io::Error::other)
+        .and_then(|text| wire::send(socket.as_fd(), &text, terminal.iter().map(|fd| fd.as_fd())));
+    match sent {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// A new process and its terminal.
+struct Made {
+    pid: Option<i32>,
+    terminal: Option<OwnedFd>,
+}
+
+fn take_over() -> io::Result<(OwnedFd, Request, Vec<OwnedFd>)> {
+    let socket = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(10))?;
+    // SAFETY: fcntl(2) just gave this descriptor to us alone.
+    let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(socket) };
+    let (text, stdio) = wire::receive(socket.as_fd())?;
+    let request = serde_json::from_slice(&text)?;
+    // What Rust ignores, and what else was inherited, must not be passed on to containers.
+    // SAFETY: SIG_DFL is no handler.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    nix::unistd::setgroups(&[])?;
+    Ok((socket, request, stdio))
+}
+
+/// Makes three descriptors 0 to 2; /dev/null where there are fewer.
+fn stdio_from(stdio: Vec<OwnedFd>) -> Result<()> {
+    let failed = || Error::system("set up stdio");
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(Error::file("open", "/dev/null"))?;
+    let null = OwnedFd::from(null);
+    for number in 0..3 {
+        let fd = stdio.get(number as usize).unwrap_or(&null);
+        // SAFETY: both are open or free descriptors of this single-threaded process; 0 to 2 belong to no value here.
+        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+            return Err(failed()(io::Error::last_os_error()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! Turns the spec of the host into what libcontainer takes, keeping its meaning.
+
+use std::{fs, path::Path};
+
+use oci_spec::runtime::{
+    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResources, Process, Spec,
+};
+
+use super::{Error, Result};
+
+/// Reads a JSON file.
+pub fn read<T: serde::de::DeserializeOwned>(path: &Path, name: &'static str) -> Result<T> {
+    let text = fs::read(path).map_err(Error::file("read", path))?;
+    serde_json::from_slice(&text).map_err(|source| Error::Parse { path: name, source })
+}
+
+/// The spec for libcontainer and the process as the host wants it.
+pub fn adapt(mut spec: Spec, cgroup: &Path, limits: bool) -> Result<(Spec, Process)> {
+    let mut process = spec
+        .process()
+        .clone()
+        .ok_or(Error::Missing { field: "process" })?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(Error::Missing {
+            field: "process.args",
+        });
+    }
+    let mut linux = spec
+        .linux()
+        .clone()
+        .ok_or(Error::Missing { field: "linux" })?;
+    // They belong to the host.
+    spec.set_hooks(None);
+    linux.set_cgroups_path(Some(cgroup.to_path_buf()));
+    if !limits {
+        linux.set_resources(None::<LinuxResources>);
+    }
+    process.set_capabilities(Some(whole(process.capabilities().as_ref())?));
+    // libcontainer takes an explicit `false` for `true` when it decides when to load the seccomp filter.
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
+    if process.terminal() == Some(true) {
+        own_terminals(&mut spec, process.user().uid());
+    }
+    let mut given = process.clone();
+    let mut env = process.env().clone().unwrap_or_default();
+    env.retain(|entry| entry != "HOME=");
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        env.push("HOME=/".to_string());
+    }
+    given.set_env(Some(env));
+    // Set by `oom_score_adj`, once for all processes of the container.
+    given.set_oom_score_adj(None);
+    spec.set_process(Some(given));
+    spec.set_linux(Some(linux));
+    Ok((spec, process))
+}
+
+/// Capabilities with no set left out: an empty one is meant (as runc takes it).
+pub fn whole(capabilities: Option<&LinuxCapabilities>) -> Result<LinuxCapabilities> {
+    let set = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        capabilities
+            .and_then(|capabilities| get(capabilities).clone())
+            .unwrap_or_default()
+    };
+    LinuxCapabilitiesBuilder::default()
+        .bounding(set(|sets| sets.bounding()))
+        .effective(set(|sets| sets.effective()))
+        .permitted(set(|sets| sets.permitted()))
+        .inheritable(set(|sets| sets.inheritable()))
+        .ambient(set(|sets| sets.ambient()))
+        .build()
+        .map_err(|_| Error::Missing {
+            field: "process.capabilities",
+        })
+}
+
+/// Lets new terminals belong to the container's user, who may want to open theirs by name.
+fn own_terminals(spec: &mut Spec, uid: u32) {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let mut options = mount.options().clone().unwrap_or_default();
+        let owned = options.iter().any(|option| option.starts_with("uid="));
+        if mount.typ().as_deref() == Some("devpts") && uid != 0 && !owned {
+            options.push(format!("uid={uid}"));
+            mount.set_options(Some(options));
+        }
+    }
+    spec.set_mounts(Some(mounts));
+}
+
+/// Sets this process' score, which what it starts inherits. Lowering it needs a right that a test's host may not give.
+pub fn oom_score_adj(adj: Option<i32>) -> Result<()> {
+    let path = "/proc/self/oom_score_adj";
+    let Some(adj) = adj else {
+        return Ok(());
+    };
+    match fs::write(path, adj.to_string()) {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
+        result => result.map_err(Error::file("write", path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Spec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    const SMALL: &str = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":["true"],
+        "user":{"uid":1000,"gid":1000},"terminal":true,"noNewPrivileges":false,"oomScoreAdj":5},
+        "mounts":[{"destination":"/dev/pts","type":"devpts","source":"devpts","options":["nosuid"]}],
+        "linux":{},"hooks":{}}"#;
+
+    #[test]
+    fn spec_without_home_gets_one_that_its_process_does_not_see() {
+        let (spec, process) = adapt(spec(SMALL), Path::new("/c"), true).unwrap();
+        let given = spec.process().clone().unwrap();
+        assert_eq!(given.env().clone().unwrap(), ["HOME=/"]);
+        assert!(!process
+            .env()
+            .iter()
+            .flatten()
+            .any(|entry| entry.starts_with("HOME=")));
+    }
+
+    #[test]
+    fn spec_with_explicit_false_privileges_is_cleared() {
+        let (spec, _) = adapt(spec(SMALL), Path::new("/c"), true).unwrap();
+        let given = spec.process().clone().unwrap();
+        assert_eq!(given.no_new_privileges(), None);
+        assert!(spec.hooks().is_none());
+        let bounding = given.capabilities().clone().unwrap().bounding().clone();
+        assert_eq!(bounding, Some(Capabilities::new()));
+    }
+
+    #[test]
+    fn spec_with_a_terminal_makes_it_the_users() {
+        let (spec, _) = adapt(spec(SMALL), Path::new("/c"), true).unwrap();
+        let options = spec.mounts().clone().unwrap()[0].options().clone().unwrap();
+        assert_eq!(options, ["nosuid", "uid=1000"]);
+    }
+
+    #[test]
+    fn spec_without_a_process_names_the_field() {
+        let error = adapt(
+            spec(r#"{"ociVersion":"1.0.2","linux":{}}"#),
+            Path::new("/c"),
+            true,
+        );
+        let text = error.err().map(|error| error.to_string()).unwrap();
+        assert_eq!(text, "config.json: process is missing");
+    }
+}

@@ -1,0 +1,205 @@
+//! Byte streams of processes: pipes and terminals on one side, connections of the host on the other.
+//!
+//! ```text
+//!   offered --the host connects with the token--> pumping --end of either side--> gone
+//!      `--30 s after the process ended: nobody came--> gone
+//! ```
+//!
+//! Memory is one frame a stream; the rest is the kernel's pipe, whose limit is the back-pressure.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::{ready, Context, Poll},
+    time::Duration,
+};
+
+use caisson_protocol::stream;
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use tokio::{
+    io::{unix::AsyncFd, AsyncRead, AsyncWrite, ReadBuf},
+    sync::watch,
+    time::timeout,
+};
+
+use crate::reaper::{self, Exit};
+
+/// How long a connection may take to say its token, and a token to be offered after that.
+const HELLO: Duration = Duration::from_secs(10);
+/// How long the output of a process that has ended waits for the host.
+const LATE: Duration = Duration::from_secs(30);
+
+/// The agent's end of a stream, as the process sees it.
+pub enum End {
+    /// The host writes, the process reads.
+    Input(Channel),
+    /// The process writes, the host reads.
+    Output(Channel),
+}
+
+/// The streams that the host may connect to. Cheap to clone.
+#[derive(Clone)]
+pub struct Streams {
+    offers: Arc<Mutex<HashMap<u64, (End, Exit)>>>,
+    changed: watch::Sender<()>,
+}
+
+impl Streams {
+    pub fn new() -> Streams {
+        Streams {
+            offers: Arc::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// Offers one end of a stream of the process with this exit. Token 0 is never asked for.
+    pub fn offer(&self, token: u64, end: End, exit: &Exit) {
+        self.lock().insert(token, (end, exit.clone()));
+        self.changed.send_replace(());
+        let (streams, exit) = (self.clone(), exit.clone());
+        tokio::spawn(async move {
+            reaper::ended(&exit).await;
+            tokio::time::sleep(LATE).await;
+            if streams.lock().remove(&token).is_some() {
+                log::debug!(token; "stream that nobody connected to dropped");
+            }
+        });
+    }
+
+    /// Serves one connection of the host to its end.
+    pub async fn serve<C: AsyncRead + AsyncWrite + Unpin>(&self, mut connection: C) {
+        let token = match timeout(HELLO, stream::read_token(&mut connection)).await {
+            Ok(Ok(token)) => token,
+            Ok(Err(error)) => {
+                log::warn!(error = crate::error::chain(&error); "stream connection refused");
+                return;
+            }
+            Err(_) => {
+                log::warn!("stream connection that said nothing closed");
+                return;
+            }
+        };
+        let Ok((end, exit)) = timeout(HELLO, self.take(token)).await else {
+            log::warn!(token; "stream connection with an unknown token closed");
+            return;
+        };
+        let moved = match end {
+            End::Output(mut source) => stream::send(&mut source, &mut connection).await,
+            End::Input(mut sink) => {
+                tokio::select! {
+                    moved = stream::receive(&mut connection, &mut sink) => moved,
+                    // Nobody reads any more.
+                    _ = reaper::ended(&exit) => Ok(0),
+                }
+            }
+        };
+        match moved {
+            Ok(bytes) => log::debug!(token, bytes; "stream ended"),
+            Err(error) => log::debug!(token, error = crate::error::chain(&error); "stream cut"),
+        }
+    }
+
+    async fn take(&self, token: u64) -> (End, Exit) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            if let Some(found) = self.lock().remove(&token) {
+                return found;
+            }
+            // The sender lives in `self`.
+            let _ = changed.changed().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, (End, Exit)>> {
+        match self.offers.lock() {
+            Ok(offers) => offers,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+}
+
+/// A pipe or a terminal's master on the event loop.
+pub struct Channel(AsyncFd<OwnedFd>);
+
+impl Channel {
+    /// Takes a descriptor, which becomes non-blocking.
+    pub fn new(fd: OwnedFd) -> io::Result<Channel> {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // SAFETY: an open descriptor that is closed with the value only.
+        Ok(Channel(unsafe { AsyncFd::register(fd) }?))
+    }
+}
+
+impl AsyncRead for Channel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(context))?;
+            let read = guard.try_io(|fd| {
+                Ok(nix::unistd::read(
+                    fd.get_ref(),
+                    buffer.initialize_unfilled(),
+                )?)
+            });
+            match read {
+                Ok(Ok(length)) => {
+                    buffer.advance(length);
+                    return Poll::Ready(Ok(()));
+                }
+                // How a terminal says that nobody has its other side open any more.
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+                    return Poll::Ready(Ok(()))
+                }
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Channel {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_write_ready(context))?;
+            match guard.try_io(|fd| Ok(nix::unistd::write(fd.get_ref(), buffer)?)) {
+                Ok(result) => return Poll::Ready(result),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Sets a terminal's size.
+pub fn resize(master: &OwnedFd, width: u16, height: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: height,
+        ws_col: width,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: `size` is a winsize and lives through the call.
+    if unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! The agent's service, driven as the shim drives it.
+//!
+//! By default over `caisson-agent --fake` on this host (needs root). With `CAISSON_TEST_VSOCK=<socket of
+//! vhost-device-vsock>` and `CAISSON_TEST_SHARE=<directory shared with tag "pod">` the same tests run in a VM that somebody else has booted.
+
+#![allow(clippy::unwrap_used)]
+
+mod guest;
+mod lifecycle;
+mod process;
+mod streams;
