@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::{
     command::{self, Output, Running, Stdin},
     exec::ExecBuilder,
+    leftovers,
     node::LIMIT,
     Node,
 };
@@ -284,6 +285,36 @@ impl<'n> Container<'n> {
     /// Removes a container whose task is gone.
     pub fn remove(&self) -> Result<()> {
         self.ctr(&["containers", "delete", &self.id])
+    }
+
+    /// Pid of a host process of the VM by its role, as the state folder has it: `qemu`, `vsock`, `virtiofsd-…`.
+    pub fn vm_process(&self, role: &str) -> Result<u32> {
+        let processes = self.vm_processes()?;
+        let found = processes.iter().find(|(name, _)| name.starts_with(role));
+        Ok(found
+            .with_context(|| format!("no {role} among {processes:?}"))?
+            .1)
+    }
+
+    /// All host processes of the VM: role and pid.
+    pub fn vm_processes(&self) -> Result<Vec<(String, u32)>> {
+        let path = self.state_dir().join("pids");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let process = |line: &str| {
+            let mut fields = line.split(' ');
+            let pid = fields.next()?.parse().ok()?;
+            Some((fields.nth(1)?.to_owned(), pid))
+        };
+        Ok(text.lines().filter_map(process).collect())
+    }
+
+    /// Pid of the shim.
+    pub fn shim(&self) -> Result<u32> {
+        let shims = leftovers::processes(&self.id);
+        let shim = shims
+            .iter()
+            .find(|process| process.command.contains("containerd-shim-"));
+        Ok(shim.context("no shim")?.pid)
     }
 
     /// Folder of Caisson for this container, while it runs.

@@ -110,7 +110,7 @@ fn probe(image: &mut ImageBuilder) -> Result<()> {
 fn files(image: &mut ImageBuilder) -> Result<()> {
     image.dir("zoo", root(0o755))?;
     image.file("zoo/file", root(0o640), b"a file\n")?;
-    image.hard_link("zoo/second-name", "zoo/file")?;
+    image.hard_link("zoo/second-name", "zoo/file", root(0o640))?;
     image.symlink("zoo/relative", "file")?;
     image.symlink("zoo/absolute", "/zoo/file")?;
     image.symlink("zoo/dangling", "nowhere")?;

@@ -79,9 +79,9 @@ impl ImageBuilder {
             .with_context(|| path.to_owned())
     }
 
-    /// A further name of a file named before.
-    pub fn hard_link(&mut self, path: &str, target: &str) -> Result<()> {
-        let mut header = header(EntryType::Link, root(0o644), 0);
+    /// A further name of a file named before, whose owner has to be said again.
+    pub fn hard_link(&mut self, path: &str, target: &str, owner: Owner) -> Result<()> {
+        let mut header = header(EntryType::Link, owner, 0);
         self.layer
             .append_link(&mut header, path, target)
             .with_context(|| path.to_owned())

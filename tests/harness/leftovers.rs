@@ -41,11 +41,23 @@ impl Leftovers {
         );
         add("mount", mounts(node.tag()));
         add("netns", network_namespaces());
-        add("cgroup", cgroups(node.tag()));
+        // runc leaves the folder of the namespace, which all containers share.
+        let namespace = format!("/{}", node.tag());
+        let cgroups = cgroups(node.tag()).into_iter();
+        add(
+            "cgroup",
+            cgroups.filter(|path| !path.ends_with(&namespace)).collect(),
+        );
         add("socket", texts(shim_sockets(node.tag(), node.dir())));
         add("socket", bound_sockets(node));
         add("shm", entries(Path::new("/dev/shm")));
-        add("state", entries(&node.state_dir()));
+        // `.users` stays; what is in it does not.
+        let state = entries(&node.state_dir());
+        add(
+            "state",
+            state.into_iter().filter(|name| name != ".users").collect(),
+        );
+        add("user", entries(&node.state_dir().join(".users")));
         add(
             "bundle",
             entries(

@@ -303,3 +303,18 @@ extern "C" fn end_shared() {
         let _ = std::panic::catch_unwind(|| node.end());
     }
 }
+
+/// The `caisson` command, for this node.
+pub fn caisson(node: &Node) -> Result<Command> {
+    let program = paths::dist().join("bin/caisson");
+    ensure!(
+        program.exists(),
+        "no {}: cargo xtask dist",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    command
+        .env("CAISSON_CONFIG", node.config_file())
+        .env("PATH", node.path());
+    Ok(command)
+}

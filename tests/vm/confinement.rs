@@ -1,1 +1,194 @@
-//! Coming.
+//! What `/proc` of the host says of a pod's processes: as little as possible.
+
+use std::{collections::BTreeSet, fs};
+
+use anyhow::{Context, Result};
+use caisson_tests::{proc, Container, Node};
+use rstest::rstest;
+
+/// What virtiofsd needs to keep file owners: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP
+/// (capability.h). Not DAC_READ_SEARCH, with which every file of a filesystem can be opened.
+const VIRTIOFSD_MAY: [u32; 8] = [0, 1, 3, 4, 6, 7, 27, 31];
+
+/// Users of pods begin here (`hypervisor.uid_base`).
+const UID_BASE: u32 = 1_878_982_656;
+
+#[rstest]
+#[case("qemu")]
+#[case("vsock")]
+fn process_without_rights_runs_as_the_pods_user(#[case] role: &str) -> Result<()> {
+    let container = running()?;
+    let pid = container.vm_process(role)?;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(proc::capabilities(pid, set)?, [0; 0], "{role} has {set}");
+    }
+    let status = proc::status(pid)?;
+    let field = |name: &str| status.get(name).cloned().with_context(|| name.to_owned());
+    let uids: BTreeSet<u32> = field("Uid")?
+        .split_whitespace()
+        .flat_map(str::parse)
+        .collect();
+    let gids: BTreeSet<u32> = field("Gid")?
+        .split_whitespace()
+        .flat_map(str::parse)
+        .collect();
+    assert_eq!(
+        (uids.len(), &uids),
+        (1, &gids),
+        "{role}: real, effective, saved and file ids"
+    );
+    assert!(
+        uids.iter().all(|&uid| uid >= UID_BASE),
+        "{role} runs as {uids:?}"
+    );
+    assert_eq!(field("Groups")?, "", "{role} has further groups");
+    assert_eq!(field("Seccomp")?, "2", "{role} has no seccomp filter");
+    assert_eq!(field("NoNewPrivs")?, "1", "{role} may gain rights");
+    Ok(())
+}
+
+#[test]
+fn every_virtiofsd_has_the_listed_rights_only() -> Result<()> {
+    let node = Node::shared();
+    let container = node
+        .container("busybox")
+        .annotation("caisson.dev/home", "persistent/confined");
+    let container = container.args(["sleep", "1000"]).start()?;
+    let daemons: Vec<_> = container
+        .vm_processes()?
+        .into_iter()
+        .filter(|(role, _)| role.starts_with("virtiofsd-"))
+        .collect();
+    assert!(
+        daemons.len() >= 2,
+        "one for the rootfs, one for the home: {daemons:?}"
+    );
+    for (role, parent) in daemons {
+        // The sandbox may be a child of the process that was started.
+        let mut family = proc::descendants(parent);
+        family.push(parent);
+        for pid in family {
+            for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+                let more: Vec<_> = proc::capabilities(pid, set)?;
+                let more: Vec<_> = more
+                    .iter()
+                    .filter(|cap| !VIRTIOFSD_MAY.contains(cap))
+                    .collect();
+                assert!(
+                    more.is_empty(),
+                    "{role} ({pid}) has {set} {more:?} besides the listed ones"
+                );
+            }
+            let status = proc::status(pid)?;
+            assert_eq!(
+                status.get("Seccomp").map(String::as_str),
+                Some("2"),
+                "{role} ({pid})"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_process_of_the_vm_has_a_network_without_anything() -> Result<()> {
+    let container = running()?;
+    let host = proc::namespace(std::process::id(), "net");
+    for (role, pid) in container.vm_processes()? {
+        assert_ne!(
+            proc::namespace(pid, "net"),
+            host,
+            "{role} is in the host's network"
+        );
+        let devices = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+        // Two lines of headings, then one a device.
+        let devices: Vec<_> = devices
+            .lines()
+            .skip(2)
+            .filter_map(|line| line.trim().split(':').next())
+            .collect();
+        assert_eq!(devices, ["lo"], "{role}");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case("qemu")]
+#[case("vsock")]
+fn process_without_rights_sees_none_of_the_hosts_files(#[case] role: &str) -> Result<()> {
+    let container = running()?;
+    let pid = container.vm_process(role)?;
+    assert_ne!(
+        proc::namespace(pid, "mnt"),
+        proc::namespace(std::process::id(), "mnt")
+    );
+    for path in ["etc/shadow", "root", "home", "tmp", "var/lib"] {
+        assert!(
+            fs::metadata(format!("/proc/{pid}/root/{path}")).is_err(),
+            "{role} sees /{path}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn virtiofsd_sees_its_one_directory_only() -> Result<()> {
+    let container = running()?;
+    let parent = container.vm_process("virtiofsd-")?;
+    // The last of the family is the one that serves.
+    let pid = proc::descendants(parent).last().copied().unwrap_or(parent);
+    for path in ["etc/shadow", "var/lib", "sys", "tmp/caisson-tests.lock"] {
+        assert!(
+            fs::metadata(format!("/proc/{pid}/root/{path}")).is_err(),
+            "virtiofsd sees /{path}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_run_as_users_of_their_own() -> Result<()> {
+    let (one, two) = (running()?, running()?);
+    let uid = |container: &Container| -> Result<String> {
+        let status = proc::status(container.vm_process("qemu")?)?;
+        Ok(status.get("Uid").context("Uid")?.clone())
+    };
+    assert_ne!(uid(&one)?, uid(&two)?);
+    Ok(())
+}
+
+/// A home and a state folder whose paths would be further options, were they ever part of QEMU's command line.
+#[test]
+fn path_with_comma_equals_and_newline_is_a_path_only() -> Result<()> {
+    let odd = "odd,readonly=on\nid=x";
+    let node = Node::start_with(|config| {
+        for key in ["state_dir", "store_dir"] {
+            let path = config[key]
+                .as_str()
+                .map(|path| path.replace(key.trim_end_matches("_dir"), odd) + key);
+            config[key] = path.into();
+        }
+    })?;
+    let container = node
+        .container("busybox")
+        .annotation("caisson.dev/home", "persistent/odd");
+    let output = container
+        .sh("echo written > /root/note && cat /root/note")
+        .run()?
+        .ok()?;
+    assert_eq!(output.line(), "written");
+    let home = node
+        .dir()
+        .join(format!("{odd}store_dir/homes"))
+        .join(node.tag())
+        .join("odd/note");
+    assert_eq!(fs::read_to_string(home)?, "written\n");
+    Ok(())
+}
+
+fn running() -> Result<Container<'static>> {
+    Node::shared()
+        .container("busybox")
+        .args(["sleep", "1000"])
+        .start()
+}

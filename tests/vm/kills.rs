@@ -1,1 +1,233 @@
-//! Coming.
+//! What is killed ends the task with an error, soon; and nothing is left behind.
+//!
+//! The tests of this file count what is on the host, so they run one at a time.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{ensure, Result};
+use caisson_tests::{command, proc, task, Container, Leftovers, Node, Runtime};
+use containerd_client::types::v1::Status;
+use rstest::rstest;
+
+/// A task has to end this soon after something of it was killed.
+const SOON: Duration = Duration::from_secs(10);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+#[rstest]
+#[case("qemu")]
+#[case("virtiofsd-")]
+#[case("vsock")]
+fn process_of_the_vm_killed_ends_the_task_with_an_error(#[case] role: &str) -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = running(node)?;
+    proc::kill(container.vm_process(role)?, libc::SIGKILL);
+    assert_ne!(container.wait_within(SOON)?, 0, "after kill -9 of {role}");
+    container.delete()?;
+    Leftovers::none_since(node, &before)
+}
+
+#[test]
+fn virtiofsd_of_a_home_killed_ends_the_task_with_an_error() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = node
+        .container("busybox")
+        .annotation("caisson.dev/home", "persistent/one");
+    let container = container.args(["sleep", "1000"]).start()?;
+    let mut daemons = container.vm_processes()?;
+    daemons.retain(|(role, _)| role.starts_with("virtiofsd-"));
+    let (role, pid) = daemons.pop().unwrap_or_default();
+    proc::kill(pid, libc::SIGKILL);
+    assert_ne!(container.wait_within(SOON)?, 0, "after kill -9 of {role}");
+    container.delete()?;
+    Leftovers::none_since(node, &before)
+}
+
+/// The agent is the guest's init: what kills it is a panic of the guest's kernel.
+#[test]
+fn guest_that_panics_ends_the_task_with_an_error() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = node
+        .container("busybox")
+        .switch("--privileged")
+        .args(["sleep", "1000"])
+        .start()?;
+    let exec = container
+        .process(["sh", "-c", "echo c > /proc/sysrq-trigger"])
+        .spawn()?;
+    assert_ne!(container.wait_within(SOON)?, 0);
+    assert_ne!(
+        exec.finish(SOON)?.code,
+        0,
+        "the exec that did it ended well"
+    );
+    container.delete()?;
+    Leftovers::none_since(node, &before)
+}
+
+#[test]
+fn shim_killed_ends_the_task_and_delete_removes_the_vm() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = running(node)?;
+    let start = Instant::now();
+    proc::kill(container.shim()?, libc::SIGKILL);
+    // containerd calls the shim's `delete` by itself and forgets the task, or says that it has stopped.
+    command::poll("the task's end", SOON, || {
+        let state = task::state(node, container.id(), "");
+        state.map_or(Some(()), |process| {
+            (process.status() == Status::Stopped).then_some(())
+        })
+    })?;
+    ensure!(start.elapsed() < SOON);
+    let _ = node.ctr(["tasks", "delete", "--force", container.id()])?;
+    container.remove()?;
+    Leftovers::none_since(node, &before)
+}
+
+#[test]
+fn everything_killed_at_once_is_removed_by_delete() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = running(node)?;
+    let mut pids = vec![container.shim()?];
+    pids.extend(container.vm_processes()?.iter().map(|(_, pid)| pid));
+    pids.iter().for_each(|&pid| proc::kill(pid, libc::SIGKILL));
+    command::poll("the task's end", SOON, || {
+        (!task::is_running(node, container.id())).then_some(())
+    })?;
+    let _ = node.ctr(["tasks", "delete", "--force", container.id()])?;
+    container.remove()?;
+    Leftovers::none_since(node, &before)
+}
+
+/// A shim that is killed before it answered `create`.
+#[test]
+fn shim_killed_while_the_vm_boots_leaves_nothing() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let builder = node.container("busybox").args(["true"]);
+    let container = Container::adopt(node, builder.id());
+    let starting = builder.spawn()?;
+    let qemu = command::poll("QEMU", Duration::from_secs(10), || {
+        container.vm_process("qemu").ok()
+    })?;
+    proc::kill(container.shim()?, libc::SIGKILL);
+    assert_ne!(starting.finish(Duration::from_secs(30))?.code, 0);
+    command::poll("QEMU's end", SOON, || {
+        (!proc::is_running(qemu)).then_some(())
+    })?;
+    let _ = node.ctr(["containers", "delete", container.id()])?;
+    Leftovers::none_since(node, &before)
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn container_that_ended_leaves_nothing(#[case] runtime: Runtime) -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    assert_eq!(
+        node.container("busybox")
+            .runtime(runtime)
+            .sh("sleep 1000 & exit 3")
+            .run()?
+            .code,
+        3
+    );
+    Leftovers::none_since(node, &before)
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn container_that_could_not_start_leaves_nothing(#[case] runtime: Runtime) -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    assert_ne!(
+        node.container("busybox")
+            .runtime(runtime)
+            .args(["no-such-command"])
+            .run()?
+            .code,
+        0
+    );
+    Leftovers::none_since(node, &before)
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc, false)]
+#[case::runc_killed(Runtime::Runc, true)]
+#[case::caisson(Runtime::Caisson, false)]
+#[case::caisson_killed(Runtime::Caisson, true)]
+fn containerd_restarted_finds_its_tasks_usable(
+    #[case] runtime: Runtime,
+    #[case] killed: bool,
+) -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = node
+        .container("busybox")
+        .runtime(runtime)
+        .args(["sleep", "1000"])
+        .start()?;
+    container.sh("echo before > /note")?;
+    node.stop_containerd(killed)?;
+    node.start_containerd()?;
+    assert_eq!(container.state()?.status(), Status::Running);
+    assert_eq!(container.sh("cat /note; echo after")?, "before\nafter");
+    container.kill("SIGKILL")?;
+    assert_eq!(container.wait()?, 137);
+    container.delete()?;
+    Leftovers::none_since(node, &before)
+}
+
+#[test]
+fn task_that_ended_while_containerd_was_away_is_known_to_have_ended() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = running(node)?;
+    node.stop_containerd(false)?;
+    proc::kill(container.vm_process("qemu")?, libc::SIGKILL);
+    std::thread::sleep(Duration::from_secs(1));
+    node.start_containerd()?;
+    command::poll("the task's end", SOON, || {
+        (!task::is_running(node, container.id())).then_some(())
+    })?;
+    let _ = node.ctr(["tasks", "delete", "--force", container.id()])?;
+    container.remove()?;
+    Leftovers::none_since(node, &before)
+}
+
+fn running(node: &Node) -> Result<Container<'_>> {
+    node.container("busybox").args(["sleep", "1000"]).start()
+}
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is there, with the image imported and nothing of an earlier test still on its way out.
+fn settled(node: &Node) -> Result<Leftovers> {
+    node.image("busybox")?;
+    let _ = command::poll("quiet", Duration::from_secs(5), || {
+        Leftovers::count(node).is_empty().then_some(())
+    });
+    Ok(Leftovers::count(node))
+}

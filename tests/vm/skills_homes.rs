@@ -1,1 +1,221 @@
-//! Coming.
+//! Skills and homes: what is plugged into a container besides its image.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use caisson_tests::{command, image, node::caisson, proc, Node};
+
+const SKILLS: &str = "caisson.dev/skills";
+const HOME: &str = "caisson.dev/home";
+
+#[test]
+fn skill_contents_are_those_that_were_packed() -> Result<()> {
+    let node = Node::shared();
+    let (tree, digest) = packed(node, "contents")?;
+    let line = "cd /opt/skills/contents && find . -type f | sort | xargs sha256sum && bin/tool && readlink link";
+    let output = node
+        .container("busybox")
+        .annotation(SKILLS, &digest)
+        .sh(line)
+        .run()?
+        .ok()?;
+    let mut expected = String::new();
+    for file in ["./SKILL.md", "./bin/tool", "./data/noise"] {
+        let digest = image::sha256(fs::File::open(tree.join(file))?)?;
+        expected.push_str(&format!("{digest}  {file}\n"));
+    }
+    assert_eq!(
+        output.text(),
+        format!("{expected}the tool runs\nSKILL.md\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn skill_disk_refuses_writes_and_the_hosts_file_is_unchanged() -> Result<()> {
+    let node = Node::shared();
+    let (_, digest) = packed(node, "unchanged")?;
+    let file = node
+        .store_dir()
+        .join("skills")
+        .join(digest.trim_start_matches("sha256:"));
+    let before = image::sha256(fs::File::open(&file)?)?;
+    let line =
+        "cd /opt/skills/unchanged; echo x > SKILL.md; echo x > new; rm bin/tool; chmod 777 bin; \
+                mount -o remount,rw /opt/skills/unchanged; echo x > SKILL.md; ls; \
+                for disk in /dev/vd*; do dd if=/dev/zero of=$disk bs=4096 count=1; done";
+    let output = node
+        .container("busybox")
+        .annotation(SKILLS, &digest)
+        .switch("--privileged")
+        .sh(line)
+        .run()?;
+    assert_eq!(
+        output.line(),
+        "SKILL.md\nbin\ndata\nlink",
+        "{}",
+        output.errors()
+    );
+    assert!(
+        output.errors().contains("Read-only file system"),
+        "{}",
+        output.errors()
+    );
+    assert_eq!(image::sha256(fs::File::open(&file)?)?, before);
+    assert_eq!(
+        format!("sha256:{before}"),
+        digest,
+        "the file is named by its digest"
+    );
+    Ok(())
+}
+
+#[test]
+fn skill_is_mounted_under_the_name_that_the_pod_gives_it() -> Result<()> {
+    let node = Node::shared();
+    let (_, one) = packed(node, "one")?;
+    let (_, two) = packed(node, "two")?;
+    let skills = format!("{one},other={two}");
+    let output = node
+        .container("busybox")
+        .annotation(SKILLS, &skills)
+        .sh("ls /opt/skills")
+        .run()?
+        .ok()?;
+    assert_eq!(output.line(), "one\nother");
+    Ok(())
+}
+
+#[test]
+fn skill_that_is_not_there_is_named() -> Result<()> {
+    let missing = format!("sha256:{}", "0".repeat(64));
+    let output = Node::shared()
+        .container("busybox")
+        .annotation(SKILLS, &missing)
+        .args(["true"])
+        .run()?;
+    assert_ne!(output.code, 0);
+    let error = output.errors();
+    assert!(
+        error.contains(&missing) && error.contains("caisson skill add"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[test]
+fn home_is_kept_between_containers() -> Result<()> {
+    let node = Node::shared();
+    let write = "test $HOME = /root && cd && pwd && echo first > note && ln note second && chown 1000:2000 note";
+    let first = node
+        .container("busybox")
+        .annotation(HOME, "persistent/kept")
+        .sh(write)
+        .run()?
+        .ok()?;
+    assert_eq!(first.line(), "/root");
+    let read = "stat -c '%n %u %g %h' /root/note; cat /root/second; ls /root";
+    let second = node
+        .container("busybox")
+        .annotation(HOME, "persistent/kept")
+        .sh(read)
+        .run()?
+        .ok()?;
+    assert_eq!(second.line(), "/root/note 1000 2000 2\nfirst\nnote\nsecond");
+    Ok(())
+}
+
+#[test]
+fn home_belongs_to_the_containers_user() -> Result<()> {
+    let node = Node::shared();
+    let container = node
+        .container("busybox-app")
+        .annotation(HOME, "persistent/apps");
+    let output = container
+        .sh("id -u; echo mine > /home/app/note && cat /home/app/note")
+        .run()?
+        .ok()?;
+    assert_eq!(output.line(), "1000\nmine");
+    let metadata = fs::metadata(home(node, "apps").join("note"))?;
+    assert_eq!((metadata.uid(), metadata.gid()), (1000, 1000));
+    Ok(())
+}
+
+#[test]
+fn homes_of_other_names_are_apart() -> Result<()> {
+    let node = Node::shared();
+    node.container("busybox")
+        .annotation(HOME, "persistent/annas")
+        .sh("echo hers > /root/note")
+        .run()?
+        .ok()?;
+    let other = node
+        .container("busybox")
+        .annotation(HOME, "persistent/berts");
+    let output = other
+        .sh("ls -A /root; ls -A /root/..; cat /root/../annas/note")
+        .run()?;
+    assert!(
+        !output.text().contains("note") && !output.text().contains("annas"),
+        "{}",
+        output.text()
+    );
+    Ok(())
+}
+
+#[test]
+fn home_is_kept_after_the_vm_was_killed() -> Result<()> {
+    let node = Node::shared();
+    let container = node
+        .container("busybox")
+        .annotation(HOME, "persistent/killed")
+        .args(["sleep", "1000"])
+        .start()?;
+    container.sh("echo before the end > /root/note && sync")?;
+    let qemu = container.vm_process("qemu")?;
+    proc::kill(qemu, libc::SIGKILL);
+    container.wait()?;
+    container.delete()?;
+    let next = node
+        .container("busybox")
+        .annotation(HOME, "persistent/killed");
+    assert_eq!(
+        next.args(["cat", "/root/note"]).run()?.ok()?.line(),
+        "before the end"
+    );
+    Ok(())
+}
+
+/// A folder with files of every kind that a skill has, packed and added to the node's store.
+fn packed(node: &Node, name: &str) -> Result<(PathBuf, String)> {
+    let tree = node.dir().join("trees").join(name);
+    fs::create_dir_all(tree.join("bin"))?;
+    fs::create_dir_all(tree.join("data"))?;
+    fs::write(tree.join("SKILL.md"), format!("# {name}\n"))?;
+    fs::write(tree.join("bin/tool"), "#!/bin/sh\necho the tool runs\n")?;
+    fs::set_permissions(tree.join("bin/tool"), fs::Permissions::from_mode(0o755))?;
+    let noise: Vec<u8> = (0..3_000_000_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    fs::write(tree.join("data/noise"), noise)?;
+    if !tree.join("link").is_symlink() {
+        std::os::unix::fs::symlink("SKILL.md", tree.join("link"))?;
+    }
+    let mut pack = caisson(node)?;
+    pack.args(["skill", "pack", "--name", name]).arg(&tree);
+    let digest = command::run(&mut pack, None, caisson_tests::node::LIMIT)?
+        .ok()?
+        .line();
+    Ok((tree, digest))
+}
+
+fn home(node: &Node, name: &str) -> PathBuf {
+    node.store_dir()
+        .join("homes")
+        .join(node.tag())
+        .join(Path::new(name))
+}
