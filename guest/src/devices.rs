@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Mounts a share at `SHARES/<tag>`.
 pub fn attach_share(share: &Share) -> Result<()> {
-    let target = target(SHARES, "share.tag", &share.tag, 36)?;
+    let target = share_target(&share.tag)?;
     if is_mount_point(&target)? {
         return Ok(());
     }
@@ -66,7 +66,7 @@ pub fn attach_share(share: &Share) -> Result<()> {
 
 /// Waits for a disk and mounts it at `DISKS/<serial>` if it has a file system.
 pub fn attach_disk(disk: &Disk) -> Result<()> {
-    let target = target(DISKS, "disk.serial", &disk.serial, 20)?;
+    let target = disk_target(&disk.serial)?;
     modules::load(modules::DISK)?;
     let device = wait_for(&format!("disk {}", disk.serial), || {
         Ok(find_disk(&disk.serial).filter(|device| device.exists()))
@@ -113,12 +113,12 @@ pub fn attach_network(network: &Network) -> Result<()> {
 
 /// Unmounts a share and what is mounted below it. One that is not there is a success.
 pub fn detach_share(share: &Share) -> Result<()> {
-    unmount(&target(SHARES, "share.tag", &share.tag, 36)?)
+    let_go(&share_target(&share.tag)?)
 }
 
 /// Unmounts a disk. One that is not there is a success.
 pub fn detach_disk(disk: &Disk) -> Result<()> {
-    unmount(&target(DISKS, "disk.serial", &disk.serial, 20)?)
+    let_go(&disk_target(&disk.serial)?)
 }
 
 /// Brings the number of cpus that are online to `total`.
@@ -236,6 +236,28 @@ fn unescape(field: &str) -> String {
         text = text.replace(code, character);
     }
     text
+}
+
+/// Where a share is mounted; a tag that is no name is refused.
+pub fn share_target(tag: &str) -> Result<PathBuf> {
+    // virtio spec 5.11.4.
+    target(SHARES, "share.tag", tag, 36)
+}
+
+/// Where a disk is mounted; a serial that is no name is refused.
+pub fn disk_target(serial: &str) -> Result<PathBuf> {
+    // virtio spec 5.2.6.2.
+    target(DISKS, "disk.serial", serial, 20)
+}
+
+fn let_go(target: &Path) -> Result<()> {
+    unmount(target)?;
+    match fs::remove_dir(target) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::file("remove", target)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn target(dir: &str, field: &'static str, name: &str, most: usize) -> Result<PathBuf> {

@@ -186,12 +186,12 @@ impl agent_ttrpc::Agent for Service {
                 .await?
             }
             (fake, Some(Device::Share(share))) => {
-                let to = Path::new(SHARES).join(&share.tag);
+                let to = devices::share_target(&share.tag)?;
                 fake.graft(&self.reaper, &share.tag, to, share.read_only)
                     .await?
             }
             (fake, Some(Device::Disk(disk))) if !disk.fs_type.is_empty() => {
-                let to = Path::new(DISKS).join(&disk.serial);
+                let to = devices::disk_target(&disk.serial)?;
                 fake.graft(&self.reaper, &disk.serial, to, disk.read_only)
                     .await?
             }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod devices;
 mod guest;
 mod lifecycle;
 mod process;
