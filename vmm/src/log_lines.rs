@@ -15,9 +15,9 @@ use tokio::{
 };
 
 /// Bytes of a line that are kept; the rest of it is dropped.
-const MAX_LINE: usize = 4096;
-/// Lines kept for errors.
-const KEPT_LINES: usize = 20;
+const MAX_LINE: usize = 1024;
+/// Lines kept for errors: a kernel's panic has about 50.
+const KEPT_LINES: usize = 64;
 /// What is read from a writer in the long run.
 const BYTES_PER_SECOND: u32 = 256 * 1024;
 /// What may be read at once before the rate counts: a guest's whole boot log at `loglevel=7`.
@@ -97,7 +97,7 @@ mod tests {
         let written: String = (0..100).map(|n| format!("line {n}\r\n")).collect();
         let text = tail_of(written.as_bytes()).await;
         assert_eq!(text.lines().count(), KEPT_LINES);
-        assert!(text.starts_with("line 80\n") && text.ends_with("line 99"));
+        assert!(text.starts_with("line 36\n") && text.ends_with("line 99"));
     }
 
     #[tokio::test]

@@ -11,9 +11,8 @@ pub(crate) const KERNEL: &str = "guest/kernel";
 /// Where QEMU finds the initramfs, inside its jail.
 pub(crate) const INITRAMFS: &str = "guest/initramfs";
 
-/// Memory comes in steps of this many bytes: the block size of virtio-mem in a guest on x86_64 is 2 MiB at least,
-/// and Linux adds memory in sections of 128 MiB.
-pub(crate) const MEMORY_STEP: u64 = 128 * 1024 * 1024;
+/// The region that can be plugged in is a multiple of this many bytes: Linux adds memory in blocks of 128 MiB.
+const MEMORY_STEP: u64 = 128 * 1024 * 1024;
 
 /// The guest kernel's command line.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp \
@@ -64,6 +63,11 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) ->
     add("-kernel", format!("/{KERNEL}"));
     add("-initrd", format!("/{INITRAMFS}"));
     let mut command_line = KERNEL_COMMAND_LINE.to_owned();
+    if pluggable_memory(spec) > 0 {
+        // Most of it into the movable zone, from which it can be taken back.
+        command_line
+            .push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
+    }
     if probe {
         command_line.push_str(" caisson.probe");
     }

@@ -145,7 +145,8 @@ pub(crate) async fn plug(
     mut properties: Value,
 ) -> Result<()> {
     properties["id"] = json!(id);
-    properties["bus"] = json!(port.id());
+    properties["bus"] = json!(port.bus());
+    properties["addr"] = json!(port.address());
     let plugged = qmp.execute("device_add", properties).await;
     if plugged.is_err() {
         remove_backend(qmp, backend).await;

@@ -3,26 +3,30 @@
 //! - this module boots, by [`QemuVmm`];
 //! - `vm`: the running VM;
 //! - `devices`: how each [`crate::Device`] becomes QEMU's objects;
+//! - `end`: why it ended;
+//! - `resize`: cpus and memory;
 //! - `command_line`, `ports`: the bare machine;
 //! - `qmp`: the monitor's protocol;
 //!
 
 mod command_line;
 mod devices;
+mod end;
 mod ports;
 mod qmp;
+mod resize;
 mod vm;
 
 use std::{
     io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Instant,
 };
 
 use async_trait::async_trait;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::watch};
 
 use crate::{
     jail::Jail,
@@ -31,7 +35,7 @@ use crate::{
     user_namespace, vsock, Accelerator, Device, Error, Result, Vm, VmSpec, Vmm,
 };
 use command_line::Descriptors;
-use qmp::{Event, Qmp};
+use qmp::Qmp;
 use vm::QemuVm;
 
 /// The programs of a QEMU VM.
@@ -109,8 +113,8 @@ struct Qemu {
     child: Child,
     qmp: Qmp,
     console: Tail,
-    /// What QEMU said about the machine's end.
-    end: Arc<Mutex<Option<String>>>,
+    /// What QEMU said about the machine's end. Closed when it can't say more.
+    end: watch::Receiver<Option<String>>,
 }
 
 impl Qemu {
@@ -156,9 +160,8 @@ impl Qemu {
             tail.clone(),
             |line| log::debug!(target: "guest", "{line}"),
         ));
-        let end = Arc::new(Mutex::new(None));
-        let ends = end.clone();
-        let connected = Qmp::connect(monitor, move |event| note_end(&ends, event));
+        let (note, end) = watch::channel(None);
+        let connected = Qmp::connect(monitor, move |event| end::note(&note, event));
         let qmp = child.unless_it_ends(connected).await?;
         log_stage("qemu answers", started);
         Ok(Qemu {
@@ -199,26 +202,18 @@ fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program>
             });
         readable.map_err(failed(what, path))?;
     }
+    // QEMU looks there for the size of a huge page, which is virtio-mem's block.
+    let huge_pages = Path::new("/sys/kernel/mm/transparent_hugepage");
+    if command_line::pluggable_memory(spec) > 0 && huge_pages.exists() {
+        for dir in [c"sys", c"sys/kernel", c"sys/kernel/mm"] {
+            jail.dir(dir);
+        }
+        jail.bind(huge_pages, Path::new("sys/kernel/mm/transparent_hugepage"))
+            .map_err(failed("find", huge_pages))?;
+    }
     if spec.accelerator == Accelerator::Kvm {
         let kvm = Path::new("/dev/kvm");
         jail.device(kvm).map_err(failed("find", kvm))?;
     }
     Ok(program)
-}
-
-/// Keeps the first reason that QEMU gives for the machine's end.
-fn note_end(end: &Mutex<Option<String>>, event: &Event) {
-    let reason = match event.name.as_str() {
-        "SHUTDOWN" => event.data["reason"]
-            .as_str()
-            .unwrap_or("shutdown")
-            .to_owned(),
-        "GUEST_PANICKED" => "guest-panic".to_owned(),
-        "INTERNAL_ERROR" => "internal-error".to_owned(),
-        _ => return,
-    };
-    let mut end = end
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    end.get_or_insert(reason);
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     devices::{self, Backend},
-    log_stage,
+    end, log_stage,
     ports::{Port, Ports},
-    Qemu, QemuConfig,
+    resize, Qemu, QemuConfig,
 };
 use crate::{
     process::Child,
@@ -24,6 +24,9 @@ use crate::{
     vsock::{Dialer, Vsock},
     Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
 };
+
+/// Names the cpus beyond those at boot, for [`Vm::detach`].
+const CPUS: &str = "cpus";
 
 /// See the module.
 pub(super) struct QemuVm {
@@ -44,7 +47,13 @@ pub(super) struct QemuVm {
 struct Plugged {
     port: Port,
     backend: Backend,
-    daemon: Option<Child>,
+    daemon: Option<Daemon>,
+}
+
+/// The process behind a device. Its end is the VM's, until the device is unplugged.
+struct Daemon {
+    child: Child,
+    watch: tokio::task::JoinHandle<()>,
 }
 
 impl QemuVm {
@@ -58,13 +67,13 @@ impl QemuVm {
     ) -> Result<QemuVm> {
         let (deaths, died) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
-        let (end, ended) = watch::channel(None);
-        tokio::spawn(watch_end(
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(end::watch(
             qemu.console.clone(),
             qemu.end.clone(),
             died,
             stopped,
-            end,
+            sender,
         ));
         let (vsock_daemon, readiness) = vsock.daemon.unzip();
         let mut vm = QemuVm {
@@ -86,6 +95,10 @@ impl QemuVm {
         }
         let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
         vm.plug("vsock", backend, properties, None).await?;
+        if let Some(properties) = resize::add_memory(&vm.qemu.qmp, &vm.spec).await? {
+            vm.plug(resize::MEMORY, Backend::None, properties, None)
+                .await?;
+        }
         if let Some(readiness) = readiness {
             let qmp = vm.qemu.qmp.clone();
             tokio::spawn(readiness.watch(devices::driver_is_up(qmp, "vsock")));
@@ -101,20 +114,21 @@ impl QemuVm {
 
     fn children(&self) -> impl Iterator<Item = &Child> {
         let daemons = self.devices.values().filter_map(|d| d.daemon.as_ref());
+        let daemons = daemons.map(|daemon| &daemon.child);
         [&self.qemu.child]
             .into_iter()
             .chain(&self.vsock)
             .chain(daemons)
     }
 
-    fn report_end(&self, child: &Child) {
+    fn report_end(&self, child: &Child) -> tokio::task::JoinHandle<()> {
         let role = child.role().to_owned();
         let ended = child.ended();
         let deaths = self.deaths.clone();
         tokio::spawn(async move {
             let how = ended.await;
             let _ = deaths.send((role, how));
-        });
+        })
     }
 
     fn ensure_running(&self) -> Result<()> {
@@ -137,9 +151,10 @@ impl QemuVm {
             self.ports.give_back(port);
             return Err(error);
         }
-        if let Some(daemon) = &daemon {
-            self.report_end(daemon);
-        }
+        let daemon = daemon.map(|child| Daemon {
+            watch: self.report_end(&child),
+            child,
+        });
         self.devices.insert(
             id.to_owned(),
             Plugged {
@@ -259,11 +274,13 @@ impl Vm for QemuVm {
                 read_only,
             } => self.attach_disk(serial, path, read_only).await?,
             Device::Network { tap, mac, mtu } => self.attach_network(tap, mac, mtu).await?,
-            Device::Cpus(_) | Device::Memory(_) => {
-                return Err(Error::InvalidDevice {
-                    id: "size".to_owned(),
-                    rule: "resize is not there yet",
-                })
+            Device::Cpus(total) => {
+                resize::resize_cpus(&self.qemu.qmp, &self.spec, total).await?;
+                DeviceId(CPUS.to_owned())
+            }
+            Device::Memory(total) => {
+                resize::resize_memory(&self.qemu.qmp, &self.spec, total).await?;
+                DeviceId(resize::MEMORY.to_owned())
             }
         };
         log_stage(&format!("attach {}", id.0), started);
@@ -272,13 +289,31 @@ impl Vm for QemuVm {
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
         self.ensure_running()?;
-        let Some(plugged) = self.devices.get(&id.0) else {
+        match id.0.as_str() {
+            CPUS => return resize::resize_cpus(&self.qemu.qmp, &self.spec, 0).await,
+            resize::MEMORY => return resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await,
+            _ => {}
+        }
+        let Some(mut plugged) = self.devices.remove(&id.0) else {
             return Err(Error::UnknownDevice(id.0));
         };
-        devices::unplug(&self.qemu.qmp, &id.0, &plugged.backend).await?;
+        // It ends by itself when QEMU closes its connection.
+        if let Some(daemon) = &plugged.daemon {
+            daemon.watch.abort();
+        }
+        let unplugged = devices::unplug(&self.qemu.qmp, &id.0, &plugged.backend).await;
+        if let Err(error) = unplugged {
+            if let Some(daemon) = &mut plugged.daemon {
+                daemon.watch = self.report_end(&daemon.child);
+            }
+            self.devices.insert(id.0, plugged);
+            return Err(error);
+        }
         self.ports.give_back(plugged.port);
-        self.devices.remove(&id.0);
-        Ok(())
+        match plugged.daemon {
+            Some(daemon) => daemon.child.stop().await,
+            None => Ok(()),
+        }
     }
 
     fn wait(&self) -> Ended {
@@ -305,28 +340,4 @@ impl Vm for QemuVm {
             .map(|child| (child.role().to_owned(), child.pid()))
             .collect()
     }
-}
-
-/// Decides why the VM has ended: by the first of its processes that does, or by a stop.
-async fn watch_end(
-    console: crate::log_lines::Tail,
-    qemu_end: Arc<std::sync::Mutex<Option<String>>>,
-    mut died: mpsc::UnboundedReceiver<(String, String)>,
-    mut stopped: watch::Receiver<bool>,
-    end: watch::Sender<Option<EndReason>>,
-) {
-    let reason = tokio::select! {
-        biased;
-        _ = stopped.wait_for(|stopped| *stopped) => EndReason::Stopped,
-        Some((role, how)) = died.recv() => {
-            let said = qemu_end.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match said {
-                Some(said) if role == "qemu" => {
-                    EndReason::GuestEnded(format!("{said}: {}", console.text()))
-                }
-                _ => EndReason::ProcessDied { role, how },
-            }
-        }
-    };
-    let _ = end.send(Some(reason));
 }

@@ -1,0 +1,153 @@
+//! More and less of cpus and memory in a running VM.
+//!
+//! Cpus are plugged into the machine's own slots for them. Memory is one virtio-mem device that is there from the
+//! boot on where [`VmSpec::max_memory`] asks for it, and of which the guest is given more or less. Its backend is shared like
+//! the rest of the guest's memory: the daemons map it too.
+
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tokio::time::{sleep, Instant};
+
+use super::{command_line::pluggable_memory, qmp::Qmp};
+use crate::{Error, Result, VmSpec};
+
+/// The virtio-mem device and its backend.
+pub(crate) const MEMORY: &str = "memory";
+const MEMORY_BACKEND: &str = "pluggable";
+
+/// What the guest can be given in: a huge page, virtio-mem's block size on x86_64.
+const MEMORY_BLOCK: u64 = 2 * 1024 * 1024;
+/// How long the guest may take without any progress.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Makes the backend of what can be plugged in. Returns the device's properties, if there is one to be made.
+pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>> {
+    let size = pluggable_memory(spec);
+    if size == 0 {
+        return Ok(None);
+    }
+    let backend = json!({
+        "qom-type": "memory-backend-memfd",
+        "id": MEMORY_BACKEND,
+        "size": size,
+        "share": true,
+        // Memory that the guest does not have yet is not accounted for.
+        "reserve": false,
+    });
+    qmp.execute("object-add", backend).await?;
+    Ok(Some(json!({
+        "driver": "virtio-mem-pci",
+        "memdev": MEMORY_BACKEND,
+        "block-size": MEMORY_BLOCK,
+        "requested-size": 0,
+    })))
+}
+
+/// Gives the guest `total` bytes, rounded up to blocks and to what it booted with.
+pub(crate) async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
+    if total > spec.max_memory {
+        return Err(Error::Size {
+            wanted: total,
+            unit: "bytes of memory",
+            rule: format!("at most {} are possible", spec.max_memory),
+        });
+    }
+    let wanted = total
+        .saturating_sub(spec.memory)
+        .next_multiple_of(MEMORY_BLOCK);
+    if pluggable_memory(spec) == 0 {
+        return Ok(());
+    }
+    let path = format!("/machine/peripheral/{MEMORY}");
+    let set = json!({ "path": path, "property": "requested-size", "value": wanted });
+    qmp.execute("qom-set", set).await?;
+    let get = json!({ "path": path, "property": "size" });
+    let mut before = None;
+    let mut stalled = Instant::now();
+    loop {
+        let size = qmp.execute("qom-get", get.clone()).await?.as_u64();
+        if size == Some(wanted) {
+            return Ok(());
+        }
+        if size != before {
+            before = size;
+            stalled = Instant::now();
+        } else if stalled.elapsed() > STALL_LIMIT {
+            return Err(Error::Size {
+                wanted: total,
+                unit: "bytes of memory",
+                rule: format!(
+                    "the guest stays at {}",
+                    spec.memory + size.unwrap_or_default()
+                ),
+            });
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Gives the guest `total` cpus, but no fewer than it booted with. It may have to put new ones online itself.
+pub(crate) async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
+    if total > spec.max_cpus.max(spec.cpus) {
+        return Err(Error::Size {
+            wanted: total.into(),
+            unit: "cpus",
+            rule: format!("at most {} are possible", spec.max_cpus),
+        });
+    }
+    if spec.max_cpus <= spec.cpus {
+        return Ok(());
+    }
+    for (index, slot) in (0..).zip(cpu_slots(qmp).await?) {
+        let id = cpu_id(index);
+        let plugged = slot.get("qom-path").is_some();
+        if index < total && !plugged {
+            let mut cpu = slot["props"].clone();
+            cpu["driver"] = slot["type"].clone();
+            cpu["id"] = json!(id);
+            qmp.execute("device_add", cpu).await?;
+        } else if index >= total.max(spec.cpus) && plugged {
+            qmp.execute("device_del", json!({ "id": id })).await?;
+            wait_for_free_slot(qmp, index).await?;
+        }
+    }
+    Ok(())
+}
+
+fn cpu_id(index: u32) -> String {
+    format!("cpu-{index}")
+}
+
+/// The machine's slots for cpus, the one of the boot cpu first.
+async fn cpu_slots(qmp: &Qmp) -> Result<Vec<Value>> {
+    match qmp.execute("query-hotpluggable-cpus", json!({})).await? {
+        Value::Array(mut slots) => {
+            // QEMU lists the last one first.
+            slots.reverse();
+            Ok(slots)
+        }
+        _ => Err(Error::QmpProtocol("no list of cpus".to_owned())),
+    }
+}
+
+/// Waits until the guest has let go of a cpu. (QEMU 7.2 sends no `DEVICE_DELETED` for it, only for its APIC.)
+async fn wait_for_free_slot(qmp: &Qmp, index: u32) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let slots = cpu_slots(qmp).await?;
+        let slot = slots.get(index as usize);
+        if slot.is_none_or(|slot| slot.get("qom-path").is_none()) {
+            return Ok(());
+        }
+        if started.elapsed() > STALL_LIMIT {
+            return Err(Error::Size {
+                wanted: index.into(),
+                unit: "cpus",
+                rule: format!("the guest keeps {}", cpu_id(index)),
+            });
+        }
+        sleep(POLL).await;
+    }
+}
