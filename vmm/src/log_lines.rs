@@ -41,6 +41,12 @@ impl Tail {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().cloned().collect::<Vec<_>>().join("\n")
     }
+
+    /// Whether one of the last lines contains `text`.
+    pub(crate) fn contains(&self, text: &str) -> bool {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().any(|line| line.contains(text))
+    }
 }
 
 /// Reads `from` to its end: each line goes to `log` and then into `tail`.

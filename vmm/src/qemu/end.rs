@@ -13,6 +13,9 @@ use crate::{log_lines::Tail, EndReason};
 /// How long the cause of a process's end is waited for.
 const CAUSE_LIMIT: Duration = Duration::from_millis(300);
 
+/// QEMU keeps a machine that KVM can't run, but does not run it any more.
+const INTERNAL_ERROR: &str = "internal error of the accelerator";
+
 /// A process of the VM that has ended: its role and how.
 pub(crate) type Death = (String, String);
 
@@ -21,6 +24,8 @@ pub(crate) fn note(end: &watch::Sender<Option<String>>, event: &Event) {
     let reason = match event.name.as_str() {
         "SHUTDOWN" => event.data["reason"].as_str().unwrap_or("shutdown"),
         "GUEST_PANICKED" => "guest-panic",
+        // Nobody else stops a running machine.
+        "STOP" => INTERNAL_ERROR,
         _ => return,
     };
     end.send_if_modified(|end| {
@@ -38,10 +43,13 @@ pub(crate) async fn watch(
     mut stopped: watch::Receiver<bool>,
     end: watch::Sender<Option<EndReason>>,
 ) {
+    let mut failed = qemu_end.clone();
+    let failed = failed.wait_for(|said| said.as_deref() == Some(INTERNAL_ERROR));
     let first = tokio::select! {
         biased;
         _ = stopped.wait_for(|stopped| *stopped) => None,
         first = died.recv() => first,
+        Ok(_) = failed => Some(("qemu".to_owned(), INTERNAL_ERROR.to_owned())),
     };
     let reason = match first {
         None => EndReason::Stopped,

@@ -7,12 +7,14 @@
 //! - `resize`: cpus and memory;
 //! - `command_line`, `ports`: the bare machine;
 //! - `qmp`: the monitor's protocol;
+//! - `probe`: whether KVM really works here.
 //!
 
 mod command_line;
 mod devices;
 mod end;
 mod ports;
+mod probe;
 mod qmp;
 mod resize;
 mod vm;
@@ -35,6 +37,7 @@ use crate::{
     user_namespace, vsock, Accelerator, Device, Error, Result, Vm, VmSpec, Vmm,
 };
 use command_line::Descriptors;
+pub use probe::{probe_kvm, ProbeResult, PROBE_LIMIT};
 use qmp::Qmp;
 use vm::QemuVm;
 

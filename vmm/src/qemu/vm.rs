@@ -227,6 +227,9 @@ impl QemuVm {
             "driver": "virtio-blk-pci",
             "drive": id,
             "serial": serial,
+            // The guest sees a full or failing disk, as on any machine; QEMU would pause it.
+            "werror": "report",
+            "rerror": "report",
         });
         self.plug(&id, backend, properties, None).await
     }
