@@ -9,7 +9,7 @@
 //! ```
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -71,7 +71,15 @@ pub struct Process {
     /// For an exec: the OCI `process` object to be run.
     pub process_json: Vec<u8>,
     state: watch::Sender<State>,
-    pumps: Mutex<Option<Pumps>>,
+    streams: Mutex<Streams>,
+}
+
+/// The streams of a process, as far as they are connected.
+#[derive(Default)]
+struct Streams {
+    pumps: Option<Pumps>,
+    /// containerd may say so before a start has connected them.
+    stdin_closed: bool,
 }
 
 impl Process {
@@ -82,7 +90,7 @@ impl Process {
             stdio,
             process_json,
             state: watch::Sender::new(State::Created),
-            pumps: Mutex::new(None),
+            streams: Mutex::default(),
         }
     }
 
@@ -143,27 +151,33 @@ impl Process {
     }
 
     /// Takes the running copies of the streams over.
-    pub fn set_pumps(&self, pumps: Pumps) {
-        *self.lock_pumps() = Some(pumps);
+    pub fn set_pumps(&self, mut pumps: Pumps) {
+        let mut streams = self.streams();
+        if streams.stdin_closed {
+            pumps.close_stdin();
+        }
+        streams.pumps = Some(pumps);
     }
 
     /// See [`Pumps::close_stdin`].
     pub fn close_stdin(&self) {
-        if let Some(pumps) = self.lock_pumps().as_ref() {
+        let mut streams = self.streams();
+        streams.stdin_closed = true;
+        if let Some(pumps) = &mut streams.pumps {
             pumps.close_stdin();
         }
     }
 
     /// Waits until the output has arrived, at most `within`, and cuts what is left.
     pub async fn drain(&self, within: Duration) {
-        let pumps = self.lock_pumps().take();
+        let pumps = self.streams().pumps.take();
         if let Some(mut pumps) = pumps {
             pumps.drain(within).await;
         }
     }
 
-    fn lock_pumps(&self) -> std::sync::MutexGuard<'_, Option<Pumps>> {
-        self.pumps.lock().unwrap_or_else(PoisonError::into_inner)
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,12 +3,7 @@
 //! Each stream is one task that copies one frame at a time, so memory is bounded and a reader that does not
 //! read stops the writer in the guest.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, pin::Pin, time::Duration};
 
 use caisson_protocol::{port, stream};
 use tokio::{
@@ -36,9 +31,10 @@ pub struct Stdio {
     pub terminal: bool,
 }
 
-/// The host's ends of the streams, opened.
+/// The host's ends of the streams. Output is opened; stdin only when it is connected: until the FIFO has a reader, a client
+/// does not get rid of its input, and so does not say that stdin is closed before there is a process to say it of.
 pub struct HostEnds {
-    stdin: Option<(pipe::Receiver, pipe::Sender)>,
+    stdin: Option<String>,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
     /// By which the guest will know the streams.
@@ -58,7 +54,7 @@ impl HostEnds {
             tokens: Tokens::default(),
         };
         if !stdio.stdin.is_empty() {
-            ends.stdin = Some(open_stdin(&stdio.stdin)?);
+            ends.stdin = Some(stdio.stdin.clone());
             ends.tokens.stdin = new_token()?;
         }
         let (stdout, stderr) = if log_uri::is_uri(&stdio.stdout) {
@@ -86,9 +82,10 @@ impl HostEnds {
             dial(vm, tokens.stderr),
         )?;
         let mut pumps = Pumps::default();
-        if let (Some(mut connection), Some((mut fifo, hold))) = (stdin, self.stdin) {
+        if let (Some(mut connection), Some(path)) = (stdin, self.stdin) {
             let name = name.to_owned();
-            pumps.stdin_hold = Mutex::new(Some(hold));
+            let (mut fifo, hold) = open_stdin(&path)?;
+            pumps.stdin_hold = Some(hold);
             pumps.stdin = Some(tokio::spawn(async move {
                 let sent = stream::send(&mut fifo, &mut connection).await;
                 report(&name, "stdin", sent);
@@ -117,18 +114,14 @@ pub struct Pumps {
     stdin: Option<JoinHandle<()>>,
     /// A writer of our own: the process sees the end of its stdin when containerd says so (CloseIO) and all writers have
     /// gone, not when a client detaches.
-    stdin_hold: Mutex<Option<pipe::Sender>>,
+    stdin_hold: Option<pipe::Sender>,
     output: Vec<JoinHandle<()>>,
 }
 
 impl Pumps {
     /// Lets the process' stdin end with its last writer.
-    pub fn close_stdin(&self) {
-        let mut hold = self
-            .stdin_hold
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        hold.take();
+    pub fn close_stdin(&mut self) {
+        self.stdin_hold = None;
     }
 
     /// Waits until all output has arrived where it goes, at most `within`.
