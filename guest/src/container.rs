@@ -271,12 +271,16 @@ impl Containers {
         }
         // What the host mounted below a share became a mount of its own here when a path crossed it; the
         // host can't unmount it while we hold it.
+        let mut found = false;
         for path in &container.uses {
             if path.components().count() > Path::new(SHARES).components().count() + 1 {
-                devices::unmount(path)?;
+                found |= devices::unmount(path)?;
             }
         }
-        Ok(())
+        match (found, &self.machine) {
+            (true, Machine::Guest) => devices::forget_entries(),
+            _ => Ok(()),
+        }
     }
 
     /// Starts a further process in a running container.

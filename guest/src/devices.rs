@@ -187,14 +187,23 @@ pub fn find_disk(serial: &str) -> Option<PathBuf> {
     })
 }
 
-/// Unmounts everything at and below `path`, the deepest first.
-pub fn unmount(path: &Path) -> Result<()> {
+/// Unmounts everything at and below `path`, the deepest first. Returns whether there was something.
+pub fn unmount(path: &Path) -> Result<bool> {
+    let mut found = false;
     for target in mount_points()?.iter().rev() {
         if target.starts_with(path) {
             umount2(target, MntFlags::MNT_DETACH).map_err(Error::file("unmount", target))?;
+            found = true;
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Makes the kernel forget directory entries that nobody uses. A share's entry for what the host mounted below it
+/// keeps that mount busy on the host, and there is no call to drop a single one.
+pub fn forget_entries() -> Result<()> {
+    let path = "/proc/sys/vm/drop_caches";
+    fs::write(path, "2").map_err(Error::file("write", path))
 }
 
 /// Unmounts what can be below `dir`, writing out what is unwritten there; for the end of the machine.

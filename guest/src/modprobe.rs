@@ -72,6 +72,12 @@ fn mounted() -> Result<Option<PathBuf>> {
     if root.join("modules.dep").exists() {
         return Ok(Some(root));
     }
+    for module in modules::DISK {
+        let path = modules::in_initramfs(module);
+        if path.exists() {
+            modules::insert(&path).map_err(Error::file("load", &path))?;
+        }
+    }
     let Some(device) = devices::find_disk(MODULES_SERIAL) else {
         return Ok(None);
     };

@@ -86,6 +86,10 @@ pub fn graft(from: i32, source: &Path, to: &Path, read_only: bool) -> Result<Mad
         )
     };
     Errno::result(moved).map_err(Error::file("mount at", to))?;
+    // The host's later mounts are seen here, not the other way round.
+    let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    nix::mount::mount(None::<&str>, to, None::<&str>, flags, None::<&str>)
+        .map_err(Error::file("separate", to))?;
     if read_only {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         nix::mount::mount(None::<&str>, to, None::<&str>, flags, None::<&str>)

@@ -42,6 +42,25 @@ pub fn number() -> u64 {
 
 impl Guest {
     pub async fn start() -> Guest {
+        Guest::start_with(|_| {}).await
+    }
+
+    /// A guest whose share is a mount that passes on what is mounted below it later, as the shim makes it.
+    pub async fn start_on_shared_mount() -> Guest {
+        Guest::start_with(|share| {
+            for words in [["--bind"].as_slice(), &["--make-shared"]] {
+                let mut mount = Command::new("mount");
+                mount.args(words);
+                if words == ["--bind"] {
+                    mount.arg(share);
+                }
+                assert!(mount.arg(share).status().unwrap().success());
+            }
+        })
+        .await
+    }
+
+    async fn start_with(prepare_fake: impl FnOnce(&Path)) -> Guest {
         let mut guest = match std::env::var_os("CAISSON_TEST_VSOCK") {
             Some(vsock) => {
                 let share = std::env::var_os("CAISSON_TEST_SHARE").unwrap();
@@ -51,6 +70,7 @@ impl Guest {
                 let dir = tempfile::tempdir().unwrap();
                 let share = dir.path().join("devices/pod");
                 fs::create_dir_all(&share).unwrap();
+                prepare_fake(&share);
                 let child = Command::new(env!("CARGO_BIN_EXE_caisson-agent"))
                     .arg("--fake")
                     .arg(dir.path())
@@ -228,6 +248,9 @@ impl Drop for Guest {
             // SAFETY: a child of ours that nobody has waited for.
             unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
             child.wait().unwrap();
+            // Not mounted in most tests.
+            let mut unmount = Command::new("umount");
+            let _ = unmount.arg("-ql").arg(&self.share).output();
         }
     }
 }

@@ -10,3 +10,4 @@ mod guest;
 mod lifecycle;
 mod process;
 mod streams;
+mod submount;
