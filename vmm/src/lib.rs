@@ -15,6 +15,7 @@
 
 mod device;
 mod error;
+pub mod fake;
 mod jail;
 mod log_lines;
 mod process;

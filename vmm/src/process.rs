@@ -55,6 +55,17 @@ pub(crate) enum Confinement {
         cwd: OwnedFd,
         user_namespace: Option<Arc<OwnedFd>>,
     },
+    /// A test's: it has children of its own, so it gets SIGTERM where others are killed.
+    None,
+}
+
+impl Confinement {
+    fn end_signal(&self) -> libc::c_int {
+        match self {
+            Confinement::Jail(_) | Confinement::Itself { .. } => libc::SIGKILL,
+            Confinement::None => libc::SIGTERM,
+        }
+    }
 }
 
 /// A running child. Dropping it kills the process.
@@ -63,6 +74,7 @@ pub(crate) struct Child {
     role: String,
     pid: u32,
     pidfd: Arc<OwnedFd>,
+    end_signal: libc::c_int,
     log: Tail,
     ended: watch::Receiver<Option<String>>,
 }
@@ -78,6 +90,7 @@ impl Child {
             .set_nonblocking(false)
             .map_err(|e| Error::Io("make a log socket", e))?;
         let role = program.role.clone();
+        let end_signal = program.confinement.end_signal();
         let (answer, forked) = oneshot::channel();
         let job = Box::new(move || {
             let _ = answer.send(fork(program, log_end.into()));
@@ -94,6 +107,7 @@ impl Child {
             role,
             pid,
             pidfd,
+            end_signal,
             log: tail,
             ended,
         })
@@ -158,7 +172,7 @@ impl Child {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.pidfd.as_raw_fd(),
-                libc::SIGKILL,
+                self.end_signal,
                 0,
                 0,
             )
@@ -256,7 +270,7 @@ fn forker() -> &'static mpsc::Sender<Job> {
 struct Prepared {
     path: CString,
     argv: Vec<*const libc::c_char>,
-    envp: [*const libc::c_char; 1],
+    envp: [*const libc::c_char; 3],
     /// stdin, stdout, stderr, then the program's own, then the error pipe.
     descriptors: Vec<RawFd>,
     parent: libc::pid_t,
@@ -290,7 +304,11 @@ fn fork(program: Program, log: OwnedFd) -> Result<(u32, OwnedFd)> {
             .chain([std::ptr::null()])
             .collect(),
         path: executable.clone(),
-        envp: [std::ptr::null()],
+        envp: [
+            c"HOME=/".as_ptr(),
+            c"PATH=/usr/bin:/bin".as_ptr(),
+            std::ptr::null(),
+        ],
         descriptors,
         parent: std::process::id() as libc::pid_t,
     };
@@ -358,7 +376,7 @@ fn try_run_child(
         libc::setrlimit(libc::RLIMIT_CORE, &no_core);
     }
     match confinement {
-        Confinement::Jail(_) => {}
+        Confinement::Jail(_) | Confinement::None => {}
         Confinement::Itself {
             cwd,
             user_namespace,
@@ -382,7 +400,7 @@ fn try_run_child(
     unsafe {
         check(
             "parent-death signal",
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL),
+            libc::prctl(libc::PR_SET_PDEATHSIG, confinement.end_signal()),
         )?;
         if libc::getppid() != prepared.parent {
             libc::_exit(127);
