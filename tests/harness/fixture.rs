@@ -62,6 +62,7 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
 fn busybox(image: &mut ImageBuilder) -> Result<()> {
     for dir in [
         "bin", "usr", "usr/bin", "etc", "home", "lib", "lib64", "var", "dev", "proc", "sys", "opt",
+        "mnt",
     ] {
         image.dir(dir, root(0o755))?;
     }

@@ -88,7 +88,7 @@ fn event_of_memory_running_out_is_sent(#[case] runtime: Runtime) -> Result<()> {
         .memory_mib(64)
         .args(["sleep", "1000"])
         .start()?;
-    assert_eq!(container.exec(["probe", "allocate", "200"])?.code, 137);
+    assert_eq!(container.exec(["probe", "allocate", "110"])?.code, 137);
     events.wait_for(container.id(), "/tasks/oom")?;
     Ok(())
 }

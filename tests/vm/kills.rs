@@ -58,11 +58,15 @@ fn guest_that_panics_ends_the_task_with_an_error() -> Result<()> {
     let before = settled(node)?;
     let container = node
         .container("busybox")
-        .switch("--privileged")
+        .flag("--cap-add", "CAP_SYS_ADMIN")
         .args(["sleep", "1000"])
         .start()?;
     let exec = container
-        .process(["sh", "-c", "echo c > /proc/sysrq-trigger"])
+        .process([
+            "sh",
+            "-c",
+            "mount -t proc proc /mnt && echo c > /mnt/sysrq-trigger",
+        ])
         .spawn()?;
     assert_ne!(container.wait_within(SOON)?, 0);
     assert_ne!(

@@ -69,7 +69,7 @@ fn memory_above_the_limit_ends_the_process(#[case] runtime: Runtime) -> Result<(
         .runtime(runtime)
         .memory_mib(64);
     let output = container
-        .sh("probe allocate 30; probe allocate 200")
+        .sh("probe allocate 30; probe allocate 110")
         .run()?;
     assert_eq!(output.code, 137, "{}{}", output.text(), output.errors());
     assert_eq!(output.line(), "allocated 7680 pages");

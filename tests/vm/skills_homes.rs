@@ -47,11 +47,11 @@ fn skill_disk_refuses_writes_and_the_hosts_file_is_unchanged() -> Result<()> {
     let line =
         "cd /opt/skills/unchanged; echo x > SKILL.md; echo x > new; rm bin/tool; chmod 777 bin; \
                 mount -o remount,rw /opt/skills/unchanged; echo x > SKILL.md; ls; \
-                for disk in /dev/vd*; do dd if=/dev/zero of=$disk bs=4096 count=1; done";
+                mknod /dev/disk b $(awk '$5 == \"/opt/skills/unchanged\" { sub(\":\", \" \", $3); print $3 }' /proc/self/mountinfo) && dd if=/dev/zero of=/dev/disk bs=4096 count=1";
     let output = node
         .container("busybox")
         .annotation(SKILLS, &digest)
-        .switch("--privileged")
+        .flag("--cap-add", "CAP_SYS_ADMIN")
         .sh(line)
         .run()?;
     assert_eq!(
