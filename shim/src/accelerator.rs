@@ -1,20 +1,44 @@
-//! Which accelerator this node's VMs use.
+//! Which accelerator this node's VMs use: what the configuration says, or what a probe VM found out, once per node.
+//!
+//! The result is remembered in `<store_dir>/accelerator.json` until kernel, QEMU or guest image change.
 
-use caisson_oci::{config, NodeConfig};
-use caisson_vmm::{
-    qemu::{QemuConfig, QemuVmm},
-    Accelerator, Guest,
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
 };
 
-use crate::error::Result;
+use caisson_oci::{config, NodeConfig};
+pub use caisson_vmm::qemu::ProbeResult;
+use caisson_vmm::{
+    qemu::{probe_kvm, QemuConfig, QemuVmm, PROBE_LIMIT},
+    Accelerator, VmSpec,
+};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::guest_image,
+    error::{Error, Result},
+    state::PodDir,
+};
+
+/// The memory of a probe VM, in bytes.
+const PROBE_MEMORY: u64 = 256 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// What the result holds for, see [`key`].
+    key: String,
+    result: ProbeResult,
+}
 
 /// The VMM of this node.
 pub fn qemu(config: &NodeConfig) -> QemuVmm {
     QemuVmm::new(qemu_config(config))
 }
 
-/// The programs that the VMM is made of.
-pub fn qemu_config(config: &NodeConfig) -> QemuConfig {
+fn qemu_config(config: &NodeConfig) -> QemuConfig {
     QemuConfig {
         qemu: config.hypervisor.qemu.clone(),
         virtiofsd: config.hypervisor.virtiofsd.clone(),
@@ -22,10 +46,106 @@ pub fn qemu_config(config: &NodeConfig) -> QemuConfig {
     }
 }
 
-/// The accelerator that the configuration names, or what the probe found.
-pub async fn choose(config: &NodeConfig, _guest: &Guest) -> Result<Accelerator> {
+/// The accelerator that the configuration names; for `auto` what the probe found, which is asked for at most once.
+pub async fn choose(config: &NodeConfig) -> Result<Accelerator> {
     match config.hypervisor.accelerator {
         config::Accelerator::Kvm => Ok(Accelerator::Kvm),
-        config::Accelerator::Tcg | config::Accelerator::Auto => Ok(Accelerator::Tcg),
+        config::Accelerator::Tcg => Ok(Accelerator::Tcg),
+        config::Accelerator::Auto => Ok(probed(config).await?.accelerator),
+    }
+}
+
+/// The probe's result, remembered or fresh. Pods that start together wait for one probe.
+async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
+    let path = remembered_path(config);
+    let key = key(config);
+    if let Some(result) = remembered(&path, &key) {
+        return Ok(result);
+    }
+    fs::create_dir_all(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
+    let lock_path = path.with_extension("lock");
+    let lock = fs::File::create(&lock_path).map_err(Error::file("open", &lock_path))?;
+    let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
+    let _lock = match locked.await {
+        Ok(Ok(lock)) => lock,
+        Ok(Err((_, error))) => return Err(Error::file("lock", lock_path)(error.into())),
+        Err(error) => return Err(Error::file("lock", lock_path)(error.into())),
+    };
+    match remembered(&path, &key) {
+        Some(result) => Ok(result),
+        None => probe(config).await,
+    }
+}
+
+/// Boots a probe VM and remembers what came out. Takes a few seconds at most.
+pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
+    let dir = PodDir::create(config, &format!("probe-{}", std::process::id()))?;
+    let spec = VmSpec {
+        id: "probe".to_owned(),
+        dir: dir.vm(),
+        guest: guest_image(config),
+        cpus: 1,
+        max_cpus: 1,
+        memory: PROBE_MEMORY,
+        max_memory: PROBE_MEMORY,
+        accelerator: Accelerator::Kvm,
+        credentials: dir.credentials,
+    };
+    let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
+    log::info!(accelerator:? = result.accelerator; "probed: {}", result.reason);
+    let remember = Remembered {
+        key: key(config),
+        result: result.clone(),
+    };
+    let path = remembered_path(config);
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    fs::create_dir_all(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
+    let text = serde_json::to_vec(&remember).unwrap_or_default();
+    fs::write(&part, text).map_err(Error::file("write", &part))?;
+    fs::rename(&part, &path).map_err(Error::file("write", &path))?;
+    Ok(result)
+}
+
+fn remembered_path(config: &NodeConfig) -> PathBuf {
+    config.store_dir.join("accelerator.json")
+}
+
+fn remembered(path: &Path, key: &str) -> Option<ProbeResult> {
+    let found: Remembered = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (found.key == key).then_some(found.result)
+}
+
+/// The host's kernel, QEMU and the guest image: a probe says nothing about others.
+fn key(config: &NodeConfig) -> String {
+    let guest = guest_image(config);
+    let file = |path: &Path| {
+        let metadata = fs::metadata(path);
+        let identity = metadata.map(|m| (m.dev(), m.ino(), m.mtime(), m.len()));
+        format!("{identity:?}")
+    };
+    let kernel = fs::read_to_string("/proc/version").unwrap_or_default();
+    let files = [&config.hypervisor.qemu, &guest.kernel, &guest.initramfs].map(|path| file(path));
+    format!("{} {}", kernel.trim(), files.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_for_another_guest_image_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("accelerator.json");
+        let result = ProbeResult {
+            accelerator: Accelerator::Tcg,
+            reason: "no /dev/kvm".to_owned(),
+        };
+        let remember = Remembered {
+            key: "image 1".to_owned(),
+            result: result.clone(),
+        };
+        fs::write(&path, serde_json::to_vec(&remember).unwrap()).unwrap();
+        assert_eq!(remembered(&path, "image 1"), Some(result));
+        assert_eq!(remembered(&path, "image 2"), None);
     }
 }

@@ -60,7 +60,7 @@ impl Machine {
         let spec = VmSpec {
             id: id.to_owned(),
             dir: dir.vm(),
-            accelerator: accelerator::choose(config, &guest).await?,
+            accelerator: accelerator::choose(config).await?,
             guest,
             cpus: size.cpus,
             max_cpus: host_cpus().max(size.cpus),
