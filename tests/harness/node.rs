@@ -59,9 +59,18 @@ impl Node {
             Err(error) => panic!("no test node: {error:#}"),
         };
         let node: &'static Node = Box::leak(Box::new(node));
-        // SAFETY: the function has the C ABI, takes nothing and does not unwind (its work can't panic across it).
-        unsafe { libc::atexit(end_shared) };
+        remove_at_exit();
         *slot = Some(node);
+        node
+    }
+
+    /// Keeps a node until the process exits, however it does: also by SIGINT or SIGTERM where [`exit_on_signals`]
+    /// was called.
+    pub fn keep(node: Node) -> &'static Node {
+        let node: &'static Node = Box::leak(Box::new(node));
+        let slot = SHARED.get_or_init(|| Mutex::new(None));
+        *slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(node);
+        remove_at_exit();
         node
     }
 
@@ -277,6 +286,11 @@ impl Node {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Ends everything of a node that is kept for the whole process; also done at exit.
+    pub fn remove(&self) {
+        self.end();
+    }
+
     fn end(&self) {
         if std::env::var_os("CAISSON_TEST_KEEP").is_some() {
             let _ = writeln!(std::io::stderr(), "kept: {}", self.dir.display());
@@ -293,6 +307,27 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Turns SIGINT and SIGTERM into an exit of the process, with what is to be done at one. For programs that people
+/// interrupt; to be called before the first thread is started.
+pub fn exit_on_signals() -> Result<()> {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block().context("block signals")?;
+    std::thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            std::process::exit(128 + signal as i32);
+        }
+    });
+    Ok(())
+}
+
+fn remove_at_exit() {
+    // SAFETY: the function has the C ABI, takes nothing and lets no panic out.
+    unsafe { libc::atexit(end_shared) };
 }
 
 extern "C" fn end_shared() {
