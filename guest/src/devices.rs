@@ -154,7 +154,7 @@ pub fn online_cpus(total: u32) -> Result<()> {
     })
 }
 
-/// Waits until the machine has at least `total` bytes online, in whole memory blocks.
+/// Waits until the machine has `total` bytes online, counted in memory blocks: the last may be there in part.
 pub fn online_memory(total: u64) -> Result<()> {
     let path = "/sys/devices/system/memory/block_size_bytes";
     let block = fs::read_to_string(path).map_err(Error::file("read", path))?;
@@ -163,7 +163,7 @@ pub fn online_memory(total: u64) -> Result<()> {
         .max(1);
     modules::load(modules::MEMORY)?;
     wait_for(&format!("memory of {total} bytes"), || {
-        let mut online = 0;
+        let mut online = 0_u64;
         for name in names_in("/sys/devices/system/memory") {
             let path = Path::new("/sys/devices/system/memory")
                 .join(&name)
@@ -175,7 +175,7 @@ pub fn online_memory(total: u64) -> Result<()> {
                 _ => {}
             }
         }
-        Ok((online * block >= total / block * block).then_some(()))
+        Ok((online >= total.div_ceil(block)).then_some(()))
     })
 }
 

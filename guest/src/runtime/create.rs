@@ -19,7 +19,7 @@ use nix::{
 use oci_spec::runtime::{Process, Spec};
 use pathrs::Root;
 
-use super::{executor::Init, program, spec, Error, Made, Result, SPEC_FILE};
+use super::{device_filter, executor::Init, program, spec, Error, Made, Result, SPEC_FILE};
 
 const CONSOLE_SOCKET: &str = "console.sock";
 
@@ -48,6 +48,13 @@ pub fn run(id: &str, bundle: &Path, state: &Path, cgroup: &Path) -> Result<Made>
         _ => None,
     };
     let cwd = process.cwd().clone();
+    let resources = adapted
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().clone());
+    let devices = resources
+        .and_then(|resources| resources.devices().clone())
+        .unwrap_or_default();
     let terminal = console.as_ref().map(|_| bundle.join(CONSOLE_SOCKET));
     let container = ContainerBuilder::new(id.to_string(), SyscallType::default())
         .with_executor(Init { process })
@@ -58,6 +65,9 @@ pub fn run(id: &str, bundle: &Path, state: &Path, cgroup: &Path) -> Result<Made>
             builder.build()
         })
         .map_err(|error| explain_cwd(error, &cwd))?;
+    // The nodes are made, the program does not run yet.
+    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    device_filter::attach(&Path::new(crate::boot::CGROUP).join(below), &devices)?;
     Ok(Made {
         pid: container.pid().map(|pid| pid.as_raw()),
         terminal: console.map(accept).transpose()?,

@@ -6,6 +6,7 @@
 //! the terminal if there is one. The processes that it makes become children of PID 1 when it ends.
 
 mod create;
+mod device_filter;
 mod exec;
 mod executor;
 mod program;

@@ -263,6 +263,32 @@ async fn limits_are_set_updated_and_seen_in_the_stats() {
 }
 
 #[tokio::test]
+async fn devices_of_the_spec_are_there_and_others_are_not_opened() {
+    let guest = Guest::start().await;
+    let mut spec = spec(&sh(
+        "stat -c '%F %t:%T %a' /dev/special; mknod /tmp/raw-$$ b 7 0 && echo made; \
+         cat /tmp/raw-$$ 2>&1 | sed 's/.*: //'; rm /tmp/raw-$$; echo x >/dev/null && echo written",
+    ));
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = json!(["CAP_MKNOD"]);
+    }
+    spec["linux"]["devices"] = json!([{"path": "/dev/special", "type": "c", "major": 10,
+        "minor": 229, "fileMode": 0o640, "uid": 0, "gid": 0}]);
+    spec["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    let (_, stdout, stderr) = guest.run(&spec).await;
+    let opened = match guest.is_fake() {
+        // No limits on a host whose cgroup v2 tree has no controllers.
+        true => stdout.lines().nth(2).unwrap_or_default(),
+        false => "Operation not permitted",
+    };
+    assert_eq!(
+        stdout,
+        format!("character special file a:e5 640\nmade\n{opened}\nwritten\n"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
 async fn container_out_of_memory_is_an_event() {
     let guest = Guest::start().await;
     if guest.is_fake() {
