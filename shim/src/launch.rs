@@ -11,7 +11,9 @@ use containerd_shim::{
     Config, Flags, StartOpts,
 };
 
-use crate::{config, events::Events, pod::Pod, state, stats::timestamp, task::TaskService};
+use crate::{
+    accelerator, config, events::Events, pod::Pod, state, stats::timestamp, task::TaskService,
+};
 
 /// The exit status that `delete` reports for a task whose shim died: as killed.
 const KILLED: u32 = 137;
@@ -68,7 +70,8 @@ impl Shim for Caisson {
     async fn create_task_service(&self, publisher: RemotePublisher) -> TaskService {
         let pod = self.config.clone().map(|config| {
             let events = Events::new(publisher.address.clone(), self.namespace.clone());
-            Pod::new(self.id.clone(), self.namespace.clone(), config, events)
+            let vmm = Arc::new(accelerator::qemu(&config));
+            Pod::new(self.id.clone(), self.namespace.clone(), config, vmm, events)
         });
         TaskService {
             pod,

@@ -1,25 +1,26 @@
 //! containerd's services on one side, the VM of a pod on the other.
 //!
 //! From the outside in: [`launch`] (start, delete) → [`task`] (containerd's messages) → [`pod`] (containers and their
-//! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`] and [`skills`] also serve the `caisson` command.
+//! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`] and [`skills`] also serve the `caisson` command; the tests drive a
+//! [`pod`] over a fake VMM.
 
 pub mod accelerator;
 mod agent;
 pub mod config;
 mod container;
 pub mod error;
-mod events;
+pub mod events;
 mod home;
 mod launch;
 mod log_uri;
 mod machine;
-mod pod;
-mod process;
+pub mod pod;
+pub mod process;
 mod share;
 pub mod skills;
 pub mod state;
 mod stats;
-mod streams;
+pub mod streams;
 mod task;
 mod vm;
 

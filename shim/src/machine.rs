@@ -46,6 +46,7 @@ pub struct Machine {
 impl Machine {
     /// Starts a bare VM and plugs the shared folder in; the guest is still booting then.
     pub async fn boot(
+        vmm: &dyn Vmm,
         config: &NodeConfig,
         id: &str,
         hostname: String,
@@ -55,7 +56,6 @@ impl Machine {
     ) -> Result<Self> {
         let started = Instant::now();
         let guest = config::guest_image(config);
-        let vmm = accelerator::qemu(config);
         let memory = size.memory_mib << 20;
         let spec = VmSpec {
             id: id.to_owned(),
@@ -70,10 +70,9 @@ impl Machine {
         };
         let vm = VmHandle::new(vmm.boot(spec).await?);
         let pids = vm.pids().await?;
-        let qemu = pids.iter().find(|(role, _)| role == "qemu");
         let machine = Self {
             vm,
-            pid: qemu.map_or_else(std::process::id, |(_, pid)| *pid),
+            pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
             hostname,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             agent: OnceCell::new(),

@@ -13,6 +13,7 @@ use caisson_oci::{
     translate::{translate, Node},
 };
 use caisson_protocol::agent::{event, StatsResponse};
+use caisson_vmm::Vmm;
 use containerd_shim::protos::{
     events::task::{
         TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
@@ -55,6 +56,7 @@ pub struct Pod {
     id: String,
     namespace: String,
     config: NodeConfig,
+    vmm: Arc<dyn Vmm>,
     events: Events,
     machine: OnceCell<Arc<Machine>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
@@ -62,11 +64,18 @@ pub struct Pod {
 
 impl Pod {
     /// A pod without a VM yet; the first container boots it.
-    pub fn new(id: String, namespace: String, config: NodeConfig, events: Events) -> Arc<Self> {
+    pub fn new(
+        id: String,
+        namespace: String,
+        config: NodeConfig,
+        vmm: Arc<dyn Vmm>,
+        events: Events,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             namespace,
             config,
+            vmm,
             events,
             machine: OnceCell::new(),
             containers: Mutex::default(),
@@ -144,8 +153,16 @@ impl Pod {
         let machine = self
             .machine
             .get_or_try_init(|| async {
-                let machine =
-                    Machine::boot(&self.config, &self.id, hostname, dir, share, plan.size).await?;
+                let machine = Machine::boot(
+                    self.vmm.as_ref(),
+                    &self.config,
+                    &self.id,
+                    hostname,
+                    dir,
+                    share,
+                    plan.size,
+                )
+                .await?;
                 let machine = Arc::new(machine);
                 self.watch_guest(machine.clone());
                 Result::Ok(machine)

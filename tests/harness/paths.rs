@@ -65,6 +65,11 @@ pub fn dist() -> PathBuf {
     target().join("dist")
 }
 
+/// The agent as it is in the guest image, which the fake VMM runs on the host.
+pub fn agent() -> PathBuf {
+    target().join("x86_64-unknown-linux-gnu/guest/caisson-agent")
+}
+
 /// The `probe` program, built beside the running test.
 pub fn probe() -> Result<PathBuf> {
     let test = std::env::current_exe()?;

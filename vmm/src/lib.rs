@@ -64,7 +64,7 @@ pub trait Vm: Send {
     /// Ends the VM and its daemons at once and waits until they are gone. Idempotent.
     async fn stop(&mut self) -> Result<()>;
 
-    /// The host processes of this VM, by role: `qemu`, `vsock`, `virtiofsd-<tag>`.
+    /// The host processes of this VM, by role, the VMM's own first: `qemu`, `vsock`, `virtiofsd-<tag>`.
     fn pids(&self) -> Vec<(String, u32)>;
 
     /// The ability to write this VM to a template, where the hypervisor has it.

@@ -1,0 +1,234 @@
+//! A pod of the shim over the fake VMM: the real agent on this host, no VM, no containerd. Needs root.
+//!
+//! What containers do is shown with real VMs in `tests/vm`; this is the pod's own logic, in milliseconds a test.
+
+use std::{os::unix::fs::symlink, path::PathBuf, sync::Arc, time::Duration};
+
+use caisson_oci::NodeConfig;
+use caisson_shim::{
+    events::Events,
+    pod::{CreateRequest, Pod},
+    process::State,
+    streams::Stdio,
+};
+use caisson_tests::paths;
+use caisson_vmm::fake::FakeVmm;
+use serde_json::json;
+
+/// A pod, and the folder in which everything of it lies.
+struct Bench {
+    dir: tempfile::TempDir,
+    pod: Arc<Pod>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "[hypervisor]\naccelerator = 'tcg'";
+        let mut config = NodeConfig::parse(&[("test".to_owned(), text.to_owned())]).unwrap();
+        config.state_dir = dir.path().join("state");
+        config.store_dir = dir.path().join("store");
+        let vmm = Arc::new(FakeVmm::new(paths::agent()));
+        // Nobody listens there: events wait.
+        let events = Events::new(
+            dir.path().join("none").display().to_string(),
+            "test".to_owned(),
+        );
+        let pod = Pod::new("web".to_owned(), "test".to_owned(), config, vmm, events);
+        Self { dir, pod }
+    }
+
+    /// A bundle whose init runs `script` in busybox' shell.
+    fn bundle(&self, script: &str) -> PathBuf {
+        let bundle = self.dir.path().join("bundle");
+        let bin = bundle.join("rootfs/bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        for dir in ["proc", "dev", "tmp"] {
+            std::fs::create_dir(bundle.join("rootfs").join(dir)).unwrap();
+        }
+        std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+        for applet in ["sh", "sleep", "cat"] {
+            symlink("busybox", bin.join(applet)).unwrap();
+        }
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "cwd": "/",
+                "args": ["/bin/sh", "-c", script],
+                "env": ["PATH=/bin"],
+                "user": {"uid": 0, "gid": 0},
+            },
+            "root": {"path": "rootfs"},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
+            ]},
+        });
+        std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        bundle
+    }
+
+    async fn create(&self, script: &str) {
+        let request = self.request(self.bundle(script));
+        self.pod.create(request).await.unwrap();
+    }
+
+    fn request(&self, bundle: PathBuf) -> CreateRequest {
+        CreateRequest {
+            id: "web".to_owned(),
+            bundle,
+            rootfs: Vec::new(),
+            stdio: Stdio::default(),
+        }
+    }
+
+    async fn start(&self, script: &str) {
+        self.create(script).await;
+        self.pod.start("web", "").await.unwrap();
+    }
+
+    async fn exit_status(&self, exec: &str) -> u32 {
+        let (process, ..) = self.pod.process("web", exec).unwrap();
+        let exited = tokio::time::timeout(Duration::from_secs(20), process.exited());
+        exited.await.unwrap().status
+    }
+
+    fn exec(&self, exec: &str, script: &str) -> caisson_shim::Result<()> {
+        let process = json!({
+            "cwd": "/",
+            "args": ["/bin/sh", "-c", script],
+            "env": ["PATH=/bin"],
+            "user": {"uid": 0, "gid": 0},
+        });
+        let process = process.to_string().into_bytes();
+        self.pod.exec("web", exec, process, Stdio::default())
+    }
+
+    fn state_is_empty(&self) -> bool {
+        let state = self.dir.path().join("state");
+        let pods = caisson_shim::state::list(&state).unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        pods.is_empty() && !mounts.contains(&state.display().to_string())
+    }
+}
+
+fn says(result: caisson_shim::Result<impl Sized>, text: &str) {
+    let error = result.err().unwrap().chain();
+    assert!(error.contains(text), "{error}");
+}
+
+#[tokio::test]
+async fn container_that_ends_has_its_exit_status() {
+    let bench = Bench::new();
+    bench.start("exit 42").await;
+    assert_eq!(bench.exit_status("").await, 42);
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn container_that_is_killed_has_128_and_the_signal() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    bench.pod.kill("web", "", 9, true).await.unwrap();
+    assert_eq!(bench.exit_status("").await, 137);
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn pod_that_was_shut_down_leaves_nothing() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    bench.pod.shutdown().await;
+    assert!(bench.state_is_empty());
+}
+
+#[tokio::test]
+async fn create_that_fails_leaves_nothing() {
+    let bench = Bench::new();
+    let bundle = bench.bundle("true");
+    let config = std::fs::read_to_string(bundle.join("config.json")).unwrap();
+    std::fs::write(
+        bundle.join("config.json"),
+        config.replace("/bin/sh", "/bin/nosuch"),
+    )
+    .unwrap();
+    says(bench.pod.create(bench.request(bundle)).await, "/bin/nosuch");
+    assert!(bench.state_is_empty());
+}
+
+#[tokio::test]
+async fn container_is_started_once() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    says(
+        bench.pod.start("web", "").await,
+        "cannot start \"web\": it is running",
+    );
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn container_that_runs_is_not_deleted() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    says(bench.pod.delete("web", "").await, "it is running");
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn container_that_was_never_started_can_be_deleted() {
+    let bench = Bench::new();
+    bench.create("sleep 1000").await;
+    let (exit, _) = bench.pod.delete("web", "").await.unwrap();
+    assert_eq!(exit.status, 137);
+    assert!(bench.pod.is_empty());
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn process_that_has_ended_is_not_found_by_kill() {
+    let bench = Bench::new();
+    bench.start("exit 0").await;
+    bench.exit_status("").await;
+    says(bench.pod.kill("web", "", 15, false).await, "not found");
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn exec_has_an_end_of_its_own() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    bench.exec("e1", "exit 7").unwrap();
+    bench.pod.start("web", "e1").await.unwrap();
+    assert_eq!(bench.exit_status("e1").await, 7);
+    let (init, ..) = bench.pod.process("web", "").unwrap();
+    assert_eq!(init.state(), State::Running);
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn exec_of_a_name_in_use_is_refused() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    bench.exec("e1", "true").unwrap();
+    says(bench.exec("e1", "true"), "already exists");
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn exec_of_a_name_that_is_a_path_is_refused() {
+    let bench = Bench::new();
+    bench.start("sleep 1000").await;
+    says(bench.exec("../e1", "true"), "id \"../e1\"");
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn container_that_is_not_there_is_not_found() {
+    let bench = Bench::new();
+    says(
+        bench.pod.start("nobody", "").await,
+        "container \"nobody\": not found",
+    );
+    says(bench.pod.pids("nobody").await, "not found");
+}
