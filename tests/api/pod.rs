@@ -2,6 +2,8 @@
 //!
 //! What containers do is shown with real VMs in `tests/vm`; this is the pod's own logic, in milliseconds a test.
 
+#![allow(clippy::unwrap_used)] // also in what the tests share
+
 use std::{os::unix::fs::symlink, path::PathBuf, sync::Arc, time::Duration};
 
 use caisson_oci::NodeConfig;
