@@ -5,16 +5,16 @@
 
 use std::{
     ffi::CString,
-    io::{self, Read},
+    io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{mpsc, Arc, OnceLock},
     time::Duration,
 };
 
 use tokio::{
-    io::unix::AsyncFd,
-    net::UnixStream,
+    io::{unix::AsyncFd, AsyncReadExt},
+    net::{unix::pipe, UnixStream},
     sync::{oneshot, watch},
 };
 
@@ -28,6 +28,8 @@ use crate::{
 pub(crate) const FIRST_DESCRIPTOR: RawFd = 3;
 /// How long a killed process may take to go: it may be in the middle of a large write.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a child may take from fork to exec: a mount or two may wait for a busy host.
+const EXEC_LIMIT: Duration = Duration::from_secs(20);
 /// How long the rest of an ended process's log is waited for.
 const LOG_LIMIT: Duration = Duration::from_millis(50);
 
@@ -91,17 +93,19 @@ impl Child {
             .map_err(|e| Error::Io("make a log socket", e))?;
         let role = program.role.clone();
         let end_signal = program.confinement.end_signal();
+        let path = program.path.clone();
         let (answer, forked) = oneshot::channel();
         let job = Box::new(move || {
             let _ = answer.send(fork(program, log_end.into()));
         });
         let stopped = || Error::Io("start a process", io::ErrorKind::BrokenPipe.into());
         forker().send(job).map_err(|_| stopped())?;
-        let (pid, pidfd) = forked.await.map_err(|_| stopped())??;
+        let mut forked = forked.await.map_err(|_| stopped())??;
+        forked.executed(&role, &path).await?;
+        let (pid, pidfd) = forked.into_parts();
 
         let tail = Tail::default();
         let (end, ended) = watch::channel(None);
-        let pidfd = Arc::new(pidfd);
         tokio::spawn(reap(pidfd.clone(), role.clone(), log, tail.clone(), end));
         Ok(Child {
             role,
@@ -167,16 +171,7 @@ impl Child {
 
     /// Kills the process. Idempotent.
     pub(crate) fn kill(&self) {
-        // SAFETY: a pidfd that we own; no siginfo. It can't hit another process that got the same pid.
-        unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                self.end_signal,
-                0,
-                0,
-            )
-        };
+        signal(&self.pidfd, self.end_signal);
     }
 
     /// Kills the process and waits until it is gone.
@@ -276,7 +271,7 @@ struct Prepared {
     parent: libc::pid_t,
 }
 
-fn fork(program: Program, log: OwnedFd) -> Result<(u32, OwnedFd)> {
+fn fork(program: Program, log: OwnedFd) -> Result<Forked> {
     let role = program.role.clone();
     let path = program.path.clone();
     let failed = |step: &str, source| Error::Start {
@@ -286,7 +281,7 @@ fn fork(program: Program, log: OwnedFd) -> Result<(u32, OwnedFd)> {
         source,
     };
     let null = std::fs::File::open("/dev/null").map_err(|e| failed("open /dev/null", e))?;
-    let (mut errors, errors_end) = io::pipe().map_err(|e| failed("pipe", e))?;
+    let (errors, errors_end) = io::pipe().map_err(|e| failed("pipe", e))?;
     let c_string = |text: &str| CString::new(text).map_err(|e| failed("arguments", e.into()));
     let executable = c_string(&program.path.to_string_lossy())?;
     let arguments = program
@@ -330,19 +325,77 @@ fn fork(program: Program, log: OwnedFd) -> Result<(u32, OwnedFd)> {
         }
         return Err(failed("pidfd_open", error));
     }
-    // SAFETY: pidfd_open gave us this descriptor.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
-    let mut report = Vec::new();
-    let read = errors.read_to_end(&mut report);
-    match (read, report.split_first_chunk::<4>()) {
-        (Ok(_), None) => Ok((pid as u32, pidfd)),
-        (Ok(_), Some((errno, step))) => {
-            exit_text(&pidfd);
-            let source = io::Error::from_raw_os_error(i32::from_ne_bytes(*errno));
-            Err(failed(&String::from_utf8_lossy(step), source))
+    Ok(Forked {
+        pid: pid as u32,
+        // SAFETY: pidfd_open gave us this descriptor.
+        pidfd: Some(unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) }),
+        errors: Some(errors.into()),
+    })
+}
+
+/// A child that may not have executed its program yet. Dropping it kills and reaps it.
+#[derive(Debug)]
+struct Forked {
+    pid: u32,
+    pidfd: Option<OwnedFd>,
+    /// Closes when the program is executed; what comes before is an error.
+    errors: Option<OwnedFd>,
+}
+
+impl Forked {
+    /// Waits until the child has executed its program.
+    async fn executed(&mut self, role: &str, path: &Path) -> Result<()> {
+        let failed = |step: &str, source| Error::Start {
+            role: role.to_owned(),
+            path: path.to_owned(),
+            step: step.to_owned(),
+            source,
+        };
+        let mut report = Vec::new();
+        let read = async {
+            match self.errors.take() {
+                Some(errors) => {
+                    let mut errors = pipe::Receiver::from_owned_fd(errors)?;
+                    errors.read_to_end(&mut report).await
+                }
+                None => Ok(0),
+            }
+        };
+        match tokio::time::timeout(EXEC_LIMIT, read).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(failed("read the child's report", error)),
+            Err(elapsed) => return Err(failed("exec", elapsed.into())),
         }
-        (Err(error), _) => Err(failed("read the child's report", error)),
+        match report.split_first_chunk::<4>() {
+            None => Ok(()),
+            Some((errno, step)) => Err(failed(
+                &String::from_utf8_lossy(step),
+                io::Error::from_raw_os_error(i32::from_ne_bytes(*errno)),
+            )),
+        }
     }
+
+    fn into_parts(mut self) -> (u32, Arc<OwnedFd>) {
+        match self.pidfd.take() {
+            Some(pidfd) => (self.pid, Arc::new(pidfd)),
+            None => unreachable!("taken here alone"),
+        }
+    }
+}
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            signal(pidfd, libc::SIGKILL);
+            exit_text(pidfd);
+        }
+    }
+}
+
+/// Sends a signal. It can't hit another process that got the same pid.
+fn signal(pidfd: &OwnedFd, signal: libc::c_int) {
+    // SAFETY: a pidfd that we own; no siginfo.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) };
 }
 
 /// The child's way from fork to exec. A failed step goes to the parent through the error pipe.
@@ -389,6 +442,10 @@ fn try_run_child(
                     libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER)
                 })?;
             }
+            // SAFETY: prctl with numbers only.
+            check("no_new_privs", unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            })?;
         }
     }
     place_descriptors(&mut prepared.descriptors, errors)?;

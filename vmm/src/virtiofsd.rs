@@ -44,6 +44,9 @@ pub(crate) async fn start(
         "--seccomp=kill".to_owned(),
         // Handles need CAP_DAC_READ_SEARCH, with which any file of the filesystem can be opened.
         "--inode-file-handles=never".to_owned(),
+        // A guest's device nodes are no business of the host's filesystem; in the user namespace it has no effect anyway.
+        // Overlayfs's whiteouts need no capability.
+        "--modcaps=-mknod".to_owned(),
         "--xattr".to_owned(),
         "--cache=auto".to_owned(),
         "--log-level=warn".to_owned(),

@@ -152,3 +152,48 @@ async fn device_that_can_t_be_made_is_refused_and_the_vm_goes_on() {
     assert!(long.to_string().contains("too long"), "{long}");
     assert!(name.to_string().contains("other characters"), "{name}");
 }
+
+/// Makes a tap that is gone when the descriptor closes.
+fn tap() -> std::os::fd::OwnedFd {
+    let mut options = fs::File::options();
+    let tap = options.read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: ifreq is plain data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    // SAFETY: TUNSETIFF reads and writes an ifreq.
+    let made = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(&tap),
+            libc::TUNSETIFF,
+            &mut request,
+        )
+    };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    tap.into()
+}
+
+#[tokio::test]
+async fn network_card_has_the_address_and_mtu_that_were_given() {
+    let Some(fixture) = Fixture::with_script(
+        "until [ -e /sys/class/net/eth0 ]; do sleep 0.02; done
+        cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu > /out/log
+        echo end >> /out/log
+        sleep 100",
+    ) else {
+        return;
+    };
+    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    share(&mut vm, "out", &fixture.out(), false).await;
+    let card = Device::Network {
+        tap: tap(),
+        mac: [2, 0, 0, 0, 0xab, 1],
+        mtu: 1400,
+    };
+    let id = vm.attach(card).await.unwrap();
+    let said = fixture.said("log").await;
+    let detached = vm.detach(id).await;
+    vm.stop().await.unwrap();
+
+    assert_eq!(said, "02:00:00:00:ab:01\n1400\n");
+    detached.unwrap();
+}

@@ -14,7 +14,11 @@ pub(crate) const INITRAMFS: &str = "guest/initramfs";
 /// The region that can be plugged in is a multiple of this many bytes: Linux adds memory in blocks of 128 MiB.
 const MEMORY_STEP: u64 = 128 * 1024 * 1024;
 
-/// The guest kernel's command line.
+/// The guest kernel's command line. CPU time of QEMU under TCG from exec to init's first line, with a plain q35 and
+/// `console=ttyS0 quiet panic=-1`: 1.58 s, with this line and the machine below: 1.25 s. Measured and not worth it: `mitigations=off`,
+/// `tsc_early_khz`, `nomodeset`, `tsc=reliable`, qboot in place of SeaBIOS (each within the noise of 0.04 s). `pit=off` and the
+/// CPU model `qemu64` save 0.1 s each, but TSC calibration is not reliable without a PIT, and programs need what `qemu64` lacks.
+/// A second cpu at boot costs 0.6 s, room for more cpus nothing, room for 64 GiB more memory 0.15 s.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp \
     random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd i8042.nopnp";
 
@@ -68,6 +72,9 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) ->
         command_line
             .push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
     }
+    if spec.accelerator == Accelerator::Tcg && spec.max_cpus > 1 {
+        command_line.push_str(&delay_loop());
+    }
     if probe {
         command_line.push_str(" caisson.probe");
     }
@@ -100,6 +107,23 @@ fn memory(spec: &VmSpec) -> String {
     match pluggable_memory(spec) {
         0 => format!("size={size}B"),
         pluggable => format!("size={size}B,maxmem={}B", size + pluggable),
+    }
+}
+
+/// Tells the guest how long its delay loops are, which it measures for 0.3 s per further cpu under emulation and then
+/// takes from the first cpu all the same. (Under KVM it has them from the host.)
+fn delay_loop() -> String {
+    /// CONFIG_HZ of the guest's kernel.
+    const HZ: f64 = 250.0;
+    // Under TCG the guest's TSC is the host's. An old reading of a clock that changes is near enough for delays.
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mhz = cpus.lines().find_map(|line| {
+        let value = line.strip_prefix("cpu MHz")?.split(':').nth(1)?;
+        value.trim().parse::<f64>().ok()
+    });
+    match mhz {
+        Some(mhz) => format!(" lpj={:.0}", mhz * 1e6 / HZ),
+        None => String::new(),
     }
 }
 

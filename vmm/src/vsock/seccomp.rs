@@ -46,7 +46,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_munmap,
     libc::SYS_nanosleep,
     libc::SYS_newfstatat,
-    libc::SYS_openat,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_prctl,
@@ -96,6 +95,8 @@ pub(super) fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let unix_only = condition(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![threads_only])?]);
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![unix_only])?]);
+    let no_new_file = condition(2, SeccompCmpOp::MaskedEq(libc::O_CREAT as u64), 0)?;
+    rules.insert(libc::SYS_openat, vec![SeccompRule::new(vec![no_new_file])?]);
     let not_allowed = SeccompAction::Errno(libc::ENOSYS as u32);
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, not_allowed, SeccompAction::Allow, architecture)?.try_into()
