@@ -21,6 +21,11 @@ pub fn build(dirs: &Dirs, pins: Pins, target_dir: &Path) -> Result<PathBuf> {
     if let Some(home) = cargo_home() {
         flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
     }
+    // Generated code lies there; the last prefix that matches counts.
+    flags.push_str(&format!(
+        " --remap-path-prefix={}=/target",
+        target_dir.display()
+    ));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--package", "caisson-guest"])
