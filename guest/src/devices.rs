@@ -32,7 +32,6 @@ pub fn attach_share(share: &Share) -> Result<()> {
     let mut flags = MsFlags::empty();
     flags.set(MsFlags::MS_RDONLY, share.read_only);
     let mut devices = BTreeSet::new();
-    let mut refused = nix::Error::ENODEV;
     let mut last = None::<Instant>;
     wait_for(&format!("share {}", share.tag), || {
         // Each try for a tag that is not there is a line in the kernel's log.
@@ -51,10 +50,9 @@ pub fn attach_share(share: &Share) -> Result<()> {
         ) {
             Ok(()) => Ok(Some(())),
             // No such tag (yet).
-            Err(error @ (nix::Error::EINVAL | nix::Error::ENODEV)) => {
-                refused = error;
-                Ok(None)
-            }
+            Err(nix::Error::EINVAL | nix::Error::ENODEV) => Ok(None),
+            // Another call for the same share was faster.
+            Err(nix::Error::EBUSY) if is_mount_point(&target)? => Ok(Some(())),
             Err(error) => Err(Error::Mount {
                 what: format!("share {}", share.tag),
                 target: target.clone(),
@@ -85,18 +83,22 @@ pub fn attach_disk(disk: &Disk) -> Result<()> {
     make_dir(&target)?;
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_RDONLY, disk.read_only);
-    mount(
+    let mounted = mount(
         Some(&device),
         &target,
         Some(disk.fs_type.as_str()),
         flags,
         None::<&str>,
-    )
-    .map_err(|source| Error::Mount {
-        what: format!("{} disk {}", disk.fs_type, disk.serial),
-        target,
-        source: source.into(),
-    })
+    );
+    match mounted {
+        // Another call for the same disk was faster.
+        Err(nix::Error::EBUSY) if is_mount_point(&target)? => Ok(()),
+        result => result.map_err(|source| Error::Mount {
+            what: format!("{} disk {}", disk.fs_type, disk.serial),
+            target,
+            source: source.into(),
+        }),
+    }
 }
 
 /// Waits for a network card.

@@ -11,6 +11,7 @@ mod boot;
 mod cgroup;
 mod console;
 mod container;
+mod containers;
 mod devices;
 mod error;
 mod identity;

@@ -18,7 +18,7 @@ use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
 use crate::{
-    container::Containers, devices, identity, machine::Machine, oom::Oom, reaper::Reaper,
+    containers::Containers, devices, identity, machine::Machine, oom::Oom, reaper::Reaper,
     streams::Streams, Error, Result,
 };
 

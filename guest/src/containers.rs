@@ -1,0 +1,449 @@
+//! The containers of this guest and what can be done to them, called by [`crate::service`].
+//!
+//! No lock is held across an await; the steps of one container that exclude each other take its `step` lock, which
+//! nothing else waits for.
+
+use std::{
+    collections::{hash_map::Entry, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard,
+    },
+    time::Duration,
+};
+
+use caisson_protocol::{
+    agent::{self, StatsResponse},
+    path::SHARES,
+};
+use nix::errno::Errno;
+use oci_spec::runtime::Spec;
+use tokio::{net::UnixStream, time::timeout};
+
+use crate::{
+    container::{check_id, forget_ended, Container},
+    devices, launch,
+    machine::Machine,
+    oom::Oom,
+    process::Process,
+    reaper::Reaper,
+    runtime,
+    streams::Streams,
+    Error, Result,
+};
+
+/// How long a killed init may take to be gone.
+const KILLED: Duration = Duration::from_secs(10);
+/// The socket on which libcontainer's init waits for its start, and what it is told.
+const START_SOCKET: &str = "notify.sock";
+const START: &[u8] = b"start container";
+
+/// All containers.
+pub struct Containers {
+    machine: Machine,
+    reaper: Reaper,
+    streams: Streams,
+    oom: Oom,
+    table: Mutex<HashMap<String, Arc<Container>>>,
+    files: AtomicU64,
+}
+
+impl Containers {
+    pub fn new(machine: Machine, reaper: Reaper, streams: Streams, oom: Oom) -> Containers {
+        Containers {
+            machine,
+            reaper,
+            streams,
+            oom,
+            table: Mutex::default(),
+            files: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes a container up to the point before its program runs. A failure leaves nothing behind.
+    pub async fn create(&self, request: agent::CreateContainerRequest) -> Result<u32> {
+        let id = request.container_id.clone();
+        check_id("container_id", &id)?;
+        let spec: Spec =
+            serde_json::from_slice(&request.spec_json).map_err(|source| Error::Json {
+                field: "spec_json",
+                source,
+            })?;
+        let container = Arc::new(Container::plan(&self.machine, &id, &spec)?);
+        match self.lock().entry(id.clone()) {
+            Entry::Occupied(_) => {
+                return Err(Error::Exists {
+                    what: "container",
+                    id,
+                })
+            }
+            Entry::Vacant(free) => free.insert(container.clone()),
+        };
+        let _step = container.step.lock().await;
+        let terminal = spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.terminal());
+        let made = self
+            .make(&container, &request, terminal == Some(true))
+            .await;
+        match made {
+            Ok(process) => {
+                let pid = process.pid;
+                if terminal == Some(true) {
+                    let size = spec
+                        .process()
+                        .as_ref()
+                        .and_then(|process| process.console_size());
+                    if let Some(size) = size {
+                        process.resize(size.width() as u16, size.height() as u16)?;
+                    }
+                }
+                // Only this call sets it.
+                let _ = container.init.set(process);
+                self.oom.watch(&id, &container.cgroup);
+                log::info!(container = id, pid; "container created");
+                Ok(pid)
+            }
+            Err(error) => {
+                self.lock().remove(&id);
+                if let Err(left) = self.clean(&container).await {
+                    log::error!(container = id, error = left.chain(); "clean up after a failed create");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        container: &Container,
+        request: &agent::CreateContainerRequest,
+        terminal: bool,
+    ) -> Result<Process> {
+        let bundle = &container.bundle;
+        fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;
+        let path = bundle.join(runtime::SPEC_FILE);
+        fs::write(&path, &request.spec_json).map_err(Error::file("write", path))?;
+        let state = self.machine.state().join("containers");
+        fs::create_dir_all(&state).map_err(Error::file("create directory", &state))?;
+        let task = runtime::Request::Create {
+            id: container.id.clone(),
+            bundle: bundle.clone(),
+            state,
+            cgroup: container.cgroup_path.clone(),
+        };
+        Process::start(
+            &self.reaper,
+            &self.streams,
+            &task,
+            &request.streams,
+            terminal,
+        )
+        .await
+    }
+
+    /// Runs a created container's program.
+    pub async fn start(&self, id: &str) -> Result<()> {
+        let container = self.get(id)?;
+        let _step = container.step.lock().await;
+        container.expect("start", &["created"])?;
+        let dir = self.state_dir(id);
+        let failed = || Error::file("write", dir.join(START_SOCKET));
+        // The path of a socket is at most 108 bytes; through the descriptor it always fits.
+        let opened = fs::File::open(&dir).map_err(Error::file("open", &dir))?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&opened);
+        let address = format!("/proc/self/fd/{fd}/{START_SOCKET}");
+        let send = async {
+            let socket = UnixStream::connect(&address).await?;
+            socket.writable().await?;
+            let mut socket = socket;
+            tokio::io::AsyncWriteExt::write_all(&mut socket, START).await
+        };
+        match timeout(KILLED, send).await {
+            Ok(sent) => sent.map_err(failed())?,
+            Err(_) => {
+                return Err(Error::Slow {
+                    what: "start the container",
+                    waited: KILLED,
+                })
+            }
+        }
+        container.started.store(true, Ordering::SeqCst);
+        log::info!(container = id; "container started");
+        Ok(())
+    }
+
+    /// Kills what is left of a container and removes it.
+    pub async fn delete(&self, id: &str) -> Result<()> {
+        let container = self.get(id)?;
+        let _step = container.step.lock().await;
+        if let "running" | "paused" = container.state() {
+            return Err(container.refuse("delete"));
+        }
+        self.oom.forget(id);
+        container.cgroup.kill()?;
+        if let Some(init) = container.init.get() {
+            // Its cgroup may be another one where there are no cgroups to speak of.
+            if let Err(error) = init.signal(libc::SIGKILL as u32) {
+                if error != Errno::ESRCH {
+                    return Err(Error::system("kill the container")(error));
+                }
+            }
+            if timeout(KILLED, init.wait()).await.is_err() {
+                return Err(Error::Slow {
+                    what: "kill the container",
+                    waited: KILLED,
+                });
+            }
+        }
+        self.clean(&container).await?;
+        self.lock().remove(id);
+        log::info!(container = id; "container deleted");
+        Ok(())
+    }
+
+    async fn clean(&self, container: &Container) -> Result<()> {
+        container.cgroup.remove().await?;
+        for dir in [self.state_dir(&container.id), container.bundle.clone()] {
+            match fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::file("remove", dir)(error))
+                }
+                _ => {}
+            }
+        }
+        // What the host mounted below a share became a mount of its own here when a path crossed it; the
+        // host can't unmount it while we hold it.
+        let mut found = false;
+        for path in &container.uses {
+            if path.components().count() > Path::new(SHARES).components().count() + 1 {
+                found |= devices::unmount(path)?;
+            }
+        }
+        match (found, &self.machine) {
+            (true, Machine::Guest) => devices::forget_entries(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts a further process in a running container.
+    pub async fn exec(&self, request: agent::ExecRequest) -> Result<u32> {
+        let container = self.get(&request.container_id)?;
+        let exec = request.exec_id.clone();
+        check_id("exec_id", &exec)?;
+        let process: oci_spec::runtime::Process = serde_json::from_slice(&request.process_json)
+            .map_err(|source| Error::Json {
+                field: "process_json",
+                source,
+            })?;
+        container.expect("exec", &["running"])?;
+        let Some(init) = container.init.get() else {
+            return Err(container.refuse("exec"));
+        };
+        {
+            let mut execs = container.execs();
+            let taken = match execs.get(&exec) {
+                None => false,
+                Some(None) => true,
+                Some(Some(old)) => !old.has_ended(),
+            };
+            if taken {
+                return Err(Error::Exists {
+                    what: "exec",
+                    id: exec,
+                });
+            }
+            forget_ended(&mut execs);
+            execs.insert(exec.clone(), None);
+        }
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let path = container.bundle.join(format!("process-{number}.json"));
+        let task = runtime::Request::Exec {
+            bundle: container.bundle.clone(),
+            process: path.clone(),
+            init: init.pid as i32,
+            cgroup: container.cgroup.path().to_path_buf(),
+        };
+        let started = async {
+            fs::write(&path, &request.process_json).map_err(Error::file("write", &path))?;
+            let terminal = process.terminal() == Some(true);
+            Process::start(
+                &self.reaper,
+                &self.streams,
+                &task,
+                &request.streams,
+                terminal,
+            )
+            .await
+        }
+        .await;
+        // It is in memory and goes with the bundle at the latest.
+        let _ = fs::remove_file(&path);
+        match started {
+            Ok(process) => {
+                let pid = process.pid;
+                log::debug!(container = container.id, exec, pid; "process started");
+                container.execs().insert(exec, Some(Arc::new(process)));
+                Ok(pid)
+            }
+            Err(error) => {
+                container.execs().remove(&exec);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the end of a process.
+    pub async fn wait(&self, id: &str, exec: &str) -> Result<u32> {
+        let container = self.get(id)?;
+        if exec.is_empty() {
+            let init = container
+                .init
+                .get()
+                .ok_or_else(|| container.refuse("wait"))?;
+            return Ok(init.wait().await);
+        }
+        let process = container.process(exec)?;
+        Ok(process.wait().await)
+    }
+
+    /// Sends a signal to a process, or to all of a container.
+    pub fn kill(&self, request: &agent::KillRequest) -> Result<()> {
+        let container = self.get(&request.container_id)?;
+        let signal = request.signal;
+        if signal > 64 {
+            return Err(Error::Argument {
+                field: "signal",
+                value: signal.to_string(),
+                why: "must be 0 to 64",
+            });
+        }
+        if request.all {
+            if signal == libc::SIGKILL as u32 && container.cgroup.path().exists() {
+                return container.cgroup.kill();
+            }
+            for pid in container.cgroup.pids()? {
+                // SAFETY: plain numbers. One that has ended meanwhile is what is wanted.
+                unsafe { libc::kill(pid as i32, signal as i32) };
+            }
+            return Ok(());
+        }
+        let sent = match request.exec_id.as_str() {
+            "" => container
+                .init
+                .get()
+                .ok_or_else(|| container.refuse("kill"))?
+                .signal(signal),
+            exec => container.process(exec)?.signal(signal),
+        };
+        match sent {
+            Ok(()) => Ok(()),
+            Err(Errno::ESRCH) => Err(Error::NoProcess {
+                container: request.container_id.clone(),
+                exec: request.exec_id.clone(),
+                what: "already finished",
+            }),
+            Err(error) => Err(Error::system("send a signal")(error)),
+        }
+    }
+
+    /// Sets the size of a process' terminal.
+    pub fn resize(&self, request: &agent::ResizePtyRequest) -> Result<()> {
+        let container = self.get(&request.container_id)?;
+        let size = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+        let (width, height) = (size(request.width), size(request.height));
+        match request.exec_id.as_str() {
+            "" => match container.init.get() {
+                Some(init) => init.resize(width, height),
+                None => Err(container.refuse("resize")),
+            },
+            exec => container.process(exec)?.resize(width, height),
+        }
+    }
+
+    /// Every process of a container.
+    pub fn pids(&self, id: &str) -> Result<Vec<u32>> {
+        self.get(id)?.cgroup.pids()
+    }
+
+    /// Freezes a running container.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        let container = self.get(id)?;
+        let _step = container.step.lock().await;
+        container.expect("pause", &["running"])?;
+        container.cgroup.freeze(true).await?;
+        container.paused.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Thaws a paused container.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        let container = self.get(id)?;
+        let _step = container.step.lock().await;
+        container.expect("resume", &["paused"])?;
+        container.cgroup.freeze(false).await?;
+        container.paused.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Applies new limits.
+    pub async fn update(&self, request: agent::UpdateRequest) -> Result<()> {
+        let container = self.get(&request.container_id)?;
+        let _step = container.step.lock().await;
+        container.expect("update", &["created", "running", "paused"])?;
+        let path = container.bundle.join("resources.json");
+        fs::write(&path, &request.resources_json).map_err(Error::file("write", &path))?;
+        let task = runtime::Request::Update {
+            cgroup: container.cgroup_path.clone(),
+            resources: path,
+        };
+        launch::run(&self.reaper.expect(), &task, &[])
+            .await
+            .map(drop)
+    }
+
+    /// The figures of a container's cgroup.
+    pub fn stats(&self, id: &str) -> Result<StatsResponse> {
+        self.get(id)?.cgroup.stats()
+    }
+
+    /// Kills every container, for the end of the machine.
+    pub fn kill_all(&self) {
+        let all: Vec<Arc<Container>> = self.lock().values().cloned().collect();
+        for container in all {
+            if let Err(error) = container.cgroup.kill() {
+                log::warn!(container = container.id, error = error.chain(); "kill at shutdown");
+            }
+        }
+    }
+
+    /// Removes every container, for the end of a test.
+    pub async fn remove_all(&self) {
+        self.kill_all();
+        let all: Vec<Arc<Container>> = self.lock().drain().map(|(_, found)| found).collect();
+        for container in all {
+            if let Err(error) = self.clean(&container).await {
+                log::error!(container = container.id, error = error.chain(); "clean up");
+            }
+        }
+    }
+
+    fn state_dir(&self, id: &str) -> PathBuf {
+        self.machine.state().join("containers").join(id)
+    }
+
+    fn get(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self.lock().get(id).cloned();
+        found.ok_or_else(|| Error::NoContainer(id.to_string()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        match self.table.lock() {
+            Ok(table) => table,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+}
