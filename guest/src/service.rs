@@ -71,7 +71,10 @@ pub fn serve(machine: Machine) -> Result<()> {
             }
         };
         match machine {
-            Machine::Guest => accepting.await,
+            Machine::Guest => {
+                tokio::spawn(say_ready());
+                accepting.await
+            }
             Machine::Fake { .. } => {
                 let mut asked =
                     signal(SignalKind::terminate()).map_err(Error::system("listen for SIGTERM"))?;
@@ -104,6 +107,14 @@ fn listen(machine: &Machine, port: u32) -> Result<Listener> {
                 Some((accepted, listener))
             })))
         }
+    }
+}
+
+/// Tells the host that somebody listens. A host that does not care to know refuses it.
+async fn say_ready() {
+    let host = VsockAddr::new(VMADDR_CID_HOST, port::READY);
+    if let Err(error) = VsockStream::connect(host).await {
+        log::debug!(error:%; "tell the host that the agent listens");
     }
 }
 

@@ -24,6 +24,9 @@ use crate::{
 /// How long a guest has to write everything out at its end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 
+// The two rooms that must agree here do not see each other.
+const _: () = assert!(caisson_vmm::READY_PORT == port::READY);
+
 /// A device in its two halves: what the VM gets and what the agent then does with it.
 pub struct Plug {
     pub vm: Device,

@@ -11,8 +11,10 @@ include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 
 pub mod stream;
 
-/// vsock ports on which the agent listens.
+/// vsock ports: on the first the host listens, on the others the agent.
 pub mod port {
+    /// The agent connects here once it listens, to say that it does, and closes.
+    pub const READY: u32 = 1023;
     /// The `Agent` service, ttrpc.
     pub const AGENT: u32 = 1024;
     /// Byte streams of processes, see [`crate::stream`].
