@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -54,8 +55,8 @@ impl Output {
 pub struct Running {
     child: Child,
     name: String,
-    stdout: Option<JoinHandle<Vec<u8>>>,
-    stderr: Option<JoinHandle<Vec<u8>>>,
+    stdout: Collected,
+    stderr: Collected,
 }
 
 /// What a program is given on standard input, which is then closed.
@@ -110,8 +111,8 @@ pub fn spawn(command: &mut Command, stdin: Option<Stdin>) -> Result<Running> {
     if let Some((stdin, pipe)) = stdin.zip(child.stdin.take()) {
         std::thread::spawn(move || stdin.write(pipe));
     }
-    let stdout = child.stdout.take().map(collect);
-    let stderr = child.stderr.take().map(collect);
+    let stdout = Collected::from(child.stdout.take());
+    let stderr = Collected::from(child.stderr.take());
     Ok(Running {
         child,
         name,
@@ -135,7 +136,7 @@ impl Running {
     pub fn finish(mut self, limit: Duration) -> Result<Output> {
         let Some(status) = wait(&mut self.child, limit)? else {
             self.kill();
-            let (stdout, stderr) = (self.collected_stdout(), self.collected_stderr());
+            let (stdout, stderr) = (self.stdout.read_to_the_end(), self.stderr.read_to_the_end());
             bail!(
                 "not finished after {limit:?}: {}\nstdout: {}\nstderr: {}",
                 self.name,
@@ -145,8 +146,8 @@ impl Running {
         };
         Ok(Output {
             code: code(status),
-            stdout: self.collected_stdout(),
-            stderr: self.collected_stderr(),
+            stdout: self.stdout.read_to_the_end(),
+            stderr: self.stderr.read_to_the_end(),
         })
     }
 
@@ -155,18 +156,17 @@ impl Running {
         let _ = self.child.wait();
     }
 
-    fn collected_stdout(&mut self) -> Vec<u8> {
-        self.stdout
-            .take()
-            .and_then(|t| t.join().ok())
-            .unwrap_or_default()
-    }
-
-    fn collected_stderr(&mut self) -> Vec<u8> {
-        self.stderr
-            .take()
-            .and_then(|t| t.join().ok())
-            .unwrap_or_default()
+    /// Waits until the program has written a text to its standard output.
+    pub fn wait_for_output(&self, text: &str) -> Result<()> {
+        poll(
+            &format!("{text:?} from {}", self.name),
+            Duration::from_secs(60),
+            || {
+                String::from_utf8_lossy(&self.stdout.so_far())
+                    .contains(text)
+                    .then_some(())
+            },
+        )
     }
 }
 
@@ -210,10 +210,40 @@ fn code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        bytes
-    })
+/// What a program writes, collected by a thread.
+#[derive(Default)]
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Collected {
+    fn from(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let mut collected = Self::default();
+        let bytes = collected.bytes.clone();
+        collected.reader = pipe.map(|mut pipe| {
+            std::thread::spawn(move || {
+                let mut buffer = [0; 64 * 1024];
+                while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                    lock(&bytes).extend_from_slice(&buffer[..length]);
+                }
+            })
+        });
+        collected
+    }
+
+    fn so_far(&self) -> Vec<u8> {
+        lock(&self.bytes).clone()
+    }
+
+    fn read_to_the_end(&mut self) -> Vec<u8> {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.so_far()
+    }
+}
+
+fn lock(bytes: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -350,6 +350,7 @@ pub fn caisson(node: &Node) -> Result<Command> {
     let mut command = Command::new(program);
     command
         .env("CAISSON_CONFIG", node.config_file())
+        .env("TMPDIR", &node.dir)
         .env("PATH", node.path());
     Ok(command)
 }
