@@ -99,6 +99,8 @@ impl Node {
         }
         fs::write(dir.join("containerd.toml"), config::containerd(&dir))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
+        // What a probe VM found out about KVM holds for the next node too, and takes seconds.
+        let _ = fs::copy(remembered_accelerator(), dir.join("store/accelerator.json"));
         let node = Self {
             tag,
             dir,
@@ -297,6 +299,10 @@ impl Node {
             return;
         }
         let _ = self.stop_containerd(false);
+        let _ = fs::copy(
+            self.dir.join("store/accelerator.json"),
+            remembered_accelerator(),
+        );
         if let Err(error) = sweep::remove(&self.tag, &self.dir) {
             let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.dir.display());
         }
@@ -337,6 +343,10 @@ extern "C" fn end_shared() {
     if let Some(node) = node {
         let _ = std::panic::catch_unwind(|| node.end());
     }
+}
+
+fn remembered_accelerator() -> PathBuf {
+    paths::target().join("tests-accelerator.json")
 }
 
 /// The `caisson` command, for this node.

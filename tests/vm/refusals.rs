@@ -1,1 +1,93 @@
-//! Coming.
+//! What can't be is refused, with an error that names the field.
+
+use anyhow::Result;
+use caisson_tests::{Leftovers, Node};
+use rstest::rstest;
+use serde_json::{json, Value};
+
+/// Flags of `ctr run`, and what the error has to name.
+#[rstest]
+#[case::unknown_annotation(&["--annotation", "caisson.dev/skils=x"], "caisson.dev/skils")]
+#[case::annotation_that_is_no_skill(&["--annotation", "caisson.dev/skills=../x"], "caisson.dev/skills")]
+#[case::home_that_leaves_its_folder(&["--annotation", "caisson.dev/home=persistent/../x"], "caisson.dev/home")]
+#[case::network_of_the_host(&["--net-host"], "linux.namespaces.network")]
+#[case::pids_of_the_host(&["--with-ns", "pid:/proc/1/ns/pid"], "linux.namespaces.pid")]
+#[case::ipc_of_the_host(&["--with-ns", "ipc:/proc/1/ns/ipc"], "linux.namespaces.ipc")]
+#[case::device_of_the_host(&["--device", "/dev/loop-control"], "linux.devices")]
+#[case::more_memory_than_a_vm_can_have(&["--memory-limit", "1099511627776"], "memory")]
+fn container_that_cannot_be_is_refused_by_its_field(
+    #[case] flags: &[&str],
+    #[case] field: &str,
+) -> Result<()> {
+    let node = Node::shared();
+    node.image("busybox")?;
+    let mut container = node.container("busybox").args(["true"]);
+    let id = container.id().to_owned();
+    for flag in flags {
+        container = container.switch(flag);
+    }
+    let output = container.run()?;
+    assert_ne!(output.code, 0);
+    let error = output.errors();
+    assert!(error.contains(field), "{error}");
+    let left = Leftovers::of(node, &id);
+    assert!(left.is_empty(), "{left}");
+    Ok(())
+}
+
+/// A change of the node's configuration, and what the error has to name.
+#[rstest]
+#[case::unknown_key(json!({ "vm": { "default_cpu": 1 } }), &["config.toml", "default_cpu"])]
+#[case::unknown_section(json!({ "hypervisors": { "qemu": "/bin/true" } }), &["config.toml", "hypervisors"])]
+#[case::value_that_cannot_be(json!({ "vm": { "default_cpus": 0 } }), &["vm.default_cpus"])]
+#[case::missing_kernel(json!({ "guest": { "kernel": "/no/such/kernel" } }), &["/no/such/kernel"])]
+#[case::missing_initramfs(json!({ "guest": { "initramfs": "/no/such/initramfs" } }), &["/no/such/initramfs"])]
+#[case::missing_qemu(json!({ "hypervisor": { "qemu": "/no/such/qemu" } }), &["/no/such/qemu"])]
+#[case::missing_virtiofsd(json!({ "hypervisor": { "virtiofsd": "/no/such/virtiofsd" } }), &["/no/such/virtiofsd"])]
+#[case::kernel_that_is_none(json!({ "guest": { "kernel": "/bin/busybox" } }), &["VM"])]
+fn node_that_cannot_run_vms_says_why(#[case] change: Value, #[case] named: &[&str]) -> Result<()> {
+    let node = Node::start_with(|config| merge(config, change))?;
+    let container = node.container("busybox").args(["true"]);
+    let output = container.run()?;
+    assert_ne!(output.code, 0);
+    let error = output.errors();
+    for name in named {
+        assert!(error.contains(name), "{name} is not in: {error}");
+    }
+    Leftovers::none_since(&node, &Leftovers::default())
+}
+
+/// A program in place of QEMU that ends at once, as QEMU does when the host has no memory for the guest.
+#[test]
+fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::start_with(|config| config["hypervisor"]["accelerator"] = "tcg".into())?;
+    let qemu = node.dir().join("qemu");
+    std::fs::write(
+        &qemu,
+        "#!/bin/sh\nulimit -v 100000\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n",
+    )?;
+    std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755))?;
+    let text = std::fs::read_to_string(node.config_file())?;
+    let text = text.replace("/usr/bin/qemu-system-x86_64", &qemu.display().to_string());
+    std::fs::write(node.config_file(), text)?;
+    let output = node.container("busybox").args(["true"]).run()?;
+    assert_ne!(output.code, 0);
+    let error = output.errors();
+    assert!(
+        error.contains("memory") || error.contains("map segment"),
+        "{error}"
+    );
+    Leftovers::none_since(&node, &Leftovers::default())
+}
+
+fn merge(into: &mut Value, change: Value) {
+    match (into, change) {
+        (Value::Object(into), Value::Object(change)) => {
+            for (key, value) in change {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, change) => *into = change,
+    }
+}
