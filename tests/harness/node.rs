@@ -178,6 +178,19 @@ impl Node {
         &self.dir
     }
 
+    /// The version that containerd says it is.
+    pub fn containerd_version(&self) -> Result<String> {
+        use containerd_client::tonic::Request;
+        self.call(|client| async move {
+            Ok(client
+                .version()
+                .version(Request::new(()))
+                .await?
+                .into_inner()
+                .version)
+        })
+    }
+
     /// containerd's version.
     pub fn version(&self) -> Containerd {
         self.version

@@ -1,0 +1,128 @@
+//! `make bench`: start times, memory and sizes, beside runc (and gVisor where its binary is) on the same containerd.
+//!
+//! What is compared is measured in turns in one run, since machines differ and so do their hours. Ends with 1 where a
+//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said.
+
+mod bare;
+mod cold;
+mod sizes;
+mod table;
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use caisson_tests::{
+    node::{exit_on_signals, Node},
+    paths, Runtime,
+};
+use table::Series;
+
+/// The cold start takes at most this many times as long as a bare QEMU boot.
+const COLD_LIMIT: f64 = 1.5;
+/// The shim's resident memory, in bytes.
+const SHIM_LIMIT: u64 = 8 << 20;
+
+fn main() -> ExitCode {
+    match bench() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench() -> Result<bool> {
+    exit_on_signals()?;
+    let rounds = std::env::var("CAISSON_BENCH_ROUNDS").map_or(Ok(10), |text| text.parse())?;
+    let node = Node::keep(Node::start()?);
+    node.image("busybox")?;
+    println!(
+        "containerd {}, {rounds} rounds in turns\n",
+        node.containerd_version()?
+    );
+    runs(node, rounds)?;
+    let cold_is_kept = cold_starts(node, rounds)?;
+    let shim_is_kept = sizes::memory(node, SHIM_LIMIT)?;
+    sizes::binaries()?;
+    node.remove();
+    Ok(cold_is_kept && shim_is_kept)
+}
+
+/// `ctr run --rm … true` with each runtime.
+fn runs(node: &Node, rounds: usize) -> Result<()> {
+    let gvisor = gvisor(node)?;
+    let mut runc = Series::new("runc");
+    let mut runsc = Series::new("gVisor (runsc, systrap)");
+    let mut caisson = Series::new("Caisson");
+    for _ in 0..rounds {
+        runc.add(timed(|| run_true(node, Runtime::Runc, None))?);
+        if let Some(wrapper) = &gvisor {
+            runsc.add(timed(|| run_true(node, Runtime::Runc, Some(wrapper)))?);
+        }
+        caisson.add(timed(|| run_true(node, Runtime::Caisson, None))?);
+    }
+    table::heading("ctr run --rm … true");
+    runc.print();
+    match gvisor {
+        Some(_) => runsc.print(),
+        None => println!("  gVisor is not there: cargo xtask test-tools --gvisor"),
+    }
+    caisson.print();
+    Ok(())
+}
+
+fn cold_starts(node: &Node, rounds: usize) -> Result<bool> {
+    let boot = bare::Boot::like_ours(node)?;
+    let mut bare = Series::new("bare QEMU, exec to the first line of init");
+    let mut cold = Series::new("Caisson, shim to the first byte of the container");
+    for _ in 0..rounds {
+        bare.add(boot.time()?);
+        cold.add(cold::time(node)?);
+    }
+    table::heading("cold start, the same machine and kernel");
+    bare.print();
+    cold.print();
+    let ratio = cold.median().as_secs_f64() / bare.median().as_secs_f64();
+    let kept = ratio <= COLD_LIMIT;
+    println!(
+        "  ratio of the medians {ratio:.2}, at most {COLD_LIMIT}: {}",
+        table::verdict(kept)
+    );
+    Ok(kept)
+}
+
+fn run_true(node: &Node, runtime: Runtime, runc_binary: Option<&str>) -> Result<()> {
+    let mut container = node.container("busybox").runtime(runtime).args(["true"]);
+    if let Some(binary) = runc_binary {
+        container = container.flag("--runc-binary", binary);
+    }
+    container.run()?.ok().map(drop)
+}
+
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
+
+/// A wrapper around runsc, which does not set cgroups up where the host has version 1.
+fn gvisor(node: &Node) -> Result<Option<String>> {
+    use std::os::unix::fs::PermissionsExt;
+    let runsc = paths::target().join("cache/tools/gvisor/bin/runsc");
+    if !runsc.exists() {
+        return Ok(None);
+    }
+    let wrapper = node.dir().join("runsc");
+    let script = format!(
+        "#!/bin/sh\nexec {} --ignore-cgroups --platform=systrap \"$@\"\n",
+        runsc.display()
+    );
+    std::fs::write(&wrapper, script).context("write the wrapper of runsc")?;
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
+    Ok(Some(wrapper.display().to_string()))
+}

@@ -1,0 +1,93 @@
+//! Memory of a running container's processes, and sizes of what is shipped.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use caisson_tests::{command, paths, proc, Node};
+
+use crate::table::{heading, mib, verdict};
+
+/// Prints what each process of one idle container takes; whether the shim keeps within its limit.
+pub fn memory(node: &Node, shim_limit: u64) -> Result<bool> {
+    let container = node.container("busybox").args(["sleep", "1000"]).start()?;
+    container.sh("true")?;
+    heading("\nmemory of one container that sleeps, and its processes on the host (PSS)");
+    let shim = container.shim()?;
+    println!("  {:<56} {}", "shim", mib(proc::pss(shim)?));
+    for (role, pid) in container.vm_processes()? {
+        // virtiofsd's sandbox is a child of the process that was started.
+        let family = proc::descendants(pid).into_iter().chain([pid]);
+        let sum: u64 = family.map(proc::pss).sum::<Result<u64>>()?;
+        println!("  {role:<56} {}", mib(sum));
+    }
+    println!(
+        "  {:<56} {}",
+        "agent (in the guest; here measured on the host, idle)",
+        mib(agent(node)?)
+    );
+    let rss = proc::rss(shim)?;
+    let kept = rss <= shim_limit;
+    println!(
+        "  {:<56} {}, at most {}: {}",
+        "shim, resident",
+        mib(rss),
+        mib(shim_limit).trim(),
+        verdict(kept)
+    );
+    Ok(kept)
+}
+
+/// Prints the sizes of what `cargo xtask dist` made.
+pub fn binaries() -> Result<()> {
+    heading("\nsizes");
+    for folder in ["bin", "libexec", "guest"] {
+        let dir = paths::dist().join(folder);
+        let mut files: Vec<_> = fs::read_dir(&dir)
+            .context("cargo xtask dist")?
+            .collect::<std::io::Result<_>>()?;
+        files.sort_by_key(|file| file.file_name());
+        for file in files {
+            let name = file.file_name();
+            let name = Path::new(folder).join(name).display().to_string();
+            println!("  {name:<56} {}", mib(file.metadata()?.len()));
+        }
+    }
+    let agent = fs::metadata(paths::agent()).context("the agent")?;
+    println!("  {:<56} {}", "agent (in initramfs.cpio)", mib(agent.len()));
+    Ok(())
+}
+
+/// The agent as the fake VMM of the tests runs it: nobody outside can look into the guest.
+fn agent(node: &Node) -> Result<u64> {
+    let dir = node.dir().join("agent");
+    fs::create_dir_all(dir.join("devices"))?;
+    let child = Command::new(paths::agent())
+        .arg("--fake")
+        .arg(&dir)
+        .current_dir(&dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start the agent")?;
+    let agent = Ended(child);
+    command::poll("the agent to listen", Duration::from_secs(5), || {
+        fs::metadata(dir.join("1024.sock")).ok()
+    })?;
+    std::thread::sleep(Duration::from_millis(200));
+    proc::pss(agent.0.id())
+}
+
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

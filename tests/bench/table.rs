@@ -1,0 +1,59 @@
+//! Figures on the terminal.
+
+use std::time::Duration;
+
+/// Times of one thing.
+pub struct Series {
+    name: &'static str,
+    times: Vec<Duration>,
+}
+
+impl Series {
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            times: Vec::new(),
+        }
+    }
+
+    pub fn add(&mut self, time: Duration) {
+        self.times.push(time);
+        self.times.sort();
+    }
+
+    /// The middle one; of two the longer.
+    pub fn median(&self) -> Duration {
+        self.times
+            .get(self.times.len() / 2)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    pub fn print(&self) {
+        let milliseconds = |time: Option<&Duration>| time.map_or(0, Duration::as_millis);
+        println!(
+            "  {:<56} median {:>6} ms   {:>6} to {:>6}",
+            self.name,
+            self.median().as_millis(),
+            milliseconds(self.times.first()),
+            milliseconds(self.times.last()),
+        );
+    }
+}
+
+pub fn heading(text: &str) {
+    println!("{text}");
+}
+
+pub fn verdict(kept: bool) -> &'static str {
+    if kept {
+        "kept"
+    } else {
+        "NOT KEPT"
+    }
+}
+
+/// Bytes as MiB.
+pub fn mib(bytes: u64) -> String {
+    format!("{:>7.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
