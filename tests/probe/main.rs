@@ -33,6 +33,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["socket", path] => socket(path),
         ["open-by-handle", path] => open_by_handle(path),
         ["allocate", mib] => allocate(number(mib)? as usize),
+        ["reserve", mib] => reserve(number(mib)? as usize),
         _ => Err(io::Error::other(format!("unknown arguments {args:?}"))),
     }
 }
@@ -148,16 +149,37 @@ fn open_by_handle(path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(opened.as_os_str().as_bytes()).into_owned())
 }
 
-/// Takes and touches memory, then says so.
+/// Takes and touches memory, MiB by MiB, then says so.
 fn allocate(mib: usize) -> io::Result<String> {
-    let mut memory = vec![0_u8; mib * 1024 * 1024];
-    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    let sum: usize = memory
-        .iter()
-        .step_by(4096)
-        .map(|&byte| usize::from(byte))
-        .sum();
-    Ok(format!("allocated {sum} pages"))
+    let mut taken = Vec::new();
+    for _ in 0..mib {
+        let mut piece = vec![0_u8; 1 << 20];
+        piece.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        taken.push(piece);
+    }
+    let touched = taken.iter().flat_map(|piece| piece.iter().step_by(4096));
+    Ok(format!(
+        "allocated {} pages",
+        touched.map(|&byte| usize::from(byte)).sum::<usize>()
+    ))
+}
+
+/// Takes memory at once and touches one page of it.
+fn reserve(mib: usize) -> io::Result<String> {
+    // SAFETY: a mapping of our own, of which the first byte is written and which nobody else knows.
+    let byte = unsafe {
+        let (access, kind) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        let memory = libc::mmap(std::ptr::null_mut(), mib << 20, access, kind, -1, 0);
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        memory.cast::<u8>().write(1);
+        memory.cast::<u8>().read()
+    };
+    Ok(format!("reserved {byte}"))
 }
 
 fn number(text: &str) -> io::Result<u64> {

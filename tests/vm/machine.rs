@@ -76,6 +76,21 @@ fn memory_above_the_limit_ends_the_process(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
+/// Programs such as Go's and Java's reserve far more than they use. Kubernetes' nodes allow it
+/// (the kubelet sets vm.overcommit_memory to 1), and only what is touched counts against the limit.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn memory_above_the_limit_can_be_reserved(#[case] runtime: Runtime) -> Result<()> {
+    let container = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .memory_mib(64);
+    let output = container.args(["probe", "reserve", "1024"]).run()?;
+    assert_eq!(output.line(), "reserved 1", "{}", output.errors());
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -101,5 +116,40 @@ fn user_of_image_runs_the_command(#[case] runtime: Runtime) -> Result<()> {
         .ok()?;
     let expected = "1000\n1000\n1000 2000\n/\nCapEff:\t0000000000000000\nNoNewPrivs:\t1";
     assert_eq!(output.line(), expected);
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn seccomp_filter_of_the_spec_is_in_force(#[case] runtime: Runtime) -> Result<()> {
+    let container = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .switch("--seccomp");
+    let output = container
+        .sh("grep Seccomp: /proc/self/status; unshare -U true; echo $?")
+        .run()?
+        .ok()?;
+    assert_eq!(output.line(), "Seccomp:\t2\n1", "{}", output.errors());
+    assert!(
+        output.errors().contains("not permitted"),
+        "{}",
+        output.errors()
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn masked_and_read_only_paths_are_closed(#[case] runtime: Runtime) -> Result<()> {
+    let line = "cat /proc/kcore /proc/keys /proc/timer_list 2>/dev/null | wc -c; ls /sys/firmware | wc -l; echo 1 > /proc/sys/kernel/panic || echo refused";
+    let output = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .sh(line)
+        .run()?;
+    assert_eq!(output.line(), "0\n0\nrefused", "{}", output.errors());
     Ok(())
 }
