@@ -21,16 +21,21 @@ pub fn path() -> PathBuf {
     env::var_os(CONFIG_ENV).map_or_else(|| DEFAULT_PATH.into(), PathBuf::from)
 }
 
+/// The files that the configuration is read from, those that are there.
+pub fn files() -> Result<Vec<PathBuf>> {
+    let mut paths = paths(&path())?;
+    paths.retain(|path| path.exists());
+    Ok(paths)
+}
+
 /// Reads and checks the configuration. Files that do not exist are no error: everything has a default.
 pub fn load() -> Result<NodeConfig> {
     load_from(&path())
 }
 
 fn load_from(main: &Path) -> Result<NodeConfig> {
-    let mut paths = vec![main.to_owned()];
-    paths.extend(drop_ins(&main.with_file_name("config.d"))?);
     let mut files = Vec::new();
-    for path in paths {
+    for path in paths(main)? {
         match fs::read_to_string(&path) {
             Ok(text) => files.push((path.display().to_string(), text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -38,6 +43,13 @@ fn load_from(main: &Path) -> Result<NodeConfig> {
         }
     }
     Ok(NodeConfig::parse(&files)?)
+}
+
+/// In the order in which they are read.
+fn paths(main: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = vec![main.to_owned()];
+    paths.extend(drop_ins(&main.with_file_name("config.d"))?);
+    Ok(paths)
 }
 
 fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -94,6 +106,11 @@ mod tests {
         .unwrap();
         fs::write(dir.path().join("config.d/30.bak"), "nonsense").unwrap();
         assert_eq!(load_from(&main).unwrap().vm.default_cpus, 20);
+        let names = ["config.toml", "config.d/10.toml", "config.d/20.toml"];
+        assert_eq!(
+            paths(&main).unwrap(),
+            names.map(|name| dir.path().join(name))
+        );
     }
 
     #[test]

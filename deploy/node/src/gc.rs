@@ -1,0 +1,21 @@
+//! `caisson gc`: removes what dead shims and killed `caisson run`s left.
+
+use anyhow::Result;
+use caisson_shim::{config::NodeConfig, state};
+
+use crate::run::Bundle;
+
+/// Prints one line for each thing that it removed. What lives is left alone.
+pub fn run(config: &NodeConfig) -> Result<()> {
+    for id in Bundle::sweep(config)? {
+        println!("removed what `caisson run` left of {id}");
+    }
+    for pod in state::list(&config.state_dir)? {
+        if pod.shim.is_some() {
+            continue;
+        }
+        state::remove(&config.state_dir, &pod.id)?;
+        println!("removed what a dead shim left of pod {}", pod.id);
+    }
+    Ok(())
+}

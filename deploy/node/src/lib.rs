@@ -1,0 +1,67 @@
+//! `caisson`, the operator's command: one module a subcommand.
+//!
+//! A library too, so that tests drive a shim by [`shim`] as `caisson run` does.
+
+mod check;
+mod gc;
+mod list;
+mod run;
+pub mod shim;
+mod skill;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Looks after a node that runs containers in VMs of their own.
+///
+/// Reads /etc/caisson/config.toml, or the file that CAISSON_CONFIG names.
+#[derive(Parser)]
+#[command(name = "caisson", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a command of an image in a VM of its own, without containerd
+    Run(run::Arguments),
+    /// Lists the pods of this node that run in VMs
+    List,
+    /// Packs, adds and lists skills: tool folders that pods plug in as read-only disks
+    #[command(subcommand)]
+    Skill(skill::Command),
+    /// Shows what this node has for running VMs, and what to do where it falls short
+    Check(check::Arguments),
+    /// Removes what dead shims and killed runs left
+    Gc,
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("caisson: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let config = caisson_shim::config::load();
+    if let Command::Check(arguments) = command {
+        return check::run(&arguments, config);
+    }
+    let config = config?;
+    match command {
+        Command::Run(arguments) => return Ok(run::run(arguments, &config)),
+        Command::List => list::run(&config)?,
+        Command::Skill(command) => skill::run(command, &config)?,
+        Command::Gc => gc::run(&config)?,
+        Command::Check(_) => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}

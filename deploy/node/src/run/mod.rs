@@ -1,0 +1,337 @@
+//! `caisson run`: an image or a folder in a VM of its own, without containerd. Speaks to the shim as containerd does.
+//!
+//! [`image`] → [`layers`] → [`spec`] make a [`bundle`]; [`task`] runs it, with this process's [`streams`] and [`terminal`].
+
+mod bundle;
+mod image;
+mod layers;
+mod progress;
+mod spec;
+mod streams;
+mod task;
+mod terminal;
+mod user;
+
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc,
+    },
+};
+
+use anyhow::{bail, ensure, Context, Result};
+use caisson_oci::annotations::is_plain_name;
+use caisson_shim::{
+    config::{NodeConfig, CONFIG_ENV},
+    skills::SkillStore,
+};
+use clap::{Args, ValueEnum};
+
+use self::{bundle::NAMESPACE, image::Image, progress::Progress, task::Signals};
+use crate::shim::Launch;
+
+pub use bundle::Bundle;
+
+/// The exit code for what went wrong before the command ran, as docker has it: those below are the command's own.
+const FAILED: u8 = 125;
+
+/// Runs an image or a folder in a VM of its own. Its exit code is the command's; 125 where it could not be run.
+#[derive(Args)]
+pub struct Arguments {
+    /// An archive of an image (OCI layout, `docker save`), or a folder, which is used as it is: writes go there
+    image: PathBuf,
+    /// Memory limit of the container, in MiB unless it says otherwise: 256, 256MiB, 2GiB
+    #[arg(long, value_parser = mib)]
+    memory: Option<u64>,
+    /// Cpus of the container, such as 1.5
+    #[arg(long, value_parser = cpus)]
+    cpus: Option<f64>,
+    /// A skill to plug in at /opt/skills/NAME: by its digest, or a squashfs file that is added to the store
+    #[arg(long, value_name = "[NAME=]sha256:HEX|FILE")]
+    skill: Vec<String>,
+    /// A home that is kept under this name, at the user's home
+    #[arg(long, value_name = "NAME")]
+    home: Option<String>,
+    /// Sets a variable; without a value it is taken from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Runs as this user of the image: name or number, perhaps with :group
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Working directory
+    #[arg(short, long)]
+    workdir: Option<String>,
+    /// Runs this instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Whether the command gets a terminal: auto is where stdin and stdout are one
+    #[arg(
+        short,
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "auto",
+        default_missing_value = "always"
+    )]
+    tty: Tty,
+    /// Shows the shim's log
+    #[arg(long)]
+    verbose: bool,
+    /// The command and its arguments; the image's, when not said
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tty {
+    Auto,
+    Always,
+    Never,
+}
+
+/// Runs the command to its end.
+pub fn run(arguments: Arguments, config: &NodeConfig) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let result = runtime.context("start threads").and_then(|runtime| {
+        let result = runtime.block_on(session(arguments, config));
+        // A thread may still read stdin.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("caisson: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn session(arguments: Arguments, config: &NodeConfig) -> Result<u8> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "caisson run needs root: it mounts, and gives the VM a user of its own"
+    );
+    let mut signals = Signals::listen()?;
+    for id in Bundle::sweep(config)? {
+        eprintln!("caisson: removed what a killed run left: {id}");
+    }
+    let bundle = Arc::new(Bundle::create(config)?);
+    let terminal = match arguments.tty {
+        Tty::Auto => io::stdin().is_terminal() && io::stdout().is_terminal(),
+        tty => tty == Tty::Always,
+    };
+    let verbose = arguments.verbose;
+    let progress = Progress::start("unpacking the image");
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let mut preparing = tokio::task::spawn_blocking({
+        let (bundle, config, cancelled) = (bundle.clone(), config.clone(), cancelled.clone());
+        move || prepare(&arguments, &config, &bundle, terminal, &cancelled)
+    });
+    let prepared = tokio::select! {
+        prepared = &mut preparing => prepared,
+        signal = signals.next_forwarded() => {
+            cancelled.store(true, Ordering::Relaxed);
+            // It still writes into the bundle, which goes away after this.
+            let _ = preparing.await;
+            return Ok(128 + signal as u8);
+        }
+    };
+    prepared.context("prepare")??;
+    progress.stage("starting the VM");
+    let log = task::Log::make(&bundle, verbose)?;
+    let launch = Launch {
+        program: Launch::program(),
+        bundle: bundle.path().to_owned(),
+        namespace: NAMESPACE.to_owned(),
+        id: bundle.id.clone(),
+        config: match std::env::var_os(CONFIG_ENV) {
+            // The shim runs in another folder.
+            Some(path) => Some(std::path::absolute(path)?),
+            None => None,
+        },
+    };
+    match launch.start().await {
+        Ok(shim) => {
+            let result = task::run(&shim, &bundle, terminal, &mut signals, progress).await;
+            // Before the end, which has warnings of its own.
+            let result = result.inspect_err(|_| log.show());
+            if let Err(error) = shim.end().await {
+                eprintln!("caisson: end the shim: {error:#}");
+            }
+            result
+        }
+        Err(error) => {
+            drop(progress);
+            log.show();
+            Err(error)
+        }
+    }
+}
+
+/// Fills the bundle.
+fn prepare(
+    arguments: &Arguments,
+    config: &NodeConfig,
+    bundle: &Bundle,
+    terminal: bool,
+    cancelled: &AtomicBool,
+) -> Result<()> {
+    let named = || arguments.image.display().to_string();
+    let skills = skills(&arguments.skill, config)?;
+    let (rootfs, image) = match arguments.image.is_dir() {
+        true => (arguments.image.canonicalize()?, image::Config::default()),
+        false => {
+            let plain = bundle.file("archive.tar");
+            let image = Image::open(&arguments.image, &plain).with_context(named)?;
+            let rootfs = bundle.file("rootfs");
+            fs::create_dir(&rootfs).context("create rootfs")?;
+            layers::unpack(&image, &rootfs, cancelled).with_context(named)?;
+            if plain.exists() {
+                fs::remove_file(&plain).context("remove the unpacked archive")?;
+            }
+            (rootfs, image.config)
+        }
+    };
+    let user = arguments.user.as_ref().unwrap_or(&image.user);
+    let spec = spec::make(
+        arguments,
+        &spec::Container {
+            id: &bundle.id,
+            rootfs: &rootfs,
+            image: &image,
+            user: &user::resolve(&rootfs, user)?,
+            terminal,
+            skills: &skills,
+        },
+    )?;
+    let json = serde_json::to_vec_pretty(&spec)?;
+    fs::write(bundle.file("config.json"), json).context("write config.json")
+}
+
+/// The annotation's form of each; files are added to the store.
+fn skills(said: &[String], config: &NodeConfig) -> Result<Vec<String>> {
+    let store = SkillStore::new(&config.store_dir);
+    let mut skills = Vec::new();
+    for said in said {
+        let (name, what) = match said.split_once('=') {
+            Some((name, what)) if !Path::new(said).exists() => (Some(name), what),
+            _ => (None, said.as_str()),
+        };
+        let digest = match what.strip_prefix("sha256:") {
+            Some(digest) => digest.to_owned(),
+            None => {
+                let file = Path::new(what);
+                ensure!(
+                    !file.is_dir(),
+                    "skill {what}: is a folder; make a file of it with `caisson skill pack`"
+                );
+                let stem = file.file_stem().and_then(|stem| stem.to_str());
+                let stem = stem.filter(|stem| is_plain_name(stem)).or(name);
+                let stem = stem.with_context(|| format!("skill {what}: say NAME={what}"))?;
+                store.add(file, stem)?.digest
+            }
+        };
+        skills.push(match name {
+            Some(name) => format!("{name}=sha256:{digest}"),
+            None => format!("sha256:{digest}"),
+        });
+    }
+    Ok(skills)
+}
+
+/// `256`, `256MiB`, `256M`, `2GiB`, `2G` in MiB.
+fn mib(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "m" | "mib" => 1,
+        "g" | "gib" => 1024,
+        other => bail!("{other:?} is not MiB or GiB"),
+    };
+    let number: u64 = digits.parse().context("not a number of MiB")?;
+    match number.checked_mul(unit) {
+        Some(mib @ 1..=0xfff_ffff) => Ok(mib),
+        _ => bail!("out of range"),
+    }
+}
+
+fn cpus(text: &str) -> Result<f64> {
+    let cpus: f64 = text.parse()?;
+    ensure!(cpus > 0.0 && cpus <= 4096.0, "out of range");
+    Ok(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn parse(line: &[&str]) -> Result<Arguments, clap::Error> {
+        Line::try_parse_from([&["run"], line].concat()).map(|line| line.arguments)
+    }
+
+    #[test]
+    fn memory_is_in_mib_unless_it_says_otherwise() {
+        for (text, expected) in [("256", 256), ("256MiB", 256), ("64m", 64), ("2GiB", 2048)] {
+            assert_eq!(mib(text).unwrap(), expected, "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "MiB",
+            "1KiB",
+            "-1",
+            "1.5G",
+            "99999999999999999999G",
+        ] {
+            assert!(mib(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cpus_that_are_none_are_refused() {
+        assert_eq!(parse(&["--cpus", "0.5", "i"]).unwrap().cpus, Some(0.5));
+        for text in ["0", "-1", "NaN", "inf", "two"] {
+            assert!(parse(&["--cpus", text, "i"]).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn command_keeps_its_own_options() {
+        let arguments = parse(&["-t", "image.tar", "--", "ls", "--env", "-t"]).unwrap();
+        assert_eq!(arguments.command, ["ls", "--env", "-t"]);
+        assert_eq!(arguments.tty, Tty::Always);
+        assert_eq!(parse(&["image.tar"]).unwrap().tty, Tty::Auto);
+        assert_eq!(parse(&["--tty=never", "i"]).unwrap().tty, Tty::Never);
+    }
+
+    #[test]
+    fn skill_file_is_added_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig {
+            store_dir: dir.path().join("store"),
+            ..NodeConfig::default()
+        };
+        let file = dir.path().join("tool.squashfs");
+        fs::write(&file, "hsqs").unwrap();
+        let said = [file.display().to_string(), format!("x={}", file.display())];
+        let found = skills(&said, &config).unwrap();
+        assert!(found[0].starts_with("sha256:"), "{found:?}");
+        assert_eq!(found[1], format!("x={}", found[0]));
+        assert!(skills(&["no/such/file".to_owned()], &config).is_err());
+    }
+}
