@@ -99,20 +99,20 @@ impl Agent {
         call!(self, "attach", attach, request).map(drop)
     }
 
-    /// Makes a container; its init waits for [`Agent::start`].
+    /// Makes a container; its init waits for [`Agent::start`]. Returns the init's pid in the guest.
     pub async fn create(
         &self,
         id: &str,
         spec: &caisson_oci::spec::Spec,
         streams: Tokens,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let request = proto::CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: to_json("spec", spec)?,
             streams: Some(streams.into()).into(),
             ..Default::default()
         };
-        call!(self, "create", create_container, request).map(drop)
+        call!(self, "create", create_container, request).map(|made| made.pid)
     }
 
     /// Lets a container's init run.

@@ -33,15 +33,18 @@ const MAX_SPEC: u64 = 16 << 20;
 pub struct Container {
     pub bundle: PathBuf,
     pub init: Arc<Process>,
+    /// Of the init, as the guest numbers it.
+    pub guest_pid: u32,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
 impl Container {
     /// A container whose init is made.
-    pub fn new(bundle: PathBuf, init: Arc<Process>) -> Self {
+    pub fn new(bundle: PathBuf, init: Arc<Process>, guest_pid: u32) -> Self {
         Self {
             bundle,
             init,
+            guest_pid,
             execs: Mutex::default(),
         }
     }

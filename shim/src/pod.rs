@@ -170,7 +170,7 @@ impl Pod {
             .await?;
         let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
         stage(&self.id, "attached", started);
-        agent.create(id, &plan.guest_spec, ends.tokens).await?;
+        let guest_pid = agent.create(id, &plan.guest_spec, ends.tokens).await?;
         stage(&self.id, "created", started);
         let process_id = ProcessId {
             container: id.clone(),
@@ -179,7 +179,7 @@ impl Pod {
         let init = Process::new(process_id, request.stdio.clone(), Vec::new());
         init.set_pumps(ends.connect(&machine.vm, id).await?);
         stage(&self.id, "streams", started);
-        let container = Container::new(request.bundle.clone(), Arc::new(init));
+        let container = Container::new(request.bundle.clone(), Arc::new(init), guest_pid);
         Ok((machine.clone(), Arc::new(container)))
     }
 
@@ -370,10 +370,17 @@ impl Pod {
         Ok(())
     }
 
-    /// The pids of a container, as the guest numbers them.
+    /// The pids of a container: the VM's on the host for its init, as everywhere; the others as the guest numbers them.
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
-        self.container(id)?;
-        self.machine(id)?.agent().await?.pids(id).await
+        let container = self.container(id)?;
+        let machine = self.machine(id)?;
+        let mut pids = machine.agent().await?.pids(id).await?;
+        for pid in &mut pids {
+            if *pid == container.guest_pid {
+                *pid = machine.pid;
+            }
+        }
+        Ok(pids)
     }
 
     /// What a container uses.
