@@ -1,7 +1,11 @@
 //! What can't be is refused, with an error that names the field.
 
-use anyhow::Result;
-use caisson_tests::{Leftovers, Node};
+use std::time::Duration;
+
+use anyhow::{bail, Result};
+use caisson::shim::{within, Launch};
+use caisson_tests::{paths, Leftovers, Node};
+use containerd_shim_protos::{api::CreateTaskRequest, ttrpc};
 use rstest::rstest;
 use serde_json::{json, Value};
 
@@ -79,6 +83,80 @@ fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
         "{error}"
     );
     Leftovers::none_since(&node, &Leftovers::default())
+}
+
+/// A config.json, and what the error has to name. Given to the shim directly: containerd would refuse some of them.
+#[rstest]
+#[case::not_json("{ process", "config.json is not an OCI runtime spec")]
+#[case::not_an_object("[]", "config.json")]
+#[case::without_process(
+    r#"{ "ociVersion": "1.0.2", "root": { "path": "rootfs" } }"#,
+    "process"
+)]
+#[case::without_root(
+    r#"{ "ociVersion": "1.0.2", "process": { "cwd": "/", "args": ["true"], "user": { "uid": 0, "gid": 0 } } }"#,
+    "root"
+)]
+fn bundle_that_cannot_be_is_refused_by_its_field(
+    #[case] config: &str,
+    #[case] named: &str,
+) -> Result<()> {
+    let node = Node::shared();
+    let error = created_by_hand(node, &node.next_id(), config)?;
+    assert!(error.contains(named), "{error}");
+    Ok(())
+}
+
+/// containerd refuses such ids itself; the shim does not trust that.
+#[rstest]
+#[case::with_slash("a/b")]
+#[case::that_leaves_the_folder("..")]
+#[case::empty("")]
+#[case::with_newline("a\nb")]
+fn id_that_cannot_be_is_refused(#[case] id: &str) -> Result<()> {
+    let error = created_by_hand(Node::shared(), id, "{}")?;
+    assert!(error.starts_with("id \""), "{error}");
+    Ok(())
+}
+
+#[test]
+fn id_of_4096_bytes_is_refused() -> Result<()> {
+    let error = created_by_hand(Node::shared(), &"x".repeat(4096), "{}")?;
+    assert!(error.starts_with("id \"xxx"), "{error}");
+    assert!(error.len() < 1000, "an error of {} bytes", error.len());
+    Ok(())
+}
+
+/// Starts a shim in a bundle with this config.json and has it create the task, as containerd would; the error.
+fn created_by_hand(node: &Node, id: &str, config: &str) -> Result<String> {
+    let bundle = node.dir().join("bundles").join(node.next_id());
+    std::fs::create_dir_all(bundle.join("rootfs"))?;
+    std::fs::write(bundle.join("config.json"), config)?;
+    let launch = Launch {
+        program: paths::dist().join("bin").join(caisson::shim::PROGRAM),
+        bundle: bundle.clone(),
+        namespace: node.tag().to_owned(),
+        id: node.next_id(),
+        config: Some(node.config_file()),
+    };
+    node.runtime().block_on(async {
+        let shim = launch.start().await?;
+        let request = CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: bundle.display().to_string(),
+            ..Default::default()
+        };
+        let created = shim
+            .tasks
+            .create(within(Duration::from_secs(60)), &request)
+            .await;
+        shim.end().await?;
+        match created {
+            Ok(answer) => bail!("created: {answer:?}"),
+            Err(ttrpc::Error::RpcStatus(status)) => Ok(status.message),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 fn merge(into: &mut Value, change: Value) {
