@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use caisson_oci::NodeConfig;
 use containerd_shim::{
     api::DeleteResponse,
-    asynchronous::{spawn, ExitSignal, Shim},
+    asynchronous::{spawn, util::write_str_to_file, ExitSignal, Shim},
     publisher::RemotePublisher,
     Config, Flags, StartOpts,
 };
@@ -17,6 +17,9 @@ use crate::{
 
 /// The exit status that `delete` reports for a task whose shim died: as killed.
 const KILLED: u32 = 137;
+
+/// In the bundle, which is the working directory: the address of the serving shim's socket.
+const ADDRESS_FILE: &str = "address";
 
 /// One invocation of the shim.
 pub struct Caisson {
@@ -46,7 +49,10 @@ impl Shim for Caisson {
 
     async fn start_shim(&mut self, opts: StartOpts) -> containerd_shim::Result<String> {
         let grouping = opts.id.clone();
-        spawn(opts, &grouping, Vec::new()).await
+        let address = spawn(opts, &grouping, Vec::new()).await?;
+        // By it containerd 1.6 finds a running shim again, and the shim its socket when it ends.
+        write_str_to_file(ADDRESS_FILE, &address).await?;
+        Ok(address)
     }
 
     async fn delete_shim(&mut self) -> containerd_shim::Result<DeleteResponse> {
@@ -56,6 +62,7 @@ impl Shim for Caisson {
         };
         state::remove(&state_dir, &self.id)
             .map_err(|error| containerd_shim::Error::Other(error.chain()))?;
+        remove_socket();
         Ok(DeleteResponse {
             exit_status: KILLED,
             exited_at: Some(timestamp(SystemTime::now())).into(),
@@ -77,5 +84,19 @@ impl Shim for Caisson {
             pod,
             exit: self.exit.clone(),
         }
+    }
+}
+
+/// Removes the socket of a shim that died before it could.
+fn remove_socket() {
+    let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) else {
+        return;
+    };
+    let path = address.strip_prefix("unix://").unwrap_or(&address);
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            log::warn!("remove socket {path}: {error}");
+        }
+        _ => {}
     }
 }
