@@ -15,6 +15,7 @@ mod containers;
 mod devices;
 mod error;
 mod identity;
+mod inodes;
 mod launch;
 mod machine;
 mod modprobe;

@@ -18,7 +18,7 @@ use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
 use crate::{
-    containers::Containers, devices, identity, machine::Machine, oom::Oom, reaper::Reaper,
+    containers::Containers, devices, identity, inodes, machine::Machine, oom::Oom, reaper::Reaper,
     streams::Streams, Error, Result,
 };
 
@@ -186,6 +186,9 @@ impl agent_ttrpc::Agent for Service {
         use attach_request::Device;
         match (&self.machine, request.device) {
             (Machine::Guest, device) => {
+                if let Some(Device::Share(share)) = &device {
+                    inodes::keep_below(share.max_inodes);
+                }
                 blocking(move || match device {
                     Some(Device::Share(share)) => devices::attach_share(&share),
                     Some(Device::Disk(disk)) => devices::attach_disk(&disk),

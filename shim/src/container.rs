@@ -168,6 +168,7 @@ impl Wishes {
                 },
                 guest: GuestDevice::Share(proto::Share {
                     tag: HOME_TAG.to_owned(),
+                    max_inodes: caisson_vmm::max_inodes(),
                     ..Default::default()
                 }),
             });

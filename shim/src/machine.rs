@@ -108,6 +108,7 @@ impl Machine {
                 let kernel = agent.configure(&self.hostname).await?;
                 let shared = proto::Share {
                     tag: share::TAG.to_owned(),
+                    max_inodes: caisson_vmm::max_inodes(),
                     ..Default::default()
                 };
                 agent.attach(GuestDevice::Share(shared)).await?;

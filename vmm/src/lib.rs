@@ -28,6 +28,7 @@ mod vsock;
 pub use device::{Device, DeviceId};
 pub use error::{Error, Result};
 pub use spec::{Accelerator, Credentials, Guest, VmSpec};
+pub use virtiofsd::max_inodes;
 pub use vsock::READY_PORT;
 
 use std::time::Duration;

@@ -50,8 +50,7 @@ pub(crate) async fn start(
         "--xattr".to_owned(),
         "--cache=auto".to_owned(),
         "--log-level=warn".to_owned(),
-        // As many as we may have: raising the limit takes a capability.
-        format!("--rlimit-nofile={}", hard_descriptor_limit()),
+        format!("--rlimit-nofile={}", max_inodes()),
     ];
     if read_only {
         arguments.push("--readonly".to_owned());
@@ -82,12 +81,27 @@ fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     Ok((listener, connection?.into()))
 }
 
-fn hard_descriptor_limit() -> u64 {
+/// How many files of a shared directory its daemon can have open, and so the guest can know at a time.
+///
+/// As many as this process may have; with the capability to raise that, a million.
+pub fn max_inodes() -> u64 {
+    const WANTED: libc::rlim_t = 1_000_000;
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: a struct to write to.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
-    limit.rlim_max.min(1_000_000)
+    // SAFETY: a struct to write to, and one to read from.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        if limit.rlim_max < WANTED {
+            let raised = libc::rlimit {
+                rlim_max: WANTED,
+                ..limit
+            };
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
+                limit = raised;
+            }
+        }
+    }
+    limit.rlim_max.min(WANTED)
 }

@@ -11,12 +11,12 @@ use crate::{dirs::Dirs, step};
 pub fn run(dirs: &Dirs, program: &str, args: &[&str]) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .args(["build", "--release", "-p", "caisson-tests", "--bins"])
+        .args(["build", "-p", "caisson-tests", "--bins"])
         .arg("--target-dir")
         .arg(&dirs.target)
         .current_dir(&dirs.root);
     step::run(&dirs.log, program, &mut cargo)?;
-    let path = dirs.target.join("release").join(program);
+    let path = dirs.target.join("debug").join(program);
     let error = Command::new(&path).args(args).exec();
     Err(Error::new(error).context(format!("start {}", path.display())))
 }

@@ -1,0 +1,61 @@
+//! Lets go of files that the guest no longer uses, where the host can't keep many open.
+//!
+//! The daemon of a shared directory has a descriptor for each file that the guest's kernel remembers, and the kernel
+//! forgets only for want of memory. On a host with few descriptors a walk through a large tree would fail with ENFILE.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+/// A guest meets some 50,000 files a second at the most: a fraction of the room that is left above the mark.
+const PERIOD: Duration = Duration::from_millis(50);
+/// With so much room only memory limits the guest, and nobody need look.
+const PLENTY: u64 = 500_000;
+/// proc(5): the number of inodes that the kernel has, then how many of them are unused.
+const INODES: &str = "/proc/sys/fs/inode-nr";
+/// proc(5): 2 lets go of names and inodes that are not in use.
+const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
+
+/// From now on, has the kernel forget unused files when it knows more than half of `max` inodes; 0 is no limit.
+///
+/// All shares of a pod come from hosts with one limit, so the first call decides.
+pub fn keep_below(max: u64) {
+    static WATCHING: AtomicBool = AtomicBool::new(false);
+    if max == 0 || max >= PLENTY || WATCHING.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            if fs::read_to_string(INODES).is_ok_and(|text| known(&text) > max / 2) {
+                forget().await;
+            }
+        }
+    });
+}
+
+async fn forget() {
+    // Takes as long as there is to forget.
+    let written = tokio::task::spawn_blocking(|| fs::write(DROP_CACHES, "2")).await;
+    if !matches!(written, Ok(Ok(()))) {
+        log::warn!("{DROP_CACHES}: {written:?}");
+    }
+}
+
+fn known(inode_nr: &str) -> u64 {
+    let first = inode_nr.split_whitespace().next();
+    first.and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::known;
+
+    #[test]
+    fn inodes_are_the_first_number() {
+        assert_eq!(known("21340\t120\n"), 21340);
+        assert_eq!(known(""), 0);
+    }
+}
