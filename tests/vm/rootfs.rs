@@ -105,7 +105,7 @@ one";
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
 fn device_node_can_be_made_and_opened(#[case] runtime: Runtime) -> Result<()> {
-    let line = "mknod /null c 1 3 && echo x > /null && stat -c '%F|%t,%T' /null";
+    let line = "mknod /dev/mine c 1 3 && echo x > /dev/mine && stat -c '%F|%t,%T' /dev/mine";
     let output = Node::shared()
         .container("busybox")
         .runtime(runtime)
@@ -113,6 +113,18 @@ fn device_node_can_be_made_and_opened(#[case] runtime: Runtime) -> Result<()> {
         .run()?
         .ok()?;
     assert_eq!(output.line(), "character special file|1,3");
+    Ok(())
+}
+
+/// Where runc allows it: a node that a guest makes would lie in the host's file system, for the host's processes to open.
+#[test]
+fn device_node_on_a_file_system_of_the_host_is_refused() -> Result<()> {
+    let output = Node::shared()
+        .container("busybox")
+        .sh("mknod /null c 1 3")
+        .run()?;
+    assert_ne!(output.code, 0);
+    assert!(output.stderr.contains("Operation not permitted"));
     Ok(())
 }
 
