@@ -406,3 +406,6 @@ impl From<ConfigFile> for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,13 @@
 //! `caisson check`: one screen that says what this node has for running VMs, and what to do where it falls short.
 
+mod host;
+mod program;
+
 use std::{
-    env,
     fs::{self, File},
-    io::Read,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
-    thread,
-    time::{Duration, Instant},
+    path::Path,
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result};
@@ -18,15 +17,14 @@ use caisson_shim::{
     RUNTIME,
 };
 use clap::Args;
-use nix::unistd::{access, geteuid, AccessFlags};
+use nix::unistd::geteuid;
 use serde::Serialize;
 
+use self::program::{numbers, on_path, version};
 use crate::shim::{Launch, PROGRAM};
 
 /// The oldest QEMU that this is tested with.
 const MIN_QEMU: (u32, u32) = (7, 2);
-/// How long a program may take to say its version.
-const VERSION_LIMIT: Duration = Duration::from_secs(5);
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
 #[derive(Args)]
@@ -65,7 +63,7 @@ pub fn run(
     // The rest is looked at with what holds when no configuration is there.
     let config = config.unwrap_or_default();
     lines.extend([
-        cpu(),
+        host::cpu(),
         kvm(&config)?,
         qemu(&config),
         daemon(
@@ -77,10 +75,10 @@ pub fn run(
         guest(&config),
         shim(),
         containerd(),
-        cgroups(),
-        shared_memory(),
-        state(&config),
-        users(&config),
+        host::cgroups(),
+        host::shared_memory(),
+        host::state(&config),
+        host::users(&config),
     ]);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&lines)?);
@@ -151,27 +149,6 @@ fn configuration(config: &Result<NodeConfig, caisson_shim::Error>) -> Line {
             Line::ok(NAME, names.join(", "))
         }
         Err(error) => Line::fail(NAME, error.chain(), "make it readable"),
-    }
-}
-
-fn cpu() -> Line {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let value = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        Some(line.split_once(':')?.1.trim())
-    };
-    let model = value("model name").unwrap_or("unknown model");
-    let count = thread::available_parallelism().map_or(1, usize::from);
-    let flags = value("flags").unwrap_or_default();
-    let flag = flags.split(' ').find(|flag| matches!(*flag, "vmx" | "svm"));
-    let found = format!("{model}, {count} cpus");
-    match flag {
-        Some(flag) => Line::ok("cpu", format!("{found}, {flag}")),
-        None => Line::warn(
-            "cpu",
-            format!("{found}, no hardware virtualisation"),
-            "turn it on in the firmware, or nested virtualisation in the cloud's settings",
-        ),
     }
 }
 
@@ -331,166 +308,9 @@ fn containerd() -> Line {
     }
 }
 
-fn cgroups() -> Line {
-    let root = Path::new("/sys/fs/cgroup");
-    let found = if root.join("cgroup.controllers").exists() {
-        "v2"
-    } else if root.join("unified").exists() {
-        "hybrid: v1 with v2 at /sys/fs/cgroup/unified"
-    } else if fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some()) {
-        "v1"
-    } else {
-        return Line::warn(
-            "cgroups",
-            "none mounted",
-            "limits hold inside the guests only",
-        );
-    };
-    Line::ok("cgroups", found)
-}
-
-fn shared_memory() -> Line {
-    let name = "/dev/shm";
-    match nix::sys::statvfs::statvfs(name) {
-        Ok(fs) => {
-            let mib = |blocks: u64| (blocks * fs.fragment_size()) >> 20;
-            let (size, free) = (mib(fs.blocks()), mib(fs.blocks_available()));
-            Line::ok(
-                name,
-                format!("{size} MiB, {free} MiB free; guests' memory does not lie there"),
-            )
-        }
-        Err(error) => Line::warn(name, error.to_string(), "mount a tmpfs there"),
-    }
-}
-
-fn state(config: &NodeConfig) -> Line {
-    let name = "state";
-    for dir in [&config.state_dir, &config.store_dir] {
-        // It is made when it is needed.
-        let there = dir
-            .ancestors()
-            .find(|dir| dir.exists())
-            .unwrap_or(Path::new("/"));
-        if let Err(error) = access(there, AccessFlags::W_OK) {
-            return Line::fail(
-                name,
-                format!("{}: {error}", there.display()),
-                "make it writable, or set state_dir and store_dir",
-            );
-        }
-    }
-    let (state, store) = (config.state_dir.display(), config.store_dir.display());
-    Line::ok(name, format!("{state} and {store} can be written"))
-}
-
-fn users(config: &NodeConfig) -> Line {
-    let name = "users";
-    let base = u64::from(config.hypervisor.uid_base);
-    let end = base + u64::from(config.hypervisor.uid_count);
-    let found = format!("{base} to {} for VMs", end - 1);
-    let todo = "set hypervisor.uid_base to a range that nobody else uses";
-    // passwd(5): name:password:uid:…; subuid(5): name:first:count
-    for (file, first, count) in [
-        ("/etc/passwd", 2, None),
-        ("/etc/group", 2, None),
-        ("/etc/subuid", 1, Some(2)),
-        ("/etc/subgid", 1, Some(2)),
-    ] {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        for row in text.lines() {
-            let fields: Vec<_> = row.split(':').collect();
-            let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
-            let Some(from) = number(first) else { continue };
-            let to = from + count.map_or(Some(1), number).unwrap_or(1);
-            if from < end && base < to {
-                return Line::warn(
-                    name,
-                    format!("{found}; {file} gives some to {}", fields[0]),
-                    todo,
-                );
-            }
-        }
-    }
-    Line::ok(name, found)
-}
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    let mut places = env::split_paths(&path).map(|dir| dir.join(program));
-    places.find(|place| access(place, AccessFlags::X_OK).is_ok() && place.is_file())
-}
-
-/// What follows the name in the first line of `--version`, or why there is none.
-fn version(program: &Path) -> Result<String, String> {
-    let failed = |what: &str| Err(format!("{}: {what}", program.display()));
-    let started = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = match started {
-        Ok(child) => child,
-        Err(error) => return failed(&error.to_string()),
-    };
-    let deadline = Instant::now() + VERSION_LIMIT;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => break,
-            Ok(Some(status)) => return failed(&format!("--version: {status}")),
-            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-            _ => {
-                // It may have ended meanwhile.
-                let _ = child.kill().and_then(|()| child.wait());
-                return failed("does not say its version");
-            }
-        }
-    }
-    let mut text = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        let read = stdout.take(4096).read_to_string(&mut text);
-        if let Err(error) = read {
-            return failed(&error.to_string());
-        }
-    }
-    let line = text.lines().next().unwrap_or_default();
-    let start = line.find(|c: char| c.is_ascii_digit()).unwrap_or(0);
-    Ok(line[start..].trim().to_owned())
-}
-
-/// The first two numbers of a version.
-fn numbers(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        assert_eq!(numbers("7.2.15 (Debian 1:7.2)"), Some((7, 2)));
-        assert!(numbers("10.0.2") >= Some(MIN_QEMU));
-        assert!(numbers("6.9") < Some(MIN_QEMU));
-        assert_eq!(numbers("unknown"), None);
-    }
-
-    #[test]
-    fn program_that_is_not_there_is_named() {
-        let error = version(Path::new("/no/such/program")).unwrap_err();
-        assert!(error.contains("/no/such/program"), "{error}");
-    }
-
-    #[test]
-    fn user_range_that_others_have_is_seen() {
-        let mut config = NodeConfig::default();
-        assert_eq!(users(&config).standing, Standing::Ok);
-        (config.hypervisor.uid_base, config.hypervisor.uid_count) = (60_000, 10_000);
-        // nobody, 65534
-        assert_eq!(users(&config).standing, Standing::Warn);
-    }
 
     #[test]
     fn guest_image_that_is_not_there_fails_with_what_to_do() {
