@@ -124,7 +124,8 @@ fn device_node_on_a_file_system_of_the_host_is_refused() -> Result<()> {
         .sh("mknod /null c 1 3")
         .run()?;
     assert_ne!(output.code, 0);
-    assert!(output.stderr.contains("Operation not permitted"));
+    let error = output.errors();
+    assert!(error.contains("Operation not permitted"), "{error}");
     Ok(())
 }
 
