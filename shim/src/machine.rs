@@ -138,28 +138,47 @@ impl Machine {
     /// Grows or shrinks the VM. What a guest does not give back stays its own: shrinking is best effort.
     pub async fn resize(&self, wanted: VmSize) -> Result<()> {
         let current = self.size();
-        let agent = self.agent().await?;
         if wanted.cpus != current.cpus {
-            let resized = self.vm.attach(Device::Cpus(wanted.cpus)).await;
-            if wanted.cpus > current.cpus {
-                resized?;
-                agent.attach(GuestDevice::Cpus(wanted.cpus)).await?;
-            } else if let Err(error) = resized {
-                log::info!("the VM keeps its cpus: {}", error.chain());
-            }
+            let device = Device::Cpus(wanted.cpus);
+            self.replug(
+                "cpus",
+                device,
+                GuestDevice::Cpus(wanted.cpus),
+                wanted.cpus > current.cpus,
+            )
+            .await?;
         }
         if wanted.memory_mib != current.memory_mib {
             let bytes = wanted.memory_mib << 20;
-            let resized = self.vm.attach(Device::Memory(bytes)).await;
-            if wanted.memory_mib > current.memory_mib {
-                resized?;
-                agent.attach(GuestDevice::MemoryBytes(bytes)).await?;
-            } else if let Err(error) = resized {
-                log::info!("the VM keeps its memory: {}", error.chain());
-            }
+            let grows = wanted.memory_mib > current.memory_mib;
+            self.replug(
+                "memory",
+                Device::Memory(bytes),
+                GuestDevice::MemoryBytes(bytes),
+                grows,
+            )
+            .await?;
         }
         *self.size.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
         Ok(())
+    }
+
+    /// Both halves side by side: the VM waits for the guest's driver, which the agent loads. A failure counts when growing only.
+    async fn replug(
+        &self,
+        what: &str,
+        device: Device,
+        half: GuestDevice,
+        grows: bool,
+    ) -> Result<()> {
+        if !grows {
+            if let Err(error) = self.vm.attach(device).await {
+                log::info!("the VM keeps its {what}: {}", error.chain());
+            }
+            return Ok(());
+        }
+        let agent = self.agent().await?;
+        tokio::try_join!(self.vm.attach(device), agent.attach(half)).map(drop)
     }
 
     /// The size that the VM was last given.

@@ -54,8 +54,12 @@ fn updated_cpu_quota_slows_the_task(#[case] runtime: Runtime) -> Result<()> {
     let free = cpu_share(&container)?;
     container.update(&json!({ "cpu": { "quota": 20_000, "period": 100_000 } }))?;
     let limited = cpu_share(&container)?;
-    assert!(free > 0.4, "used {free} of a cpu while unlimited");
+    // What a task without a quota gets depends on what else the machine does.
     assert!(limited < 0.3, "used {limited} of a cpu with a quota of 0.2");
+    assert!(
+        limited < 0.8 * free,
+        "{limited} of a cpu with a quota, {free} without"
+    );
     Ok(())
 }
 
