@@ -27,6 +27,10 @@ const CONSOLE: &str = "/dev/console";
 /// Cgroup v2's mount point.
 pub const CGROUP: &str = "/sys/fs/cgroup";
 
+/// What a kubelet sets on its node, since programs there count on it: reserving more memory than there is succeeds, and a
+/// kernel that is broken ends.
+const SYSCTLS: [(&str, &str); 2] = [("vm/overcommit_memory", "1"), ("kernel/panic_on_oops", "1")];
+
 /// Boots the guest and serves the host. Never returns: where it can't go on, it powers the machine off.
 pub fn run() -> ! {
     let failed = match boot() {
@@ -71,6 +75,10 @@ fn boot() -> Result<()> {
     loopback_up()?;
     // Not there without memory hot-plug.
     let _ = fs::write("/sys/devices/system/memory/auto_online_blocks", "online");
+    for (name, value) in SYSCTLS {
+        let path = Path::new("/proc/sys").join(name);
+        fs::write(&path, value).map_err(Error::file("write", path))?;
+    }
     service::serve(Machine::Guest)
 }
 
