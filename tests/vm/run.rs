@@ -52,19 +52,6 @@ fn run_uses_what_the_image_says() -> Result<()> {
 }
 
 #[test]
-fn run_of_a_folder_leaves_it_as_it_is() -> Result<()> {
-    let folder = Node::shared().dir().join("a folder, with=odd:name");
-    fs::create_dir_all(folder.join("bin"))?;
-    fs::copy("/bin/busybox", folder.join("bin/sh"))?;
-    let mut run = run(&[])?;
-    run.arg(&folder)
-        .args(["--", "/bin/sh", "-c", "echo x > /new && echo written"]);
-    assert_eq!(finish(run)?.ok()?.line(), "written");
-    assert_eq!(fs::read_dir(&folder)?.count(), 1);
-    Ok(())
-}
-
-#[test]
 fn run_on_a_terminal_gives_the_command_one() -> Result<()> {
     let mut run = run(&[])?;
     run.arg(archive("busybox")?).args(["--", "sh"]);
