@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
+/// What the guest's kernel and agent need to boot, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 128;
+
 /// The configuration of a node, with defaults filled in.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
@@ -159,13 +162,12 @@ impl NodeConfig {
                 });
             }
         }
-        if self.vm.default_memory_mib < crate::size::MIN_MEMORY_MIB {
+        if self.vm.default_memory_mib < MIN_MEMORY_MIB {
             return Err(Error::ConfigValue {
                 key: "vm.default_memory_mib",
                 reason: format!(
                     "is {}, a guest needs {} at least",
-                    self.vm.default_memory_mib,
-                    crate::size::MIN_MEMORY_MIB
+                    self.vm.default_memory_mib, MIN_MEMORY_MIB
                 ),
             });
         }

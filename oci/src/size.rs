@@ -2,10 +2,7 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use crate::config::Vm;
-
-/// What the guest's kernel and agent need to boot, in MiB.
-pub const MIN_MEMORY_MIB: u64 = 128;
+use crate::config::{Vm, MIN_MEMORY_MIB};
 
 /// The size of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -81,6 +81,8 @@ pub fn guest_image(config: &NodeConfig) -> caisson_vmm::Guest {
         kernel: or_default(&config.guest.kernel, "vmlinux"),
         initramfs: or_default(&config.guest.initramfs, "initramfs.cpio"),
         modules: (config.guest.modules.is_some() || modules.exists()).then_some(modules),
+        // A level that was checked when the configuration was read.
+        log_level: config.log.level.parse().unwrap_or(log::LevelFilter::Info),
     }
 }
 

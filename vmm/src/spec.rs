@@ -34,6 +34,8 @@ pub struct Guest {
     pub initramfs: PathBuf,
     /// Disk with the kernel's further modules; plugged in as the disk with serial `modules`.
     pub modules: Option<PathBuf>,
+    /// From which level on the agent logs.
+    pub log_level: log::LevelFilter,
 }
 
 /// What runs the guest's instructions.

@@ -70,7 +70,8 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) ->
     );
     add("-kernel", format!("/{KERNEL}"));
     add("-initrd", format!("/{INITRAMFS}"));
-    let mut command_line = KERNEL_COMMAND_LINE.to_owned();
+    let level = spec.guest.log_level.as_str().to_lowercase();
+    let mut command_line = format!("{KERNEL_COMMAND_LINE} caisson.log={level}");
     if pluggable_memory(spec) > 0 {
         // Most of it into the movable zone, from which it can be taken back.
         command_line
@@ -162,6 +163,7 @@ mod tests {
                 kernel: "/k,foo=bar".into(),
                 initramfs: "/i,foo=bar".into(),
                 modules: Some("/m,foo=bar".into()),
+                log_level: log::LevelFilter::Info,
             },
             cpus: 1,
             max_cpus: 4,

@@ -158,11 +158,10 @@ impl Qemu {
         log_stage("qemu executed", started);
 
         let tail = Tail::default();
-        tokio::spawn(follow(
-            console,
-            tail.clone(),
-            |line| log::debug!(target: "guest", "{line}"),
-        ));
+        let pod = spec.id.clone();
+        tokio::spawn(follow(console, tail.clone(), move |line| {
+            log::info!(source = "guest", pod; "{line}");
+        }));
         let (note, end) = watch::channel(None);
         let connected = Qmp::connect(monitor, move |event| end::note(&note, event));
         let qmp = child.unless_it_ends(connected).await?;

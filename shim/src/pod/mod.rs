@@ -1,55 +1,42 @@
 //! A pod: one VM and the containers in it. What the task service does, without containerd's messages.
+//!
+//! [`create`] brings containers in, [`watch`] hears of their ends; the rest is here.
+
+mod create;
+mod watch;
+
+pub use create::CreateRequest;
 
 use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
-use caisson_oci::{
-    config::NodeConfig,
-    spec::LinuxResources,
-    translate::{translate, Node},
-};
-use caisson_protocol::agent::{event, StatsResponse};
+use caisson_oci::{config::NodeConfig, spec::LinuxResources};
+use caisson_protocol::agent::StatsResponse;
 use caisson_vmm::Vmm;
-use containerd_shim::protos::{
-    events::task::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM,
-        TaskPaused, TaskResumed, TaskStart,
-    },
-    types::mount::Mount,
+use containerd_shim::protos::events::task::{
+    TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
 use tokio::sync::OnceCell;
 
 use crate::{
     agent::ProcessId,
-    container::{Container, Wishes},
+    container::Container,
     error::{Error, Result},
     events::Events,
-    machine::{host_cpus, host_memory_mib, stage, Machine},
+    machine::{host_cpus, host_memory_mib, Machine},
     process::{Exit, Process, State},
-    share::Share,
-    state::PodDir,
     stats::timestamp,
     streams::{HostEnds, Stdio},
-    vm::describe,
 };
 
 /// How long output may still take to arrive after a process' end before `delete` cuts it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// The exit status of a process whose end nobody could see: the VM was gone.
 const UNKNOWN_STATUS: u32 = 255;
-
-/// A request to create a container.
-pub struct CreateRequest {
-    pub id: String,
-    pub bundle: PathBuf,
-    /// Containerd's mounts for the root, to be stacked.
-    pub rootfs: Vec<Mount>,
-    pub stdio: Stdio,
-}
 
 /// A pod of this shim.
 pub struct Pod {
@@ -80,107 +67,6 @@ impl Pod {
             machine: OnceCell::new(),
             containers: Mutex::default(),
         })
-    }
-
-    /// Creates a container, in a VM of its own. Returns the pid of the VM on the host. A failure leaves nothing.
-    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
-        caisson_oci::id::check(&request.id)?;
-        if self.lock().contains_key(&request.id) {
-            return Err(Error::Exists {
-                what: "container",
-                id: request.id,
-            });
-        }
-        let created = self.create_container(&request).await;
-        let (machine, container) = match created {
-            Ok(created) => created,
-            Err(error) => {
-                self.shutdown().await;
-                return Err(error);
-            }
-        };
-        let init = container.init.clone();
-        self.lock().insert(request.id.clone(), container);
-        self.events.send(TaskCreate {
-            container_id: request.id,
-            bundle: request.bundle.display().to_string(),
-            rootfs: request.rootfs,
-            io: Some(TaskIO {
-                stdin: request.stdio.stdin,
-                stdout: request.stdio.stdout,
-                stderr: request.stdio.stderr,
-                terminal: request.stdio.terminal,
-                ..Default::default()
-            })
-            .into(),
-            pid: machine.pid,
-            ..Default::default()
-        });
-        self.watch(machine.clone(), init);
-        Ok(machine.pid)
-    }
-
-    async fn create_container(
-        self: &Arc<Self>,
-        request: &CreateRequest,
-    ) -> Result<(Arc<Machine>, Arc<Container>)> {
-        let started = Instant::now();
-        let id = &request.id;
-        let wishes = Wishes::read(&request.bundle)?;
-        let dir = PodDir::create(&self.config, &self.id)?;
-        let share = Share::create(dir.shared())?;
-        let folder = wishes.root(&request.bundle);
-        share
-            .mount_rootfs(id, request.rootfs.clone(), &folder)
-            .await?;
-        let (paths, plugs) =
-            wishes.resolve(&self.config, id, &self.namespace, &share.rootfs(id))?;
-        let node = Node {
-            vm: &self.config.vm,
-            cpus: host_cpus(),
-            memory_mib: host_memory_mib(),
-        };
-        let plan = translate(wishes.spec, id, node, &paths)?;
-        for warning in &plan.warnings {
-            log::warn!(container = id; "{warning}");
-        }
-        share.mount_volumes(id, &plan.volumes)?;
-        let ends = HostEnds::open(&request.stdio, id, &self.namespace).await?;
-        stage(&self.id, "prepare", started);
-
-        let hostname = plan.guest_spec.hostname().clone();
-        let hostname = hostname.unwrap_or_else(|| id.clone());
-        let machine = self
-            .machine
-            .get_or_try_init(|| async {
-                let machine = Machine::boot(
-                    self.vmm.as_ref(),
-                    &self.config,
-                    &self.id,
-                    hostname,
-                    dir,
-                    share,
-                    plan.size,
-                )
-                .await?;
-                let machine = Arc::new(machine);
-                self.watch_guest(machine.clone());
-                Result::Ok(machine)
-            })
-            .await?;
-        let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
-        stage(&self.id, "attached", started);
-        let guest_pid = agent.create(id, &plan.guest_spec, ends.tokens).await?;
-        stage(&self.id, "created", started);
-        let process_id = ProcessId {
-            container: id.clone(),
-            exec: String::new(),
-        };
-        let init = Process::new(process_id, request.stdio.clone(), Vec::new());
-        init.set_pumps(ends.connect(&machine.vm, id).await?);
-        stage(&self.id, "streams", started);
-        let container = Container::new(request.bundle.clone(), Arc::new(init), guest_pid);
-        Ok((machine.clone(), Arc::new(container)))
     }
 
     /// Starts a container's init or an exec. Returns the pid of the VM on the host.
@@ -444,73 +330,6 @@ impl Pod {
         self.machine.get().map(|machine| machine.pid)
     }
 
-    /// Waits for a process' end in the background and announces it.
-    fn watch(self: &Arc<Self>, machine: Arc<Machine>, process: Arc<Process>) {
-        let pod = self.clone();
-        tokio::spawn(async move {
-            let status = exit_status(&machine, &process).await;
-            let at = SystemTime::now();
-            // The end is announced after the start.
-            process.settled().await;
-            if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
-                log::warn!("{}", error.chain());
-                return;
-            }
-            let id = process.id.clone();
-            pod.events.send(TaskExit {
-                id: if id.exec.is_empty() {
-                    id.container.clone()
-                } else {
-                    id.exec
-                },
-                container_id: id.container,
-                pid: machine.pid,
-                exit_status: status,
-                exited_at: Some(timestamp(at)).into(),
-                ..Default::default()
-            });
-        });
-    }
-
-    /// Passes the guest's events on, and logs the VM's end.
-    fn watch_guest(self: &Arc<Self>, machine: Arc<Machine>) {
-        let pod = self.clone();
-        let mut vm = machine.vm.clone();
-        let listening = tokio::spawn({
-            async move {
-                let Ok(agent) = machine.agent().await else {
-                    return;
-                };
-                loop {
-                    match agent.next_event().await {
-                        Ok(event) => pod.guest_event(event.event),
-                        Err(error) => {
-                            log::debug!("guest events end: {}", error.chain());
-                            return;
-                        }
-                    }
-                }
-            }
-        });
-        tokio::spawn(async move {
-            let reason = vm.ended().await;
-            log::info!("the VM has ended: {}", describe(&reason));
-            listening.abort();
-        });
-    }
-
-    fn guest_event(&self, event: Option<event::Event>) {
-        match event {
-            Some(event::Event::Oom(oom)) if self.lock().contains_key(&oom.container_id) => {
-                self.events.send(TaskOOM {
-                    container_id: oom.container_id,
-                    ..Default::default()
-                });
-            }
-            _ => log::warn!("the guest sent an event that can't be"),
-        }
-    }
-
     fn container(&self, id: &str) -> Result<Arc<Container>> {
         let found = self.lock().get(id).cloned();
         found.ok_or_else(|| Error::NotFound {
@@ -539,27 +358,4 @@ fn wrong_state(operation: &'static str, id: &str, state: State) -> Error {
         id: id.to_owned(),
         state: state.name(),
     }
-}
-
-/// Waits for a process' end, or for the VM's. A guest that breaks off is stopped: its word is worth nothing any more.
-async fn exit_status(machine: &Machine, process: &Process) -> u32 {
-    let mut vm = machine.vm.clone();
-    let waited = async { machine.agent().await?.wait(&process.id).await };
-    tokio::select! {
-        status = waited => match status {
-            Ok(status) => return status,
-            Err(error) => log::warn!(process = process.name(); "{}", error.chain()),
-        },
-        _ = vm.ended() => return UNKNOWN_STATUS,
-    }
-    if tokio::time::timeout(Duration::from_secs(2), vm.ended())
-        .await
-        .is_err()
-    {
-        log::error!(process = process.name(); "lost sight of the process, stopping the VM");
-        if let Err(error) = machine.vm.stop().await {
-            log::error!("stop the VM: {}", error.chain());
-        }
-    }
-    UNKNOWN_STATUS
 }

@@ -1,0 +1,109 @@
+//! What a pod hears of without asking: the ends of processes, the guest's events, the VM's end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use caisson_protocol::agent::event;
+use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
+
+use super::{Pod, UNKNOWN_STATUS};
+use crate::{
+    machine::Machine,
+    process::{Exit, Process, State},
+    stats::timestamp,
+    vm::describe,
+};
+
+impl Pod {
+    /// Waits for a process' end in the background and announces it.
+    pub(super) fn watch(self: &Arc<Self>, machine: Arc<Machine>, process: Arc<Process>) {
+        let pod = self.clone();
+        tokio::spawn(async move {
+            let status = exit_status(&machine, &process).await;
+            let at = SystemTime::now();
+            // The end is announced after the start.
+            process.settled().await;
+            if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
+                log::warn!("{}", error.chain());
+                return;
+            }
+            let id = process.id.clone();
+            pod.events.send(TaskExit {
+                id: if id.exec.is_empty() {
+                    id.container.clone()
+                } else {
+                    id.exec
+                },
+                container_id: id.container,
+                pid: machine.pid,
+                exit_status: status,
+                exited_at: Some(timestamp(at)).into(),
+                ..Default::default()
+            });
+        });
+    }
+
+    /// Passes the guest's events on, and logs the VM's end.
+    pub(super) fn watch_guest(self: &Arc<Self>, machine: Arc<Machine>) {
+        let pod = self.clone();
+        let mut vm = machine.vm.clone();
+        let listening = tokio::spawn({
+            async move {
+                let Ok(agent) = machine.agent().await else {
+                    return;
+                };
+                loop {
+                    match agent.next_event().await {
+                        Ok(event) => pod.guest_event(event.event),
+                        Err(error) => {
+                            log::debug!("guest events end: {}", error.chain());
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        tokio::spawn(async move {
+            let reason = vm.ended().await;
+            log::info!("the VM has ended: {}", describe(&reason));
+            listening.abort();
+        });
+    }
+
+    fn guest_event(&self, event: Option<event::Event>) {
+        match event {
+            Some(event::Event::Oom(oom)) if self.lock().contains_key(&oom.container_id) => {
+                self.events.send(TaskOOM {
+                    container_id: oom.container_id,
+                    ..Default::default()
+                });
+            }
+            _ => log::warn!("the guest sent an event that can't be"),
+        }
+    }
+}
+
+/// Waits for a process' end, or for the VM's. A guest that breaks off is stopped: its word is worth nothing any more.
+async fn exit_status(machine: &Machine, process: &Process) -> u32 {
+    let mut vm = machine.vm.clone();
+    let waited = async { machine.agent().await?.wait(&process.id).await };
+    tokio::select! {
+        status = waited => match status {
+            Ok(status) => return status,
+            Err(error) => log::warn!(process = process.name(); "{}", error.chain()),
+        },
+        _ = vm.ended() => return UNKNOWN_STATUS,
+    }
+    if tokio::time::timeout(Duration::from_secs(2), vm.ended())
+        .await
+        .is_err()
+    {
+        log::error!(process = process.name(); "lost sight of the process, stopping the VM");
+        if let Err(error) = machine.vm.stop().await {
+            log::error!("stop the VM: {}", error.chain());
+        }
+    }
+    UNKNOWN_STATUS
+}
