@@ -1,6 +1,6 @@
 //! containerd's Task v2 service (api/runtime/task/v2/shim.proto): unpacks its messages for the [`Pod`] and packs the answers.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{future::Future, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use containerd_shim::{
@@ -32,11 +32,24 @@ pub struct TaskService {
 }
 
 impl TaskService {
-    fn pod(&self) -> Result<&Arc<Pod>, Error> {
-        self.pod.as_ref().map_err(|reason| Error::Request {
+    fn pod(&self) -> Result<Arc<Pod>, Error> {
+        self.pod.clone().map_err(|reason| Error::Request {
             field: "configuration of the node",
-            reason: reason.clone(),
+            reason,
         })
+    }
+}
+
+/// Finishes what changes a pod even if containerd goes away meanwhile: ttrpc drops the futures of a connection that closes.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(panic) => Err(Error::Request {
+            field: "request",
+            reason: panic.to_string(),
+        }),
     }
 }
 
@@ -66,7 +79,8 @@ impl Task for TaskService {
             }
             .into());
         }
-        let pid = self.pod()?.create(request).await?;
+        let pod = self.pod()?;
+        let pid = finish(async move { pod.create(request).await }).await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -75,7 +89,8 @@ impl Task for TaskService {
 
     async fn start(&self, _ctx: &TtrpcContext, req: StartRequest) -> TtrpcResult<StartResponse> {
         log::info!(container = req.id, exec = req.exec_id; "start");
-        let pid = self.pod()?.start(&req.id, &req.exec_id).await?;
+        let pod = self.pod()?;
+        let pid = finish(async move { pod.start(&req.id, &req.exec_id).await }).await?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -146,7 +161,8 @@ impl Task for TaskService {
 
     async fn delete(&self, _ctx: &TtrpcContext, req: DeleteRequest) -> TtrpcResult<DeleteResponse> {
         log::info!(container = req.id, exec = req.exec_id; "delete");
-        let (exit, pid) = self.pod()?.delete(&req.id, &req.exec_id).await?;
+        let pod = self.pod()?;
+        let (exit, pid) = finish(async move { pod.delete(&req.id, &req.exec_id).await }).await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -169,13 +185,15 @@ impl Task for TaskService {
 
     async fn pause(&self, _ctx: &TtrpcContext, req: PauseRequest) -> TtrpcResult<Empty> {
         log::info!(container = req.id; "pause");
-        self.pod()?.pause(&req.id).await?;
+        let pod = self.pod()?;
+        finish(async move { pod.pause(&req.id).await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _ctx: &TtrpcContext, req: ResumeRequest) -> TtrpcResult<Empty> {
         log::info!(container = req.id; "resume");
-        self.pod()?.resume(&req.id).await?;
+        let pod = self.pod()?;
+        finish(async move { pod.resume(&req.id).await }).await?;
         Ok(Empty::new())
     }
 
@@ -202,7 +220,8 @@ impl Task for TaskService {
                 field: "resources",
                 reason: error.to_string(),
             })?;
-        self.pod()?.update(&req.id, &resources).await?;
+        let pod = self.pod()?;
+        finish(async move { pod.update(&req.id, &resources).await }).await?;
         Ok(Empty::new())
     }
 
