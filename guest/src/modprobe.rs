@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use caisson_protocol::path::MODULES_SERIAL;
@@ -18,6 +19,8 @@ use nix::{
 
 use crate::{devices, modules, Error, Result};
 
+/// How long a promised disk may take to come.
+const PLUG_LIMIT: Duration = Duration::from_secs(5);
 const MOUNT_POINT: &str = "/run/caisson/modules";
 
 /// The program. Quiet, since the kernel asks for many things that need not exist.
@@ -66,6 +69,22 @@ pub fn from_disk(name: &str) -> Result<bool> {
     Ok(found)
 }
 
+/// The disk, if the machine has it. The host plugs it in a moment after the first start, where the kernel's command line says so.
+fn disk() -> Option<PathBuf> {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let promised = line
+        .split_whitespace()
+        .any(|word| word == "caisson.modules");
+    let end = Instant::now() + PLUG_LIMIT;
+    loop {
+        let found = devices::find_disk(MODULES_SERIAL);
+        if found.is_some() || !promised || Instant::now() > end {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The mounted disk, if the machine has it.
 fn mounted() -> Result<Option<PathBuf>> {
     let root = PathBuf::from(MOUNT_POINT);
@@ -78,7 +97,7 @@ fn mounted() -> Result<Option<PathBuf>> {
             modules::insert(&path).map_err(Error::file("load", &path))?;
         }
     }
-    let Some(device) = devices::find_disk(MODULES_SERIAL) else {
+    let Some(device) = disk() else {
         return Ok(None);
     };
     fs::create_dir_all(&root).map_err(Error::file("create directory", &root))?;

@@ -1,12 +1,13 @@
 //! A pod's VM, put together: state folder, shared folder, VM, agent.
 
 use std::{
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use caisson_oci::{NodeConfig, VmSize};
-use caisson_protocol::{agent as proto, port};
+use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
 use caisson_vmm::{Device, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 use tokio::sync::OnceCell;
@@ -39,6 +40,8 @@ pub struct Machine {
     pub share: Share,
     /// Of the VMM, on the host: what containerd is told as the pid of the pod's tasks.
     pub pid: u32,
+    /// The disk with the kernel's further modules, until it is plugged in.
+    modules: Mutex<Option<PathBuf>>,
     hostname: String,
     boot_timeout: Duration,
     agent: OnceCell<Agent>,
@@ -59,6 +62,7 @@ impl Machine {
     ) -> Result<Self> {
         let started = Instant::now();
         let guest = config::guest_image(config);
+        let modules = guest.modules.clone();
         let memory = size.memory_mib << 20;
         let spec = VmSpec {
             id: id.to_owned(),
@@ -76,6 +80,7 @@ impl Machine {
         let machine = Self {
             vm,
             pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
+            modules: Mutex::new(modules),
             hostname,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             agent: OnceCell::new(),
@@ -133,6 +138,24 @@ impl Machine {
         let agent = self.agent().await?;
         let attached = halves.into_iter().map(|half| agent.attach(half));
         futures::future::try_join_all(attached).await.map(drop)
+    }
+
+    /// Plugs the disk with the kernel's further modules in, once. The guest waits for it when something asks for a module.
+    pub async fn plug_modules(&self) {
+        let path = self
+            .modules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(path) = path else { return };
+        let disk = Device::Disk {
+            serial: MODULES_SERIAL.to_owned(),
+            path,
+            read_only: true,
+        };
+        if let Err(error) = self.vm.attach(disk).await {
+            log::info!("the guest gets no further modules: {}", error.chain());
+        }
     }
 
     /// Grows or shrinks the VM. What a guest does not give back stays its own: shrinking is best effort.

@@ -32,7 +32,8 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// A cpio archive whose `/init` is the agent.
     pub initramfs: PathBuf,
-    /// Disk with the kernel's further modules; plugged in as the disk with serial `modules`.
+    /// Disk with the kernel's further modules. The guest is only told that it will come: its owner plugs it in, with the serial
+    /// `modules`, when the start is over, which it would make longer by 50 ms under emulation.
     pub modules: Option<PathBuf>,
     /// From which level on the agent logs.
     pub log_level: log::LevelFilter,

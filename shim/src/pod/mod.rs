@@ -35,6 +35,8 @@ use crate::{
 
 /// How long output may still take to arrive after a process' end before `delete` cuts it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// When what no start needs is plugged in: it would take the guest's only cpu from the program that starts.
+const AFTER_START: Duration = Duration::from_secs(1);
 /// The exit status of a process whose end nobody could see: the VM was gone.
 const UNKNOWN_STATUS: u32 = 255;
 
@@ -102,6 +104,13 @@ impl Pod {
             });
         }
         self.settle(&process, State::Running);
+        tokio::spawn({
+            let machine = machine.clone();
+            async move {
+                tokio::time::sleep(AFTER_START).await;
+                machine.plug_modules().await;
+            }
+        });
         if !exec.is_empty() {
             self.watch(machine, process);
         }

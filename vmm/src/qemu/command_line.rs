@@ -80,6 +80,9 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) ->
     if spec.accelerator == Accelerator::Tcg && spec.max_cpus > 1 {
         command_line.push_str(&delay_loop());
     }
+    if spec.guest.modules.is_some() {
+        command_line.push_str(" caisson.modules");
+    }
     if probe {
         command_line.push_str(" caisson.probe");
     }

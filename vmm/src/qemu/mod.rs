@@ -34,7 +34,7 @@ use crate::{
     jail::Jail,
     log_lines::{follow, Tail},
     process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
-    user_namespace, vsock, Accelerator, Device, Error, Result, Vm, VmSpec, Vmm,
+    user_namespace, vsock, Accelerator, Error, Result, Vm, VmSpec, Vmm,
 };
 use command_line::Descriptors;
 pub use probe::{probe_kvm, ProbeResult, PROBE_LIMIT};
@@ -85,19 +85,7 @@ impl Vmm for QemuVmm {
         let qemu = Qemu::start(&self.config.qemu, &spec, false);
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
-        let modules = spec.guest.modules.clone();
-        let mut vm =
-            QemuVm::new(&self.config, spec, qemu, vsock, self.user_namespace.clone()).await?;
-        if let Some(path) = modules {
-            let serial = "modules".to_owned();
-            let read_only = true;
-            vm.attach(Device::Disk {
-                serial,
-                path,
-                read_only,
-            })
-            .await?;
-        }
+        let vm = QemuVm::new(&self.config, spec, qemu, vsock, self.user_namespace.clone()).await?;
         vm.resume().await?;
         log_stage("boot", started);
         Ok(Box::new(vm))
