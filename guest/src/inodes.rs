@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::devices;
+
 /// A guest meets some 50,000 files a second at the most: a fraction of the room that is left above the mark.
 const PERIOD: Duration = Duration::from_millis(50);
 /// With so much room only memory limits the guest, and nobody need look.
@@ -17,8 +19,6 @@ const PLENTY: u64 = 500_000;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many inodes of shares the kernel knows (Documentation/ABI/testing/sysfs-kernel-slab), then the same by memory node.
 const INODES: &str = "/sys/kernel/slab/fuse_inode/objects";
-/// proc(5): 2 lets go of names and inodes that are not in use.
-const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
 
 /// From now on, has the kernel forget unused files when it knows more than half of `max` inodes; 0 is no limit.
 ///
@@ -44,9 +44,9 @@ pub fn keep_below(max: u64) {
 
 async fn forget() {
     // Takes as long as there is to forget.
-    let written = tokio::task::spawn_blocking(|| fs::write(DROP_CACHES, "2")).await;
-    if !matches!(written, Ok(Ok(()))) {
-        log::warn!("{DROP_CACHES}: {written:?}");
+    let forgotten = tokio::task::spawn_blocking(devices::forget_entries).await;
+    if !matches!(forgotten, Ok(Ok(()))) {
+        log::warn!("forget unused files: {forgotten:?}");
     }
 }
 

@@ -104,14 +104,12 @@ impl Pod {
             });
         }
         self.settle(&process, State::Running);
-        tokio::spawn({
-            let machine = machine.clone();
-            async move {
+        if exec.is_empty() {
+            tokio::spawn(async move {
                 tokio::time::sleep(AFTER_START).await;
                 machine.plug_modules().await;
-            }
-        });
-        if !exec.is_empty() {
+            });
+        } else {
             self.watch(machine, process);
         }
         Ok(pid)
