@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::{task, Node};
 
@@ -86,13 +87,20 @@ impl Stdin {
         }
     }
 
-    fn write(self, mut pipe: impl Write) {
+    fn write(self, mut pipe: impl Write + AsFd) {
         // A program may end without reading all of it.
         let _ = pipe.write_all(&self.bytes);
-        let _ = poll("the process", Duration::from_secs(60), || {
-            (self.may_end)().then_some(())
-        });
+        let give_up = Instant::now() + Duration::from_secs(60);
+        while !has_no_reader(&pipe) && !(self.may_end)() && Instant::now() < give_up {
+            // A hundred of these side by side must leave containerd time for its work.
+            std::thread::sleep(Duration::from_millis(250));
+        }
     }
+}
+
+fn has_no_reader(pipe: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+    nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Starts `command` with `stdin` (`None`: the null device).

@@ -146,11 +146,10 @@ fn terminal_of_exec_follows_the_window_and_interrupts(#[case] runtime: Runtime) 
     Ok(())
 }
 
-#[rstest]
-#[case::runc(Runtime::Runc)]
-#[case::caisson(Runtime::Caisson)]
-fn hundred_execs_side_by_side_each_have_their_own_streams(#[case] runtime: Runtime) -> Result<()> {
-    let container = sleeping(runtime)?;
+/// Without runc beside it: its shim of containerd 1.6 starts one of these a second and loses one in a few hundred.
+#[test]
+fn hundred_execs_side_by_side_each_have_their_own_streams() -> Result<()> {
+    let container = sleeping(Runtime::Caisson)?;
     let execs: Vec<_> = (0..100)
         .map(|n| {
             let process = container.process([
