@@ -16,5 +16,5 @@ pub use annotations::Annotations;
 pub use config::NodeConfig;
 pub use error::{Error, Result};
 pub use oci_spec::runtime as spec;
-pub use size::VmSize;
+pub use size::{Limits, VmSize};
 pub use translate::{parse_spec, translate, GuestPaths, Node, Plan, Volume};

@@ -1,4 +1,4 @@
-//! How large a VM is, from the limits of the container that it is for.
+//! How large a VM is, from the limits of the containers that it is for.
 
 use oci_spec::runtime::LinuxResources;
 
@@ -13,44 +13,70 @@ pub struct VmSize {
     pub memory_mib: u64,
 }
 
+/// What a container may use at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Thousandths of a cpu; none: no limit.
+    pub cpu_milli: Option<u64>,
+    /// Bytes; none: no limit.
+    pub memory: Option<u64>,
+}
+
+impl Limits {
+    /// The limits of a spec's `linux.resources`.
+    pub fn of(resources: Option<&LinuxResources>) -> Self {
+        let mut limits = Self::default();
+        if let Some(resources) = resources {
+            limits.update(resources);
+        }
+        limits
+    }
+
+    /// Changes what `resources` name, as a runtime's `update` does; what they leave out stays.
+    pub fn update(&mut self, resources: &LinuxResources) {
+        if let Some(quota) = resources.cpu().as_ref().and_then(|cpu| cpu.quota()) {
+            // The period's default is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`); -1 and 0 are no limit.
+            let period = resources.cpu().as_ref().and_then(|cpu| cpu.period());
+            let period = period.filter(|p| *p > 0).unwrap_or(100_000);
+            let quota = u64::try_from(quota).ok().filter(|q| *q > 0);
+            self.cpu_milli = quota.map(|q| q.saturating_mul(1000).div_ceil(period));
+        }
+        if let Some(limit) = resources.memory().as_ref().and_then(|m| m.limit()) {
+            self.memory = u64::try_from(limit).ok().filter(|l| *l > 0);
+        }
+    }
+}
+
 impl VmSize {
-    /// The VM for a container with these limits: as many cpus as its quota fills, rounded up, at most `host_cpus`; its memory
-    /// limit and the overhead on top. Without a limit, the node's default.
-    pub fn of(resources: Option<&LinuxResources>, node: &Vm, host_cpus: u32) -> Self {
-        let cpus = cpu_limit(resources).unwrap_or(node.default_cpus);
-        let memory_mib = match memory_limit(resources) {
-            Some(bytes) => bytes.div_ceil(1 << 20) + node.memory_overhead_mib,
-            None => node.default_memory_mib,
+    /// The VM for containers with these limits: their sums, the cpus rounded up and at most `host_cpus`, the memory with the node's
+    /// overhead on top. All containers without a limit share the node's default, and so does a pod without containers.
+    pub fn of(limits: impl IntoIterator<Item = Limits>, node: &Vm, host_cpus: u32) -> Self {
+        let limits: Vec<_> = limits.into_iter().collect();
+        let sum = |of: fn(&Limits) -> Option<u64>| {
+            let set = limits.iter().filter_map(of);
+            let sum = set.fold(0u64, |sum, limit| sum.saturating_add(limit));
+            (
+                sum,
+                limits.is_empty() || limits.iter().any(|l| of(l).is_none()),
+            )
         };
+        let (milli, unlimited) = sum(|limits| limits.cpu_milli);
+        let mut cpus = u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX);
+        if unlimited {
+            cpus = cpus.max(node.default_cpus);
+        }
+        let (bytes, unlimited) = sum(|limits| limits.memory);
+        let mut memory_mib = bytes.div_ceil(1 << 20) + node.memory_overhead_mib;
+        if unlimited {
+            memory_mib += node
+                .default_memory_mib
+                .saturating_sub(node.memory_overhead_mib);
+        }
         Self {
             cpus: cpus.clamp(1, host_cpus.max(1)),
             memory_mib: memory_mib.max(MIN_MEMORY_MIB),
         }
     }
-
-    /// The size that a running VM of this size needs for new limits; what they leave out stays as it is.
-    pub fn with_limits(self, resources: &LinuxResources, node: &Vm, host_cpus: u32) -> Self {
-        let limits = Some(resources);
-        let new = Self::of(limits, node, host_cpus);
-        Self {
-            cpus: cpu_limit(limits).map_or(self.cpus, |_| new.cpus),
-            memory_mib: memory_limit(limits).map_or(self.memory_mib, |_| new.memory_mib),
-        }
-    }
-}
-
-/// `linux.resources.cpu`: quota / period, rounded up. The period's default is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`).
-fn cpu_limit(resources: Option<&LinuxResources>) -> Option<u32> {
-    let cpu = resources?.cpu().as_ref()?;
-    let quota = u64::try_from(cpu.quota()?).ok().filter(|q| *q > 0)?;
-    let period = cpu.period().filter(|p| *p > 0).unwrap_or(100_000);
-    Some(u32::try_from(quota.div_ceil(period)).unwrap_or(u32::MAX))
-}
-
-/// `linux.resources.memory.limit` in bytes; -1 and 0 are no limit.
-fn memory_limit(resources: Option<&LinuxResources>) -> Option<u64> {
-    let limit = resources?.memory().as_ref()?.limit()?;
-    u64::try_from(limit).ok().filter(|l| *l > 0)
 }
 
 #[cfg(test)]
@@ -70,12 +96,12 @@ mod tests {
             .memory(LinuxMemoryBuilder::default().limit(memory).build().unwrap())
             .build()
             .unwrap();
-        VmSize::of(Some(&resources), &Vm::default(), 4)
+        VmSize::of([Limits::of(Some(&resources))], &Vm::default(), 4)
     }
 
     #[test]
     fn size_without_limits_is_the_nodes_default() {
-        let size = VmSize::of(None, &Vm::default(), 4);
+        let size = VmSize::of([Limits::default()], &Vm::default(), 4);
         assert_eq!((size.cpus, size.memory_mib), (1, 512));
     }
 
@@ -106,16 +132,33 @@ mod tests {
             )
             .build()
             .unwrap();
-        let old = VmSize {
-            cpus: 3,
-            memory_mib: 512,
+        let mut limits = Limits {
+            cpu_milli: Some(2500),
+            memory: None,
         };
-        let new = old.with_limits(&resources, &Vm::default(), 4);
-        assert_eq!((new.cpus, new.memory_mib), (3, 64 + 128));
+        limits.update(&resources);
+        let size = VmSize::of([limits], &Vm::default(), 4);
+        assert_eq!((size.cpus, size.memory_mib), (3, 64 + 128));
     }
 
     #[test]
     fn memory_limit_that_is_absurd_does_not_overflow() {
         assert!(size(-1, 0, i64::MAX).memory_mib > 1 << 40);
+    }
+
+    #[test]
+    fn size_of_a_pod_is_the_sum_of_its_containers() {
+        let limited = Limits {
+            cpu_milli: Some(700),
+            memory: Some(100 << 20),
+        };
+        let pod = |limits: &[Limits]| {
+            let size = VmSize::of(limits.iter().copied(), &Vm::default(), 4);
+            (size.cpus, size.memory_mib)
+        };
+        assert_eq!(pod(&[]), (1, 512));
+        assert_eq!(pod(&[limited, limited]), (2, 200 + 128));
+        let free = Limits::default();
+        assert_eq!(pod(&[limited, free, free]), (1, 100 + 512));
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, MountBuilder, Spec};
 
-use crate::{config::Vm, error::shorten, rules, Error, Result, VmSize};
+use crate::{config::Vm, error::shorten, rules, Error, Limits, Result, VmSize};
 
 /// Where the guest will find what the shim plugs in for this container.
 #[derive(Debug, Clone)]
@@ -33,8 +33,8 @@ pub struct Node<'a> {
 /// What to do for a container.
 #[derive(Debug)]
 pub struct Plan {
-    /// Of the VM, if this container is to have one for itself.
-    pub size: VmSize,
+    /// Which the VM has to have room for.
+    pub limits: Limits,
     /// Host directories and files to share with the guest, each at `GuestPaths::volumes/<index>`.
     pub volumes: Vec<Volume>,
     /// What the guest runs.
@@ -84,7 +84,8 @@ pub fn parse_spec(json: &[u8]) -> Result<Spec> {
 pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -> Result<Plan> {
     let warnings = rules::apply(&mut spec)?;
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
-    let size = VmSize::of(resources, node.vm, node.cpus);
+    let limits = Limits::of(resources);
+    let size = VmSize::of([limits], node.vm, node.cpus);
     if size.memory_mib > node.memory_mib {
         return Err(Error::Field {
             field: "linux.resources.memory.limit",
@@ -119,7 +120,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         }
     }
     Ok(Plan {
-        size,
+        limits,
         volumes,
         guest_spec: spec,
         warnings,

@@ -9,7 +9,7 @@ use std::{
 use caisson_oci::{
     annotations::{Annotations, Home},
     spec::Spec,
-    GuestPaths, NodeConfig,
+    GuestPaths, Limits, NodeConfig,
 };
 use caisson_protocol::{agent as proto, path::DISKS, path::SHARES};
 use caisson_vmm::Device;
@@ -33,20 +33,49 @@ const MAX_SPEC: u64 = 16 << 20;
 pub struct Container {
     pub bundle: PathBuf,
     pub init: Arc<Process>,
-    /// Of the init, as the guest numbers it.
-    pub guest_pid: u32,
+    /// Of the init, as the guest numbers it; none for the sandbox, which is the VM itself.
+    pub guest_pid: Option<u32>,
+    /// Which the VM has to have room for.
+    limits: Mutex<Limits>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
 impl Container {
     /// A container whose init is made.
-    pub fn new(bundle: PathBuf, init: Arc<Process>, guest_pid: u32) -> Self {
+    pub fn new(bundle: PathBuf, init: Process, guest_pid: u32, limits: Limits) -> Self {
         Self {
             bundle,
-            init,
-            guest_pid,
+            init: Arc::new(init),
+            guest_pid: Some(guest_pid),
+            limits: Mutex::new(limits),
             execs: Mutex::default(),
         }
+    }
+
+    /// The sandbox of a pod: containerd's pause container.
+    pub fn sandbox(bundle: PathBuf, init: Process) -> Self {
+        Self {
+            bundle,
+            init: Arc::new(init),
+            guest_pid: None,
+            limits: Mutex::default(),
+            execs: Mutex::default(),
+        }
+    }
+
+    /// Whether it is the VM itself and has no process in it.
+    pub fn is_sandbox(&self) -> bool {
+        self.guest_pid.is_none()
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes new limits.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// The init (no exec id) or an exec.

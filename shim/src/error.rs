@@ -52,6 +52,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The serving process of the shim.
+    #[error("start the shim")]
+    Spawn(#[source] Box<containerd_shim::Error>),
+    /// The pod's cgroup on the host.
+    #[error("{operation} the pod's cgroup {}", path.display())]
+    Cgroup {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: cgroups_rs::fs::error::Error,
+    },
     /// A mount on the host.
     #[error("mount {} for the guest", target.display())]
     Mount {
@@ -115,9 +126,12 @@ impl Error {
             Self::AgentSilent { .. } => ttrpc::Code::DEADLINE_EXCEEDED,
             Self::NoFreeUser(_) => ttrpc::Code::RESOURCE_EXHAUSTED,
             Self::VmEnded(_) => ttrpc::Code::UNAVAILABLE,
-            Self::Vm(_) | Self::File { .. } | Self::Mount { .. } | Self::Stream { .. } => {
-                ttrpc::Code::UNKNOWN
-            }
+            Self::Vm(_)
+            | Self::Spawn(_)
+            | Self::File { .. }
+            | Self::Cgroup { .. }
+            | Self::Mount { .. }
+            | Self::Stream { .. } => ttrpc::Code::UNKNOWN,
         }
     }
 }

@@ -1,102 +1,220 @@
-//! The shim's life as containerd knows it: `start` spawns the serving process, `delete` cleans up after a dead one.
+//! The shim's life as containerd knows it (containerd, core/runtime/v2/README.md): `start` spawns the serving process,
+//! [`serve`] is that process, `delete` cleans up after a dead one. All three run in a task's bundle.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
-use async_trait::async_trait;
 use caisson_oci::NodeConfig;
 use containerd_shim::{
     api::DeleteResponse,
-    asynchronous::{spawn, util::write_str_to_file, ExitSignal, Shim},
-    publisher::RemotePublisher,
-    Config, Flags, StartOpts,
+    asynchronous::{spawn, ExitSignal},
+    logger,
+    protos::{
+        protobuf::Message,
+        shim_async::create_task,
+        ttrpc::r#async::{transport::Listener, Server},
+    },
+    Flags, StartOpts,
 };
+use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
-    accelerator, config, events::Events, pod::Pod, state, stats::timestamp, task::TaskService,
+    accelerator, config,
+    error::{Error, Result},
+    events::Events,
+    pod::{Pod, Role},
+    state,
+    stats::timestamp,
+    task::TaskService,
 };
 
 /// The exit status that `delete` reports for a task whose shim died: as killed.
 const KILLED: u32 = 137;
 
-/// In the bundle, which is the working directory: the address of the serving shim's socket.
+/// In the bundle: the address of the serving shim's socket. By it containerd 1.6 finds a running shim again.
 const ADDRESS_FILE: &str = "address";
 
-/// One invocation of the shim.
-pub struct Caisson {
-    id: String,
-    namespace: String,
-    /// Or why it was refused: told with the first request, where its user looks.
-    config: Result<NodeConfig, String>,
-    exit: Arc<ExitSignal>,
+/// Task v2 and v3 differ in the name of their protobuf package alone (containerd, api/runtime/task/).
+const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// Does what containerd's command line asks for.
+pub async fn run() -> Result<()> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let refused = |error: containerd_shim::Error| Error::Request {
+        field: "command line",
+        reason: error.to_string(),
+    };
+    let flags = containerd_shim::parse(&arguments).map_err(refused)?;
+    if flags.version {
+        println!(
+            "containerd-shim-caisson-v2 {}\n{}",
+            env!("CARGO_PKG_VERSION"),
+            crate::RUNTIME
+        );
+        return Ok(());
+    }
+    match flags.action.as_str() {
+        "start" => answer(start(flags).await?.as_bytes()),
+        "delete" => answer(&delete(&flags)?),
+        _ => serve(flags).await,
+    }
 }
 
-#[async_trait]
-impl Shim for Caisson {
-    type T = TaskService;
+fn answer(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(Error::file("write", "stdout"))
+}
 
-    async fn new(_runtime_id: &str, args: &Flags, shim: &mut Config) -> Self {
-        let config = config::load().map_err(|error| error.chain());
-        if let Ok(config) = &config {
-            shim.default_log_level.clone_from(&config.log.level);
+/// Starts a serving process for a pod or finds the one that it has. Returns its address.
+async fn start(flags: Flags) -> Result<String> {
+    // What is wrong with a bundle, the request to create it will tell, where its user looks.
+    let role = Role::of_bundle(Path::new(".")).unwrap_or(Role::Alone);
+    let address = match role {
+        Role::Container { sandbox_id } => pod_address(&sandbox_id)?,
+        Role::Sandbox | Role::Alone => {
+            let grouping = flags.id.clone();
+            let options = StartOpts {
+                id: flags.id,
+                publish_binary: flags.publish_binary,
+                address: flags.address,
+                ttrpc_address: String::new(),
+                namespace: flags.namespace,
+                debug: flags.debug,
+            };
+            let spawned = spawn(options, &grouping, Vec::new()).await;
+            spawned.map_err(|error| Error::Spawn(Box::new(error)))?
         }
-        Self {
-            id: args.id.clone(),
-            namespace: args.namespace.clone(),
-            config,
-            exit: Arc::default(),
-        }
-    }
+    };
+    std::fs::write(ADDRESS_FILE, &address).map_err(Error::file("write", ADDRESS_FILE))?;
+    Ok(address)
+}
 
-    async fn start_shim(&mut self, opts: StartOpts) -> containerd_shim::Result<String> {
-        let grouping = opts.id.clone();
-        let address = spawn(opts, &grouping, Vec::new()).await?;
-        // By it containerd 1.6 finds a running shim again, and the shim its socket when it ends.
-        write_str_to_file(ADDRESS_FILE, &address).await?;
-        Ok(address)
-    }
+/// The address of the shim that serves a pod, from its sandbox's bundle, which lies beside this one.
+fn pod_address(sandbox_id: &str) -> Result<String> {
+    let path = Path::new("..").join(sandbox_id).join(ADDRESS_FILE);
+    std::fs::read_to_string(&path)
+        .map_err(Error::file("find the shim of the pod's sandbox by", path))
+}
 
-    async fn delete_shim(&mut self) -> containerd_shim::Result<DeleteResponse> {
-        let state_dir = match &self.config {
-            Ok(config) => config.state_dir.clone(),
-            Err(_) => NodeConfig::default().state_dir,
-        };
-        state::remove(&state_dir, &self.id)
-            .map_err(|error| containerd_shim::Error::Other(error.chain()))?;
+/// Removes what a dead shim left behind. Returns the answer to containerd.
+fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    let state_dir = config::load().unwrap_or_default().state_dir;
+    // A container of a pod has nothing outside of the pod, which goes with its sandbox.
+    if !matches!(Role::of_bundle(Path::new(".")), Ok(Role::Container { .. })) {
+        state::remove(&state_dir, &flags.id)?;
         remove_socket();
-        Ok(DeleteResponse {
-            exit_status: KILLED,
-            exited_at: Some(timestamp(SystemTime::now())).into(),
-            ..Default::default()
-        })
     }
-
-    async fn wait(&mut self) {
-        self.exit.wait().await;
-    }
-
-    async fn create_task_service(&self, publisher: RemotePublisher) -> TaskService {
-        let pod = self.config.clone().map(|config| {
-            let events = Events::new(publisher.address.clone(), self.namespace.clone());
-            let vmm = Arc::new(accelerator::qemu(&config));
-            Pod::new(self.id.clone(), self.namespace.clone(), config, vmm, events)
-        });
-        TaskService {
-            pod,
-            exit: self.exit.clone(),
-        }
-    }
+    let response = DeleteResponse {
+        exit_status: KILLED,
+        exited_at: Some(timestamp(SystemTime::now())).into(),
+        ..Default::default()
+    };
+    response.write_to_bytes().map_err(|error| Error::Request {
+        field: "answer",
+        reason: error.to_string(),
+    })
 }
 
-/// Removes the socket of a shim that died before it could.
+/// Removes the socket of a shim, in the end or when it died before it could.
 fn remove_socket() {
     let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) else {
         return;
     };
-    let path = address.strip_prefix("unix://").unwrap_or(&address);
-    match std::fs::remove_file(path) {
+    match std::fs::remove_file(socket_path(&address)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            log::warn!("remove socket {path}: {error}");
+            log::warn!("remove socket {address}: {error}");
         }
         _ => {}
     }
+}
+
+fn socket_path(address: &str) -> &Path {
+    Path::new(address.strip_prefix("unix://").unwrap_or(address))
+}
+
+/// Serves containerd until the pod's end.
+async fn serve(flags: Flags) -> Result<()> {
+    // Or why it was refused: told with the first request, where its user looks.
+    let config = config::load().map_err(|error| error.chain());
+    let level = config.as_ref().map_or("info", |config| &config.log.level);
+    logger::init(flags.debug, level, &flags.namespace, &flags.id)
+        .map_err(|error| Error::Spawn(Box::new(error)))?;
+    ignore_signals()?;
+
+    let exit = Arc::new(ExitSignal::default());
+    let task = Arc::new(TaskService {
+        pod: config.map(|config| pod(&flags, config)),
+        exit: exit.clone(),
+    });
+    let mut server = Server::new().add_listener(listen(&flags.socket)?);
+    for name in TASK_SERVICES {
+        let service = create_task(task.clone()).into_values();
+        server = server.register_service(service.map(|s| (name.to_owned(), s)).collect());
+    }
+    let started = server.start().await;
+    started.map_err(|error| Error::Spawn(Box::new(error.into())))?;
+    say_started()?;
+    exit.wait().await;
+    log::info!("the shim ends");
+    if let Err(error) = server.shutdown().await {
+        log::debug!("end of the server: {error}");
+    }
+    remove_socket();
+    Ok(())
+}
+
+fn pod(flags: &Flags, config: NodeConfig) -> Arc<Pod> {
+    /// containerd's socket for events, by its environment variable.
+    const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+    let containerd = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
+    let events = Events::new(containerd, flags.namespace.clone());
+    let vmm = Arc::new(accelerator::qemu(&config));
+    Pod::new(
+        flags.id.clone(),
+        flags.namespace.clone(),
+        config,
+        vmm,
+        events,
+    )
+}
+
+/// Only containerd's requests end a shim: a signal to all processes of a service must not take the pods with it.
+fn ignore_signals() -> Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(Error::file("listen for signals by", "signalfd"))?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                log::info!("a signal to end is ignored: the pod's end is containerd's word");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn listen(address: &str) -> Result<Listener> {
+    let path = socket_path(address);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
+    }
+    let bind = || std::os::unix::net::UnixListener::bind(path);
+    let listener = match bind() {
+        // Of a shim that was killed.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::AddrInUse
+                && std::os::unix::net::UnixStream::connect(path).is_err() =>
+        {
+            std::fs::remove_file(path).map_err(Error::file("remove", path))?;
+            bind()
+        }
+        bound => bound,
+    };
+    let listening = listener.and_then(Listener::try_from);
+    listening.map_err(Error::file("listen on", path))
+}
+
+/// containerd waits for the end of our stdout, of which the process that spawned us has the other end.
+fn say_started() -> Result<()> {
+    nix::unistd::dup2_stdout(std::io::stderr())
+        .map_err(std::io::Error::from)
+        .map_err(Error::file("close", "stdout"))
 }

@@ -6,6 +6,7 @@
 
 pub mod accelerator;
 mod agent;
+mod cgroup;
 pub mod config;
 mod container;
 pub mod error;
@@ -29,13 +30,4 @@ pub use error::{Error, Result};
 /// containerd's name of this runtime.
 pub const RUNTIME: &str = "io.containerd.caisson.v2";
 
-/// Serves containerd until the pod's end.
-pub async fn run() {
-    // Its own reaper waits for every child, also for those of others.
-    let config = containerd_shim::Config {
-        no_reaper: true,
-        no_sub_reaper: true,
-        ..Default::default()
-    };
-    containerd_shim::asynchronous::run::<launch::Caisson>(RUNTIME, Some(config)).await;
-}
+pub use launch::run;

@@ -1,8 +1,9 @@
 //! A pod's VM, put together: state folder, shared folder, VM, agent.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -42,10 +43,13 @@ pub struct Machine {
     pub pid: u32,
     /// The disk with the kernel's further modules, until it is plugged in.
     modules: Mutex<Option<PathBuf>>,
+    /// By name in the guest and place on the host, what was plugged in and may be asked for again.
+    plugged: Mutex<HashSet<(String, PathBuf)>>,
     hostname: String,
     boot_timeout: Duration,
     agent: OnceCell<Agent>,
-    size: Mutex<VmSize>,
+    /// The size that the VM was last given. Held while it is given another; nothing else waits for it.
+    size: tokio::sync::Mutex<VmSize>,
     dir: Mutex<Option<PodDir>>,
 }
 
@@ -81,10 +85,11 @@ impl Machine {
             vm,
             pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
             modules: Mutex::new(modules),
+            plugged: Mutex::default(),
             hostname,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             agent: OnceCell::new(),
-            size: Mutex::new(size),
+            size: tokio::sync::Mutex::new(size),
             dir: Mutex::new(Some(dir)),
             share,
         };
@@ -131,13 +136,28 @@ impl Machine {
         }
         let mut halves = Vec::new();
         for device in devices {
-            self.vm.attach(device.vm).await?;
+            // Another container of the pod may have asked for the same: then the VM has it, and the agent says when it is ready.
+            let place = place(&device.vm);
+            let is_new = place
+                .iter()
+                .all(|place| self.plugged().insert(place.clone()));
+            if is_new {
+                if let Err(error) = self.vm.attach(device.vm).await {
+                    self.plugged()
+                        .retain(|plugged| Some(plugged) != place.as_ref());
+                    return Err(error);
+                }
+            }
             halves.push(device.guest);
         }
         self.record().await?;
         let agent = self.agent().await?;
         let attached = halves.into_iter().map(|half| agent.attach(half));
         futures::future::try_join_all(attached).await.map(drop)
+    }
+
+    fn plugged(&self) -> MutexGuard<'_, HashSet<(String, PathBuf)>> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Plugs the disk with the kernel's further modules in, once. The guest waits for it when something asks for a module.
@@ -158,9 +178,11 @@ impl Machine {
         }
     }
 
-    /// Grows or shrinks the VM. What a guest does not give back stays its own: shrinking is best effort.
-    pub async fn resize(&self, wanted: VmSize) -> Result<()> {
-        let current = self.size();
+    /// Grows or shrinks the VM to what `wanted` makes of its size. What a guest does not give back stays its own: shrinking is best effort.
+    pub async fn resize(&self, wanted: impl FnOnce(VmSize) -> VmSize) -> Result<()> {
+        let mut size = self.size.lock().await;
+        let current = *size;
+        let wanted = wanted(current);
         if wanted.cpus != current.cpus {
             let device = Device::Cpus(wanted.cpus);
             self.replug(
@@ -182,7 +204,7 @@ impl Machine {
             )
             .await?;
         }
-        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        *size = wanted;
         Ok(())
     }
 
@@ -204,13 +226,8 @@ impl Machine {
         tokio::try_join!(self.vm.attach(device), agent.attach(half)).map(drop)
     }
 
-    /// The size that the VM was last given.
-    pub fn size(&self) -> VmSize {
-        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the VM, in order, and removes everything of the pod from the host. Idempotent; failures are logged.
-    pub async fn shutdown(&self) {
+    /// Ends the VM, in order. Idempotent; failures are logged.
+    pub async fn stop(&self) {
         let mut ended = self.vm.clone();
         if let Some(agent) = self.agent.get() {
             tokio::select! {
@@ -223,6 +240,11 @@ impl Machine {
         if let Err(error) = self.vm.stop().await {
             log::warn!("stop the VM: {}", error.chain());
         }
+    }
+
+    /// Ends the VM and removes everything of the pod from the host. Idempotent; failures are logged.
+    pub async fn shutdown(&self) {
+        self.stop().await;
         let dir = self
             .dir
             .lock()
@@ -244,6 +266,15 @@ impl Machine {
             Some(dir) => dir.record(&pids),
             None => Ok(()),
         }
+    }
+}
+
+/// What a device shows, by which two that are the same are known.
+fn place(device: &Device) -> Option<(String, PathBuf)> {
+    match device {
+        Device::SharedDir { tag, path, .. } => Some((tag.clone(), path.clone())),
+        Device::Disk { serial, path, .. } => Some((serial.clone(), path.clone())),
+        Device::Network { .. } | Device::Cpus(_) | Device::Memory(_) => None,
     }
 }
 

@@ -5,6 +5,7 @@
 //! shim.pid          the shim: "pid start-time"
 //! pids              the VM's processes: "pid start-time role" a line
 //! vm/               the VMM's sockets and logs
+//! cgroup            the path of the pod's cgroup, if it has one
 //! shared/           what the guest sees of the host, see `share`
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
 //! ```
@@ -28,7 +29,10 @@ use nix::{
     unistd::{chown, Gid, Pid, Uid},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    cgroup,
+    error::{Error, Result},
+};
 
 const USERS: &str = ".users";
 
@@ -40,6 +44,7 @@ pub struct PodDir {
     path: PathBuf,
     /// Whom the pod's VM runs as; nobody else on this host does.
     pub credentials: Credentials,
+    cgroup: Option<PathBuf>,
 }
 
 impl PodDir {
@@ -64,6 +69,7 @@ impl PodDir {
             id: id.to_owned(),
             path,
             credentials: Credentials { uid: 0, gid: 0 },
+            cgroup: None,
         };
         dir.write("shim.pid", &process_line(std::process::id(), ""))?;
         dir.credentials = take_user(config, id)?;
@@ -89,8 +95,21 @@ impl PodDir {
         self.path.join("shared")
     }
 
-    /// Notes the processes of the VM, for whoever has to clean up after this one.
+    /// Makes a cgroup for the VM's processes.
+    pub fn use_cgroup(&mut self, path: &Path) -> Result<()> {
+        self.write("cgroup", &path.to_string_lossy())?;
+        cgroup::create(path)?;
+        self.cgroup = Some(path.to_owned());
+        Ok(())
+    }
+
+    /// Moves the processes of the VM into its cgroup and notes them, for whoever has to clean up after this one.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
+        if let Some(path) = &self.cgroup {
+            for (_, pid) in pids {
+                cgroup::add(path, *pid)?;
+            }
+        }
         let lines: Vec<_> = pids
             .iter()
             .map(|(role, pid)| process_line(*pid, role))
@@ -165,6 +184,9 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
     pids.extend(shim_pid(&path).filter(|pid| *pid != std::process::id()));
     kill_and_wait(&pids);
     unmount_below(&path)?;
+    if let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) {
+        cgroup::remove(Path::new(&cgroup))?;
+    }
     // Only now: nothing below is a mount any more, so this can't reach what was shared.
     fs::remove_dir_all(&path).map_err(Error::file("remove state folder", &path))?;
     free_users(state_dir, id);

@@ -15,7 +15,7 @@ use caisson_shim::{
 };
 use caisson_tests::paths;
 use caisson_vmm::fake::FakeVmm;
-use serde_json::json;
+use serde_json::{json, Value};
 
 /// A pod, and the folder in which everything of it lies.
 struct Bench {
@@ -40,48 +40,50 @@ impl Bench {
         Self { dir, pod }
     }
 
-    /// A bundle whose init runs `script` in busybox' shell.
-    fn bundle(&self, script: &str) -> PathBuf {
-        let bundle = self.dir.path().join("bundle");
-        let bin = bundle.join("rootfs/bin");
-        std::fs::create_dir_all(&bin).unwrap();
-        for dir in ["proc", "dev", "tmp"] {
-            std::fs::create_dir(bundle.join("rootfs").join(dir)).unwrap();
+    /// A bundle in which busybox is the root's shell.
+    fn bundle(&self, id: &str, spec: &Value) -> PathBuf {
+        let bundle = self.dir.path().join("bundles").join(id);
+        if !bundle.exists() {
+            let bin = bundle.join("rootfs/bin");
+            std::fs::create_dir_all(&bin).unwrap();
+            for dir in ["proc", "dev", "tmp"] {
+                std::fs::create_dir(bundle.join("rootfs").join(dir)).unwrap();
+            }
+            std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+            for applet in ["sh", "sleep", "cat"] {
+                symlink("busybox", bin.join(applet)).unwrap();
+            }
         }
-        std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-        for applet in ["sh", "sleep", "cat"] {
-            symlink("busybox", bin.join(applet)).unwrap();
-        }
-        let config = json!({
-            "ociVersion": "1.0.2",
-            "process": {
-                "cwd": "/",
-                "args": ["/bin/sh", "-c", script],
-                "env": ["PATH=/bin"],
-                "user": {"uid": 0, "gid": 0},
-            },
-            "root": {"path": "rootfs"},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {"namespaces": [
-                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
-            ]},
-        });
-        std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         bundle
     }
 
-    async fn create(&self, script: &str) {
-        let request = self.request(self.bundle(script));
-        self.pod.create(request).await.unwrap();
-    }
-
-    fn request(&self, bundle: PathBuf) -> CreateRequest {
-        CreateRequest {
-            id: "web".to_owned(),
-            bundle,
+    async fn create_of(&self, id: &str, spec: &Value) -> caisson_shim::Result<u32> {
+        let request = CreateRequest {
+            id: id.to_owned(),
+            bundle: self.bundle(id, spec),
             rootfs: Vec::new(),
             stdio: Stdio::default(),
-        }
+        };
+        self.pod.create(request).await
+    }
+
+    async fn create(&self, script: &str) {
+        self.create_of("web", &spec(script)).await.unwrap();
+    }
+
+    /// The sandbox of a pod, started.
+    async fn start_sandbox(&self) {
+        let sandbox = spec_in_pod("sandbox", "/pause");
+        self.create_of("web", &sandbox).await.unwrap();
+        self.pod.start("web", "").await.unwrap();
+    }
+
+    /// A container of that pod, started.
+    async fn start_in_pod(&self, id: &str, script: &str) {
+        let spec = spec_in_pod("container", script);
+        self.create_of(id, &spec).await.unwrap();
+        self.pod.start(id, "").await.unwrap();
     }
 
     async fn start(&self, script: &str) {
@@ -90,7 +92,11 @@ impl Bench {
     }
 
     async fn exit_status(&self, exec: &str) -> u32 {
-        let (process, ..) = self.pod.process("web", exec).unwrap();
+        self.exit_status_of("web", exec).await
+    }
+
+    async fn exit_status_of(&self, id: &str, exec: &str) -> u32 {
+        let (process, ..) = self.pod.process(id, exec).unwrap();
         let exited = tokio::time::timeout(Duration::from_secs(20), process.exited());
         exited.await.unwrap().status
     }
@@ -112,6 +118,34 @@ impl Bench {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         pods.is_empty() && !mounts.contains(&state.display().to_string())
     }
+}
+
+/// A container whose init runs `script`.
+fn spec(script: &str) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "cwd": "/",
+            "args": ["/bin/sh", "-c", script],
+            "env": ["PATH=/bin"],
+            "user": {"uid": 0, "gid": 0},
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [
+            {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
+        ]},
+    })
+}
+
+/// The same as a task of the pod "web".
+fn spec_in_pod(container_type: &str, script: &str) -> Value {
+    let mut spec = spec(script);
+    spec["annotations"] = json!({
+        "io.kubernetes.cri.container-type": container_type,
+        "io.kubernetes.cri.sandbox-id": "web",
+    });
+    spec
 }
 
 fn says(result: caisson_shim::Result<impl Sized>, text: &str) {
@@ -147,14 +181,9 @@ async fn pod_that_was_shut_down_leaves_nothing() {
 #[tokio::test]
 async fn create_that_fails_leaves_nothing() {
     let bench = Bench::new();
-    let bundle = bench.bundle("true");
-    let config = std::fs::read_to_string(bundle.join("config.json")).unwrap();
-    std::fs::write(
-        bundle.join("config.json"),
-        config.replace("/bin/sh", "/bin/nosuch"),
-    )
-    .unwrap();
-    says(bench.pod.create(bench.request(bundle)).await, "/bin/nosuch");
+    let mut spec = spec("true");
+    spec["process"]["args"][0] = json!("/bin/nosuch");
+    says(bench.create_of("web", &spec).await, "/bin/nosuch");
     assert!(bench.state_is_empty());
 }
 
@@ -233,4 +262,70 @@ async fn container_that_is_not_there_is_not_found() {
         "container \"nobody\": not found",
     );
     says(bench.pod.pids("nobody").await, "not found");
+}
+
+#[tokio::test]
+async fn sandbox_runs_without_a_process_until_it_is_killed() {
+    let bench = Bench::new();
+    bench.start_sandbox().await;
+    let (sandbox, _, pid) = bench.pod.process("web", "").unwrap();
+    assert_eq!(sandbox.state(), State::Running);
+    assert_eq!(bench.pod.pids("web").await.unwrap(), [pid]);
+    bench.pod.kill("web", "", 9, false).await.unwrap();
+    assert_eq!(bench.exit_status("").await, 137);
+    bench.pod.delete("web", "").await.unwrap();
+    assert!(bench.state_is_empty());
+}
+
+#[tokio::test]
+async fn sandbox_outlives_its_containers() {
+    let bench = Bench::new();
+    bench.start_sandbox().await;
+    for id in ["first", "second"] {
+        bench.start_in_pod(id, "exit 3").await;
+        assert_eq!(bench.exit_status_of(id, "").await, 3);
+        bench.pod.delete(id, "").await.unwrap();
+    }
+    let (sandbox, ..) = bench.pod.process("web", "").unwrap();
+    assert_eq!(sandbox.state(), State::Running);
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_end_with_its_sandbox() {
+    let bench = Bench::new();
+    bench.start_sandbox().await;
+    bench.start_in_pod("app", "sleep 1000").await;
+    bench.pod.kill("web", "", 15, false).await.unwrap();
+    assert_eq!(bench.exit_status_of("app", "").await, 137);
+    bench.pod.delete("app", "").await.unwrap();
+    bench.pod.delete("web", "").await.unwrap();
+    assert!(bench.state_is_empty());
+}
+
+#[tokio::test]
+async fn container_that_fails_leaves_its_pod_as_it_was() {
+    let bench = Bench::new();
+    bench.start_sandbox().await;
+    let mut bad = spec_in_pod("container", "true");
+    bad["process"]["args"][0] = json!("/bin/nosuch");
+    says(bench.create_of("bad", &bad).await, "/bin/nosuch");
+    bench.start_in_pod("app", "sleep 1000").await;
+    bench.pod.shutdown().await;
+    assert!(bench.state_is_empty());
+}
+
+#[tokio::test]
+async fn sandbox_takes_no_exec() {
+    let bench = Bench::new();
+    bench.start_sandbox().await;
+    says(bench.exec("e1", "true"), "runs no process");
+    bench.pod.shutdown().await;
+}
+
+#[tokio::test]
+async fn container_without_its_sandbox_is_refused() {
+    let bench = Bench::new();
+    let container = spec_in_pod("container", "true");
+    says(bench.create_of("app", &container).await, "not found");
 }

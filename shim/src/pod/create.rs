@@ -1,19 +1,22 @@
 //! How a container comes into a pod: from the bundle to an init that waits for its start.
+//!
+//! A container that is alone boots the VM that it is in; so does a pod's sandbox, which is that VM and nothing else. The
+//! containers of a pod come into the VM that its sandbox has booted.
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use caisson_oci::translate::{translate, Node};
+use caisson_oci::translate::{translate, Node, Plan};
 use containerd_shim::protos::{
     events::task::{TaskCreate, TaskIO},
     types::mount::Mount,
 };
 
-use super::Pod;
+use super::{role::Role, Pod};
 use crate::{
     agent::ProcessId,
     container::{Container, Wishes},
     error::{Error, Result},
-    machine::{host_cpus, host_memory_mib, stage, Machine},
+    machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
     process::Process,
     share::Share,
     state::PodDir,
@@ -29,8 +32,15 @@ pub struct CreateRequest {
     pub stdio: Stdio,
 }
 
+/// A container whose root and volumes are mounted into the share.
+struct Prepared {
+    plan: Plan,
+    plugs: Vec<Plug>,
+    ends: HostEnds,
+}
+
 impl Pod {
-    /// Creates a container, in a VM of its own. Returns the pid of the VM on the host. A failure leaves nothing.
+    /// Creates a container. Returns the pid of the VM on the host. A failure leaves nothing of it, and the pod as it was.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         caisson_oci::id::check(&request.id)?;
         if self.lock().contains_key(&request.id) {
@@ -39,16 +49,25 @@ impl Pod {
                 id: request.id,
             });
         }
-        let created = self.create_container(&request).await;
-        let (machine, container) = match created {
-            Ok(created) => created,
-            Err(error) => {
-                self.shutdown().await;
-                return Err(error);
+        let wishes = Wishes::read(&request.bundle)?;
+        let (machine, container) = match Role::of(&wishes.spec)? {
+            Role::Container { .. } => self.create_in_pod(&request, wishes).await?,
+            role => {
+                let created = match role {
+                    Role::Sandbox => self.create_sandbox(&request, wishes).await,
+                    _ => self.create_alone(&request, wishes).await,
+                };
+                match created {
+                    Ok(created) => created,
+                    Err(error) => {
+                        self.shutdown().await;
+                        return Err(error);
+                    }
+                }
             }
         };
-        let init = container.init.clone();
-        self.lock().insert(request.id.clone(), container);
+        let container = Arc::new(container);
+        self.lock().insert(request.id.clone(), container.clone());
         self.events.send(TaskCreate {
             container_id: request.id,
             bundle: request.bundle.display().to_string(),
@@ -64,19 +83,73 @@ impl Pod {
             pid: machine.pid,
             ..Default::default()
         });
-        self.watch(machine.clone(), init);
+        self.watch(machine.clone(), container.init.clone(), &container);
         Ok(machine.pid)
     }
 
-    async fn create_container(
+    /// A container that has a VM for itself.
+    async fn create_alone(
         self: &Arc<Self>,
         request: &CreateRequest,
-    ) -> Result<(Arc<Machine>, Arc<Container>)> {
+        wishes: Wishes,
+    ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
-        let id = &request.id;
-        let wishes = Wishes::read(&request.bundle)?;
-        let dir = PodDir::create(&self.config, &self.id)?;
+        let (dir, share) = self.folder(&wishes)?;
+        let prepared = self.prepare(&share, request, wishes).await?;
+        let hostname = prepared.plan.guest_spec.hostname().clone();
+        let hostname = hostname.unwrap_or_else(|| request.id.clone());
+        stage(&self.id, "prepare", started);
+        let machine = self
+            .boot(hostname, dir, share, &[prepared.plan.limits])
+            .await?;
+        let container = self.bring_in(&machine, request, prepared, started).await?;
+        Ok((machine, container))
+    }
+
+    /// A further container of the pod.
+    async fn create_in_pod(
+        self: &Arc<Self>,
+        request: &CreateRequest,
+        wishes: Wishes,
+    ) -> Result<(Arc<Machine>, Container)> {
+        let started = Instant::now();
+        let machine = self.machine(&self.id)?;
+        let created = async {
+            let prepared = self.prepare(&machine.share, request, wishes).await?;
+            stage(&request.id, "prepare", started);
+            self.make_room(&machine, &[prepared.plan.limits]).await?;
+            self.bring_in(&machine, request, prepared, started).await
+        };
+        match created.await {
+            Ok(container) => Ok((machine, container)),
+            Err(error) => {
+                if let Err(left) = machine.share.remove(&request.id) {
+                    log::error!(container = request.id; "clean up after a failed create: {}", left.chain());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The folders and the cgroup of a new pod.
+    pub(super) fn folder(&self, wishes: &Wishes) -> Result<(PodDir, Share)> {
+        let mut dir = PodDir::create(&self.config, &self.id)?;
+        let linux = wishes.spec.linux().as_ref();
+        if let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) {
+            dir.use_cgroup(path)?;
+        }
         let share = Share::create(dir.shared())?;
+        Ok((dir, share))
+    }
+
+    /// What can be done for a container while the guest is still booting, or before.
+    async fn prepare(
+        &self,
+        share: &Share,
+        request: &CreateRequest,
+        wishes: Wishes,
+    ) -> Result<Prepared> {
+        let id = &request.id;
         let folder = wishes.root(&request.bundle);
         share
             .mount_rootfs(id, request.rootfs.clone(), &folder)
@@ -94,40 +167,48 @@ impl Pod {
         }
         share.mount_volumes(id, &plan.volumes)?;
         let ends = HostEnds::open(&request.stdio, id, &self.namespace).await?;
-        stage(&self.id, "prepare", started);
+        Ok(Prepared { plan, plugs, ends })
+    }
 
-        let hostname = plan.guest_spec.hostname().clone();
-        let hostname = hostname.unwrap_or_else(|| id.clone());
-        let machine = self
-            .machine
-            .get_or_try_init(|| async {
-                let machine = Machine::boot(
-                    self.vmm.as_ref(),
-                    &self.config,
-                    &self.id,
-                    hostname,
-                    dir,
-                    share,
-                    plan.size,
-                )
-                .await?;
-                let machine = Arc::new(machine);
-                self.watch_guest(machine.clone());
-                Result::Ok(machine)
-            })
-            .await?;
+    /// Plugs a container's devices in and has the agent make it.
+    async fn bring_in(
+        &self,
+        machine: &Machine,
+        request: &CreateRequest,
+        prepared: Prepared,
+        started: Instant,
+    ) -> Result<Container> {
+        let id = &request.id;
+        let Prepared { plan, plugs, ends } = prepared;
         let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
-        stage(&self.id, "attached", started);
+        stage(id, "attached", started);
         let guest_pid = agent.create(id, &plan.guest_spec, ends.tokens).await?;
-        stage(&self.id, "created", started);
-        let process_id = ProcessId {
-            container: id.clone(),
-            exec: String::new(),
-        };
-        let init = Process::new(process_id, request.stdio.clone(), Vec::new());
-        init.set_pumps(ends.connect(&machine.vm, id).await?);
-        stage(&self.id, "streams", started);
-        let container = Container::new(request.bundle.clone(), Arc::new(init), guest_pid);
-        Ok((machine.clone(), Arc::new(container)))
+        stage(id, "created", started);
+        let init = Process::new(init_id(id), request.stdio.clone(), Vec::new());
+        match ends.connect(&machine.vm, id).await {
+            Ok(pumps) => init.set_pumps(pumps),
+            Err(error) => {
+                // The VM of a container that is alone ends anyway.
+                if let Err(left) = agent.delete(id).await {
+                    log::warn!(container = id; "clean up after a failed create: {}", left.chain());
+                }
+                return Err(error);
+            }
+        }
+        stage(id, "streams", started);
+        Ok(Container::new(
+            request.bundle.clone(),
+            init,
+            guest_pid,
+            plan.limits,
+        ))
+    }
+}
+
+/// Names a container's init.
+pub(super) fn init_id(container: &str) -> ProcessId {
+    ProcessId {
+        container: container.to_owned(),
+        exec: String::new(),
     }
 }

@@ -1,11 +1,14 @@
 //! A pod: one VM and the containers in it. What the task service does, without containerd's messages.
 //!
-//! [`create`] brings containers in, [`watch`] hears of their ends; the rest is here.
+//! [`create`] brings containers in, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends; the rest is here.
 
 mod create;
+mod role;
+mod sandbox;
 mod watch;
 
 pub use create::CreateRequest;
+pub use role::Role;
 
 use std::{
     collections::HashMap,
@@ -27,7 +30,7 @@ use crate::{
     container::Container,
     error::{Error, Result},
     events::Events,
-    machine::{host_cpus, host_memory_mib, Machine},
+    machine::Machine,
     process::{Exit, Process, State},
     stats::timestamp,
     streams::{HostEnds, Stdio},
@@ -74,9 +77,11 @@ impl Pod {
     /// Starts a container's init or an exec. Returns the pid of the VM on the host.
     pub async fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32> {
         let machine = self.machine(id)?;
-        let process = self.container(id)?.process(exec)?;
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
         process.transition("start", State::Starting)?;
         let started = match exec {
+            "" if container.is_sandbox() => machine.agent().await.map(drop),
             "" => machine.agent().await?.start(id).await,
             _ => self.start_exec(&machine, &process).await,
         };
@@ -110,7 +115,7 @@ impl Pod {
                 machine.plug_modules().await;
             });
         } else {
-            self.watch(machine, process);
+            self.watch(machine, process, &container);
         }
         Ok(pid)
     }
@@ -144,7 +149,7 @@ impl Pod {
     /// Adds an exec, to be started later.
     pub fn exec(&self, id: &str, exec: &str, process_json: Vec<u8>, stdio: Stdio) -> Result<()> {
         caisson_oci::id::check(exec)?;
-        let container = self.container(id)?;
+        let container = self.guest_container("exec", id)?;
         let process_id = ProcessId {
             container: id.to_owned(),
             exec: exec.to_owned(),
@@ -166,8 +171,11 @@ impl Pod {
     }
 
     /// Signals a process, or all of its container.
+    ///
+    /// The sandbox ends with the signals that end a pause container, and the VM with it.
     pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
-        let process = self.container(id)?.process(exec)?;
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
         if let State::Stopped(_) = process.state() {
             // As runc's shim says it; containerd takes it for success.
             return Err(Error::NotFound {
@@ -176,6 +184,13 @@ impl Pod {
             });
         }
         let machine = self.machine(id)?;
+        if container.is_sandbox() {
+            const ENDING: [i32; 3] = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT];
+            if ENDING.contains(&(signal as i32)) {
+                machine.stop().await;
+            }
+            return Ok(());
+        }
         machine.agent().await?.kill(&process.id, signal, all).await
     }
 
@@ -186,6 +201,10 @@ impl Pod {
         let process = container.process(exec)?;
         let exit = match process.state() {
             State::Stopped(exit) => exit,
+            State::Created if container.is_sandbox() => {
+                machine.stop().await;
+                process.exited().await
+            }
             State::Created if exec.is_empty() => {
                 machine
                     .agent()
@@ -211,16 +230,21 @@ impl Pod {
             container.remove_exec(exec);
             return Ok((exit, machine.pid));
         }
-        let mut ended = machine.vm.clone();
-        tokio::select! {
-            deleted = async { machine.agent().await?.delete(id).await } => if let Err(error) = deleted {
-                // Nothing of the guest outlives the VM; the host's part goes on.
-                log::warn!(container = id; "{}", error.chain());
-            },
-            _ = ended.ended() => {}
+        if container.is_sandbox() {
+            machine.shutdown().await;
+            self.lock().remove(id);
+        } else {
+            let mut ended = machine.vm.clone();
+            tokio::select! {
+                deleted = async { machine.agent().await?.delete(id).await } => if let Err(error) = deleted {
+                    // Nothing of the guest outlives the VM; the host's part goes on.
+                    log::warn!(container = id; "{}", error.chain());
+                },
+                _ = ended.ended() => {}
+            }
+            self.lock().remove(id);
+            machine.share.remove(id)?;
         }
-        self.lock().remove(id);
-        machine.share.remove(id)?;
         self.events.send(TaskDelete {
             container_id: id.to_owned(),
             pid: machine.pid,
@@ -233,7 +257,7 @@ impl Pod {
 
     /// Freezes a container.
     pub async fn pause(&self, id: &str) -> Result<()> {
-        let init = self.container(id)?.init.clone();
+        let init = self.guest_container("pause", id)?.init.clone();
         let machine = self.machine(id)?;
         match init.state() {
             State::Running => machine.agent().await?.pause(id).await?,
@@ -249,7 +273,7 @@ impl Pod {
 
     /// Thaws a container.
     pub async fn resume(&self, id: &str) -> Result<()> {
-        let init = self.container(id)?.init.clone();
+        let init = self.guest_container("resume", id)?.init.clone();
         let machine = self.machine(id)?;
         match init.state() {
             State::Paused => machine.agent().await?.resume(id).await?,
@@ -267,9 +291,12 @@ impl Pod {
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
         let container = self.container(id)?;
         let machine = self.machine(id)?;
+        if container.is_sandbox() {
+            return Ok(vec![machine.pid]);
+        }
         let mut pids = machine.agent().await?.pids(id).await?;
         for pid in &mut pids {
-            if *pid == container.guest_pid {
+            if Some(*pid) == container.guest_pid {
                 *pid = machine.pid;
             }
         }
@@ -278,34 +305,28 @@ impl Pod {
 
     /// What a container uses.
     pub async fn stats(&self, id: &str) -> Result<StatsResponse> {
-        self.container(id)?;
+        self.guest_container("stats", id)?;
         self.machine(id)?.agent().await?.stats(id).await
     }
 
     /// Changes a container's limits, and the VM's size with them.
     pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
-        self.container(id)?;
+        let container = self.guest_container("update", id)?;
         let machine = self.machine(id)?;
-        let current = machine.size();
-        let wanted = current.with_limits(resources, &self.config.vm, host_cpus());
-        if wanted.memory_mib > host_memory_mib() {
-            return Err(Error::Request {
-                field: "resources.memory.limit",
-                reason: format!(
-                    "the VM would need {} MiB of memory, the node has {} MiB",
-                    wanted.memory_mib,
-                    host_memory_mib()
-                ),
-            });
-        }
+        let old = container.limits();
+        let mut new = old;
+        new.update(resources);
+        container.set_limits(new);
         // First room, then the limit; when it shrinks the other way round.
-        let grows = caisson_oci::VmSize {
-            cpus: wanted.cpus.max(current.cpus),
-            memory_mib: wanted.memory_mib.max(current.memory_mib),
+        let updated = async {
+            self.make_room(&machine, &[]).await?;
+            machine.agent().await?.update(id, resources).await
         };
-        machine.resize(grows).await?;
-        machine.agent().await?.update(id, resources).await?;
-        machine.resize(wanted).await
+        if let Err(error) = updated.await {
+            container.set_limits(old);
+            return Err(error);
+        }
+        self.fit(&machine).await
     }
 
     /// Tells a terminal its size.
@@ -343,6 +364,19 @@ impl Pod {
             what: "container",
             id: id.to_owned(),
         })
+    }
+
+    /// A container that has processes in the guest.
+    fn guest_container(&self, operation: &'static str, id: &str) -> Result<Arc<Container>> {
+        let container = self.container(id)?;
+        match container.is_sandbox() {
+            false => Ok(container),
+            true => Err(Error::State {
+                operation,
+                id: id.to_owned(),
+                state: "the pod's sandbox, which is its VM and runs no process",
+            }),
+        }
     }
 
     fn machine(&self, id: &str) -> Result<Arc<Machine>> {

@@ -6,22 +6,36 @@ use std::{
 };
 
 use caisson_protocol::agent::event;
+use caisson_vmm::EndReason;
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
 
 use super::{Pod, UNKNOWN_STATUS};
 use crate::{
+    container::Container,
     machine::Machine,
     process::{Exit, Process, State},
     stats::timestamp,
     vm::describe,
 };
 
+/// 128 and SIGKILL.
+const KILLED_STATUS: u32 = 137;
+
 impl Pod {
     /// Waits for a process' end in the background and announces it.
-    pub(super) fn watch(self: &Arc<Self>, machine: Arc<Machine>, process: Arc<Process>) {
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        machine: Arc<Machine>,
+        process: Arc<Process>,
+        container: &Container,
+    ) {
         let pod = self.clone();
+        let is_sandbox = container.is_sandbox();
         tokio::spawn(async move {
-            let status = exit_status(&machine, &process).await;
+            let status = match is_sandbox {
+                true => status_with_the_vm(&machine).await,
+                false => exit_status(&machine, &process).await,
+            };
             let at = SystemTime::now();
             // The end is announced after the start.
             process.settled().await;
@@ -85,6 +99,14 @@ impl Pod {
     }
 }
 
+/// Waits for the VM's end. What is in a VM that was stopped was killed; of one that broke down nobody knows.
+async fn status_with_the_vm(machine: &Machine) -> u32 {
+    match machine.vm.clone().ended().await {
+        EndReason::Stopped => KILLED_STATUS,
+        _ => UNKNOWN_STATUS,
+    }
+}
+
 /// Waits for a process' end, or for the VM's. A guest that breaks off is stopped: its word is worth nothing any more.
 async fn exit_status(machine: &Machine, process: &Process) -> u32 {
     let mut vm = machine.vm.clone();
@@ -94,7 +116,7 @@ async fn exit_status(machine: &Machine, process: &Process) -> u32 {
             Ok(status) => return status,
             Err(error) => log::warn!(process = process.name(); "{}", error.chain()),
         },
-        _ = vm.ended() => return UNKNOWN_STATUS,
+        status = status_with_the_vm(machine) => return status,
     }
     if tokio::time::timeout(Duration::from_secs(2), vm.ended())
         .await

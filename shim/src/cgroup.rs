@@ -1,0 +1,111 @@
+//! The host's cgroup of a pod: the VMM and its daemons are in it, so that the kubelet accounts for them.
+//!
+//! The path is the spec's `linux.cgroupsPath`, in one of the two forms that containerd writes (runc, docs/systemd.md):
+//! a path below the cgroup mounts, or `SLICE:PREFIX:NAME` for systemd's layout.
+
+use std::path::{Component, Path, PathBuf};
+
+use cgroups_rs::{
+    fs::{hierarchies::auto, Cgroup},
+    CgroupPid,
+};
+
+use crate::error::{Error, Result};
+
+/// Makes the cgroup; what is there is used.
+pub fn create(path: &Path) -> Result<()> {
+    Cgroup::new(auto(), relative(path)?)
+        .map(drop)
+        .map_err(|source| failed("create", path, source))
+}
+
+/// Moves a process into it.
+pub fn add(path: &Path, pid: u32) -> Result<()> {
+    Cgroup::load(auto(), relative(path)?)
+        .add_task_by_tgid(CgroupPid::from(u64::from(pid)))
+        .map_err(|source| failed("add a process to", path, source))
+}
+
+/// Removes it, once its processes have ended. One that is not there is a success.
+pub fn remove(path: &Path) -> Result<()> {
+    let cgroup = Cgroup::load(auto(), relative(path)?);
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    cgroup
+        .delete()
+        .map_err(|source| failed("remove", path, source))
+}
+
+fn failed(operation: &'static str, path: &Path, source: cgroups_rs::fs::error::Error) -> Error {
+    Error::Cgroup {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The path below a cgroup mount.
+fn relative(path: &Path) -> Result<PathBuf> {
+    let text = path.to_string_lossy();
+    let plain = match text.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] => systemd(slice, prefix, name),
+        _ => path.to_owned(),
+    };
+    let inside: PathBuf = plain
+        .components()
+        .filter(|part| *part != Component::RootDir)
+        .collect();
+    let normal = |part: Component| matches!(part, Component::Normal(_));
+    if inside.as_os_str().is_empty() || !inside.components().all(normal) {
+        return Err(Error::Request {
+            field: "linux.cgroupsPath",
+            reason: format!("{text:?} is no path below the cgroup root"),
+        });
+    }
+    Ok(inside)
+}
+
+/// systemd.slice(5): the slice `a-b.slice` lies in `a.slice`; the unit of a container is a scope.
+fn systemd(slice: &str, prefix: &str, name: &str) -> PathBuf {
+    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+    let mut path = PathBuf::new();
+    if stem != "-" {
+        let ends = stem.match_indices('-').map(|(at, _)| at);
+        for end in ends.chain([stem.len()]) {
+            path.push(format!("{}.slice", &stem[..end]));
+        }
+    }
+    path.push(match prefix {
+        "" => format!("{name}.scope"),
+        prefix => format!("{prefix}-{name}.scope"),
+    });
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_of_a_slice_lies_in_the_slices_above_it() {
+        let path = relative(Path::new("kubepods-burstable-pod1.slice:cri-containerd:ab"));
+        assert_eq!(
+            path.unwrap(),
+            Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-ab.scope")
+        );
+    }
+
+    #[test]
+    fn path_that_is_plain_stays() {
+        let path = relative(Path::new("/kubepods/pod1/ab")).unwrap();
+        assert_eq!(path, Path::new("kubepods/pod1/ab"));
+    }
+
+    #[test]
+    fn path_that_leads_upwards_or_nowhere_is_refused() {
+        for path in ["", "/", "/a/../../b", "..", "../x.slice:p:n"] {
+            relative(Path::new(path)).unwrap_err();
+        }
+    }
+}
