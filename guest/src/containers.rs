@@ -27,8 +27,9 @@ use crate::{
     devices, launch,
     machine::Machine,
     oom::Oom,
+    pod_pids::PodPids,
     process::Process,
-    reaper::Reaper,
+    reaper::{self, Reaper},
     runtime,
     streams::Streams,
     Error, Result,
@@ -46,6 +47,7 @@ pub struct Containers {
     reaper: Reaper,
     streams: Streams,
     oom: Oom,
+    pod_pids: PodPids,
     table: Mutex<HashMap<String, Arc<Container>>>,
     files: AtomicU64,
 }
@@ -54,6 +56,7 @@ impl Containers {
     pub fn new(machine: Machine, reaper: Reaper, streams: Streams, oom: Oom) -> Containers {
         Containers {
             machine,
+            pod_pids: PodPids::new(reaper.clone()),
             reaper,
             streams,
             oom,
@@ -86,12 +89,16 @@ impl Containers {
             .process()
             .as_ref()
             .and_then(|process| process.terminal());
+        let shares_pids = PodPids::wanted(&spec);
         let made = self
-            .make(&container, &request, terminal == Some(true))
+            .make(&container, &request, terminal == Some(true), shares_pids)
             .await;
         match made {
             Ok(process) => {
                 let pid = process.pid;
+                if shares_pids {
+                    end_with_init(&container, &process);
+                }
                 if terminal == Some(true) {
                     let size = spec
                         .process()
@@ -122,7 +129,12 @@ impl Containers {
         container: &Container,
         request: &agent::CreateContainerRequest,
         terminal: bool,
+        shares_pids: bool,
     ) -> Result<Process> {
+        let pod_pids = match shares_pids {
+            true => Some(self.pod_pids.init().await?),
+            false => None,
+        };
         let bundle = &container.bundle;
         fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;
         let path = bundle.join(runtime::SPEC_FILE);
@@ -134,6 +146,7 @@ impl Containers {
             bundle: bundle.clone(),
             state,
             cgroup: container.cgroup_path.clone(),
+            pod_pids,
         };
         Process::start(
             &self.reaper,
@@ -418,6 +431,7 @@ impl Containers {
                 log::warn!(container = container.id, error = error.chain(); "kill at shutdown");
             }
         }
+        self.pod_pids.kill();
     }
 
     /// Removes every container, for the end of a test.
@@ -446,4 +460,15 @@ impl Containers {
             Err(poisoned) => poisoned.into_inner(),
         }
     }
+}
+
+/// Kills what a container in a shared pid namespace leaves behind when its init ends; in one of its own the kernel does so.
+fn end_with_init(container: &Arc<Container>, init: &Process) {
+    let (container, exit) = (container.clone(), init.exit.clone());
+    tokio::spawn(async move {
+        reaper::ended(&exit).await;
+        if let Err(error) = container.cgroup.kill() {
+            log::warn!(container = container.id, error = error.chain(); "kill what its init left");
+        }
+    });
 }

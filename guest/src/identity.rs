@@ -1,8 +1,10 @@
-//! What makes a new machine, fresh or cloned, one of its own: clock, random numbers, host name, machine-id.
+//! What makes a new machine, fresh or cloned, one of its own: clock, random numbers, host name, machine-id, kernel parameters.
 
 use std::{
+    collections::HashMap,
     fs::{self, OpenOptions},
     os::fd::AsRawFd,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -37,6 +39,42 @@ pub fn apply(request: &ConfigureRequest) -> Result<()> {
         write_machine_id(&request.machine_id)?;
     }
     Ok(())
+}
+
+/// Sets kernel parameters. The first that can't be set fails the call; those before it stay set.
+pub fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<()> {
+    let mut sorted: Vec<_> = sysctls.iter().collect();
+    sorted.sort();
+    for (name, value) in sorted {
+        let path = sysctl_path(name).ok_or_else(|| Error::Argument {
+            field: "sysctls",
+            value: name.clone(),
+            why: "is not the name of a kernel parameter",
+        })?;
+        fs::write(&path, value).map_err(Error::file("write", path))?;
+        log::info!(name = name.as_str(), value = value.as_str(); "sysctl");
+    }
+    Ok(())
+}
+
+/// The file of a kernel parameter: what comes first of dot and slash separates, the other is a dot in a name (sysctl(8)).
+fn sysctl_path(name: &str) -> Option<PathBuf> {
+    let path = match name.find(['.', '/']) {
+        Some(at) if name.as_bytes()[at] == b'/' => name.to_string(),
+        // `net.ipv4.conf.eth0/1.x` is of the interface `eth0.1`.
+        _ => name
+            .chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect(),
+    };
+    let good = |part: &str| !matches!(part, "" | "." | "..");
+    path.split('/')
+        .all(good)
+        .then(|| Path::new("/proc/sys").join(path))
 }
 
 fn write_machine_id(id: &str) -> Result<()> {
@@ -81,4 +119,30 @@ fn seed(entropy: &[u8]) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_is_found_by_both_separators() {
+        let path = |name| sysctl_path(name).unwrap();
+        assert_eq!(
+            path("net.core.somaxconn"),
+            Path::new("/proc/sys/net/core/somaxconn")
+        );
+        assert_eq!(path("net/core/somaxconn"), path("net.core.somaxconn"));
+        assert_eq!(
+            path("net.ipv4.conf.eth0/1.forwarding"),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+    }
+
+    #[test]
+    fn sysctl_that_leads_elsewhere_is_refused() {
+        for name in ["", "/etc/passwd", "../x", "net//x", "net/../../x"] {
+            assert_eq!(sysctl_path(name), None, "{name:?}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! | called as | role |
 //! |---|---|
 //! | PID 1 (`/init` of the initramfs) | [`boot`]: makes the machine usable, then [`service`] serves the host |
+//! | `/pause` (by the agent) | [`pause`]: PID 1 of the pid namespace that containers of a pod share |
 //! | `/sbin/modprobe` (by the kernel) | [`modprobe`]: loads a module that the initramfs does not have |
 //! | `caisson-agent runtime <verb>` (by the agent) | [`runtime`]: single-threaded, makes one container or process |
 //! | `caisson-agent --fake DIR` (by tests on the host) | the service on unix sockets, see [`machine::Machine::Fake`] |
@@ -21,6 +22,8 @@ mod machine;
 mod modprobe;
 mod modules;
 mod oom;
+mod pause;
+mod pod_pids;
 mod process;
 mod reaper;
 mod runtime;
@@ -32,11 +35,14 @@ use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCo
 pub use error::{Error, Result};
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if name == pause::NAME {
+        pause::run();
+    }
     if std::process::id() == 1 {
         boot::run();
     }
-    let mut args = std::env::args_os();
-    let name = args.next().unwrap_or_default();
     if name.as_bytes().ends_with(b"modprobe") {
         return modprobe::run(args);
     }

@@ -178,6 +178,17 @@ impl agent_ttrpc::Agent for Service {
         })
     }
 
+    async fn set_sysctls(
+        &self,
+        _: &TtrpcContext,
+        request: agent::SetSysctlsRequest,
+    ) -> ttrpc::Result<Empty> {
+        if let Machine::Guest = self.machine {
+            identity::set_sysctls(&request.sysctls)?;
+        }
+        Ok(Empty::new())
+    }
+
     async fn attach(
         &self,
         _: &TtrpcContext,

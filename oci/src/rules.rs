@@ -1,9 +1,9 @@
 //! The table of what can't be honoured in a VM: each row is refused (the container fails, saying why) or dropped
 //! (it starts, with a warning in the shim's log).
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 
-use crate::{error::shorten, Error, Result};
+use crate::{error::shorten, Error, Result, Role};
 
 /// What happens to a container that asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct Rule {
     pub action: Action,
     /// For a refusal what to do; for a drop what it means.
     pub advice: &'static str,
-    /// The offending value, where the spec has it.
-    find: fn(&Spec) -> Option<String>,
+    /// The offending value, where the spec of a task in this role has it.
+    find: fn(&Spec, &Role) -> Option<String>,
     /// Takes it out of the spec (drops only).
     drop: fn(&mut Spec),
 }
@@ -36,60 +36,71 @@ pub const RULES: &[Rule] = &[
         field: "linux.namespaces.pid",
         action: Action::Refuse,
         advice: "the host's pid namespace is not reachable from the guest; ask for no hostPID, --pid=host or path",
-        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Pid)?.to_string()),
+        find: |spec, role| Some(host_namespace(spec, role, LinuxNamespaceType::Pid)?.to_string()),
         drop: keep,
     },
     Rule {
         field: "linux.namespaces.network",
         action: Action::Refuse,
         advice: "the host's network is not reachable from the guest; ask for no hostNetwork or --net-host",
-        // A path is the pod's own network namespace, made by CNI.
-        find: |spec| {
-            let shared = host_namespace(spec, LinuxNamespaceType::Network)?;
-            matches!(shared, Shared::Inherited).then(|| shared.to_string())
-        },
+        find: |spec, role| Some(host_namespace(spec, role, LinuxNamespaceType::Network)?.to_string()),
         drop: keep,
     },
     Rule {
         field: "linux.namespaces.ipc",
         action: Action::Refuse,
         advice: "the host's IPC namespace is not reachable from the guest; ask for no hostIPC, --ipc=host or path",
-        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Ipc)?.to_string()),
+        find: |spec, role| Some(host_namespace(spec, role, LinuxNamespaceType::Ipc)?.to_string()),
         drop: keep,
     },
     Rule {
         field: "linux.namespaces.mount",
         action: Action::Refuse,
         advice: "a container in a VM has a mount namespace of its own; add one without a path",
-        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Mount)?.to_string()),
+        find: |spec, role| Some(host_namespace(spec, role, LinuxNamespaceType::Mount)?.to_string()),
         drop: keep,
     },
     Rule {
         field: "linux.namespaces.uts",
         action: Action::Refuse,
         advice: "the host's UTS namespace is not reachable from the guest; ask for no --uts=host or path",
-        find: |spec| Some(host_namespace(spec, LinuxNamespaceType::Uts)?.to_string()),
+        find: |spec, role| Some(host_namespace(spec, role, LinuxNamespaceType::Uts)?.to_string()),
+        drop: keep,
+    },
+    Rule {
+        field: "linux.namespaces.user",
+        action: Action::Refuse,
+        advice: "the VM keeps the pod's users apart from the host's; leave hostUsers out of the pod, or set it to true",
+        find: |spec, role| {
+            let user = |ns: &&LinuxNamespace| ns.typ() == LinuxNamespaceType::User;
+            let found = linux(spec)?.namespaces().iter().flatten().find(user)?;
+            let path = found.path().as_ref().map(|path| path.display().to_string());
+            match role {
+                Role::Alone => path,
+                Role::Sandbox | Role::Container { .. } => Some(path.unwrap_or_else(|| "(hostUsers: false)".to_owned())),
+            }
+        },
         drop: keep,
     },
     Rule {
         field: "linux.devices",
         action: Action::Refuse,
         advice: "the host's devices are not reachable from the guest; remove the device",
-        find: host_device,
+        find: |spec, _| host_device(spec),
         drop: keep,
     },
     Rule {
         field: "linux.netDevices",
         action: Action::Refuse,
         advice: "the host's network devices can't be moved into the guest; remove them",
-        find: |spec| linux(spec)?.net_devices().as_ref()?.keys().next().cloned(),
+        find: |spec, _| linux(spec)?.net_devices().as_ref()?.keys().next().cloned(),
         drop: keep,
     },
     Rule {
         field: "hooks",
         action: Action::Refuse,
         advice: "hooks act on namespaces of the host, which a container in a VM does not have; remove them",
-        find: |spec| {
+        find: |spec, _| {
             let hooks = serde_json::to_value(spec.hooks().as_ref()?).ok()?;
             let set = |(_, list): &(&String, &serde_json::Value)| list.as_array().is_some_and(|l| !l.is_empty());
             hooks.as_object()?.iter().find(set).map(|(name, _)| name.clone())
@@ -100,7 +111,7 @@ pub const RULES: &[Rule] = &[
         field: "mounts.uidMappings",
         action: Action::Refuse,
         advice: "id-mapped mounts are not supported; mount without uidMappings and gidMappings",
-        find: |spec| {
+        find: |spec, _| {
             let mapped = spec.mounts().as_ref()?.iter().find(|m| m.uid_mappings().is_some() || m.gid_mappings().is_some());
             Some(mapped?.destination().display().to_string())
         },
@@ -110,7 +121,7 @@ pub const RULES: &[Rule] = &[
         field: "process.apparmorProfile",
         action: Action::Drop,
         advice: "AppArmor profiles are not loaded in the guest; the VM confines the container",
-        find: |spec| non_empty(spec.process().as_ref()?.apparmor_profile()).filter(|p| p != "unconfined"),
+        find: |spec, _| non_empty(spec.process().as_ref()?.apparmor_profile()).filter(|p| p != "unconfined"),
         drop: |spec| {
             if let Some(process) = spec.process_mut() {
                 process.set_apparmor_profile(None);
@@ -121,7 +132,7 @@ pub const RULES: &[Rule] = &[
         field: "process.selinuxLabel",
         action: Action::Drop,
         advice: "SELinux labels are not set in the guest; the VM confines the container",
-        find: |spec| non_empty(spec.process().as_ref()?.selinux_label()),
+        find: |spec, _| non_empty(spec.process().as_ref()?.selinux_label()),
         drop: |spec| {
             if let Some(process) = spec.process_mut() {
                 process.set_selinux_label(None);
@@ -132,7 +143,7 @@ pub const RULES: &[Rule] = &[
         field: "linux.mountLabel",
         action: Action::Drop,
         advice: "SELinux labels are not set in the guest; the VM confines the container",
-        find: |spec| non_empty(linux(spec)?.mount_label()),
+        find: |spec, _| non_empty(linux(spec)?.mount_label()),
         drop: |spec| {
             drop_linux(spec, |linux| {
                 linux.set_mount_label(None);
@@ -143,7 +154,7 @@ pub const RULES: &[Rule] = &[
         field: "linux.intelRdt",
         action: Action::Drop,
         advice: "cache and bandwidth classes belong to the host's processor",
-        find: |spec| linux(spec)?.intel_rdt().as_ref().map(|_| "is set".to_owned()),
+        find: |spec, _| linux(spec)?.intel_rdt().as_ref().map(|_| "is set".to_owned()),
         drop: |spec| {
             drop_linux(spec, |linux| {
                 linux.set_intel_rdt(None);
@@ -154,7 +165,7 @@ pub const RULES: &[Rule] = &[
         field: "linux.resources.cpu.cpus",
         action: Action::Drop,
         advice: "the numbers of the host's cpus and memory nodes mean nothing in the guest",
-        find: |spec| {
+        find: |spec, _| {
             let cpu = linux(spec)?.resources().as_ref()?.cpu().as_ref()?;
             non_empty(cpu.cpus()).or_else(|| non_empty(cpu.mems()))
         },
@@ -171,7 +182,7 @@ pub const RULES: &[Rule] = &[
         field: "linux.resources.blockIO",
         action: Action::Drop,
         advice: "the numbers of the host's block devices mean nothing in the guest",
-        find: |spec| linux(spec)?.resources().as_ref()?.block_io().as_ref().map(|_| "is set".to_owned()),
+        find: |spec, _| linux(spec)?.resources().as_ref()?.block_io().as_ref().map(|_| "is set".to_owned()),
         drop: |spec| {
             drop_linux(spec, |linux| {
                 if let Some(resources) = linux.resources_mut() {
@@ -184,7 +195,7 @@ pub const RULES: &[Rule] = &[
         field: "linux.resources.network",
         action: Action::Drop,
         advice: "network classes and priorities belong to the host's traffic control",
-        find: |spec| linux(spec)?.resources().as_ref()?.network().as_ref().map(|_| "is set".to_owned()),
+        find: |spec, _| linux(spec)?.resources().as_ref()?.network().as_ref().map(|_| "is set".to_owned()),
         drop: |spec| {
             drop_linux(spec, |linux| {
                 if let Some(resources) = linux.resources_mut() {
@@ -195,11 +206,29 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
+/// The rows that are about a pod as a whole, so that it is refused before it is started.
+const SANDBOX_FIELDS: &[&str] = &["linux.namespaces", "linux.netDevices", "hooks"];
+
+/// Refuses a sandbox. What else its spec has is the pause container's, which is not run.
+pub fn check_sandbox(spec: &Spec) -> Result<()> {
+    let whole = |rule: &&Rule| SANDBOX_FIELDS.iter().any(|f| rule.field.starts_with(f));
+    for rule in RULES.iter().filter(whole) {
+        if let Some(found) = (rule.find)(spec, &Role::Sandbox) {
+            return Err(Error::Refused {
+                field: rule.field,
+                what: shorten(&found),
+                advice: rule.advice,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Refuses, or drops and returns the warnings.
-pub fn apply(spec: &mut Spec) -> Result<Vec<String>> {
+pub fn apply(spec: &mut Spec, role: &Role) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for rule in RULES {
-        let Some(found) = (rule.find)(spec) else {
+        let Some(found) = (rule.find)(spec, role) else {
             continue;
         };
         let what = shorten(&found);
@@ -251,14 +280,20 @@ impl std::fmt::Display for Shared {
     }
 }
 
-fn host_namespace(spec: &Spec, typ: LinuxNamespaceType) -> Option<Shared> {
+fn host_namespace(spec: &Spec, role: &Role, typ: LinuxNamespaceType) -> Option<Shared> {
     let namespaces = linux(spec).and_then(|l| l.namespaces().as_deref());
     let mut listed = namespaces.unwrap_or_default().iter();
     match listed.find(|ns| ns.typ() == typ) {
         None => Some(Shared::Inherited),
         Some(ns) => {
             let path = ns.path().as_ref()?;
-            Some(Shared::Joined(path.display().to_string()))
+            let pods = match role {
+                // A network namespace by path is the pod's own, made by CNI.
+                Role::Alone | Role::Sandbox => typ == LinuxNamespaceType::Network,
+                // By path are the namespaces of the sandbox (containerd, internal/cri/opts `WithPodNamespaces`).
+                Role::Container { .. } => typ != LinuxNamespaceType::Mount,
+            };
+            (!pods).then(|| Shared::Joined(path.display().to_string()))
         }
     }
 }
@@ -307,14 +342,16 @@ mod tests {
     }
 
     fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
-        apply(&mut spec(change)).unwrap_err().to_string()
+        apply(&mut spec(change), &Role::Alone)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn spec_of_an_ordinary_container_passes_unchanged() {
         let before = spec(|_| {});
         let mut after = before.clone();
-        assert!(apply(&mut after).unwrap().is_empty());
+        assert!(apply(&mut after, &Role::Alone).unwrap().is_empty());
         assert_eq!(before, after);
     }
 
@@ -342,6 +379,35 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_of_the_sandbox_are_no_hosts_to_a_container_of_its_pod() {
+        let role = Role::Container {
+            sandbox_id: "s1".to_owned(),
+        };
+        let joined = |index: usize| {
+            let mut spec = spec(|value| {
+                value["linux"]["namespaces"][index]["path"] = json!("/proc/7/ns/x");
+            });
+            apply(&mut spec, &role)
+        };
+        for index in [0, 1, 2, 4] {
+            joined(index).unwrap();
+        }
+        let message = joined(3).unwrap_err().to_string();
+        assert!(message.contains("linux.namespaces.mount"), "{message}");
+    }
+
+    #[test]
+    fn users_of_a_pod_of_its_own_are_refused_in_kubernetes_words() {
+        let mut spec = spec(|value| {
+            let namespaces = value["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.push(json!({"type": "user"}));
+        });
+        assert!(apply(&mut spec, &Role::Alone).is_ok());
+        let message = apply(&mut spec, &Role::Sandbox).unwrap_err().to_string();
+        assert!(message.contains("hostUsers"), "{message}");
+    }
+
+    #[test]
     fn device_of_the_host_is_refused_by_its_path() {
         let message = refusal(|value| {
             value["linux"]["devices"] =
@@ -364,8 +430,8 @@ mod tests {
             value["process"]["selinuxLabel"] = json!("system_u:system_r:svirt_t:s0");
             value["linux"]["mountLabel"] = json!("system_u:object_r:svirt_t:s0");
         });
-        assert_eq!(apply(&mut spec).unwrap().len(), 3);
-        assert!(apply(&mut spec).unwrap().is_empty());
+        assert_eq!(apply(&mut spec, &Role::Alone).unwrap().len(), 3);
+        assert!(apply(&mut spec, &Role::Alone).unwrap().is_empty());
     }
 
     #[test]
@@ -374,7 +440,7 @@ mod tests {
             value["linux"]["resources"] =
                 json!({"cpu": {"cpus": "0-3", "mems": "0", "shares": 512}});
         });
-        assert_eq!(apply(&mut spec).unwrap().len(), 1);
+        assert_eq!(apply(&mut spec, &Role::Alone).unwrap().len(), 1);
         let linux = spec.linux().as_ref().unwrap();
         let cpu = linux.resources().as_ref().unwrap().cpu().as_ref().unwrap();
         assert_eq!((cpu.cpus(), cpu.shares()), (&None, Some(512)));

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, MountBuilder, Spec};
+use oci_spec::runtime::{
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Spec,
+};
 
-use crate::{config::Vm, error::shorten, rules, Error, Limits, Result, VmSize};
+use crate::{config::Vm, error::shorten, privileged, rules, Error, Limits, Result, Role, VmSize};
 
 /// Where the guest will find what the shim plugs in for this container.
 #[derive(Debug, Clone)]
@@ -17,6 +19,8 @@ pub struct GuestPaths {
     pub skills: Vec<(PathBuf, PathBuf)>,
     /// The home: mount point in the container, place in the guest.
     pub home: Option<(PathBuf, PathBuf)>,
+    /// The pid namespace that containers of a pod share if they share one.
+    pub pid_namespace: PathBuf,
 }
 
 /// The node that the container comes to.
@@ -82,7 +86,9 @@ pub fn parse_spec(json: &[u8]) -> Result<Spec> {
 
 /// Translates a spec from [`parse_spec`] for the VM. Nothing is done yet when this fails.
 pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -> Result<Plan> {
-    let warnings = rules::apply(&mut spec)?;
+    let role = Role::of(&spec)?;
+    let privileged = privileged::is_privileged(&spec);
+    let warnings = rules::apply(&mut spec, &role)?;
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
     let limits = Limits::of(resources);
     let size = VmSize::of([limits], node.vm, node.cpus);
@@ -115,8 +121,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id)));
         if let Some(namespaces) = linux.namespaces_mut() {
-            // The pod's network is the guest's own.
-            namespaces.retain(|ns| ns.typ() != LinuxNamespaceType::Network);
+            guest_namespaces(namespaces, &role, privileged, &paths.pid_namespace)?;
         }
     }
     Ok(Plan {
@@ -125,6 +130,36 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         guest_spec: spec,
         warnings,
     })
+}
+
+/// A pod's network, IPC and UTS namespaces are those that the guest has booted with, which a container has if it lists none.
+fn guest_namespaces(
+    namespaces: &mut Vec<LinuxNamespace>,
+    role: &Role,
+    privileged: bool,
+    shared_pids: &Path,
+) -> Result<()> {
+    use LinuxNamespaceType::{Cgroup, Ipc, Network, Pid, Uts};
+    namespaces.retain(|ns| match ns.typ() {
+        Network => false,
+        Ipc | Uts => ns.path().is_none(),
+        _ => true,
+    });
+    for namespace in namespaces.iter_mut() {
+        if namespace.typ() == Pid && namespace.path().is_some() {
+            namespace.set_path(Some(shared_pids.to_owned()));
+        }
+    }
+    // Containerd leaves it out on a host with cgroup v1. The guest has v2, whose tree would show all of the pod's containers.
+    let hidden = namespaces.iter().any(|ns| ns.typ() == Cgroup);
+    if *role != Role::Alone && !privileged && !hidden {
+        let cgroup = LinuxNamespaceBuilder::default().typ(Cgroup).build();
+        namespaces.push(cgroup.map_err(|error| Error::Field {
+            field: "linux.namespaces",
+            reason: error.to_string(),
+        })?);
+    }
+    Ok(())
 }
 
 /// File systems that the guest's kernel makes by itself, from nothing of the host.
@@ -204,6 +239,7 @@ mod tests {
             volumes: "/g/volumes".into(),
             skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
             home: Some(("/home/app".into(), "/g/home".into())),
+            pid_namespace: "/g/pid-namespace".into(),
         }
     }
 
@@ -284,6 +320,42 @@ mod tests {
         assert!(namespaces
             .iter()
             .all(|n| n.typ() != LinuxNamespaceType::Network));
+    }
+
+    /// The namespaces of a container of a pod in the guest, as type and path.
+    fn namespaces_in_pod(given: Value) -> Vec<(String, Option<PathBuf>)> {
+        let mut config = config();
+        config["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s1",
+        });
+        config["linux"]["namespaces"] = given;
+        let spec = plan(&config).unwrap().guest_spec;
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        let told = |ns: &LinuxNamespace| (ns.typ().to_string(), ns.path().clone());
+        namespaces.iter().map(told).collect()
+    }
+
+    #[test]
+    fn container_of_a_pod_has_the_guests_own_network_ipc_and_hostname() {
+        let given = json!([
+            {"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/proc/7/ns/net"},
+            {"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "uts", "path": "/proc/7/ns/uts"},
+        ]);
+        let own = |name: &str| (name.to_owned(), None);
+        let expected = [own("mnt"), own("pid"), own("cgroup")];
+        assert_eq!(namespaces_in_pod(given), expected);
+    }
+
+    #[test]
+    fn container_that_shares_pids_joins_the_pods_namespace() {
+        let given = json!([
+            {"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/proc/7/ns/pid"},
+            {"type": "network", "path": "/proc/7/ns/net"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+            {"type": "uts", "path": "/proc/7/ns/uts"},
+        ]);
+        let found = namespaces_in_pod(given);
+        assert_eq!(found[2].1, Some("/g/pid-namespace".into()));
+        assert_eq!(found.len(), 3);
     }
 
     #[test]

@@ -11,7 +11,10 @@ use caisson_oci::{
     spec::Spec,
     GuestPaths, Limits, NodeConfig,
 };
-use caisson_protocol::{agent as proto, path::DISKS, path::SHARES};
+use caisson_protocol::{
+    agent as proto,
+    path::{DISKS, POD_PID_NAMESPACE, SHARES},
+};
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
 
@@ -158,6 +161,7 @@ impl Wishes {
             volumes: Share::guest_volumes(id),
             skills: Vec::new(),
             home: None,
+            pid_namespace: POD_PID_NAMESPACE.into(),
         };
         let store = SkillStore::new(&config.store_dir);
         for wanted in &self.annotations.skills {

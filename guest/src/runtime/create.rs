@@ -24,11 +24,20 @@ use super::{device_filter, executor::Init, program, spec, Error, Made, Result, S
 const CONSOLE_SOCKET: &str = "console.sock";
 
 /// Creates the container; its init then waits for the start.
-pub fn run(id: &str, bundle: &Path, state: &Path, cgroup: &Path) -> Result<Made> {
+pub fn run(
+    id: &str,
+    bundle: &Path,
+    state: &Path,
+    cgroup: &Path,
+    pod_pids: Option<i32>,
+) -> Result<Made> {
     let given: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
     let limits = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
         .is_ok_and(|controllers| !controllers.trim().is_empty());
-    let (adapted, process) = spec::adapt(given, cgroup, limits)?;
+    let (mut adapted, process) = spec::adapt(given, cgroup, limits)?;
+    if let Some(init) = pod_pids {
+        spec::join_pids(&mut adapted, init);
+    }
     let root = adapted
         .root()
         .as_ref()

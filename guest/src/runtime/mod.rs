@@ -42,7 +42,11 @@ pub enum Request {
         /// libcontainer's state is in `state/id`.
         state: PathBuf,
         cgroup: PathBuf,
+        /// The init of the pod's own pid namespace, if it is to be in that.
+        pod_pids: Option<i32>,
     },
+    /// Makes a pid namespace with [`crate::pause`] as its init.
+    Pause,
     /// Starts a process in the container with this bundle and init.
     Exec {
         bundle: PathBuf,
@@ -68,6 +72,7 @@ impl Request {
     pub fn verb(&self) -> &'static str {
         match self {
             Request::Create { .. } => "create",
+            Request::Pause => "pause",
             Request::Exec { .. } => "exec",
             Request::Update { .. } => "update",
             Request::Graft { .. } => "graft",
@@ -154,7 +159,15 @@ pub fn run() -> ExitCode {
             bundle,
             state,
             cgroup,
-        } => stdio_from(stdio).and_then(|()| create::run(&id, &bundle, &state, &cgroup)),
+            pod_pids,
+        } => stdio_from(stdio).and_then(|()| create::run(&id, &bundle, &state, &cgroup, pod_pids)),
+        Request::Pause => stdio_from(stdio).and_then(|()| {
+            let pid = crate::pause::start().map_err(Error::system("make a pid namespace"))?;
+            Ok(Made {
+                pid: Some(pid),
+                terminal: None,
+            })
+        }),
         Request::Exec {
             bundle,
             process,

@@ -3,7 +3,8 @@
 use std::{fs, path::Path};
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResources, Process, Spec,
+    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, LinuxResources,
+    Process, Spec,
 };
 
 use super::{Error, Result};
@@ -55,6 +56,20 @@ pub fn adapt(mut spec: Spec, cgroup: &Path, limits: bool) -> Result<(Spec, Proce
     spec.set_process(Some(given));
     spec.set_linux(Some(linux));
     Ok((spec, process))
+}
+
+/// Puts the container into the pid namespace that has this init.
+pub fn join_pids(spec: &mut Spec, init: i32) {
+    let namespaces = spec.linux_mut().as_mut();
+    for namespace in namespaces
+        .and_then(|linux| linux.namespaces_mut().as_mut())
+        .into_iter()
+        .flatten()
+    {
+        if namespace.typ() == LinuxNamespaceType::Pid {
+            namespace.set_path(Some(format!("/proc/{init}/ns/pid").into()));
+        }
+    }
 }
 
 /// Capabilities with no set left out: an empty one is meant (as runc takes it).

@@ -8,6 +8,7 @@
 mod devices;
 mod guest;
 mod lifecycle;
+mod pod;
 mod process;
 mod streams;
 mod submount;

@@ -1,0 +1,70 @@
+//! What the containers of a pod share.
+
+use std::path::Path;
+
+use caisson_protocol::{agent::Streams, path::POD_PID_NAMESPACE};
+use serde_json::{json, Value};
+
+use crate::guest::*;
+
+/// A spec that joins the pod's pid namespace.
+fn sharing_pids(args: &[&str]) -> Value {
+    let mut spec = spec(args);
+    spec["linux"]["namespaces"][0]["path"] = json!(POD_PID_NAMESPACE);
+    spec
+}
+
+#[tokio::test]
+async fn containers_that_share_pids_see_each_other_below_pause() {
+    let guest = Guest::start().await;
+    let first = guest.idle(&sharing_pids(&["sleep", "1234"])).await;
+    let second = sharing_pids(&sh(
+        "tr '\\0' ' ' </proc/1/cmdline; echo; ps | grep '[s]leep 1234' | wc -l",
+    ));
+    assert_eq!(
+        guest.run(&second).await,
+        (0, "/pause \n1\n".to_string(), String::new())
+    );
+    // The namespace outlives its first container.
+    guest.kill(&first, "", libc::SIGKILL).await.unwrap();
+    guest.wait(&first, "").await.unwrap();
+    guest.delete(&first).await.unwrap();
+    let third = sharing_pids(&sh(
+        "ps | grep '[s]leep 1234' | wc -l; ls /proc/1/root/ 2>&1 | grep -c denied",
+    ));
+    assert_eq!(guest.run(&third).await.1, "0\n1\n");
+}
+
+#[tokio::test]
+async fn container_that_shares_pids_ends_with_its_init() {
+    let guest = Guest::start().await;
+    let script = "(sleep 4321 </dev/null >/dev/null 2>&1 &); sleep 0.5";
+    let id = format!("c{}", number());
+    let pid = guest
+        .create(&id, &sharing_pids(&sh(script)), &Streams::new())
+        .await
+        .unwrap();
+    assert!(pid > 1);
+    guest.start_container(&id).await.unwrap();
+    guest.wait(&id, "").await.unwrap();
+    let other = sharing_pids(&sh(
+        "for i in 1 2 3 4 5 6 7 8 9 10; do ps | grep -q '[s]leep 4321' || exit 0; sleep 0.2; done; exit 1",
+    ));
+    assert_eq!(guest.run(&other).await.0, 0);
+    guest.delete(&id).await.unwrap();
+}
+
+#[tokio::test]
+async fn pause_reaps_what_is_orphaned() {
+    let guest = Guest::start().await;
+    let script = "(sleep 0.2 &); sleep 1; ps -o stat,comm | grep -c '^Z'";
+    assert_eq!(guest.run(&sharing_pids(&sh(script))).await.1, "0\n");
+}
+
+#[tokio::test]
+async fn pod_without_shared_pids_has_no_pause() {
+    let guest = Guest::start().await;
+    guest.run(&spec(&["true"])).await;
+    assert!(!guest.log().contains("pid namespace of the pod made"));
+    assert!(!Path::new(POD_PID_NAMESPACE).exists());
+}

@@ -1,0 +1,279 @@
+//! What a task is to a pod, and what a pod's sandbox asks for: by the annotations and specs of containerd's CRI plugin.
+//!
+//! The plugin (containerd, internal/cri/annotations and internal/cri/server) marks a pod's pause container as `sandbox`, its
+//! other containers as `container` with the sandbox' id. Kubernetes' pod is the VM, so of the pause container nothing runs:
+//! [`sandbox`] takes from its spec what the VM itself shall have.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
+
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
+    Spec,
+};
+
+use crate::{error::shorten, id, rules, Error, Result};
+
+/// `sandbox` or `container`.
+pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// Of the pod, on all of its containers.
+pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Sums over the pod's containers, of the kubelet (since Kubernetes 1.23 and containerd 1.7); 0 is none.
+pub const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// See [`SANDBOX_CPU_PERIOD`].
+pub const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+/// See [`SANDBOX_CPU_PERIOD`].
+pub const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+/// In bytes. See [`SANDBOX_CPU_PERIOD`].
+pub const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// The most sysctls of a pod.
+const MAX_SYSCTLS: usize = 256;
+
+/// What a task is to a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// A container in a VM of its own, in no pod.
+    Alone,
+    /// A pod's pause container: the VM itself.
+    Sandbox,
+    /// A container of the pod with this sandbox.
+    Container {
+        /// The id of the pod's sandbox, checked by [`id::check`].
+        sandbox_id: String,
+    },
+}
+
+impl Role {
+    /// Reads it from a spec's annotations.
+    pub fn of(spec: &Spec) -> Result<Self> {
+        let value = |key| spec.annotations().as_ref().and_then(|all| all.get(key));
+        let refuse = |key: &str, reason: String| {
+            Err(Error::Annotation {
+                key: key.to_owned(),
+                reason,
+            })
+        };
+        match (value(CONTAINER_TYPE).map(String::as_str), value(SANDBOX_ID)) {
+            (None, _) => Ok(Self::Alone),
+            (Some("sandbox"), _) => Ok(Self::Sandbox),
+            (Some("container"), Some(sandbox)) => {
+                id::check(sandbox)?;
+                Ok(Self::Container {
+                    sandbox_id: sandbox.clone(),
+                })
+            }
+            (Some("container"), None) => {
+                refuse(SANDBOX_ID, "is missing on a container of a pod".to_owned())
+            }
+            (Some(other), _) => refuse(
+                CONTAINER_TYPE,
+                format!("{:?} is neither sandbox nor container", shorten(other)),
+            ),
+        }
+    }
+}
+
+/// What a pod asks for with its sandbox.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// None: the pod's hostname is the host's own (as with runc, whose new UTS namespace begins with it).
+    pub hostname: Option<String>,
+    /// Names with dots, as sysctl(8) has them. The VM has a kernel of its own, so all of them are the pod's.
+    pub sysctls: BTreeMap<String, String>,
+    /// The network namespace on the host that CNI has filled. None: containerd made none, the pod has no network.
+    pub network: Option<PathBuf>,
+    /// On the host, where the VM's processes belong.
+    pub cgroups_path: Option<PathBuf>,
+    /// The sums of what the pod's containers may use, if the kubelet has told.
+    pub resources: Option<LinuxResources>,
+}
+
+/// Translates a sandbox' spec. What only the pause container would need (root, mounts, process) is not looked at.
+///
+/// A pod that wants namespaces of the host, users of its own or hooks is refused here, before anything is started for it.
+pub fn sandbox(spec: &Spec) -> Result<Sandbox> {
+    rules::check_sandbox(spec)?;
+    let linux = spec.linux().as_ref().ok_or(Error::Missing("linux"))?;
+    let namespaces = linux.namespaces().iter().flatten();
+    let network = namespaces
+        .filter(|ns| ns.typ() == LinuxNamespaceType::Network)
+        .find_map(|ns| ns.path().clone());
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    Ok(Sandbox {
+        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+        sysctls: sysctls(linux.sysctl().as_ref())?,
+        network,
+        cgroups_path: linux.cgroups_path().clone(),
+        resources: sums(&annotations)?,
+    })
+}
+
+fn sysctls(given: Option<&HashMap<String, String>>) -> Result<BTreeMap<String, String>> {
+    let refuse = |reason| Error::Field {
+        field: "linux.sysctl",
+        reason,
+    };
+    let mut sysctls = BTreeMap::new();
+    for (name, value) in given.into_iter().flatten() {
+        let allowed =
+            |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'_' | b'-' | b'*');
+        let parts = || name.split(['.', '/']);
+        if name.len() > 255 || !name.bytes().all(allowed) || parts().any(str::is_empty) {
+            return Err(refuse(format!(
+                "{:?} is not the name of a kernel parameter",
+                shorten(name)
+            )));
+        }
+        sysctls.insert(name.clone(), value.clone());
+    }
+    if sysctls.len() > MAX_SYSCTLS {
+        return Err(refuse(format!(
+            "{} parameters, at most {MAX_SYSCTLS} are possible",
+            sysctls.len()
+        )));
+    }
+    Ok(sysctls)
+}
+
+fn sums(annotations: &HashMap<String, String>) -> Result<Option<LinuxResources>> {
+    let number = |key: &str| match annotations.get(key) {
+        None => Ok(None),
+        Some(text) => match text.parse::<i64>() {
+            Ok(0) => Ok(None),
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(Error::Annotation {
+                key: key.to_owned(),
+                reason: format!("{:?} is not a number", shorten(text)),
+            }),
+        },
+    };
+    let positive = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok());
+    let quota = number(SANDBOX_CPU_QUOTA)?;
+    let period = positive(number(SANDBOX_CPU_PERIOD)?);
+    let shares = positive(number(SANDBOX_CPU_SHARES)?);
+    let memory = number(SANDBOX_MEMORY)?;
+    let mut cpu = LinuxCpuBuilder::default();
+    if let Some(quota) = quota {
+        cpu = cpu.quota(quota);
+    }
+    if let Some(period) = period {
+        cpu = cpu.period(period);
+    }
+    if let Some(shares) = shares {
+        cpu = cpu.shares(shares);
+    }
+    let mut limits = LinuxMemoryBuilder::default();
+    if let Some(memory) = memory {
+        limits = limits.limit(memory);
+    }
+    if quota.is_none() && shares.is_none() && memory.is_none() {
+        return Ok(None);
+    }
+    let built = cpu.build().and_then(|cpu| {
+        let resources = LinuxResourcesBuilder::default().cpu(cpu);
+        resources.memory(limits.build()?).build()
+    });
+    built.map(Some).map_err(|error| Error::Field {
+        field: "annotations",
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(annotations: serde_json::Value) -> Spec {
+        serde_json::from_value(json!({
+            "ociVersion": "1.1.0",
+            "hostname": "web-0",
+            "annotations": annotations,
+            "linux": {
+                "cgroupsPath": "/kubepods/pod1/s1",
+                "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
+                "namespaces": [
+                    {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                    {"type": "network", "path": "/run/netns/cni-1"},
+                ],
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn task_without_annotations_is_alone() {
+        assert_eq!(Role::of(&spec(json!({}))).unwrap(), Role::Alone);
+    }
+
+    #[test]
+    fn task_of_a_pod_names_its_sandbox() {
+        let container = spec(json!({CONTAINER_TYPE: "container", SANDBOX_ID: "s1"}));
+        let sandbox_id = "s1".to_owned();
+        assert_eq!(
+            Role::of(&container).unwrap(),
+            Role::Container { sandbox_id }
+        );
+        let sandbox = spec(json!({CONTAINER_TYPE: "sandbox", SANDBOX_ID: "s1"}));
+        assert_eq!(Role::of(&sandbox).unwrap(), Role::Sandbox);
+    }
+
+    #[test]
+    fn container_without_a_good_sandbox_id_is_refused() {
+        Role::of(&spec(json!({CONTAINER_TYPE: "container"}))).unwrap_err();
+        for id in ["", "..", "../x", "a/b"] {
+            Role::of(&spec(json!({CONTAINER_TYPE: "container", SANDBOX_ID: id}))).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn sandbox_gives_the_vm_what_is_the_pods() {
+        let plan = sandbox(&spec(json!({}))).unwrap();
+        assert_eq!(plan.hostname.as_deref(), Some("web-0"));
+        assert_eq!(plan.network, Some("/run/netns/cni-1".into()));
+        assert_eq!(plan.cgroups_path, Some("/kubepods/pod1/s1".into()));
+        assert_eq!(plan.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
+        assert!(plan.resources.is_none());
+    }
+
+    #[test]
+    fn sums_of_the_kubelet_are_read_and_zero_is_none() {
+        let annotations = json!({
+            SANDBOX_CPU_QUOTA: "150000", SANDBOX_CPU_PERIOD: "100000", SANDBOX_CPU_SHARES: "2",
+            SANDBOX_MEMORY: "0",
+        });
+        let resources = sandbox(&spec(annotations)).unwrap().resources.unwrap();
+        let cpu = resources.cpu().as_ref().unwrap();
+        assert_eq!((cpu.quota(), cpu.period()), (Some(150_000), Some(100_000)));
+        assert_eq!(resources.memory().as_ref().unwrap().limit(), None);
+    }
+
+    #[test]
+    fn sums_that_are_no_numbers_are_refused() {
+        let error = sandbox(&spec(json!({SANDBOX_MEMORY: "1Gi"}))).unwrap_err();
+        assert!(error.to_string().contains(SANDBOX_MEMORY), "{error}");
+    }
+
+    #[test]
+    fn sandbox_in_a_namespace_of_the_host_is_refused_in_kubernetes_words() {
+        let words = [(0, "hostPID"), (1, "hostIPC"), (4, "hostNetwork")];
+        for (index, word) in words {
+            let mut spec = spec(json!({}));
+            let linux = spec.linux_mut().as_mut().unwrap();
+            linux.namespaces_mut().as_mut().unwrap().remove(index);
+            let error = sandbox(&spec).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn sysctl_that_leads_elsewhere_is_refused() {
+        for name in ["net..x", "../../etc", "/net", "a b", ""] {
+            let given = HashMap::from([(name.to_owned(), "1".to_owned())]);
+            sysctls(Some(&given)).unwrap_err();
+        }
+    }
+}
