@@ -26,6 +26,7 @@ use crate::{
     container::{check_id, forget_ended, Container},
     devices, launch,
     machine::Machine,
+    memory,
     oom::Oom,
     pod_pids::PodPids,
     process::Process,
@@ -135,6 +136,9 @@ impl Containers {
             true => Some(self.pod_pids.init().await?),
             false => None,
         };
+        for memory in &request.memory {
+            memory::mount(memory)?;
+        }
         let bundle = &container.bundle;
         fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;
         let path = bundle.join(runtime::SPEC_FILE);
@@ -218,7 +222,7 @@ impl Containers {
         Ok(())
     }
 
-    async fn clean(&self, container: &Container) -> Result<()> {
+    async fn clean(&self, container: &Arc<Container>) -> Result<()> {
         container.cgroup.remove().await?;
         for dir in [self.state_dir(&container.id), container.bundle.clone()] {
             match fs::remove_dir_all(&dir) {
@@ -232,6 +236,13 @@ impl Containers {
         // host can't unmount it while we hold it.
         let mut found = false;
         for path in &container.uses {
+            let others = |other: &Arc<Container>| {
+                !Arc::ptr_eq(other, container) && other.uses.contains(path)
+            };
+            // What others use too stays what it is to them: a place that is mounted again has other inodes.
+            if self.lock().values().any(others) {
+                continue;
+            }
             if path.components().count() > Path::new(SHARES).components().count() + 1 {
                 found |= devices::unmount(path)?;
             }

@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use caisson_protocol::path::{DISKS, SHARES};
+use caisson_protocol::path::{DISKS, MEMORY, SHARES};
 use nix::{
     mount::{mount, MsFlags},
     sched::{unshare, CloneFlags},
@@ -106,7 +106,7 @@ fn prepare_fake(dir: &Path) -> Result<PathBuf> {
         sink.map_err(Error::file("open", log))?,
         log::LevelFilter::Debug,
     );
-    for path in [SHARES, DISKS] {
+    for path in [SHARES, DISKS, MEMORY] {
         fs::create_dir_all(path).map_err(Error::file("create directory", path))?;
     }
     // Its containers' processes become its children, as those of a guest do.
@@ -124,6 +124,7 @@ fn prepare_fake(dir: &Path) -> Result<PathBuf> {
     place("slave", "/", MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
     place("tmpfs", SHARES, MsFlags::empty())?;
     place("tmpfs", DISKS, MsFlags::empty())?;
+    place("tmpfs", MEMORY, MsFlags::empty())?;
     place("cgroup2", boot::CGROUP, MsFlags::empty())?;
     let parent = Path::new(boot::CGROUP).join("caisson-fake");
     fs::create_dir_all(&parent).map_err(Error::file("create directory", parent))?;

@@ -19,6 +19,7 @@ mod identity;
 mod inodes;
 mod launch;
 mod machine;
+mod memory;
 mod modprobe;
 mod modules;
 mod oom;

@@ -13,6 +13,7 @@ mod privileged;
 pub mod rules;
 pub mod size;
 pub mod translate;
+pub mod volume;
 
 pub use annotations::Annotations;
 pub use config::NodeConfig;
@@ -20,4 +21,5 @@ pub use error::{Error, Result};
 pub use oci_spec::runtime as spec;
 pub use pod::Role;
 pub use size::{Limits, VmSize};
-pub use translate::{parse_spec, translate, GuestPaths, Node, Plan, Volume};
+pub use translate::{parse_spec, translate, GuestPaths, Node, Plan};
+pub use volume::Volume;

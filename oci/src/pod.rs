@@ -20,6 +20,8 @@ use crate::{error::shorten, id, rules, Error, Result};
 pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Of the pod, on all of its containers.
 pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Kubernetes' uid of the pod, on all of its containers.
+pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
 /// Sums over the pod's containers, of the kubelet (since Kubernetes 1.23 and containerd 1.7); 0 is none.
 pub const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// See [`SANDBOX_CPU_PERIOD`].

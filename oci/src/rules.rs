@@ -108,6 +108,17 @@ pub const RULES: &[Rule] = &[
         drop: keep,
     },
     Rule {
+        field: "mounts.options",
+        action: Action::Refuse,
+        advice: "a mount made in the guest can't appear on the host; ask for no mountPropagation Bidirectional or rshared",
+        find: |spec, _| {
+            let shared = |option: &String| matches!(option.as_str(), "shared" | "rshared");
+            let mount = spec.mounts().as_ref()?.iter().find(|m| m.options().iter().flatten().any(shared))?;
+            Some(format!("rshared of {}", mount.destination().display()))
+        },
+        drop: keep,
+    },
+    Rule {
         field: "mounts.uidMappings",
         action: Action::Refuse,
         advice: "id-mapped mounts are not supported; mount without uidMappings and gidMappings",

@@ -1,20 +1,33 @@
 //! A container's `config.json` → the size of its VM, the directories to share, and the spec that the guest runs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use oci_spec::runtime::{
     LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Spec,
 };
 
-use crate::{config::Vm, error::shorten, privileged, rules, Error, Limits, Result, Role, VmSize};
+use crate::{
+    config::Vm,
+    error::shorten,
+    pod, privileged, rules,
+    volume::{self, Found, Memory, Source},
+    Error, Limits, Result, Role, VmSize, Volume,
+};
 
 /// Where the guest will find what the shim plugs in for this container.
 #[derive(Debug, Clone)]
 pub struct GuestPaths {
     /// The container's root.
     pub rootfs: PathBuf,
-    /// Volume `n` is at `volumes/n`.
+    /// A volume is at `volumes/<name>`.
     pub volumes: PathBuf,
+    /// The pod's memory is at `memory/<name>`.
+    pub memory: PathBuf,
+    /// What is at the sources of the bind mounts, on the host.
+    pub found: HashMap<PathBuf, Found>,
     /// The skills, in the order of the annotation: mount point in the container, place in the guest.
     pub skills: Vec<(PathBuf, PathBuf)>,
     /// The home: mount point in the container, place in the guest.
@@ -39,23 +52,14 @@ pub struct Node<'a> {
 pub struct Plan {
     /// Which the VM has to have room for.
     pub limits: Limits,
-    /// Host directories and files to share with the guest, each at `GuestPaths::volumes/<index>`.
+    /// Host directories and files to share with the guest, each at `GuestPaths::volumes/<name>`.
     pub volumes: Vec<Volume>,
+    /// Memory of the pod that the guest's spec refers to, each at `GuestPaths::memory/<name>`.
+    pub memory: Vec<Memory>,
     /// What the guest runs.
     pub guest_spec: Spec,
     /// What was dropped, for the log.
     pub warnings: Vec<String>,
-}
-
-/// A bind mount of the spec: a directory or file of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Volume {
-    /// On the host, as the spec says it.
-    pub source: PathBuf,
-    /// With the mounts below it.
-    pub recursive: bool,
-    /// Enforced on the host, too.
-    pub read_only: bool,
 }
 
 /// Reads `config.json` and checks that what every container needs is there.
@@ -102,11 +106,28 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         });
     }
 
-    let mut volumes = Vec::new();
+    let uid = spec
+        .annotations()
+        .as_ref()
+        .and_then(|all| all.get(pod::SANDBOX_UID))
+        .cloned();
+    let mut sources = Sources {
+        pod: volume::Pod {
+            role: &role,
+            uid: uid.as_deref(),
+            found: &paths.found,
+        },
+        paths,
+        volumes: Vec::new(),
+        memory: Vec::new(),
+    };
     let mut mounts = Vec::new();
     for mount in spec.mounts().clone().unwrap_or_default() {
-        mounts.push(translate_mount(mount, &mut volumes, paths)?);
+        mounts.push(sources.translate(mount)?);
     }
+    let Sources {
+        volumes, memory, ..
+    } = sources;
     for (target, place) in &paths.skills {
         mounts.push(bind(target, place, &["rbind", "ro", "nosuid", "nodev"])?);
     }
@@ -120,6 +141,8 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     }
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id)));
+        // Of a mount of the guest nothing goes further; the share follows the host's mounts by itself.
+        linux.set_rootfs_propagation(None);
         if let Some(namespaces) = linux.namespaces_mut() {
             guest_namespaces(namespaces, &role, privileged, &paths.pid_namespace)?;
         }
@@ -127,6 +150,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     Ok(Plan {
         limits,
         volumes,
+        memory,
         guest_spec: spec,
         warnings,
     })
@@ -167,52 +191,71 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
 ];
 
-fn translate_mount(
-    mut mount: Mount,
-    volumes: &mut Vec<Volume>,
-    paths: &GuestPaths,
-) -> Result<Mount> {
-    let refuse = |reason| Error::Field {
-        field: "mounts",
-        reason,
-    };
-    let destination = shorten(&mount.destination().to_string_lossy());
-    if !mount.destination().is_absolute() {
-        return Err(refuse(format!(
-            "destination {destination:?} is not absolute"
-        )));
-    }
-    let options = mount.options().clone().unwrap_or_default();
-    let has = |name: &str| options.iter().any(|o| o == name);
-    let typ = mount.typ().clone().unwrap_or_default();
-    if has("bind") || has("rbind") || typ == "bind" || typ == "rbind" {
-        let source = mount
-            .source()
-            .clone()
-            .ok_or_else(|| refuse(format!("the bind mount at {destination:?} has no source")))?;
-        if !source.is_absolute() {
-            // OCI runtime spec, config.md "Mounts": relative to the bundle. containerd never does so.
+/// Where the mounts of one container come from.
+struct Sources<'a> {
+    pod: volume::Pod<'a>,
+    paths: &'a GuestPaths,
+    volumes: Vec<Volume>,
+    memory: Vec<Memory>,
+}
+
+impl Sources<'_> {
+    fn translate(&mut self, mut mount: Mount) -> Result<Mount> {
+        let refuse = |reason| Error::Field {
+            field: "mounts",
+            reason,
+        };
+        let destination = shorten(&mount.destination().to_string_lossy());
+        if !mount.destination().is_absolute() {
             return Err(refuse(format!(
-                "source {:?} of the bind mount at {destination:?} is not absolute",
-                shorten(&source.to_string_lossy())
+                "destination {destination:?} is not absolute"
             )));
         }
-        mount.set_source(Some(paths.volumes.join(volumes.len().to_string())));
-        volumes.push(Volume {
-            source,
-            recursive: has("rbind") || typ == "rbind",
-            read_only: has("ro"),
-        });
-        return Ok(mount);
+        let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
+        let typ = mount.typ().clone().unwrap_or_default();
+        if has("bind") || has("rbind") || typ == "bind" || typ == "rbind" {
+            let source = mount.source().clone().ok_or_else(|| {
+                refuse(format!("the bind mount at {destination:?} has no source"))
+            })?;
+            if !source.is_absolute() {
+                // OCI runtime spec, config.md "Mounts": relative to the bundle. containerd never does so.
+                return Err(refuse(format!(
+                    "source {:?} of the bind mount at {destination:?} is not absolute",
+                    shorten(&source.to_string_lossy())
+                )));
+            }
+            let place = match self.pod.source_of(&mount, &source) {
+                Source::Host(volume) => {
+                    let place = self.paths.volumes.join(&volume.name);
+                    self.volumes.push(volume);
+                    place
+                }
+                Source::Memory(memory) => self.remember(memory),
+            };
+            mount.set_source(Some(place));
+            return Ok(mount);
+        }
+        if !GUEST_FILE_SYSTEMS.contains(&typ.as_str()) {
+            return Err(refuse(format!(
+                "type {:?} at {destination:?} can't be mounted in the guest; possible are bind and {}",
+                shorten(&typ),
+                GUEST_FILE_SYSTEMS.join(", ")
+            )));
+        }
+        if let Some(memory) = self.pod.own_shm(&mount) {
+            let place = self.remember(memory);
+            return bind(mount.destination(), &place, &["rbind", "rw"]);
+        }
+        Ok(mount)
     }
-    if !GUEST_FILE_SYSTEMS.contains(&typ.as_str()) {
-        return Err(refuse(format!(
-            "type {:?} at {destination:?} can't be mounted in the guest; possible are bind and {}",
-            shorten(&typ),
-            GUEST_FILE_SYSTEMS.join(", ")
-        )));
+
+    fn remember(&mut self, memory: Memory) -> PathBuf {
+        let place = self.paths.memory.join(&memory.name);
+        if !self.memory.contains(&memory) {
+            self.memory.push(memory);
+        }
+        place
     }
-    Ok(mount)
 }
 
 fn bind(target: &Path, source: &Path, options: &[&str]) -> Result<Mount> {
@@ -231,12 +274,15 @@ fn bind(target: &Path, source: &Path, options: &[&str]) -> Result<Mount> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::ReadOnly;
     use serde_json::{json, Value};
 
     fn paths() -> GuestPaths {
         GuestPaths {
             rootfs: "/g/rootfs".into(),
             volumes: "/g/volumes".into(),
+            memory: "/g/memory".into(),
+            found: HashMap::new(),
             skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
             home: Some(("/home/app".into(), "/g/home".into())),
             pid_namespace: "/g/pid-namespace".into(),
@@ -278,17 +324,14 @@ mod tests {
     #[test]
     fn bind_mount_becomes_a_volume_of_the_share() {
         let plan = plan(&config()).unwrap();
-        let expected = Volume {
-            source: "/srv/data".into(),
-            recursive: true,
-            read_only: true,
+        let [volume] = &plan.volumes[..] else {
+            panic!("{:?}", plan.volumes);
         };
-        assert_eq!(plan.volumes, [expected]);
+        assert_eq!(volume.source, Path::new("/srv/data"));
+        assert_eq!(volume.read_only, ReadOnly::Top);
         let mounts = plan.guest_spec.mounts().as_ref().unwrap();
-        assert_eq!(
-            mounts[1].source().as_deref(),
-            Some(Path::new("/g/volumes/0"))
-        );
+        let place = Path::new("/g/volumes").join(&volume.name);
+        assert_eq!(mounts[1].source(), &Some(place));
     }
 
     #[test]

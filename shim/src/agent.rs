@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use caisson_oci::Plan;
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
 use containerd_shim::protos::ttrpc::{
     self,
@@ -100,16 +101,21 @@ impl Agent {
     }
 
     /// Makes a container; its init waits for [`Agent::start`]. Returns the init's pid in the guest.
-    pub async fn create(
-        &self,
-        id: &str,
-        spec: &caisson_oci::spec::Spec,
-        streams: Tokens,
-    ) -> Result<u32> {
+    pub async fn create(&self, id: &str, plan: &Plan, streams: Tokens) -> Result<u32> {
+        let memory = plan.memory.iter().map(|memory| proto::Memory {
+            name: memory.name.clone(),
+            size_bytes: memory.size,
+            mode: memory.mode,
+            uid: memory.uid,
+            gid: memory.gid,
+            strict: memory.strict,
+            ..Default::default()
+        });
         let request = proto::CreateContainerRequest {
             container_id: id.to_owned(),
-            spec_json: to_json("spec", spec)?,
+            spec_json: to_json("spec", &plan.guest_spec)?,
             streams: Some(streams.into()).into(),
+            memory: memory.collect(),
             ..Default::default()
         };
         call!(self, "create", create_container, request).map(|made| made.pid)

@@ -13,7 +13,7 @@ use caisson_oci::{
 };
 use caisson_protocol::{
     agent as proto,
-    path::{DISKS, POD_PID_NAMESPACE, SHARES},
+    path::{DISKS, MEMORY, POD_PID_NAMESPACE, SHARES},
 };
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
@@ -25,6 +25,7 @@ use crate::{
     process::Process,
     share::Share,
     skills::{SkillError, SkillStore},
+    sources,
 };
 
 /// The tag of the home's virtiofs device.
@@ -158,7 +159,9 @@ impl Wishes {
         let mut plugs = Vec::new();
         let mut paths = GuestPaths {
             rootfs: Share::guest_rootfs(id),
-            volumes: Share::guest_volumes(id),
+            volumes: Share::guest_volumes(),
+            memory: MEMORY.into(),
+            found: sources::look(&self.spec)?,
             skills: Vec::new(),
             home: None,
             pid_namespace: POD_PID_NAMESPACE.into(),

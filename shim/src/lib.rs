@@ -6,6 +6,7 @@
 
 pub mod accelerator;
 mod agent;
+mod bind;
 mod cgroup;
 pub mod config;
 mod container;
@@ -19,6 +20,7 @@ pub mod pod;
 pub mod process;
 mod share;
 pub mod skills;
+mod sources;
 pub mod state;
 mod stats;
 pub mod streams;

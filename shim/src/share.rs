@@ -1,16 +1,21 @@
 //! What the guest sees of the host: one folder, shared by one virtiofs device, into which containers are mounted.
 //!
 //! ```text
-//! <pod>/shared/<container>/rootfs       the container's root
-//! <pod>/shared/<container>/volumes/<n>  its bind mounts, in the order of the spec
+//! <pod>/shared/<container>/rootfs  the container's root
+//! <pod>/shared/.volumes/<name>     a volume, for all containers that mount it in the same way
 //! ```
+//!
+//! A volume is there as long as a container uses it. It is one place, since a file that the guest reaches by two mounts is two
+//! files to it, whose sockets and locks have nothing to do with each other. No container's id begins with a dot.
 //!
 //! The folder is a mount with shared propagation, so that what is mounted into it later reaches the virtiofs daemon, whose
 //! mount namespace is a copy. Undone with the pod's state folder, see [`crate::state`].
 
 use std::{
+    collections::{BTreeSet, HashMap},
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use caisson_oci::Volume;
@@ -19,9 +24,13 @@ use containerd_shim::{mount::mount_rootfs, protos::types::mount::Mount};
 use nix::mount::{mount, MsFlags};
 
 use crate::{
+    bind::{bind, Bind},
     error::{Error, Result},
     state::unmount_below,
 };
+
+/// The folder of the volumes.
+const VOLUMES: &str = ".volumes";
 
 /// The tag of the virtiofs device.
 pub const TAG: &str = "pod";
@@ -30,6 +39,8 @@ pub const TAG: &str = "pod";
 #[derive(Debug)]
 pub struct Share {
     path: PathBuf,
+    /// The containers that use a volume, by its name.
+    users: Mutex<HashMap<String, BTreeSet<String>>>,
 }
 
 impl Share {
@@ -40,7 +51,10 @@ impl Share {
         // Not to the rest of the host: away from the peer group that a bind mount inherits, then a group of its own.
         mount_at(None, &path, MsFlags::MS_PRIVATE)?;
         mount_at(None, &path, MsFlags::MS_SHARED)?;
-        Ok(Self { path })
+        Ok(Self {
+            path,
+            users: Mutex::default(),
+        })
     }
 
     /// The folder, for the virtiofs daemon.
@@ -58,9 +72,9 @@ impl Share {
         guest(container).join("rootfs")
     }
 
-    /// The folder of a container's volumes in the guest.
-    pub fn guest_volumes(container: &str) -> PathBuf {
-        guest(container).join("volumes")
+    /// The folder of the volumes in the guest.
+    pub fn guest_volumes() -> PathBuf {
+        guest(VOLUMES)
     }
 
     /// Mounts a container's root: the mounts of containerd's request one over the other, or, where there are none, the
@@ -107,35 +121,35 @@ impl Share {
         })
     }
 
-    /// Binds the bind mounts of a container's spec, by their number.
+    /// Mounts a container's volumes, those that are not there yet. What a failure leaves is removed with the container.
     pub fn mount_volumes(&self, container: &str, volumes: &[Volume]) -> Result<()> {
-        let folder = self.path.join(container).join("volumes");
-        for (number, volume) in volumes.iter().enumerate() {
-            let target = folder.join(number.to_string());
-            let source = &volume.source;
-            let metadata = fs::metadata(source).map_err(Error::file("mount volume", source))?;
-            if metadata.is_dir() {
-                fs::create_dir_all(&target).map_err(Error::file("create", &target))?;
-            } else {
-                fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
-                fs::File::create(&target).map_err(Error::file("create", &target))?;
+        let folder = self.path.join(VOLUMES);
+        let mut users = self.users();
+        for volume in volumes {
+            let of_volume = users.entry(volume.name.clone()).or_default();
+            let first = of_volume.is_empty();
+            if first {
+                let target = folder.join(&volume.name);
+                if let Err(error) = mount_volume(volume, &target) {
+                    remove_volume(&target)?;
+                    return Err(error);
+                }
             }
-            let recursive = if volume.recursive {
-                MsFlags::MS_REC
-            } else {
-                MsFlags::empty()
-            };
-            mount_at(Some(source), &target, MsFlags::MS_BIND | recursive)?;
-            if volume.read_only {
-                let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-                mount_at(None, &target, flags)?;
-            }
+            of_volume.insert(container.to_owned());
         }
         Ok(())
     }
 
-    /// Unmounts and removes what is a container's. Idempotent.
+    /// Unmounts and removes what is a container's, and the volumes that no other uses. Idempotent.
     pub fn remove(&self, container: &str) -> Result<()> {
+        let mut users = self.users();
+        for (name, of_volume) in users.iter_mut() {
+            if of_volume.remove(container) && of_volume.is_empty() {
+                remove_volume(&self.path.join(VOLUMES).join(name))?;
+            }
+        }
+        users.retain(|_, of_volume| !of_volume.is_empty());
+        drop(users);
         let path = self.path.join(container);
         if !path.exists() {
             return Ok(());
@@ -143,6 +157,39 @@ impl Share {
         unmount_below(&path)?;
         fs::remove_dir_all(&path).map_err(Error::file("remove", &path))
     }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn mount_volume(volume: &Volume, target: &Path) -> Result<()> {
+    let source = &volume.source;
+    let metadata = fs::metadata(source).map_err(Error::file("mount volume", source))?;
+    if metadata.is_dir() {
+        fs::create_dir_all(target).map_err(Error::file("create", target))?;
+    } else {
+        let folder = target.parent().unwrap_or(target);
+        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        fs::File::create(target).map_err(Error::file("create", target))?;
+    }
+    let how = Bind {
+        recursive: volume.recursive,
+        read_only: volume.read_only,
+        follows: volume.follows_host,
+    };
+    bind(source, target, how).map_err(Error::file("mount volume", source))
+}
+
+/// Its mount and its place; a place that is not there is a success.
+fn remove_volume(target: &Path) -> Result<()> {
+    unmount_below(target)?;
+    let removed = match fs::symlink_metadata(target) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir(target),
+        Ok(_) => fs::remove_file(target),
+        Err(_) => return Ok(()),
+    };
+    removed.map_err(Error::file("remove", target))
 }
 
 fn guest(container: &str) -> PathBuf {
@@ -153,4 +200,153 @@ fn mount_at(source: Option<&Path>, target: &Path, flags: MsFlags) -> Result<()> 
     mount(source, target, None::<&str>, flags, None::<&str>)
         .map_err(io::Error::from)
         .map_err(Error::file("mount", target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use caisson_oci::volume::ReadOnly;
+    use nix::mount::{umount2, MntFlags};
+    use std::os::unix::fs::MetadataExt;
+
+    /// A shared folder and a source that is a mount with shared propagation, as a host's are.
+    struct Fixture {
+        dir: tempfile::TempDir,
+        share: Share,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let share = Share::create(dir.path().join("shared")).unwrap();
+            let source = dir.path().join("source");
+            fs::create_dir(&source).unwrap();
+            mount_at(Some(&source), &source, MsFlags::MS_BIND).unwrap();
+            mount_at(None, &source, MsFlags::MS_PRIVATE).unwrap();
+            mount_at(None, &source, MsFlags::MS_SHARED).unwrap();
+            fs::create_dir(source.join("sub")).unwrap();
+            fs::write(source.join("file"), "x").unwrap();
+            Self { dir, share }
+        }
+
+        fn source(&self) -> PathBuf {
+            self.dir.path().join("source")
+        }
+
+        fn volume(&self) -> Volume {
+            Volume {
+                name: "v".to_owned(),
+                source: self.source(),
+                recursive: true,
+                read_only: ReadOnly::No,
+                follows_host: false,
+            }
+        }
+
+        fn place(&self) -> PathBuf {
+            self.share.path.join(VOLUMES).join("v")
+        }
+
+        fn mount_tmpfs_below_source(&self) {
+            let sub = self.source().join("sub");
+            mount(
+                None::<&str>,
+                &sub,
+                Some("tmpfs"),
+                MsFlags::empty(),
+                None::<&str>,
+            )
+            .unwrap();
+            fs::write(sub.join("inside"), "y").unwrap();
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            for path in [self.share.path.clone(), self.source()] {
+                unmount_below(&path).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn volume_of_two_containers_is_one_place_until_both_are_gone() {
+        let fixture = Fixture::new();
+        let volumes = [fixture.volume()];
+        fixture.share.mount_volumes("a", &volumes).unwrap();
+        let inode = fs::metadata(fixture.place()).unwrap().ino();
+        fixture.share.mount_volumes("b", &volumes).unwrap();
+        assert_eq!(
+            fs::read_dir(fixture.share.path.join(VOLUMES))
+                .unwrap()
+                .count(),
+            1
+        );
+        fixture.share.remove("a").unwrap();
+        assert_eq!(fs::metadata(fixture.place()).unwrap().ino(), inode);
+        fixture.share.remove("b").unwrap();
+        fixture.share.remove("b").unwrap();
+        assert!(!fixture.place().exists());
+    }
+
+    #[test]
+    fn removing_a_volume_leaves_the_hosts_mounts_below_it() {
+        let fixture = Fixture::new();
+        fixture.mount_tmpfs_below_source();
+        fixture
+            .share
+            .mount_volumes("a", &[fixture.volume()])
+            .unwrap();
+        assert!(fixture.place().join("sub/inside").exists());
+        fixture.share.remove("a").unwrap();
+        assert!(fixture.source().join("sub/inside").exists());
+    }
+
+    #[test]
+    fn mount_of_the_host_comes_into_a_volume_that_follows_and_no_other() {
+        for follows_host in [true, false] {
+            let fixture = Fixture::new();
+            let volume = Volume {
+                follows_host,
+                ..fixture.volume()
+            };
+            fixture.share.mount_volumes("a", &[volume]).unwrap();
+            fixture.mount_tmpfs_below_source();
+            assert_eq!(fixture.place().join("sub/inside").exists(), follows_host);
+            umount2(&fixture.source().join("sub"), MntFlags::MNT_DETACH).unwrap();
+            assert!(!fixture.place().join("sub/inside").exists());
+        }
+    }
+
+    #[test]
+    fn volume_is_read_only_as_deep_as_asked() {
+        for (read_only, top, below) in [
+            (ReadOnly::No, true, true),
+            (ReadOnly::Top, false, true),
+            (ReadOnly::Recursive, false, false),
+        ] {
+            let fixture = Fixture::new();
+            fixture.mount_tmpfs_below_source();
+            let volume = Volume {
+                read_only,
+                ..fixture.volume()
+            };
+            fixture.share.mount_volumes("a", &[volume]).unwrap();
+            let writable = |name: &str| fs::write(fixture.place().join(name), "z").is_ok();
+            assert_eq!((writable("file"), writable("sub/inside")), (top, below));
+        }
+    }
+
+    #[test]
+    fn volume_that_is_a_file_is_one() {
+        let fixture = Fixture::new();
+        let volume = Volume {
+            source: fixture.source().join("file"),
+            ..fixture.volume()
+        };
+        fixture.share.mount_volumes("a", &[volume]).unwrap();
+        assert_eq!(fs::read_to_string(fixture.place()).unwrap(), "x");
+        fixture.share.remove("a").unwrap();
+        assert!(!fixture.place().exists());
+    }
 }

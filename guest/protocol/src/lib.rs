@@ -27,6 +27,8 @@ pub mod path {
     pub const SHARES: &str = "/run/caisson/shares";
     /// A disk with serial `s` is mounted at `DISKS/s`.
     pub const DISKS: &str = "/run/caisson/disks";
+    /// The pod's memory with name `n` is mounted at `MEMORY/n`.
+    pub const MEMORY: &str = "/run/caisson/memory";
     /// A pid namespace with this path is the pod's own, of all containers that name it. Its init is the agent's; no file.
     pub const POD_PID_NAMESPACE: &str = "/run/caisson/pid-namespace";
     /// Serial of the disk with the kernel's further modules, a squashfs whose root is `/lib/modules`.

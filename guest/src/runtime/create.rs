@@ -10,11 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caisson_protocol::path::SHARES;
 use libcontainer::{container::builder::ContainerBuilder, syscall::syscall::SyscallType};
 use nix::{
     cmsg_space,
     errno::Errno,
-    sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr},
+    fcntl::OFlag,
+    sys::{
+        socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr},
+        stat::Mode,
+    },
 };
 use oci_spec::runtime::{Process, Spec};
 use pathrs::Root;
@@ -44,6 +49,7 @@ pub fn run(
         .ok_or(Error::Missing { field: "root" })?;
     let rootfs = root.path().clone();
     fs::metadata(&rootfs).map_err(Error::file("open root", &rootfs))?;
+    cross_mounts(&adapted);
     spec::oom_score_adj(process.oom_score_adj())?;
     own_stdio(&process);
     make_cwd(&adapted, &rootfs, process.cwd());
@@ -81,6 +87,25 @@ pub fn run(
         pid: container.pid().map(|pid| pid.as_raw()),
         terminal: console.map(accept).transpose()?,
     })
+}
+
+/// Has the sources of the bind mounts mounted in the agent's mount namespace, of which containers get copies.
+///
+/// What the host mounted below a share becomes a mount of its own where a path crosses it. Crossed in a container's namespace
+/// first, it would be that container's alone, with inodes of its own: another's sockets and locks would be elsewhere.
+fn cross_mounts(spec: &Spec) {
+    for source in spec
+        .mounts()
+        .iter()
+        .flatten()
+        .filter_map(|m| m.source().as_ref())
+    {
+        if source.starts_with(SHARES) {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            // A file is no mount here; what is not there fails when it is mounted.
+            let _ = nix::fcntl::open(source, flags, Mode::empty());
+        }
+    }
 }
 
 /// libcontainer says of a directory that can't be entered only that a call failed.

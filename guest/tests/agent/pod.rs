@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use caisson_protocol::{agent::Streams, path::POD_PID_NAMESPACE};
+use caisson_protocol::{
+    agent::{CreateContainerRequest, Memory, Streams},
+    path::POD_PID_NAMESPACE,
+};
 use serde_json::{json, Value};
 
 use crate::guest::*;
@@ -67,4 +70,42 @@ async fn pod_without_shared_pids_has_no_pause() {
     guest.run(&spec(&["true"])).await;
     assert!(!guest.log().contains("pid namespace of the pod made"));
     assert!(!Path::new(POD_PID_NAMESPACE).exists());
+}
+
+/// Runs a script with the pod's memory `work` at /work.
+async fn run_with_memory(guest: &Guest, script: &str) -> String {
+    let mut spec = spec(&sh(script));
+    let mount = json!({"destination": "/work", "type": "bind",
+        "source": "/run/caisson/memory/work", "options": ["rbind", "rw"]});
+    spec["mounts"].as_array_mut().unwrap().push(mount);
+    let (id, streams) = (format!("c{}", number()), outputs());
+    let request = CreateContainerRequest {
+        container_id: id.clone(),
+        spec_json: spec.to_string().into_bytes(),
+        streams: Some(streams.clone()).into(),
+        memory: vec![Memory {
+            name: "work".to_string(),
+            size_bytes: 1 << 20,
+            mode: 0o2770,
+            gid: 2000,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    guest
+        .client
+        .create_container(ctx(), &request)
+        .await
+        .unwrap();
+    let (_, stdout, stderr) = guest.started(&id, &streams).await;
+    guest.delete(&id).await.unwrap();
+    stdout + &stderr
+}
+
+#[tokio::test]
+async fn memory_of_the_pod_has_its_size_and_owner_and_outlives_a_container() {
+    let guest = Guest::start().await;
+    let script = "stat -c '%a %g' /work; echo kept >/work/x; df -k /work | awk 'END {print $2}'";
+    assert_eq!(run_with_memory(&guest, script).await, "2770 2000\n1024\n");
+    assert_eq!(run_with_memory(&guest, "cat /work/x").await, "kept\n");
 }

@@ -182,7 +182,7 @@ impl Pod {
         let Prepared { plan, plugs, ends } = prepared;
         let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
         stage(id, "attached", started);
-        let guest_pid = agent.create(id, &plan.guest_spec, ends.tokens).await?;
+        let guest_pid = agent.create(id, &plan, ends.tokens).await?;
         stage(id, "created", started);
         let init = Process::new(init_id(id), request.stdio.clone(), Vec::new());
         match ends.connect(&machine.vm, id).await {
