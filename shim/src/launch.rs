@@ -3,7 +3,7 @@
 
 use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
-use caisson_oci::NodeConfig;
+use caisson_oci::{NodeConfig, Role};
 use containerd_shim::{
     api::DeleteResponse,
     asynchronous::{spawn, ExitSignal},
@@ -21,7 +21,8 @@ use crate::{
     accelerator, config,
     error::{Error, Result},
     events::Events,
-    pod::{Pod, Role},
+    container::Wishes,
+    pod::Pod,
     state,
     stats::timestamp,
     task::TaskService,
@@ -65,10 +66,15 @@ fn answer(bytes: &[u8]) -> Result<()> {
     written.map_err(Error::file("write", "stdout"))
 }
 
+/// What the bundle's task is to a pod.
+fn role() -> Result<Role> {
+    Ok(Role::of(&Wishes::read(Path::new("."))?.spec)?)
+}
+
 /// Starts a serving process for a pod or finds the one that it has. Returns its address.
 async fn start(flags: Flags) -> Result<String> {
     // What is wrong with a bundle, the request to create it will tell, where its user looks.
-    let role = Role::of_bundle(Path::new(".")).unwrap_or(Role::Alone);
+    let role = role().unwrap_or(Role::Alone);
     let address = match role {
         Role::Container { sandbox_id } => pod_address(&sandbox_id)?,
         Role::Sandbox | Role::Alone => {
@@ -100,7 +106,7 @@ fn pod_address(sandbox_id: &str) -> Result<String> {
 fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let state_dir = config::load().unwrap_or_default().state_dir;
     // A container of a pod has nothing outside of the pod, which goes with its sandbox.
-    if !matches!(Role::of_bundle(Path::new(".")), Ok(Role::Container { .. })) {
+    if !matches!(role(), Ok(Role::Container { .. })) {
         state::remove(&state_dir, &flags.id)?;
         remove_socket();
     }

@@ -3,15 +3,22 @@
 //! A container that is alone boots the VM that it is in; so does a pod's sandbox, which is that VM and nothing else. The
 //! containers of a pod come into the VM that its sandbox has booted.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
-use caisson_oci::translate::{translate, Node, Plan};
+use caisson_oci::{
+    translate::{translate, Node, Plan},
+    Role,
+};
 use containerd_shim::protos::{
     events::task::{TaskCreate, TaskIO},
     types::mount::Mount,
 };
 
-use super::{role::Role, Pod};
+use super::Pod;
 use crate::{
     agent::ProcessId,
     container::{Container, Wishes},
@@ -94,7 +101,9 @@ impl Pod {
         wishes: Wishes,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
-        let (dir, share) = self.folder(&wishes)?;
+        let linux = wishes.spec.linux().as_ref();
+        let cgroup = linux.and_then(|linux| linux.cgroups_path().clone());
+        let (dir, share) = self.folder(cgroup.as_deref())?;
         let prepared = self.prepare(&share, request, wishes).await?;
         let hostname = prepared.plan.guest_spec.hostname().clone();
         let hostname = hostname.unwrap_or_else(|| request.id.clone());
@@ -132,11 +141,10 @@ impl Pod {
     }
 
     /// The folders and the cgroup of a new pod.
-    pub(super) fn folder(&self, wishes: &Wishes) -> Result<(PodDir, Share)> {
+    pub(super) fn folder(&self, cgroup: Option<&Path>) -> Result<(PodDir, Share)> {
         let mut dir = PodDir::create(&self.config, &self.id)?;
-        let linux = wishes.spec.linux().as_ref();
-        if let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) {
-            dir.use_cgroup(path)?;
+        if let Some(cgroup) = cgroup {
+            dir.use_cgroup(cgroup)?;
         }
         let share = Share::create(dir.shared())?;
         Ok((dir, share))

@@ -3,12 +3,10 @@
 //! [`create`] brings containers in, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends; the rest is here.
 
 mod create;
-mod role;
 mod sandbox;
 mod watch;
 
 pub use create::CreateRequest;
-pub use role::Role;
 
 use std::{
     collections::HashMap,

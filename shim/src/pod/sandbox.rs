@@ -25,10 +25,14 @@ impl Pod {
         wishes: Wishes,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
-        let (dir, share) = self.folder(&wishes)?;
-        let hostname = wishes.spec.hostname().clone();
-        let hostname = hostname.unwrap_or_else(|| request.id.clone());
-        let machine = self.boot(hostname, dir, share, &[]).await?;
+        let asked = caisson_oci::pod::sandbox(&wishes.spec)?;
+        let (dir, share) = self.folder(asked.cgroups_path.as_deref())?;
+        let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
+        // Without sums the VM begins with the node's default, and grows.
+        let sums = asked.resources.as_ref();
+        let sums = sums.map(|resources| Limits::of(Some(resources)));
+        let machine = self.boot(hostname, dir, share, sums.as_slice()).await?;
+        machine.set_sysctls(asked.sysctls);
         stage(&self.id, "sandbox", started);
         let init = Process::new(init_id(&request.id), request.stdio.clone(), Vec::new());
         Ok((machine, Container::sandbox(request.bundle.clone(), init)))
