@@ -10,7 +10,7 @@ use std::{
 };
 
 use caisson_protocol::{
-    agent::{Disk, Network, Share},
+    agent::{Disk, Share},
     path::{DISKS, SHARES},
 };
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -99,18 +99,6 @@ pub fn attach_disk(disk: &Disk) -> Result<()> {
             source: source.into(),
         }),
     }
-}
-
-/// Waits for a network card.
-pub fn attach_network(network: &Network) -> Result<()> {
-    modules::load(modules::NETWORK)?;
-    wait_for(&format!("network card {}", network.mac), || {
-        let there = names_in("/sys/class/net").iter().any(|name| {
-            fs::read_to_string(format!("/sys/class/net/{name}/address"))
-                .is_ok_and(|mac| mac.trim() == network.mac)
-        });
-        Ok(there.then_some(()))
-    })
 }
 
 /// Unmounts a share and what is mounted below it. One that is not there is a success.
@@ -289,7 +277,8 @@ fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::file("create directory", path))
 }
 
-fn names_in(dir: &str) -> BTreeSet<String> {
+/// The entries of a directory; none where it can't be read.
+pub fn names_in(dir: &str) -> BTreeSet<String> {
     fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -298,7 +287,7 @@ fn names_in(dir: &str) -> BTreeSet<String> {
 }
 
 /// Asks `found` again and again until it has something, fails, or [`DEADLINE`] is over.
-fn wait_for<T>(device: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(device: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = found()? {

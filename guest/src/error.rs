@@ -40,6 +40,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A network card can't be set up as the host said.
+    #[error("{step} the interface {interface}")]
+    Network {
+        interface: String,
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
     /// A device that the host announced did not appear.
     #[error("{device} did not appear within {} s", waited.as_secs())]
     NoDevice { device: String, waited: Duration },
@@ -123,6 +131,7 @@ impl Error {
             | Error::Mount { .. }
             | Error::Module { .. }
             | Error::System { .. }
+            | Error::Network { .. }
             | Error::Slow { .. }
             | Error::Runtime { .. }
             | Error::RuntimeDied { .. } => Code::INTERNAL,

@@ -22,6 +22,7 @@ mod machine;
 mod memory;
 mod modprobe;
 mod modules;
+mod network;
 mod oom;
 mod pause;
 mod pod_pids;

@@ -18,8 +18,8 @@ use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
 use crate::{
-    containers::Containers, devices, identity, inodes, machine::Machine, oom::Oom, reaper::Reaper,
-    streams::Streams, Error, Result,
+    containers::Containers, devices, identity, inodes, machine::Machine, network, oom::Oom,
+    reaper::Reaper, streams::Streams, Error, Result,
 };
 
 /// Between tries of what failed for a reason that may pass.
@@ -205,7 +205,7 @@ impl agent_ttrpc::Agent for Service {
                     Some(Device::Disk(disk)) => devices::attach_disk(&disk),
                     Some(Device::Cpus(total)) => devices::online_cpus(total),
                     Some(Device::MemoryBytes(total)) => devices::online_memory(total),
-                    Some(Device::Network(network)) => devices::attach_network(&network),
+                    Some(Device::Network(network)) => network::attach(&network),
                     Some(_) | None => Err(no_device()),
                 })
                 .await?

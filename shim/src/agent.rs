@@ -1,6 +1,9 @@
 //! The shim's side of the agent's service: every call with a time limit, every answer checked. The guest is hostile.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use caisson_oci::Plan;
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
@@ -89,6 +92,18 @@ impl Agent {
         };
         let answer = call!(self, "configure", configure, request)?;
         Ok(shorten(&answer.kernel_release, 128))
+    }
+
+    /// Sets kernel parameters of the guest, by their names with dots.
+    pub async fn set_sysctls(&self, sysctls: HashMap<String, String>) -> Result<()> {
+        if sysctls.is_empty() {
+            return Ok(());
+        }
+        let request = proto::SetSysctlsRequest {
+            sysctls,
+            ..Default::default()
+        };
+        call!(self, "set sysctls", set_sysctls, request).map(drop)
     }
 
     /// The guest's half of plugging a device in.

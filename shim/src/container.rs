@@ -8,7 +8,7 @@ use std::{
 
 use caisson_oci::{
     annotations::{Annotations, Home},
-    spec::Spec,
+    spec::{LinuxNamespaceType, Spec},
     GuestPaths, Limits, NodeConfig,
 };
 use caisson_protocol::{
@@ -146,6 +146,14 @@ impl Wishes {
     pub fn root(&self, bundle: &Path) -> PathBuf {
         let path = self.spec.root().as_ref().map(|root| root.path().clone());
         bundle.join(path.unwrap_or_default())
+    }
+
+    /// The network namespace that CNI made for the pod, where the spec names one.
+    pub fn network(&self) -> Option<PathBuf> {
+        let namespaces = self.spec.linux().as_ref()?.namespaces().as_ref()?;
+        let mut namespaces = namespaces.iter();
+        let network = namespaces.find(|ns| ns.typ() == LinuxNamespaceType::Network)?;
+        network.path().clone()
     }
 
     /// Looks up what is asked for: the places in the guest, and the devices to be plugged in for them.

@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use containerd_shim::protos::ttrpc;
 
+use crate::network::NetworkError;
+
 /// A failed request. Its text reaches the user through containerd (`ctr`'s output, `kubectl describe pod`).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -79,6 +81,9 @@ pub enum Error {
     /// The home that is asked for.
     #[error("annotation caisson.dev/home: {0}")]
     Home(String),
+    /// The pod's network.
+    #[error("the pod's network")]
+    Network(#[from] crate::network::NetworkError),
     /// A stream of a process.
     #[error("{stream} of the process")]
     Stream {
@@ -119,6 +124,14 @@ impl Error {
             Self::Refused(_) | Self::Request { .. } | Self::Skill(_) | Self::Home(_) => {
                 ttrpc::Code::INVALID_ARGUMENT
             }
+            Self::Network(error) => match error {
+                NetworkError::HostNamespace(_) | NetworkError::Unsupported { .. } => {
+                    ttrpc::Code::INVALID_ARGUMENT
+                }
+                NetworkError::Namespace { .. }
+                | NetworkError::Read { .. }
+                | NetworkError::Card { .. } => ttrpc::Code::UNKNOWN,
+            },
             Self::NotFound { .. } => ttrpc::Code::NOT_FOUND,
             Self::Exists { .. } => ttrpc::Code::ALREADY_EXISTS,
             Self::State { .. } => ttrpc::Code::FAILED_PRECONDITION,

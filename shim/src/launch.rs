@@ -19,9 +19,9 @@ use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
     accelerator, config,
+    container::Wishes,
     error::{Error, Result},
     events::Events,
-    container::Wishes,
     pod::Pod,
     state,
     stats::timestamp,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use crate::{
     agent::Agent,
     config,
     error::Result,
+    network::Network,
     share::{self, Share},
     state::PodDir,
     vm::VmHandle,
@@ -51,6 +52,7 @@ pub struct Machine {
     /// The size that the VM was last given. Held while it is given another; nothing else waits for it.
     size: tokio::sync::Mutex<VmSize>,
     dir: Mutex<Option<PodDir>>,
+    network: Mutex<Option<Network>>,
 }
 
 impl Machine {
@@ -91,6 +93,7 @@ impl Machine {
             agent: OnceCell::new(),
             size: tokio::sync::Mutex::new(size),
             dir: Mutex::new(Some(dir)),
+            network: Mutex::default(),
             share,
         };
         stage(id, "vmm", started);
@@ -158,6 +161,17 @@ impl Machine {
 
     fn plugged(&self) -> MutexGuard<'_, HashSet<(String, PathBuf)>> {
         self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plugs in what a network namespace has, if there is one, until the VM's end.
+    pub async fn join_network(&self, namespace: Option<&Path>) -> Result<()> {
+        let Some(namespace) = namespace else {
+            return Ok(());
+        };
+        let mut network = Network::open(namespace).await?;
+        let cards = network.plugs();
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = Some(network);
+        self.plug(cards).await
     }
 
     /// Plugs the disk with the kernel's further modules in, once. The guest waits for it when something asks for a module.
@@ -240,6 +254,9 @@ impl Machine {
         if let Err(error) = self.vm.stop().await {
             log::warn!("stop the VM: {}", error.chain());
         }
+        // Before its namespace goes, and that goes when the sandbox has ended.
+        let network = self.network.lock();
+        drop(network.unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Ends the VM and removes everything of the pod from the host. Idempotent; failures are logged.

@@ -138,6 +138,13 @@ pub fn mounts(tag: &str) -> Vec<String> {
         .collect()
 }
 
+/// Named network namespaces of a node.
+pub fn namespaces(tag: &str) -> Vec<String> {
+    let mut found = entries(Path::new("/run/netns"));
+    found.retain(|name| name.contains(tag));
+    found
+}
+
 /// cgroups of a node in every hierarchy, parents first.
 pub fn cgroups(tag: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -18,8 +18,10 @@
 //! - [`command`]: a program with an end of time, and what it printed;
 //! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
 //! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name;
+//! - [`bridge`]: network namespaces as CNI leaves them;
 //! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
 
+pub mod bridge;
 pub mod command;
 pub mod config;
 pub mod container;

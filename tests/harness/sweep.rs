@@ -63,6 +63,13 @@ pub fn remove(tag: &str, dir: &Path) -> Result<()> {
     for mount in leftovers::mounts(tag).into_iter().rev() {
         let _ = nix::mount::umount2(Path::new(&mount), nix::mount::MntFlags::MNT_DETACH);
     }
+    for name in leftovers::namespaces(tag) {
+        let _ = command::run(
+            std::process::Command::new("ip").args(["netns", "del", &name]),
+            None,
+            Duration::from_secs(5),
+        );
+    }
     for cgroup in leftovers::cgroups(tag).into_iter().rev() {
         let _ = command::poll("empty cgroup", Duration::from_secs(2), || {
             fs::remove_dir(&cgroup).or_else(gone).ok()

@@ -28,6 +28,8 @@ pub enum Device {
     Network {
         /// The tap's queue, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
         tap: OwnedFd,
+        /// `/dev/vhost-net`, opened for this card: the host's kernel moves the packets then. Left alone under emulation.
+        vhost: Option<OwnedFd>,
         /// The card's address.
         mac: [u8; 6],
         /// Bytes.

@@ -186,6 +186,7 @@ async fn network_card_has_the_address_and_mtu_that_were_given() {
     share(&mut vm, "out", &fixture.out(), false).await;
     let card = Device::Network {
         tap: tap(),
+        vhost: None,
         mac: [2, 0, 0, 0, 0xab, 1],
         mtu: 1400,
     };

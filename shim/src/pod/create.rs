@@ -103,6 +103,7 @@ impl Pod {
         let started = Instant::now();
         let linux = wishes.spec.linux().as_ref();
         let cgroup = linux.and_then(|linux| linux.cgroups_path().clone());
+        let network = wishes.network();
         let (dir, share) = self.folder(cgroup.as_deref())?;
         let prepared = self.prepare(&share, request, wishes).await?;
         let hostname = prepared.plan.guest_spec.hostname().clone();
@@ -111,6 +112,7 @@ impl Pod {
         let machine = self
             .boot(hostname, dir, share, &[prepared.plan.limits])
             .await?;
+        machine.join_network(network.as_deref()).await?;
         let container = self.bring_in(&machine, request, prepared, started).await?;
         Ok((machine, container))
     }

@@ -32,7 +32,10 @@ impl Pod {
         let sums = asked.resources.as_ref();
         let sums = sums.map(|resources| Limits::of(Some(resources)));
         let machine = self.boot(hostname, dir, share, sums.as_slice()).await?;
-        machine.set_sysctls(asked.sysctls);
+        machine.join_network(asked.network.as_deref()).await?;
+        // Some are of one network card.
+        let sysctls = asked.sysctls.into_iter().collect();
+        machine.agent().await?.set_sysctls(sysctls).await?;
         stage(&self.id, "sandbox", started);
         let init = Process::new(init_id(&request.id), request.stdio.clone(), Vec::new());
         Ok((machine, Container::sandbox(request.bundle.clone(), init)))

@@ -128,10 +128,20 @@ pub(crate) async fn add_block(
     Ok(backend)
 }
 
-/// Gives QEMU a tap as the netdev `id`.
-pub(crate) async fn add_tap(qmp: &Qmp, id: &str, tap: OwnedFd) -> Result<Backend> {
+/// Gives QEMU a tap as the netdev `id`, with the host's kernel behind it where `vhost` is `/dev/vhost-net`.
+pub(crate) async fn add_tap(
+    qmp: &Qmp,
+    id: &str,
+    tap: OwnedFd,
+    vhost: Option<OwnedFd>,
+) -> Result<Backend> {
     qmp.pass("getfd", json!({ "fdname": id }), tap).await?;
-    let arguments = json!({ "type": "tap", "id": id, "fd": id, "vhost": false });
+    let mut arguments = json!({ "type": "tap", "id": id, "fd": id, "vhost": vhost.is_some() });
+    if let Some(vhost) = vhost {
+        let name = format!("vhost-{id}");
+        qmp.pass("getfd", json!({ "fdname": name }), vhost).await?;
+        arguments["vhostfd"] = json!(name);
+    }
     qmp.execute("netdev_add", arguments).await?;
     Ok(Backend::Netdev(id.to_owned()))
 }

@@ -22,7 +22,7 @@ use crate::{
     process::Child,
     virtiofsd,
     vsock::{Dialer, Vsock},
-    Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
+    Accelerator, Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
 };
 
 /// Names the cpus beyond those at boot, for [`Vm::detach`].
@@ -234,16 +234,26 @@ impl QemuVm {
         self.plug(&id, backend, properties, None).await
     }
 
-    async fn attach_network(&mut self, tap: OwnedFd, mac: [u8; 6], mtu: u16) -> Result<DeviceId> {
+    async fn attach_network(
+        &mut self,
+        tap: OwnedFd,
+        vhost: Option<OwnedFd>,
+        mac: [u8; 6],
+        mtu: u16,
+    ) -> Result<DeviceId> {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         let id = format!("net-{}", mac.replace(':', ""));
         self.check_name(&id, &id, 36)?;
-        let backend = devices::add_tap(&self.qemu.qmp, &id, tap).await?;
+        // Under emulation QEMU would have to carry vhost's interrupts itself.
+        let vhost = vhost.filter(|_| self.spec.accelerator == Accelerator::Kvm);
+        let backend = devices::add_tap(&self.qemu.qmp, &id, tap, vhost).await?;
         let properties = json!({
             "driver": "virtio-net-pci",
             "netdev": id,
             "mac": mac,
             "host_mtu": mtu,
+            // Nobody boots from it, and the file is of a package that QEMU's only recommends.
+            "romfile": "",
         });
         self.plug(&id, backend, properties, None).await
     }
@@ -276,7 +286,12 @@ impl Vm for QemuVm {
                 path,
                 read_only,
             } => self.attach_disk(serial, path, read_only).await?,
-            Device::Network { tap, mac, mtu } => self.attach_network(tap, mac, mtu).await?,
+            Device::Network {
+                tap,
+                vhost,
+                mac,
+                mtu,
+            } => self.attach_network(tap, vhost, mac, mtu).await?,
             Device::Cpus(total) => {
                 resize::resize_cpus(&self.qemu.qmp, &self.spec, total).await?;
                 DeviceId(CPUS.to_owned())

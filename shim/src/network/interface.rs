@@ -1,0 +1,341 @@
+//! What CNI made of a network namespace: its interfaces, and what of each the guest's card has to have.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use caisson_protocol::agent as proto;
+use netlink_packet_core::Nla;
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+    link::{
+        InfoData, InfoIpVlan, InfoKind, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
+        LinkLayerType, LinkMessage,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType, RouteVia,
+    },
+    AddressFamily, RouteNetlinkMessage,
+};
+
+use super::{netlink::Netlink, tap, NetworkError};
+
+/// The kernel's own table of local addresses (rtnetlink(7)).
+const TABLE_LOCAL: u32 = 255;
+
+/// An interface that is moved into the guest.
+#[derive(Debug)]
+pub struct Interface {
+    pub index: u32,
+    pub name: String,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+    /// What the agent is told.
+    pub guest: proto::Network,
+}
+
+/// The interfaces of a namespace that the guest gets. What it can't get is refused; what is down is nobody's.
+pub fn list(netlink: &mut Netlink) -> Result<Vec<Interface>, NetworkError> {
+    let failed = |source| NetworkError::Read { source };
+    let mut interfaces: Vec<Interface> = Vec::new();
+    let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    for message in netlink.list(links).map_err(failed)? {
+        let RouteNetlinkMessage::NewLink(link) = message else {
+            continue;
+        };
+        let name = name(&link);
+        let unsupported = |reason| NetworkError::Unsupported {
+            interface: name.clone(),
+            reason,
+        };
+        if !is_moved(&link, &name) {
+            log::debug!(interface = name.as_str(); "not moved into the guest");
+            continue;
+        }
+        let mac = mac(&link).map_err(unsupported)?;
+        if interfaces.iter().any(|other| other.mac == mac) {
+            return Err(unsupported(
+                "another one has its hardware address, by which the guest finds its card",
+            ));
+        }
+        let mtu = find(&link.attributes, |attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        let mtu = mtu.unwrap_or(1500);
+        interfaces.push(Interface {
+            index: link.header.index,
+            mac,
+            mtu,
+            guest: proto::Network {
+                mac: format_mac(&mac),
+                name: name.clone(),
+                mtu,
+                no_arp: link.header.flags.contains(LinkFlags::Noarp),
+                ..Default::default()
+            },
+            name,
+        });
+    }
+    if interfaces.is_empty() {
+        return Ok(interfaces);
+    }
+    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    for message in netlink.list(addresses).map_err(failed)? {
+        if let RouteNetlinkMessage::NewAddress(message) = message {
+            let card = of(&mut interfaces, message.header.index);
+            if let (Some(card), Some(address)) = (card, address(&message)) {
+                card.guest.addresses.push(address);
+            }
+        }
+    }
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut routes = RouteMessage::default();
+        routes.header.address_family = family;
+        let routes = RouteNetlinkMessage::GetRoute(routes);
+        for message in netlink.list(routes).map_err(failed)? {
+            if let RouteNetlinkMessage::NewRoute(message) = message {
+                if let Some((index, route)) = route(&message) {
+                    if let Some(card) = of(&mut interfaces, index) {
+                        card.guest.routes.push(route);
+                    }
+                }
+            }
+        }
+    }
+    let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    for message in netlink.list(neighbours).map_err(failed)? {
+        if let RouteNetlinkMessage::NewNeighbour(message) = message {
+            let card = of(&mut interfaces, message.header.ifindex);
+            if let (Some(card), Some(neighbour)) = (card, neighbour(&message)) {
+                card.guest.neighbours.push(neighbour);
+            }
+        }
+    }
+    Ok(interfaces)
+}
+
+/// A hardware address as the kernel writes it.
+pub fn format_mac(mac: &[u8]) -> String {
+    let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}
+
+fn of(interfaces: &mut [Interface], index: u32) -> Option<&mut Interface> {
+    interfaces.iter_mut().find(|found| found.index == index)
+}
+
+fn find<'a, A, T>(attributes: &'a [A], pick: impl FnMut(&'a A) -> Option<T>) -> Option<T> {
+    attributes.iter().find_map(pick)
+}
+
+fn name(link: &LinkMessage) -> String {
+    let name = find(&link.attributes, |attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    name.unwrap_or_else(|| format!("number {}", link.header.index))
+}
+
+/// Whether it is for the guest: neither loopback nor down (as the kernel's own tunnel devices are), nor part of a bridge or bond,
+/// nor the tap of a VM that is just ending.
+fn is_moved(link: &LinkMessage, name: &str) -> bool {
+    let flags = link.header.flags;
+    let is_part = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(_));
+    let is_tap = kind(link) == Some(&InfoKind::Tun) && name.starts_with(tap::PREFIX);
+    flags.contains(LinkFlags::Up)
+        && !flags.contains(LinkFlags::Loopback)
+        && !link.attributes.iter().any(is_part)
+        && !is_tap
+}
+
+/// The hardware address that the guest's card gets; an error says why there can be no such card.
+fn mac(link: &LinkMessage) -> Result<[u8; 6], &'static str> {
+    if link.header.link_layer_type != LinkLayerType::Ether {
+        return Err("it is not an Ethernet interface");
+    }
+    let below = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Link(_));
+    let elsewhere = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    let stackable = matches!(
+        kind(link),
+        Some(InfoKind::Vlan | InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan)
+    );
+    if stackable && link.attributes.iter().any(below) && !link.attributes.iter().any(elsewhere) {
+        return Err("it lies on another interface of the pod, whose packets go to the guest");
+    }
+    if ipvlan_mode(link) == Some(IpVlanMode::L3S) {
+        return Err("ipvlan in mode l3s passes its packets behind traffic control; use l2 or l3");
+    }
+    let address = find(&link.attributes, |attribute| match attribute {
+        LinkAttribute::Address(address) => <[u8; 6]>::try_from(address.as_slice()).ok(),
+        _ => None,
+    });
+    // Bit 0 of the first byte: a group.
+    let is_one = |mac: &[u8; 6]| *mac != [0; 6] && mac[0] & 1 == 0;
+    address
+        .filter(is_one)
+        .ok_or("it has no hardware address that a card could have")
+}
+
+fn info(link: &LinkMessage) -> &[LinkInfo] {
+    let info = find(&link.attributes, |attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
+        _ => None,
+    });
+    info.unwrap_or_default()
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    find(info(link), |info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn ipvlan_mode(link: &LinkMessage) -> Option<IpVlanMode> {
+    let data = find(info(link), |info| match info {
+        LinkInfo::Data(InfoData::IpVlan(data)) => Some(data),
+        _ => None,
+    })?;
+    find(data, |data| match data {
+        InfoIpVlan::Mode(mode) => Some(*mode),
+        _ => None,
+    })
+}
+
+fn bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// Temporary addresses (RFC 8981) are left out: a kernel makes its own.
+fn address(message: &AddressMessage) -> Option<proto::Address> {
+    let mut local = None;
+    let mut other = None;
+    let mut address = proto::Address {
+        prefix_length: message.header.prefix_len.into(),
+        scope: u8::from(message.header.scope).into(),
+        ..Default::default()
+    };
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => other = Some(*ip),
+            AddressAttribute::Broadcast(ip) => address.broadcast = ip.octets().to_vec(),
+            AddressAttribute::RoutePriority(metric) => address.metric = *metric,
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let own = local.or(other)?;
+    // The flag means another thing for IPv4: not the first address of its prefix.
+    if own.is_ipv6() && flags.contains(AddressFlags::Secondary) {
+        return None;
+    }
+    if other.is_some_and(|other| other != own) {
+        address.peer = other.map(bytes).unwrap_or_default();
+    }
+    address.address = bytes(own);
+    address.no_prefix_route = flags.contains(AddressFlags::Noprefixroute);
+    Some(address)
+}
+
+/// A route that somebody has set, and the interface that it leads through.
+fn route(message: &RouteMessage) -> Option<(u32, proto::Route)> {
+    let header = &message.header;
+    let is_set = header.kind == RouteType::Unicast
+        && header.protocol != RouteProtocol::Kernel
+        && !header.flags.contains(RouteFlags::Cloned);
+    if !is_set {
+        return None;
+    }
+    let any = match header.address_family {
+        AddressFamily::Inet => bytes(Ipv4Addr::UNSPECIFIED.into()),
+        AddressFamily::Inet6 => vec![0; 16],
+        _ => return None,
+    };
+    let mut index = None;
+    let mut route = proto::Route {
+        destination: any,
+        prefix_length: header.destination_prefix_length.into(),
+        table: header.table.into(),
+        type_: u8::from(header.kind).into(),
+        scope: u8::from(header.scope).into(),
+        protocol: u8::from(header.protocol).into(),
+        on_link: header.flags.contains(RouteFlags::Onlink),
+        ..Default::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(oif) => index = Some(*oif),
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Priority(priority) => route.priority = *priority,
+            RouteAttribute::Destination(to) => route.destination = route_address(to)?,
+            RouteAttribute::PrefSource(source) => route.source = route_address(source)?,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics.iter().filter(|metric| metric.value_len() == 4) {
+                    let mut value = [0; 4];
+                    metric.emit_value(&mut value);
+                    let value = u32::from_ne_bytes(value);
+                    route.metrics.insert(metric.kind().into(), value);
+                }
+            }
+            RouteAttribute::MultiPath(hops) => {
+                // A card has routes of its own only, so one of the ways is taken.
+                let hop = hops.first()?;
+                log::warn!("a route of the pod over several ways leads over the first alone");
+                index = Some(hop.interface_index);
+                for attribute in &hop.attributes {
+                    gateway(attribute, &mut route);
+                }
+            }
+            other => gateway(other, &mut route),
+        }
+    }
+    if route.table == TABLE_LOCAL {
+        return None;
+    }
+    Some((index?, route))
+}
+
+fn gateway(attribute: &RouteAttribute, route: &mut proto::Route) {
+    route.gateway = match attribute {
+        RouteAttribute::Gateway(gateway) => route_address(gateway).unwrap_or_default(),
+        RouteAttribute::Via(RouteVia::Inet(gateway)) => gateway.octets().to_vec(),
+        RouteAttribute::Via(RouteVia::Inet6(gateway)) => gateway.octets().to_vec(),
+        _ => return,
+    };
+}
+
+fn route_address(address: &RouteAddress) -> Option<Vec<u8>> {
+    match address {
+        RouteAddress::Inet(address) => Some(address.octets().to_vec()),
+        RouteAddress::Inet6(address) => Some(address.octets().to_vec()),
+        _ => None,
+    }
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<proto::Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut neighbour = proto::Neighbour::new();
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                neighbour.address = address.octets().to_vec();
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                neighbour.address = address.octets().to_vec();
+            }
+            NeighbourAttribute::LinkLayerAddress(mac) if mac.len() == 6 => {
+                neighbour.mac = format_mac(mac);
+            }
+            _ => {}
+        }
+    }
+    let whole = !neighbour.address.is_empty() && !neighbour.mac.is_empty();
+    whole.then_some(neighbour)
+}

@@ -1,0 +1,168 @@
+//! The pod's network: whatever CNI put into the pod's network namespace moves to the guest.
+//!
+//! Each interface (veth, macvlan, ipvlan …) gets a tap in the same namespace that is wired to it by traffic control, see [`tap`], and
+//! behind the tap a network card of the VM with the interface's hardware address, name, MTU, addresses, routes and permanent
+//! neighbours. The interface itself keeps all of it: for NetworkPolicy, for the node's statistics and for CNI's DEL nothing has changed.
+//!
+//! A killed shim takes the VMM with it and that the taps. The redirects stay on the interface and go with it at CNI's DEL; a new shim in
+//! the same namespace replaces them.
+
+mod interface;
+mod namespace;
+mod netlink;
+mod tap;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use caisson_protocol::agent as proto;
+use caisson_vmm::Device;
+use proto::attach_request::Device as GuestDevice;
+
+use crate::machine::Plug;
+use interface::Interface;
+use namespace::Namespace;
+use netlink::Netlink;
+
+/// The host's part of a network card that the kernel drives; not on every host.
+const VHOST: &str = "/dev/vhost-net";
+
+/// What can go wrong with a pod's network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The namespace can't be entered.
+    #[error("enter the pod's network namespace {}", path.display())]
+    Namespace {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The namespace is the one that everything of the node is in.
+    #[error("{} is the host's network namespace, which is not reachable from the guest", .0.display())]
+    HostNamespace(PathBuf),
+    /// The kernel does not say what is in the namespace.
+    #[error("read the pod's network")]
+    Read {
+        #[source]
+        source: io::Error,
+    },
+    /// An interface that no network card of a VM can stand for.
+    #[error("interface {interface} can't be moved into the guest: {reason}")]
+    Unsupported {
+        interface: String,
+        reason: &'static str,
+    },
+    /// The card of an interface can't be made.
+    #[error("{step} for the interface {interface}")]
+    Card {
+        interface: String,
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A pod's network. Dropped, it leaves the namespace as CNI made it; the VM must have ended.
+pub struct Network {
+    netlink: Mutex<Netlink>,
+    cards: Vec<Card>,
+}
+
+struct Card {
+    interface: Interface,
+    /// Until the VMM has it.
+    tap: Option<OwnedFd>,
+}
+
+impl Network {
+    /// Makes a tap for every interface of the namespace and wires it up. A namespace with `lo` alone has no cards.
+    pub async fn open(path: &Path) -> Result<Self, NetworkError> {
+        let namespace = Namespace::open(path)?;
+        namespace.run(Self::make).await
+    }
+
+    /// In the namespace.
+    fn make() -> Result<Self, NetworkError> {
+        let read = |source| NetworkError::Read { source };
+        let mut netlink = Netlink::open().map_err(read)?;
+        let interfaces = interface::list(&mut netlink)?;
+        let mut network = Self {
+            netlink: Mutex::new(netlink),
+            cards: Vec::new(),
+        };
+        for interface in interfaces {
+            network.add(interface)?;
+        }
+        Ok(network)
+    }
+
+    fn add(&mut self, interface: Interface) -> Result<(), NetworkError> {
+        let name = interface.name.clone();
+        let failed = |step| {
+            let interface = name.clone();
+            move |source| NetworkError::Card {
+                interface,
+                step,
+                source,
+            }
+        };
+        let (index, mtu) = (interface.index, interface.mtu);
+        let (queue, tap) = tap::create().map_err(failed("make a tap (/dev/net/tun)"))?;
+        // From here on it is undone with the rest.
+        self.cards.push(Card {
+            interface,
+            tap: Some(queue),
+        });
+        let netlink = self.netlink.get_mut();
+        let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
+        tap::set_up(netlink, tap, mtu).map_err(failed("set up the tap"))?;
+        tap::redirect(netlink, tap, index).map_err(failed("redirect the tap"))?;
+        tap::redirect(netlink, index, tap).map_err(failed("redirect to the tap"))
+    }
+
+    /// The cards, to be plugged in; none the second time.
+    pub fn plugs(&mut self) -> Vec<Plug> {
+        let cards = self.cards.iter_mut();
+        let plug = |card: &mut Card| {
+            Some(Plug {
+                vm: Device::Network {
+                    tap: card.tap.take()?,
+                    vhost: open_vhost(),
+                    mac: card.interface.mac,
+                    mtu: u16::try_from(card.interface.mtu).unwrap_or(u16::MAX),
+                },
+                guest: GuestDevice::Network(card.interface.guest.clone()),
+            })
+        };
+        cards.filter_map(plug).collect()
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let netlink = self.netlink.get_mut();
+        let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
+        for card in &self.cards {
+            if let Err(error) = tap::undo_redirect(netlink, card.interface.index) {
+                let interface = card.interface.name.as_str();
+                log::warn!(interface, error:%; "the pod's interface stays redirected");
+            }
+        }
+    }
+}
+
+/// The host kernel's help, where there is any.
+fn open_vhost() -> Option<OwnedFd> {
+    let opened = std::fs::File::options().read(true).write(true).open(VHOST);
+    match opened {
+        Ok(file) => Some(file.into()),
+        Err(error) => {
+            log::debug!("{VHOST}: {error}");
+            None
+        }
+    }
+}

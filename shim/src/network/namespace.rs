@@ -1,0 +1,96 @@
+//! A network namespace of the host, and work inside it.
+//!
+//! What is opened inside stays in the namespace wherever it is used later: sockets and taps belong to the namespace of
+//! the thread that made them.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::sync::oneshot;
+
+use super::NetworkError;
+
+/// A pod's network namespace. It lives as long as this value, even without its name.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    path: PathBuf,
+    file: Arc<File>,
+}
+
+impl Namespace {
+    /// Opens the namespace that `path` names; refuses what is none or is the host's own.
+    pub fn open(path: &Path) -> Result<Self, NetworkError> {
+        let failed = |source| NetworkError::Namespace {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let own = Path::new("/proc/self/ns/net").metadata().map_err(failed)?;
+        let other = file.metadata().map_err(failed)?;
+        if (own.dev(), own.ino()) == (other.dev(), other.ino()) {
+            return Err(NetworkError::HostNamespace(path.to_owned()));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file: Arc::new(file),
+        })
+    }
+
+    /// Does blocking work inside, on a thread of its own that ends with it: a thread that has been elsewhere is fit for nothing else.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, NetworkError> {
+        let (done, result) = oneshot::channel();
+        let file = self.file.clone();
+        let failed = |source| NetworkError::Namespace {
+            path: self.path.clone(),
+            source,
+        };
+        let thread = std::thread::Builder::new().name("netns".to_owned());
+        let spawned = thread.spawn(move || {
+            // SAFETY: a descriptor that is open for the call, and a number.
+            let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+            let outcome = match entered {
+                0 => Ok(work()),
+                _ => Err(io::Error::last_os_error()),
+            };
+            // Who asked may have gone away; what was made undoes itself.
+            drop(done.send(outcome));
+        });
+        spawned.map_err(failed)?;
+        match result.await {
+            Ok(outcome) => outcome.map_err(failed)?,
+            Err(_) => Err(failed(io::Error::other("the thread inside it died"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespace_of_the_host_is_refused() {
+        let refused = Namespace::open(Path::new("/proc/self/ns/net"));
+        assert!(matches!(refused, Err(NetworkError::HostNamespace(_))));
+    }
+
+    #[test]
+    fn namespace_that_is_not_there_is_named() {
+        let error = Namespace::open(Path::new("/run/netns/no such")).unwrap_err();
+        assert!(error.to_string().contains("/run/netns/no such"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn file_that_is_no_namespace_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let namespace = Namespace::open(file.path()).unwrap();
+        assert!(namespace.run(|| Ok(())).await.is_err());
+    }
+}
