@@ -29,7 +29,8 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
-  test-tools [--gvisor]       containerd 2.1 and runc from their Go modules, for the tests; gVisor for the bench
+  test-tools [--gvisor]       containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
+                              gVisor for the bench
   run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench
   deny                        licences, bans and sources of the dependencies
 ";

@@ -1,9 +1,14 @@
-//! `cargo xtask test-tools`: what the tests and the bench compare with and Debian does not have, from the Go modules
-//! under `packaging/test-tools`, whose go.mod and go.sum are the pins. Nothing of this is shipped.
+//! `cargo xtask test-tools`: what the tests and the bench compare with and Debian 12 does not have, from the Go modules
+//! under `packaging/test-tools`, whose go.mod and go.sum are the pins; containerd 1.7 from Debian 13. Nothing of this is
+//! shipped, nothing is installed.
 
-use std::{path::Path, process::Command};
+use std::{
+    ffi::OsString,
+    path::Path,
+    process::{Command, Stdio},
+};
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 
 use crate::{dirs::Dirs, files, step};
 
@@ -50,10 +55,14 @@ const GVISOR: Tool = Tool {
     cgo: false,
 };
 
-/// Builds containerd 2.1 and runc, and gVisor for the bench if it is wanted.
+/// The release of Debian whose containerd is 1.7, and that version's beginning.
+const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
+
+/// Builds containerd 2.1 and runc, and gVisor for the bench if it is wanted; unpacks containerd 1.7.
 pub fn build(dirs: &Dirs, gvisor: bool) -> Result<()> {
     build_tool(dirs, &CONTAINERD)?;
     build_tool(dirs, &RUNC)?;
+    unpack_containerd_1_7(dirs)?;
     if gvisor {
         build_tool(dirs, &GVISOR)?;
     }
@@ -91,6 +100,81 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
         .env("CGO_ENABLED", if tool.cgo { "1" } else { "0" });
     step::run(&dirs.log, tool.module, &mut build)?;
     files::write(&stamp_path, stamp.as_bytes(), 0o644)
+}
+
+/// Debian 13's package, whose binaries run on Debian 12 as they are. apt gets lists and a cache of its own, so that this
+/// machine's stay those of Debian 12; it checks the signatures as ever.
+fn unpack_containerd_1_7(dirs: &Dirs) -> Result<()> {
+    let bin = dirs.cache.join("tools/containerd-1.7/bin");
+    if bin.join("containerd").exists() {
+        return Ok(());
+    }
+    let (release, version) = DEBIAN_13;
+    files::make_dir(&dirs.cache.join("tools"))?;
+    let temp = tempfile::tempdir_in(dirs.cache.join("tools")).context("make a folder for apt")?;
+    let temp = temp.path();
+    let mirror = debian_mirror()?;
+    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let source = format!("deb [signed-by={keys}] {mirror} {release} main\n");
+    files::write(&temp.join("sources.list"), source.as_bytes(), 0o644)?;
+    files::make_dir(&temp.join("lists/partial"))?;
+    files::make_dir(&temp.join("archives/partial"))?;
+    // dpkg's status would offer what is installed here.
+    files::write(&temp.join("status"), b"", 0o644)?;
+    let apt_get = |step: &str, args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        for (option, value) in [
+            ("Dir::Etc::sourcelist", temp.join("sources.list")),
+            ("Dir::Etc::sourceparts", "-".into()),
+            ("Dir::State::lists", temp.join("lists")),
+            ("Dir::State::status", temp.join("status")),
+            ("Dir::Cache", temp.to_owned()),
+            // The sandbox user can't write into the checkout.
+            ("APT::Sandbox::User", "root".into()),
+        ] {
+            let mut setting = OsString::from(format!("{option}="));
+            setting.push(value);
+            command.arg("-o").arg(setting);
+        }
+        step::run(&dirs.log, step, command.args(args).current_dir(temp))
+    };
+    apt_get("apt-update-debian-13", &["update"])?;
+    apt_get("containerd-1.7-download", &["download", "containerd"])?;
+    let deb = std::fs::read_dir(temp)
+        .context("look at the download")?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
+        .context("apt-get download left no .deb")?;
+    let name = deb.file_name().unwrap_or_default().to_string_lossy();
+    if !name.starts_with(&format!("containerd_{version}")) {
+        bail!("Debian's {release} has {name}, wanted is {version}x");
+    }
+    let mut unpack = Command::new("dpkg");
+    unpack.arg("-x").arg(&deb).arg(temp.join("package"));
+    step::run(&dirs.log, "containerd-1.7", &mut unpack)?;
+    for program in ["ctr", "containerd-shim-runc-v2", "containerd"] {
+        files::copy(
+            &temp.join("package/usr/bin").join(program),
+            &bin.join(program),
+        )?;
+    }
+    Ok(())
+}
+
+/// The mirror that apt uses for Debian 12; every release is on it.
+fn debian_mirror() -> Result<String> {
+    let output = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(SITE) $(RELEASE)"])
+        .arg("Created-By: Packages")
+        .stdin(Stdio::null())
+        .output()
+        .context("start apt-get")?;
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let site = lines.lines().find_map(|line| {
+        let site = line.strip_suffix(" bookworm")?;
+        (!site.contains("security")).then(|| site.to_owned())
+    });
+    site.context("found no Debian 12 mirror in apt's sources, for containerd 1.7")
 }
 
 fn go() -> &'static str {
