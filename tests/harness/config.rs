@@ -1,25 +1,97 @@
-//! The two configuration files of a test node: containerd's and Caisson's.
+//! The configuration files of a test node: containerd's, with and without its CRI plugin, and Caisson's.
 
 use std::path::Path;
 
 use serde_json::{json, Value};
 
-use crate::paths;
+use crate::{
+    cri::{network, registry},
+    fixture,
+    paths::{self, Containerd},
+    Runtime,
+};
 
 /// containerd's config.toml: everything below `dir`, no CRI, no plugin that would look at the host's own places.
 ///
 /// Version 2 of the format is read by 1.6 and by 2.x alike.
 pub fn containerd(dir: &Path) -> String {
+    let cri = r#"
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime","#;
+    base(dir, 2, cri)
+}
+
+/// As [`containerd`], with the CRI plugin: the runtime classes `runc` and `sandbox`, the node's own network and images.
+pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
+    let caisson = Runtime::Caisson.name();
+    let runc = Runtime::Runc.name();
+    let pause = fixture::full_name("pause");
+    let hosts = registry::hosts_dir(dir);
+    let hosts = hosts.display();
+    let conf_dir = network::conf_dir(dir);
+    let conf_dir = conf_dir.display();
+    let bin_dir = network::PLUGINS;
+    // What 2.x has under names of its own.
+    let (format, images, runtime, sandbox_image, bin_dirs) = match version {
+        Containerd::V1_6 | Containerd::V1_7 => {
+            let cri = "io.containerd.grpc.v1.cri";
+            let image = format!("sandbox_image = \"{pause}\"");
+            (2, cri, cri, image, format!("bin_dir = \"{bin_dir}\""))
+        }
+        Containerd::V2 => (
+            3,
+            "io.containerd.cri.v1.images",
+            "io.containerd.cri.v1.runtime",
+            String::new(),
+            format!("bin_dirs = [\"{bin_dir}\"]"),
+        ),
+    };
+    let mut config = base(dir, format, "");
+    config.push_str(&format!(
+        r#"
+[plugins."{runtime}"]
+{sandbox_image}
+# Tests may run without CAP_SYS_RESOURCE.
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+
+[plugins."{runtime}".cni]
+{bin_dirs}
+conf_dir = "{conf_dir}"
+
+[plugins."{runtime}".containerd]
+default_runtime_name = "runc"
+
+[plugins."{runtime}".containerd.runtimes.runc]
+runtime_type = "{runc}"
+
+[plugins."{runtime}".containerd.runtimes.sandbox]
+runtime_type = "{caisson}"
+pod_annotations = ["caisson.dev/*"]
+container_annotations = ["caisson.dev/*"]
+privileged_without_host_devices = true
+
+[plugins."{images}".registry]
+config_path = "{hosts}"
+"#
+    ));
+    if version == Containerd::V2 {
+        config.push_str(&format!(
+            "\n[plugins.\"{images}\".pinned_images]\nsandbox = \"{pause}\"\n"
+        ));
+    }
+    config
+}
+
+fn base(dir: &Path, format: u32, disabled: &str) -> String {
     let dir = dir.display();
     format!(
-        r#"version = 2
+        r#"version = {format}
 root = "{dir}/root"
 state = "{dir}/run"
 oom_score = 0
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.cri.v1.images",
-  "io.containerd.cri.v1.runtime",
+disabled_plugins = [{disabled}
   "io.containerd.nri.v1.nri",
   "io.containerd.internal.v1.tracing",
   "io.containerd.tracing.processor.v1.otlp",

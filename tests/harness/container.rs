@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Which shim runs a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Runtime {
     /// Ours.
     Caisson,

@@ -5,6 +5,7 @@
 //! | `busybox` | Debian's busybox-static, `probe`, users root and app (1000) |
 //! | `busybox-app` | the same, to be run as app |
 //! | `files` | `busybox` and, below `/zoo`, one of each kind of file |
+//! | `pause` | what a sandbox's own process is where it has one |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 
 use std::{
@@ -45,6 +46,9 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
     busybox(&mut image)?;
     match name {
         "busybox" => {}
+        "pause" => {
+            image.config("Cmd", json!(["/bin/probe", "pause"]));
+        }
         "busybox-app" => {
             image.config("User", json!("app"));
         }

@@ -6,15 +6,17 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
+    io::Write,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use crate::{
     command,
+    cri::{self, network},
     proc::{self, Process},
     Node,
 };
@@ -40,7 +42,8 @@ impl Leftovers {
                 .collect(),
         );
         add("mount", mounts(node.tag()));
-        add("netns", network_namespaces());
+        add("netns", network_namespaces(node.dir()));
+        add("network", network::traces(node.tag()));
         // runc leaves the folder of the namespace, which all containers share.
         let namespace = format!("/{}", node.tag());
         let cgroups = cgroups(node.tag()).into_iter();
@@ -58,15 +61,10 @@ impl Leftovers {
             state.into_iter().filter(|name| name != ".users").collect(),
         );
         add("user", entries(&node.state_dir().join(".users")));
-        add(
-            "bundle",
-            entries(
-                &node
-                    .dir()
-                    .join("run/io.containerd.runtime.v2.task")
-                    .join(node.tag()),
-            ),
-        );
+        for namespace in [node.tag(), cri::NAMESPACE] {
+            let bundles = node.dir().join("run/io.containerd.runtime.v2.task");
+            add("bundle", entries(&bundles.join(namespace)));
+        }
         Self(found)
     }
 
@@ -172,27 +170,44 @@ pub fn shim_sockets(tag: &str, dir: &Path) -> Vec<PathBuf> {
     if there.is_empty() {
         return Vec::new();
     }
-    let ids = (1..3000).map(|n| format!("{tag}-{n:04}"));
-    let paths = ids.map(|id| dir.join("c.sock").join(tag).join(id));
-    paths
+    let remembered = fs::read_to_string(shims(dir)).unwrap_or_default();
+    let made = (1..3000).map(|n| format!("{tag}/{tag}-{n:04}"));
+    made.chain(remembered.lines().map(str::to_owned))
+        .map(|shim| dir.join("c.sock").join(shim))
         .map(|path| format!("{:x}", Sha256::digest(path.display().to_string())))
         .filter(|name| there.contains(name))
         .map(|name| Path::new("/run/containerd/s").join(name))
         .collect()
 }
 
+/// Remembers a shim of a node by containerd's namespace and its id, for [`shim_sockets`].
+pub fn add_shim(dir: &Path, namespace: &str, id: &str) -> Result<()> {
+    let path = shims(dir);
+    let file = fs::File::options().create(true).append(true).open(&path);
+    file.and_then(|mut file| file.write_all(format!("{namespace}/{id}\n").as_bytes()))
+        .with_context(|| path.display().to_string())
+}
+
+fn shims(dir: &Path) -> PathBuf {
+    dir.join("shims")
+}
+
 /// containerd and the programs that talk to it are there as long as the node is.
 fn is_daemon(process: &Process) -> bool {
     let program = process.command.split(' ').next().unwrap_or_default();
-    program.ends_with("/containerd") || program.ends_with("/ctr")
+    let daemons = ["/containerd", "/ctr", "/docker-registry"];
+    daemons.iter().any(|name| program.ends_with(name))
 }
 
-/// Network namespaces that have a name or a mount; one without is a process's, and found with it.
-fn network_namespaces() -> Vec<String> {
+/// Network namespaces that have a name or a mount, those of other nodes excluded; one without is a process's, and found
+/// with it.
+fn network_namespaces(dir: &Path) -> Vec<String> {
+    let others = |path: &str| path.starts_with("/tmp/cst") && !Path::new(path).starts_with(dir);
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounted = table.lines().filter(|line| line.contains(" net:["));
     let mut found: Vec<String> = mounted
         .filter_map(|line| line.split(' ').nth(4))
+        .filter(|path| !others(path))
         .map(str::to_owned)
         .collect();
     found.extend(entries(Path::new("/run/netns")));

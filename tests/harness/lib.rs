@@ -17,6 +17,7 @@
 //! - [`node`]: a containerd of our own in a temporary folder; [`sweep`] removes what a crashed run left;
 //! - [`command`]: a program with an end of time, and what it printed;
 //! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
+//! - [`cri`]: pods and their containers, as a kubelet asks for them;
 //! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name;
 //! - [`bridge`]: network namespaces as CNI leaves them;
 //! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
@@ -25,6 +26,7 @@ pub mod bridge;
 pub mod command;
 pub mod config;
 pub mod container;
+pub mod cri;
 pub mod events;
 pub mod exec;
 pub mod fixture;

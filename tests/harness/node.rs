@@ -20,7 +20,8 @@ use crate::{
     command::{self, Output},
     config,
     container::ContainerBuilder,
-    fixture,
+    cri::network,
+    fixture, leftovers,
     paths::{self, Containerd},
     sweep,
 };
@@ -36,7 +37,8 @@ pub struct Node {
     version: Containerd,
     containerd: Mutex<Option<Child>>,
     ids: AtomicU32,
-    images: Mutex<Vec<String>>,
+    /// What has been imported: containerd's namespace and the image's name.
+    images: Mutex<Vec<(String, String)>>,
     runtime: tokio::runtime::Runtime,
     /// Held as long as this process lives: a folder whose lock can be had is a dead run's.
     _lock: nix::fcntl::Flock<File>,
@@ -68,10 +70,15 @@ impl Node {
     /// was called.
     pub fn keep(node: Node) -> &'static Node {
         let node: &'static Node = Box::leak(Box::new(node));
+        Self::end_at_exit(node);
+        node
+    }
+
+    /// Removes a node that is never dropped when the process exits.
+    pub fn end_at_exit(node: &'static Node) {
         let slot = SHARED.get_or_init(|| Mutex::new(None));
         *slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(node);
         remove_at_exit();
-        node
     }
 
     /// Starts a node of the version that the environment names.
@@ -86,6 +93,22 @@ impl Node {
 
     /// Starts a node of a version.
     pub fn start_version(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
+        Self::start_configured(version, edit, |_, dir| Ok(config::containerd(dir)))
+    }
+
+    /// Starts a node whose containerd serves CRI, with a network of its own.
+    pub fn start_cri(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
+        Self::start_configured(version, edit, |tag, dir| {
+            network::configure(tag, dir)?;
+            Ok(config::containerd_with_cri(dir, version))
+        })
+    }
+
+    fn start_configured(
+        version: Containerd,
+        edit: impl FnOnce(&mut Value),
+        containerd: impl FnOnce(&str, &Path) -> Result<String>,
+    ) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "tests under containerd need root"
@@ -97,7 +120,7 @@ impl Node {
         for folder in ["state", "store/skills", "store/homes", "logs"] {
             fs::create_dir_all(dir.join(folder))?;
         }
-        fs::write(dir.join("containerd.toml"), config::containerd(&dir))?;
+        fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
         // What a probe VM found out about KVM holds for the next node too, and takes seconds.
         let _ = fs::copy(remembered_accelerator(), dir.join("store/accelerator.json"));
@@ -107,7 +130,7 @@ impl Node {
             version,
             containerd: Mutex::new(None),
             ids: AtomicU32::new(1),
-            images: Mutex::new(Vec::new()),
+            images: Mutex::default(),
             runtime: tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
                 .enable_all()
@@ -125,14 +148,21 @@ impl Node {
 
     /// Imports an image of [`fixture`] if this node does not have it; gives its full name.
     pub fn image(&self, name: &str) -> Result<String> {
+        self.image_in(&self.tag, name)
+    }
+
+    /// As [`Node::image`], in a namespace of containerd's.
+    pub fn image_in(&self, namespace: &str, name: &str) -> Result<String> {
         let full = fixture::full_name(name);
+        let key = (namespace.to_owned(), full.clone());
         let mut imported = self.images.lock().unwrap_or_else(|p| p.into_inner());
-        if !imported.contains(&full) {
+        if !imported.contains(&key) {
             let archive = fixture::archive(name, &self.dir)?;
-            self.ctr(["images", "import", &archive.display().to_string()])?
-                .ok()?;
+            let mut ctr = self.ctr_in(namespace);
+            ctr.args(["images", "import"]).arg(&archive);
+            command::run(&mut ctr, None, LIMIT)?.ok()?;
             fs::remove_file(archive)?;
-            imported.push(full.clone());
+            imported.push(key);
         }
         Ok(full)
     }
@@ -148,10 +178,15 @@ impl Node {
 
     /// `ctr` with this node's address and namespace, arguments to follow.
     pub fn ctr_command(&self) -> Command {
+        self.ctr_in(&self.tag)
+    }
+
+    /// As [`Node::ctr_command`], in another namespace.
+    pub fn ctr_in(&self, namespace: &str) -> Command {
         let mut ctr = Command::new(self.version.bin().join("ctr"));
         ctr.arg("--address")
             .arg(self.socket())
-            .args(["--namespace", &self.tag]);
+            .args(["--namespace", namespace]);
         ctr.env("PATH", self.path())
             .env("CONTAINERD_ADDRESS", self.socket());
         ctr
@@ -171,6 +206,11 @@ impl Node {
         (1..self.ids.load(Ordering::Relaxed))
             .map(|n| format!("{}-{n:04}", self.tag))
             .collect()
+    }
+
+    /// Remembers a shim whose id containerd made, so that its leftovers are found, also by the next run.
+    pub fn add_shim(&self, namespace: &str, id: &str) -> Result<()> {
+        leftovers::add_shim(&self.dir, namespace, id)
     }
 
     /// The folder of everything.

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Result};
 
-/// Which containerd a test node runs: `CAISSON_TEST_CONTAINERD`, `2` (the default) or `1.6`.
+/// Which containerd a test node runs: `CAISSON_TEST_CONTAINERD`, `2` (the default), `1.7` or `1.6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Containerd {
     /// Debian 12's own.
     V1_6,
+    /// Debian 13's package, unpacked by `cargo xtask test-tools`.
+    V1_7,
     /// Built from its Go module by `cargo xtask test-tools`.
     V2,
 }
@@ -18,8 +20,9 @@ impl Containerd {
     pub fn from_environment() -> Result<Self> {
         match std::env::var("CAISSON_TEST_CONTAINERD").as_deref() {
             Ok("1.6") => Ok(Self::V1_6),
+            Ok("1.7") => Ok(Self::V1_7),
             Ok("2") | Err(_) => Ok(Self::V2),
-            Ok(other) => bail!("CAISSON_TEST_CONTAINERD={other}: neither 1.6 nor 2"),
+            Ok(other) => bail!("CAISSON_TEST_CONTAINERD={other}: none of 1.6, 1.7 and 2"),
         }
     }
 
@@ -27,6 +30,7 @@ impl Containerd {
     pub fn bin(self) -> PathBuf {
         match self {
             Self::V1_6 => PathBuf::from("/usr/bin"),
+            Self::V1_7 => target().join("cache/tools/containerd-1.7/bin"),
             Self::V2 => target().join("cache/tools/containerd-2.1/bin"),
         }
     }
@@ -36,7 +40,7 @@ impl Containerd {
         let bin = self.bin();
         let advice = match self {
             Self::V1_6 => "apt-get install containerd",
-            Self::V2 => "cargo xtask test-tools",
+            Self::V1_7 | Self::V2 => "cargo xtask test-tools",
         };
         ensure!(
             bin.join("containerd").exists() && bin.join("ctr").exists(),

@@ -9,21 +9,17 @@ use std::{
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{command, leftovers, proc};
+use crate::{command, cri::network, leftovers, proc};
 
 /// Every folder of a node is `/tmp/cst<pid>n<number>`: short, since sockets (108 bytes) lie in it.
 const PREFIX: &str = "cst";
+const PARENT: &str = "/tmp";
 
 /// Makes and locks a folder of this process, after what dead runs left was removed. Gives its tag, path and lock.
 pub fn claim_folder() -> Result<(String, PathBuf, Flock<File>)> {
-    let parent = Path::new("/tmp");
+    let parent = Path::new(PARENT);
     // Held while a folder is made and not yet locked, so that no other run takes it for a dead one.
-    let gate = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(parent.join("caisson-tests.lock"))?;
-    let _gate = lock(gate, FlockArg::LockExclusive).context("lock /tmp/caisson-tests.lock")?;
+    let _gate = gate()?;
     for (tag, dir) in folders(parent)? {
         if is_dead(&dir) {
             remove(&tag, &dir).with_context(|| format!("remove {}", dir.display()))?;
@@ -42,7 +38,21 @@ pub fn claim_folder() -> Result<(String, PathBuf, Flock<File>)> {
     unreachable!("the loop has no end")
 }
 
-/// Ends the processes of a node, unmounts what is mounted below its folder and removes its cgroups and folder.
+/// Takes a number below `count` that no other folder has for the same `name`; it is free again with the folder.
+pub fn claim_number(dir: &Path, name: &str, count: u32) -> Result<u32> {
+    let _gate = gate()?;
+    let number = |dir: &Path| fs::read_to_string(dir.join(name)).ok()?.parse().ok();
+    let taken: Vec<u32> = folders(Path::new(PARENT))?
+        .iter()
+        .filter_map(|(_, dir)| number(dir))
+        .collect();
+    let free = (0..count).find(|number| !taken.contains(number));
+    let free = free.with_context(|| format!("all of {count} numbers for {name} are taken"))?;
+    fs::write(dir.join(name), free.to_string())?;
+    Ok(free)
+}
+
+/// Ends the processes of a node, unmounts what is mounted below its folder and removes its network, cgroups and folder.
 pub fn remove(tag: &str, dir: &Path) -> Result<()> {
     // A killed shim's children may be seen only after their parent is gone: until nothing is found.
     for _ in 0..5 {
@@ -70,6 +80,7 @@ pub fn remove(tag: &str, dir: &Path) -> Result<()> {
             Duration::from_secs(5),
         );
     }
+    network::remove(tag)?;
     for cgroup in leftovers::cgroups(tag).into_iter().rev() {
         let _ = command::poll("empty cgroup", Duration::from_secs(2), || {
             fs::remove_dir(&cgroup).or_else(gone).ok()
@@ -105,6 +116,16 @@ fn folders(parent: &Path) -> Result<Vec<(String, PathBuf)>> {
         }
     }
     Ok(found)
+}
+
+fn gate() -> Result<Flock<File>> {
+    let path = Path::new(PARENT).join("caisson-tests.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)?;
+    lock(file, FlockArg::LockExclusive).with_context(|| format!("lock {}", path.display()))
 }
 
 fn is_dead(dir: &Path) -> bool {

@@ -4,7 +4,8 @@
 
 use std::{
     ffi::CString,
-    io::{self, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::{ffi::OsStrExt, fs::FileExt, net::UnixListener, net::UnixStream},
     process::ExitCode,
 };
@@ -32,10 +33,36 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["write-at", path, offset, text] => write_at(path, number(offset)?, text),
         ["socket", path] => socket(path),
         ["open-by-handle", path] => open_by_handle(path),
+        ["pause"] => pause(),
+        ["echo", address] => echo(TcpListener::bind(address)?.incoming()),
+        ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),
+        ["ask", address, text] => ask(TcpStream::connect(address)?, text),
+        ["ask-unix", path, text] => ask(UnixStream::connect(path)?, text),
         ["allocate", mib] => allocate(number(mib)? as usize),
         ["reserve", mib] => reserve(number(mib)? as usize),
         _ => Err(io::Error::other(format!("unknown arguments {args:?}"))),
     }
+}
+
+/// The sandbox's own process: reaps whom nobody else does, until it is told to end.
+fn pause() -> io::Result<String> {
+    // SAFETY: a signal set on the stack, which the calls fill, read and forget; waitpid gets no pointer.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+            libc::sigaddset(&mut signals, signal);
+        }
+        check(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &signals,
+            std::ptr::null_mut(),
+        ))?;
+        while libc::sigwaitinfo(&signals, std::ptr::null_mut()) == libc::SIGCHLD {
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+        }
+    }
+    Ok("ended".into())
 }
 
 fn getxattr(path: &str, name: &str) -> io::Result<String> {
@@ -117,6 +144,34 @@ fn socket(path: &str) -> io::Result<String> {
     near.write_all(b"through the socket")?;
     drop(near);
     io::read_to_string(&mut far)
+}
+
+/// Sends back what each connection sends, until the process is killed.
+fn echo<S>(connections: impl Iterator<Item = io::Result<S>>) -> io::Result<String>
+where
+    S: Read + Write + Send + 'static,
+{
+    println!("listening");
+    for connection in connections {
+        let mut connection = connection?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64 * 1024];
+            while let Ok(length @ 1..) = connection.read(&mut buffer) {
+                if connection.write_all(&buffer[..length]).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    Ok("no more connections".into())
+}
+
+/// Sends a line and takes one.
+fn ask(mut connection: impl Read + Write, text: &str) -> io::Result<String> {
+    writeln!(connection, "{text}")?;
+    let mut line = String::new();
+    BufReader::new(connection).read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
 }
 
 /// Opens the root of a file system by a made-up handle, as an escape from a shared directory would.

@@ -1,0 +1,152 @@
+//! What a container finds around it: names, hosts, DNS, environment, shared memory, termination log.
+
+use std::fs;
+
+use anyhow::Result;
+use caisson_tests::{
+    cri::{CriNode, Pod},
+    Runtime,
+};
+use rstest::rstest;
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn hostname_is_the_pods(#[case] runtime: Runtime) -> Result<()> {
+    let pod = CriNode::shared()
+        .pod()
+        .runtime(runtime)
+        .hostname("web-0")
+        .start()?;
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    assert_eq!(container.sh("hostname; cat /etc/hostname")?, "web-0\nweb-0");
+    assert_eq!(container.sh("echo $HOSTNAME")?, "web-0");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn hosts_file_is_the_kubelets(#[case] runtime: Runtime) -> Result<()> {
+    let pod = pod(runtime)?;
+    let hosts = pod.folder("etc")?.join("hosts");
+    fs::write(&hosts, "127.0.0.1 localhost\n10.1.2.3 database\n")?;
+    let container = pod.container("busybox").mount(&hosts, "/etc/hosts");
+    let output = container.args(["cat", "/etc/hosts"]).run()?.ok()?;
+    assert_eq!(output.text(), "127.0.0.1 localhost\n10.1.2.3 database\n");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn resolver_has_the_pods_servers_searches_and_options(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox");
+    let output = container.args(["cat", "/etc/resolv.conf"]).run()?.ok()?;
+    assert_eq!(
+        output.text(),
+        "search tests.svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn environment_is_the_images_and_the_containers(#[case] runtime: Runtime) -> Result<()> {
+    let odd = "spaces, \"quotes\", $signs, = and\na line";
+    let container = pod(runtime)?
+        .container("busybox")
+        .env("ODD", odd)
+        .env("EMPTY", "")
+        .args(["sleep", "1000"])
+        .start()?;
+    let init = container.sh("tr '\\0' '|' < /proc/1/environ")?;
+    for wanted in [
+        format!("ODD={odd}|"),
+        "EMPTY=|".into(),
+        "PATH=/bin:/usr/bin|".into(),
+    ] {
+        assert!(init.contains(&wanted), "{wanted} in {init}");
+    }
+    assert_eq!(container.sh("echo \"$ODD\"")?, odd);
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn arguments_arrive_as_they_are(#[case] runtime: Runtime) -> Result<()> {
+    let args = [
+        "printf",
+        "%s|",
+        "two words",
+        "",
+        "'\"$(id)`",
+        "ünïcode",
+        "-n",
+    ];
+    let output = pod(runtime)?.container("busybox").args(args).run()?.ok()?;
+    assert_eq!(output.line(), "two words||'\"$(id)`|ünïcode|-n|");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn command_replaces_the_images_and_takes_the_arguments(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?
+        .container("busybox")
+        .configure(|config| config.command = vec!["echo".into(), "one".into()]);
+    assert_eq!(container.args(["two"]).run()?.ok()?.line(), "one two");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn working_folder_is_made_where_it_is_not(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?
+        .container("busybox")
+        .configure(|config| config.working_dir = "/srv/app/data".into());
+    assert_eq!(container.args(["pwd"]).run()?.ok()?.line(), "/srv/app/data");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn termination_log_reaches_the_kubelet(#[case] runtime: Runtime) -> Result<()> {
+    let pod = pod(runtime)?;
+    let log = pod.folder("termination")?.join("log");
+    fs::write(&log, "")?;
+    let container = pod.container("busybox").mount(&log, "/dev/termination-log");
+    let line = "echo 'database is gone' > /dev/termination-log; exit 1";
+    assert_eq!(container.sh(line).run()?.code, 1);
+    assert_eq!(fs::read_to_string(log)?, "database is gone\n");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn devices_are_the_usual_ones(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").args(["sleep", "1000"]);
+    let container = container.start()?;
+    let devices = container.sh(
+        "cd /dev; ls null zero full random urandom tty stdin stdout stderr fd/0 ptmx -d | xargs",
+    )?;
+    assert_eq!(
+        devices,
+        "fd/0 full null ptmx random stderr stdin stdout tty urandom zero"
+    );
+    assert_eq!(
+        container.sh("echo lost > /dev/null; head -c 2 /dev/zero | od -An -tx1")?,
+        "00 00"
+    );
+    Ok(())
+}
+
+fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {
+    CriNode::shared().shared_pod(runtime)
+}

@@ -1,0 +1,101 @@
+//! The CNI network of a node: a bridge of its own with a subnet of its own for IPv4 and for IPv6, so that two runs never meet.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use serde_json::json;
+
+use crate::{command, sweep};
+
+/// Debian's `containernetworking-plugins`.
+pub const PLUGINS: &str = "/usr/lib/cni";
+/// Where libcni remembers what a plugin answered; the place can't be changed by containerd's configuration.
+const RESULTS: &str = "/var/lib/cni/results";
+/// `IFNAMSIZ` without the NUL, netdevice(7).
+const NAME_MAX: usize = 15;
+
+/// The folder with the network's configuration.
+pub fn conf_dir(dir: &Path) -> PathBuf {
+    dir.join("cni")
+}
+
+/// Claims a subnet and writes the network's configuration. The bridge's name is the node's tag.
+pub fn configure(tag: &str, dir: &Path) -> Result<()> {
+    ensure!(
+        Path::new(PLUGINS).join("bridge").exists(),
+        "apt-get install containernetworking-plugins"
+    );
+    ensure!(tag.len() <= NAME_MAX, "{tag} is no name for a bridge");
+    let number = sweep::claim_number(dir, "subnet", 255)?;
+    let conf = json!({
+        "cniVersion": "0.4.0",
+        "name": tag,
+        "plugins": [{
+            "type": "bridge",
+            "bridge": tag,
+            "isGateway": true,
+            "hairpinMode": true,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": dir.join("ipam"),
+                "ranges": [
+                    [{ "subnet": format!("10.213.{number}.0/24") }],
+                    [{ "subnet": format!("fd00:ca15:{number:x}::/64") }],
+                ],
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+            },
+        }],
+    });
+    let conf_dir = conf_dir(dir);
+    fs::create_dir_all(&conf_dir)?;
+    fs::write(conf_dir.join("10-bridge.conflist"), conf.to_string())?;
+    Ok(())
+}
+
+/// The node's side of every pod's network that is there, and what the plugins remember of it.
+pub fn traces(tag: &str) -> Vec<String> {
+    let ports = names(&Path::new("/sys/class/net").join(tag).join("brif"));
+    let ports = ports.into_iter().map(|port| format!("{tag} port {port}"));
+    let results = results(tag).into_iter();
+    ports
+        .chain(results.map(|path| path.display().to_string()))
+        .collect()
+}
+
+/// Removes what a node leaves outside of its folder. A bridge that is not there is no error.
+pub fn remove(tag: &str) -> Result<()> {
+    for path in results(tag) {
+        let _ = fs::remove_file(path);
+    }
+    if !Path::new("/sys/class/net").join(tag).exists() {
+        return Ok(());
+    }
+    let mut ip = Command::new("ip");
+    let output = command::run(
+        ip.args(["link", "delete", tag]),
+        None,
+        Duration::from_secs(10),
+    )?;
+    output.ok().map(drop).context("remove the bridge")
+}
+
+/// A result names its network, which is the tag, or the network namespace, which lies below the node's folder.
+fn results(tag: &str) -> Vec<PathBuf> {
+    let results = Path::new(RESULTS);
+    let paths = names(results).into_iter().map(|name| results.join(name));
+    paths
+        .filter(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(tag)))
+        .collect()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}

@@ -1,0 +1,306 @@
+//! A pod's sandbox, from RunPodSandbox to RemovePodSandbox.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    api::{
+        DnsConfig, ListPodSandboxStatsRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
+        PodSandboxMetadata, PodSandboxState, PodSandboxStats, PodSandboxStatsRequest,
+        PodSandboxStatus, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+        StopPodSandboxRequest,
+    },
+    container::ContainerBuilder,
+    forward::Forward,
+    CriNode,
+};
+use crate::{leftovers, Runtime};
+
+/// A pod to be. It gets what a kubelet gives every pod: namespaces, a cgroup parent, a log folder.
+#[must_use]
+pub struct PodBuilder<'n> {
+    node: &'n CriNode,
+    runtime: Runtime,
+    config: PodSandboxConfig,
+}
+
+impl<'n> PodBuilder<'n> {
+    pub(crate) fn new(node: &'n CriNode, name: String) -> Self {
+        let mut config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                uid: format!("{}-{name}", node.tag()),
+                namespace: "tests".into(),
+                name: name.clone(),
+                attempt: 0,
+            }),
+            log_directory: node
+                .dir()
+                .join("logs/pods")
+                .join(&name)
+                .display()
+                .to_string(),
+            dns_config: Some(DnsConfig {
+                servers: vec!["10.96.0.10".into()],
+                searches: vec!["tests.svc.cluster.local".into()],
+                options: vec!["ndots:5".into()],
+            }),
+            hostname: name.clone(),
+            ..Default::default()
+        };
+        let linux = config.linux.get_or_insert_default();
+        linux.cgroup_parent = format!("/{}/{name}", node.tag());
+        let security = linux.security_context.get_or_insert_default();
+        security.namespace_options = Some(NamespaceOption {
+            network: NamespaceMode::Pod.into(),
+            pid: NamespaceMode::Container.into(),
+            ipc: NamespaceMode::Pod.into(),
+            ..Default::default()
+        });
+        Self {
+            node,
+            runtime: Runtime::Caisson,
+            config,
+        }
+    }
+
+    /// With which runtime class; ours, when not said.
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    pub fn hostname(mut self, hostname: &str) -> Self {
+        self.config.hostname = hostname.into();
+        self
+    }
+
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.config.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    pub fn sysctl(self, key: &str, value: &str) -> Self {
+        self.configure(|config| {
+            let linux = config.linux.get_or_insert_default();
+            linux.sysctls.insert(key.into(), value.into());
+        })
+    }
+
+    /// `shareProcessNamespace`.
+    pub fn share_processes(self) -> Self {
+        self.namespaces(|namespaces| namespaces.pid = NamespaceMode::Pod.into())
+    }
+
+    /// `hostNetwork`.
+    pub fn host_network(self) -> Self {
+        self.namespaces(|namespaces| namespaces.network = NamespaceMode::Node.into())
+    }
+
+    /// A pod that may hold privileged containers.
+    pub fn privileged(self) -> Self {
+        self.configure(|config| {
+            let linux = config.linux.get_or_insert_default();
+            linux.security_context.get_or_insert_default().privileged = true;
+        })
+    }
+
+    /// Changes the namespaces of the sandbox and, with it, of its containers.
+    pub fn namespaces(self, edit: impl FnOnce(&mut NamespaceOption)) -> Self {
+        self.configure(|config| {
+            let linux = config.linux.get_or_insert_default();
+            let security = linux.security_context.get_or_insert_default();
+            edit(security.namespace_options.get_or_insert_default());
+        })
+    }
+
+    /// Changes what this builder has no word for.
+    pub fn configure(mut self, edit: impl FnOnce(&mut PodSandboxConfig)) -> Self {
+        edit(&mut self.config);
+        self
+    }
+
+    /// RunPodSandbox.
+    pub fn start(self) -> Result<Pod<'n>> {
+        fs::create_dir_all(&self.config.log_directory)?;
+        let request = RunPodSandboxRequest {
+            config: Some(self.config.clone()),
+            runtime_handler: self.runtime.handler().into(),
+        };
+        let answer = self
+            .node
+            .runtime_call("RunPodSandbox", |mut cri| async move {
+                cri.run_pod_sandbox(request).await
+            });
+        let mut pod = Pod {
+            node: self.node,
+            id: String::new(),
+            runtime: self.runtime,
+            config: self.config,
+        };
+        // Dropped on failure, the pod removes its cgroups.
+        pod.id = answer?.pod_sandbox_id;
+        pod.node.add_shim(super::NAMESPACE, &pod.id)?;
+        Ok(pod)
+    }
+}
+
+/// A pod that was started. Dropped, it is stopped and removed, so that a failed test leaves nothing behind.
+pub struct Pod<'n> {
+    pub(crate) node: &'n CriNode,
+    id: String,
+    runtime: Runtime,
+    pub(crate) config: PodSandboxConfig,
+}
+
+impl<'n> Pod<'n> {
+    /// The sandbox's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    pub fn node(&self) -> &'n CriNode {
+        self.node
+    }
+
+    /// The beginning of a container in this pod.
+    pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
+        ContainerBuilder::new(self, image)
+    }
+
+    pub fn status(&self) -> Result<PodSandboxStatus> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: false,
+        };
+        let answer = self
+            .node
+            .runtime_call("PodSandboxStatus", |mut cri| async move {
+                cri.pod_sandbox_status(request).await
+            })?;
+        answer.status.context("no status in the answer")
+    }
+
+    /// Whether CRI shows the sandbox Ready.
+    pub fn is_ready(&self) -> Result<bool> {
+        Ok(self.status()?.state() == PodSandboxState::SandboxReady)
+    }
+
+    /// The pod's addresses, the primary one first.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>> {
+        let network = self.status()?.network.context("no network in the status")?;
+        let further = network.additional_ips.iter().map(|ip| &ip.ip);
+        let texts = std::iter::once(&network.ip).chain(further);
+        texts
+            .map(|text| text.parse().with_context(|| format!("address {text:?}")))
+            .collect()
+    }
+
+    /// The pod's IPv4 address.
+    pub fn ipv4(&self) -> Result<IpAddr> {
+        let found = self.addresses()?.into_iter().find(IpAddr::is_ipv4);
+        found.context("the pod has no IPv4 address")
+    }
+
+    /// The pod's IPv6 address.
+    pub fn ipv6(&self) -> Result<IpAddr> {
+        let found = self.addresses()?.into_iter().find(IpAddr::is_ipv6);
+        found.context("the pod has no IPv6 address")
+    }
+
+    pub fn stats(&self) -> Result<PodSandboxStats> {
+        let request = PodSandboxStatsRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        let answer = self
+            .node
+            .runtime_call("PodSandboxStats", |mut cri| async move {
+                cri.pod_sandbox_stats(request).await
+            })?;
+        answer.stats.context("no stats in the answer")
+    }
+
+    /// Whether ListPodSandboxStats, which the kubelet asks, names this pod.
+    pub fn is_in_the_list_of_stats(&self) -> Result<bool> {
+        let answer = self
+            .node
+            .runtime_call("ListPodSandboxStats", |mut cri| async move {
+                cri.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default())
+                    .await
+            })?;
+        let mut ids = answer.stats.iter().flat_map(|stats| &stats.attributes);
+        Ok(ids.any(|attributes| attributes.id == self.id))
+    }
+
+    /// PortForward: a connection to what listens on the pod's loopback.
+    pub fn forward(&self, port: u16) -> Result<Forward> {
+        Forward::connect(self.node, &self.id, port)
+    }
+
+    /// StopPodSandbox.
+    pub fn stop(&self) -> Result<()> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        self.node
+            .runtime_call("StopPodSandbox", |mut cri| async move {
+                cri.stop_pod_sandbox(request).await
+            })
+            .map(drop)
+    }
+
+    /// RemovePodSandbox, and what a kubelet removes itself: the pod's cgroup.
+    pub fn remove(&self) -> Result<()> {
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
+        self.node
+            .runtime_call("RemovePodSandbox", |mut cri| async move {
+                cri.remove_pod_sandbox(request).await
+            })?;
+        self.remove_cgroup();
+        Ok(())
+    }
+
+    /// The pod's cgroup, as a path in every hierarchy.
+    pub fn cgroup_parent(&self) -> &str {
+        let linux = self.config.linux.as_ref();
+        linux.map_or("", |linux| &linux.cgroup_parent)
+    }
+
+    /// Where a file of this pod may lie on the host: a folder that is made at the first call.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let pod = Path::new(&self.config.log_directory);
+        let volumes = self.node.dir().join("volumes");
+        let dir = volumes.join(pod.file_name().unwrap_or_default()).join(name);
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        Ok(dir)
+    }
+
+    fn remove_cgroup(&self) {
+        for cgroup in leftovers::cgroups(self.node.tag()) {
+            // What is below the pod's own is the runtime's to remove.
+            if cgroup.ends_with(self.cgroup_parent()) {
+                let _ = fs::remove_dir(cgroup);
+            }
+        }
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        if !self.id.is_empty() {
+            let _ = self.stop();
+            let _ = self.remove();
+        }
+        self.remove_cgroup();
+    }
+}
