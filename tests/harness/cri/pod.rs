@@ -12,8 +12,8 @@ use super::{
     api::{
         DnsConfig, ListPodSandboxStatsRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
         PodSandboxMetadata, PodSandboxState, PodSandboxStats, PodSandboxStatsRequest,
-        PodSandboxStatus, PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-        StopPodSandboxRequest,
+        PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse,
+        RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
     },
     container::ContainerBuilder,
     forward::Forward,
@@ -177,16 +177,33 @@ impl<'n> Pod<'n> {
     }
 
     pub fn status(&self) -> Result<PodSandboxStatus> {
+        let answer = self.full_status(false)?;
+        answer.status.context("no status in the answer")
+    }
+
+    /// The network namespace that the CNI plugins have filled.
+    pub fn network_namespace(&self) -> Result<PathBuf> {
+        let answer = self.full_status(true)?;
+        let info = answer.info.get("info").context("no info in the answer")?;
+        let info: serde_json::Value = serde_json::from_str(info)?;
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
+        let network = namespaces
+            .into_iter()
+            .flatten()
+            .find(|namespace| namespace["type"] == "network");
+        let path = network.and_then(|namespace| namespace["path"].as_str());
+        Ok(path.context("no network namespace in the spec")?.into())
+    }
+
+    fn full_status(&self, verbose: bool) -> Result<PodSandboxStatusResponse> {
         let request = PodSandboxStatusRequest {
             pod_sandbox_id: self.id.clone(),
-            verbose: false,
+            verbose,
         };
-        let answer = self
-            .node
+        self.node
             .runtime_call("PodSandboxStatus", |mut cri| async move {
                 cri.pod_sandbox_status(request).await
-            })?;
-        answer.status.context("no status in the answer")
+            })
     }
 
     /// Whether CRI shows the sandbox Ready.
