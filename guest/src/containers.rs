@@ -151,6 +151,8 @@ impl Containers {
             state,
             cgroup: container.cgroup_path.clone(),
             pod_pids,
+            disks: request.disks.iter().map(disk_node).collect(),
+            guest_devices: request.guest_devices,
         };
         Process::start(
             &self.reaper,
@@ -470,6 +472,17 @@ impl Containers {
             Ok(table) => table,
             Err(poisoned) => poisoned.into_inner(),
         }
+    }
+}
+
+fn disk_node(disk: &agent::DiskNode) -> runtime::nodes::DiskNode {
+    runtime::nodes::DiskNode {
+        serial: disk.serial.clone(),
+        path: PathBuf::from(&disk.path),
+        mode: disk.mode,
+        uid: disk.uid,
+        gid: disk.gid,
+        access: disk.access.clone(),
     }
 }
 

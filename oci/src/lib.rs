@@ -6,6 +6,7 @@
 
 pub mod annotations;
 pub mod config;
+pub mod devices;
 mod error;
 pub mod id;
 pub mod pod;

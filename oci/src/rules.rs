@@ -1,5 +1,5 @@
 //! The table of what can't be honoured in a VM: each row is refused (the container fails, saying why) or dropped
-//! (it starts, with a warning in the shim's log).
+//! (it starts, with a warning in the shim's log). Devices have a table of their own in [`crate::devices`].
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 
@@ -29,6 +29,10 @@ pub struct Rule {
 }
 
 fn keep(_: &mut Spec) {}
+
+/// AppArmor's profiles that engines give to every container: to keep it from the kernel's controls that it would share with the
+/// host. That is done by the VM. A profile by another name is somebody's wish, which must not be forgotten.
+const USUAL_PROFILES: &[&str] = &["unconfined", "cri-containerd.apparmor.d", "docker-default"];
 
 /// The table.
 pub const RULES: &[Rule] = &[
@@ -83,13 +87,6 @@ pub const RULES: &[Rule] = &[
         drop: keep,
     },
     Rule {
-        field: "linux.devices",
-        action: Action::Refuse,
-        advice: "the host's devices are not reachable from the guest; remove the device",
-        find: |spec, _| host_device(spec),
-        drop: keep,
-    },
-    Rule {
         field: "linux.netDevices",
         action: Action::Refuse,
         advice: "the host's network devices can't be moved into the guest; remove them",
@@ -126,6 +123,13 @@ pub const RULES: &[Rule] = &[
             let mapped = spec.mounts().as_ref()?.iter().find(|m| m.uid_mappings().is_some() || m.gid_mappings().is_some());
             Some(mapped?.destination().display().to_string())
         },
+        drop: keep,
+    },
+    Rule {
+        field: "process.apparmorProfile",
+        action: Action::Refuse,
+        advice: "a profile that is asked for by name is not in the guest; ask for appArmorProfile RuntimeDefault or Unconfined",
+        find: |spec, _| non_empty(spec.process().as_ref()?.apparmor_profile()).filter(|p| !USUAL_PROFILES.contains(&p.as_str())),
         drop: keep,
     },
     Rule {
@@ -309,30 +313,6 @@ fn host_namespace(spec: &Spec, role: &Role, typ: LinuxNamespaceType) -> Option<S
     }
 }
 
-/// Nodes that every container has, made by the guest's kernel (config-linux.md, "Default Devices"), and those that
-/// need no hardware.
-const GUEST_DEVICES: &[&str] = &[
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/console",
-    "/dev/ptmx",
-    "/dev/fuse",
-    "/dev/net/tun",
-];
-
-fn host_device(spec: &Spec) -> Option<String> {
-    let devices = linux(spec)?.devices().as_ref()?;
-    let device = devices
-        .iter()
-        .map(|d| d.path().display().to_string())
-        .find(|path| !GUEST_DEVICES.contains(&path.as_str()));
-    device
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,15 +399,6 @@ mod tests {
     }
 
     #[test]
-    fn device_of_the_host_is_refused_by_its_path() {
-        let message = refusal(|value| {
-            value["linux"]["devices"] =
-                json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
-        });
-        assert!(message.contains("linux.devices /dev/sda"), "{message}");
-    }
-
-    #[test]
     fn hooks_are_refused() {
         let message =
             refusal(|value| value["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}));
@@ -443,6 +414,25 @@ mod tests {
         });
         assert_eq!(apply(&mut spec, &Role::Alone).unwrap().len(), 3);
         assert!(apply(&mut spec, &Role::Alone).unwrap().is_empty());
+    }
+
+    #[test]
+    fn apparmor_profile_by_name_is_refused_and_the_usual_one_dropped() {
+        let with =
+            |profile: &str| spec(|value| value["process"]["apparmorProfile"] = json!(profile));
+        let mut usual = with("cri-containerd.apparmor.d");
+        assert_eq!(apply(&mut usual, &Role::Alone).unwrap().len(), 1);
+        assert_eq!(
+            apply(&mut with("unconfined"), &Role::Alone).unwrap(),
+            [""; 0]
+        );
+        let message = apply(&mut with("k8s-nginx"), &Role::Alone)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("process.apparmorProfile k8s-nginx"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 
 use crate::{
     config::Vm,
+    devices::{self, BlockDevice},
     error::shorten,
     pod, privileged, rules,
     volume::{self, Found, Memory, Source},
@@ -56,6 +57,10 @@ pub struct Plan {
     pub volumes: Vec<Volume>,
     /// Memory of the pod that the guest's spec refers to, each at `GuestPaths::memory/<name>`.
     pub memory: Vec<Memory>,
+    /// Block devices of the host that the VM gets as disks, and the container as nodes.
+    pub disks: Vec<BlockDevice>,
+    /// The container has all device nodes of the guest.
+    pub guest_devices: bool,
     /// What the guest runs.
     pub guest_spec: Spec,
     /// What was dropped, for the log.
@@ -92,7 +97,9 @@ pub fn parse_spec(json: &[u8]) -> Result<Spec> {
 pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -> Result<Plan> {
     let role = Role::of(&spec)?;
     let privileged = privileged::is_privileged(&spec);
-    let warnings = rules::apply(&mut spec, &role)?;
+    let mut warnings = rules::apply(&mut spec, &role)?;
+    let (disks, dropped) = devices::translate(&mut spec, privileged)?;
+    warnings.extend(dropped);
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
     let limits = Limits::of(resources);
     let size = VmSize::of([limits], node.vm, node.cpus);
@@ -151,6 +158,8 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         limits,
         volumes,
         memory,
+        disks,
+        guest_devices: privileged,
         guest_spec: spec,
         warnings,
     })

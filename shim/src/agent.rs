@@ -126,11 +126,22 @@ impl Agent {
             strict: memory.strict,
             ..Default::default()
         });
+        let disks = plan.disks.iter().map(|disk| proto::DiskNode {
+            serial: disk.serial.clone(),
+            path: disk.path.display().to_string(),
+            mode: disk.mode,
+            uid: disk.uid,
+            gid: disk.gid,
+            access: disk.access.clone(),
+            ..Default::default()
+        });
         let request = proto::CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: to_json("spec", &plan.guest_spec)?,
             streams: Some(streams.into()).into(),
             memory: memory.collect(),
+            disks: disks.collect(),
+            guest_devices: plan.guest_devices,
             ..Default::default()
         };
         call!(self, "create", create_container, request).map(|made| made.pid)

@@ -7,6 +7,7 @@
 pub mod accelerator;
 mod agent;
 mod bind;
+mod block;
 mod cgroup;
 pub mod config;
 mod container;

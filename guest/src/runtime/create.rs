@@ -24,9 +24,18 @@ use nix::{
 use oci_spec::runtime::{Process, Spec};
 use pathrs::Root;
 
-use super::{device_filter, executor::Init, program, spec, Error, Made, Result, SPEC_FILE};
+use super::{device_filter, executor::Init, nodes, program, spec, Error, Made, Result, SPEC_FILE};
 
 const CONSOLE_SOCKET: &str = "console.sock";
+
+/// What the guest adds to a spec.
+pub struct Wanted<'a> {
+    /// The init of the pod's own pid namespace, if the container is to be in that.
+    pub pod_pids: Option<i32>,
+    pub disks: &'a [nodes::DiskNode],
+    /// All device nodes of the guest.
+    pub guest_devices: bool,
+}
 
 /// Creates the container; its init then waits for the start.
 pub fn run(
@@ -34,13 +43,14 @@ pub fn run(
     bundle: &Path,
     state: &Path,
     cgroup: &Path,
-    pod_pids: Option<i32>,
+    wanted: &Wanted<'_>,
 ) -> Result<Made> {
     let given: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
     let limits = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
         .is_ok_and(|controllers| !controllers.trim().is_empty());
     let (mut adapted, process) = spec::adapt(given, cgroup, limits)?;
-    if let Some(init) = pod_pids {
+    let rules = nodes::add(&mut adapted, wanted.disks, wanted.guest_devices)?;
+    if let Some(init) = wanted.pod_pids {
         spec::join_pids(&mut adapted, init);
     }
     let root = adapted
@@ -67,9 +77,10 @@ pub fn run(
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().clone());
-    let devices = resources
+    let mut devices = resources
         .and_then(|resources| resources.devices().clone())
         .unwrap_or_default();
+    devices.extend(rules);
     let terminal = console.as_ref().map(|_| bundle.join(CONSOLE_SOCKET));
     let container = ContainerBuilder::new(id.to_string(), SyscallType::default())
         .with_executor(Init { process })

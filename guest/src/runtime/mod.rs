@@ -9,6 +9,7 @@ mod create;
 mod device_filter;
 mod exec;
 mod executor;
+pub mod nodes;
 mod program;
 mod report;
 mod spec;
@@ -44,6 +45,9 @@ pub enum Request {
         cgroup: PathBuf,
         /// The init of the pod's own pid namespace, if it is to be in that.
         pod_pids: Option<i32>,
+        disks: Vec<nodes::DiskNode>,
+        /// All device nodes of the guest.
+        guest_devices: bool,
     },
     /// Makes a pid namespace with [`crate::pause`] as its init.
     Pause,
@@ -107,6 +111,8 @@ enum Error {
     },
     #[error("config.json: {field} is missing")]
     Missing { field: &'static str },
+    #[error("disk {serial} is not there")]
+    Disk { serial: String },
     #[error("create container")]
     Create(#[source] libcontainer::error::LibcontainerError),
     #[error("cgroup {}: {message}", path.display())]
@@ -160,7 +166,16 @@ pub fn run() -> ExitCode {
             state,
             cgroup,
             pod_pids,
-        } => stdio_from(stdio).and_then(|()| create::run(&id, &bundle, &state, &cgroup, pod_pids)),
+            disks,
+            guest_devices,
+        } => stdio_from(stdio).and_then(|()| {
+            let wanted = create::Wanted {
+                pod_pids,
+                disks: &disks,
+                guest_devices,
+            };
+            create::run(&id, &bundle, &state, &cgroup, &wanted)
+        }),
         Request::Pause => stdio_from(stdio).and_then(|()| {
             let pid = crate::pause::start().map_err(Error::system("make a pid namespace"))?;
             Ok(Made {

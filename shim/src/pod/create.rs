@@ -21,6 +21,7 @@ use containerd_shim::protos::{
 use super::Pod;
 use crate::{
     agent::ProcessId,
+    block,
     container::{Container, Wishes},
     error::{Error, Result},
     machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
@@ -164,7 +165,7 @@ impl Pod {
         share
             .mount_rootfs(id, request.rootfs.clone(), &folder)
             .await?;
-        let (paths, plugs) =
+        let (paths, mut plugs) =
             wishes.resolve(&self.config, id, &self.namespace, &share.rootfs(id))?;
         let node = Node {
             vm: &self.config.vm,
@@ -174,6 +175,9 @@ impl Pod {
         let plan = translate(wishes.spec, id, node, &paths)?;
         for warning in &plan.warnings {
             log::warn!(container = id; "{warning}");
+        }
+        for disk in &plan.disks {
+            plugs.push(block::plug(disk)?);
         }
         share.mount_volumes(id, &plan.volumes)?;
         let ends = HostEnds::open(&request.stdio, id, &self.namespace).await?;

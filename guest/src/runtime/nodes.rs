@@ -1,0 +1,173 @@
+//! Device nodes that only the guest can number: of disks that were plugged in, and of all that it has for who is privileged.
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    Spec,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result};
+use crate::devices::find_disk;
+
+/// Drivers whose modules the kernel loads when their node is opened; devtmpfs has the nodes only then (kmod's `modules.devname`).
+const ON_DEMAND: &[(&str, LinuxDeviceType, i64, i64)] = &[
+    ("/dev/fuse", LinuxDeviceType::C, 10, 229),
+    ("/dev/net/tun", LinuxDeviceType::C, 10, 200),
+    ("/dev/loop-control", LinuxDeviceType::C, 10, 237),
+    ("/dev/mapper/control", LinuxDeviceType::C, 10, 236),
+    ("/dev/ppp", LinuxDeviceType::C, 108, 0),
+];
+/// Of /dev, what each container has of its own.
+const OWN: &[&str] = &[
+    "pts", "shm", "mqueue", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty",
+];
+
+/// A disk's node in a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DiskNode {
+    pub serial: String,
+    pub path: PathBuf,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub access: String,
+}
+
+/// Adds nodes to a spec. Returns the rules that they need.
+pub(super) fn add(
+    spec: &mut Spec,
+    disks: &[DiskNode],
+    guest_devices: bool,
+) -> Result<Vec<LinuxDeviceCgroup>> {
+    let mut rules = Vec::new();
+    let mut nodes = Vec::new();
+    for disk in disks {
+        let missing = || Error::Disk {
+            serial: disk.serial.clone(),
+        };
+        let node = find_disk(&disk.serial).ok_or_else(missing)?;
+        let metadata = fs::metadata(&node).map_err(Error::file("open", &node))?;
+        let (major, minor) = numbers(metadata.rdev());
+        let made = LinuxDeviceBuilder::default()
+            .path(&disk.path)
+            .typ(LinuxDeviceType::B)
+            .major(major)
+            .minor(minor)
+            .file_mode(disk.mode & 0o7777)
+            .uid(disk.uid)
+            .gid(disk.gid)
+            .build();
+        nodes.push(made.map_err(|_| missing())?);
+        let rule = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::B)
+            .major(major)
+            .minor(minor)
+            .access(&disk.access)
+            .build();
+        rules.push(rule.map_err(|_| missing())?);
+    }
+    if guest_devices {
+        walk(Path::new("/dev"), &mut nodes);
+        for (path, typ, major, minor) in ON_DEMAND {
+            nodes.extend(node(Path::new(path), *typ, *major, *minor, 0o666, 0));
+        }
+    }
+    if let Some(linux) = spec.linux_mut() {
+        let mut devices = linux.devices().clone().unwrap_or_default();
+        for node in nodes {
+            if devices.iter().all(|device| device.path() != node.path()) {
+                devices.push(node);
+            }
+        }
+        linux.set_devices(Some(devices).filter(|devices| !devices.is_empty()));
+    }
+    Ok(rules)
+}
+
+/// Every node below a directory of devtmpfs; what can't be read is left out.
+fn walk(dir: &Path, nodes: &mut Vec<LinuxDevice>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let own = dir == Path::new("/dev") && OWN.iter().any(|own| name == *own);
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let kind = metadata.file_type();
+        let typ = match (own, kind.is_dir()) {
+            (true, _) => continue,
+            (_, true) => {
+                walk(&path, nodes);
+                continue;
+            }
+            _ if kind.is_char_device() => LinuxDeviceType::C,
+            _ if kind.is_block_device() => LinuxDeviceType::B,
+            _ => continue,
+        };
+        let (major, minor) = numbers(metadata.rdev());
+        let mode = metadata.mode() & 0o7777;
+        nodes.extend(node(&path, typ, major, minor, mode, metadata.gid()));
+    }
+}
+
+fn node(
+    path: &Path,
+    typ: LinuxDeviceType,
+    major: i64,
+    minor: i64,
+    mode: u32,
+    gid: u32,
+) -> Option<LinuxDevice> {
+    let node = LinuxDeviceBuilder::default().path(path).typ(typ);
+    let node = node.major(major).minor(minor).file_mode(mode);
+    node.uid(0u32).gid(gid).build().ok()
+}
+
+fn numbers(device: u64) -> (i64, i64) {
+    (libc::major(device).into(), libc::minor(device).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(spec: &Spec) -> Vec<PathBuf> {
+        let devices = spec.linux().as_ref().unwrap().devices().iter().flatten();
+        devices.map(|device| device.path().clone()).collect()
+    }
+
+    #[test]
+    fn privileged_container_has_what_loads_on_demand_and_nothing_twice() {
+        let text = r#"{"ociVersion":"1.1.0","linux":{"devices":[{"path":"/dev/fuse","type":"c","major":10,"minor":229}]}}"#;
+        let mut spec: Spec = serde_json::from_str(text).unwrap();
+        assert!(add(&mut spec, &[], true).unwrap().is_empty());
+        let paths = paths(&spec);
+        assert!(paths.contains(&"/dev/net/tun".into()));
+        assert_eq!(
+            paths.iter().filter(|path| path.ends_with("fuse")).count(),
+            1
+        );
+        assert!(!paths.contains(&"/dev/null".into()));
+    }
+
+    #[test]
+    fn disk_that_is_not_there_is_named() {
+        let mut spec: Spec = serde_json::from_str(r#"{"ociVersion":"1.1.0","linux":{}}"#).unwrap();
+        let disk = DiskNode {
+            serial: "nosuch".to_string(),
+            path: "/dev/xvda".into(),
+            mode: 0o660,
+            uid: 0,
+            gid: 0,
+            access: "rwm".to_string(),
+        };
+        let error = add(&mut spec, &[disk], false).unwrap_err().to_string();
+        assert!(error.contains("nosuch"), "{error}");
+    }
+}
