@@ -24,7 +24,9 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
     container::{check_id, forget_ended, Container},
-    devices, launch,
+    devices,
+    follow::Followed,
+    launch,
     machine::Machine,
     memory,
     oom::Oom,
@@ -49,6 +51,7 @@ pub struct Containers {
     streams: Streams,
     oom: Oom,
     pod_pids: PodPids,
+    followed: Followed,
     table: Mutex<HashMap<String, Arc<Container>>>,
     files: AtomicU64,
 }
@@ -58,6 +61,7 @@ impl Containers {
         Containers {
             machine,
             pod_pids: PodPids::new(reaper.clone()),
+            followed: Followed::default(),
             reaper,
             streams,
             oom,
@@ -75,7 +79,15 @@ impl Containers {
                 field: "spec_json",
                 source,
             })?;
-        let container = Arc::new(Container::plan(&self.machine, &id, &spec)?);
+        let mut container = Container::plan(&self.machine, &id, &spec)?;
+        let copied = request
+            .memory
+            .iter()
+            .map(|memory| PathBuf::from(&memory.copy_of));
+        container
+            .uses
+            .extend(copied.filter(|path| path.starts_with(SHARES)));
+        let container = Arc::new(container);
         match self.lock().entry(id.clone()) {
             Entry::Occupied(_) => {
                 return Err(Error::Exists {
@@ -137,7 +149,10 @@ impl Containers {
             false => None,
         };
         for memory in &request.memory {
-            memory::mount(memory)?;
+            match memory.copy_of.is_empty() {
+                true => memory::mount(memory)?,
+                false => self.followed.add(&container.id, memory)?,
+            }
         }
         let bundle = &container.bundle;
         fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;
@@ -226,6 +241,7 @@ impl Containers {
 
     async fn clean(&self, container: &Arc<Container>) -> Result<()> {
         container.cgroup.remove().await?;
+        self.followed.remove(&container.id)?;
         for dir in [self.state_dir(&container.id), container.bundle.clone()] {
             match fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

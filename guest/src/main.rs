@@ -15,6 +15,7 @@ mod container;
 mod containers;
 mod devices;
 mod error;
+mod follow;
 mod identity;
 mod inodes;
 mod launch;

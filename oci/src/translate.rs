@@ -239,6 +239,10 @@ impl Sources<'_> {
                     self.volumes.push(volume);
                     place
                 }
+                Source::Copy(volume, memory) => {
+                    self.volumes.push(volume);
+                    self.remember(memory)
+                }
                 Source::Memory(memory) => self.remember(memory),
             };
             mount.set_source(Some(place));

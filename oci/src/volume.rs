@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `…/sandboxes/<sandbox>/shm` at `/dev/shm` (CRI's tmpfs of the pod) | a tmpfs of the same size, one for the pod |
 //! | an emptyDir of the pod with medium Memory, empty | a tmpfs of the same size, owner and mode, one for the pod |
+//! | a volume that the kubelet swaps as a whole (its link `..data`) and that is small | a copy in memory that follows it, for inotify |
 //! | an emptyDir of the pod | the share; read-only by the guest alone, so that it is one place for readers and writers |
 //! | anything else, secrets and projected volumes too, which the kubelet fills | the share, read-only by the host |
 //!
@@ -26,6 +27,10 @@ pub const SHM: &str = "shm";
 /// Size of a pod's /dev/shm where the host has none to copy, in bytes (containerd, `defaultShmSize`).
 const DEFAULT_SHM: u64 = 64 << 20;
 
+/// What a copy of a volume may hold, old and new version at once, in bytes. An object of Kubernetes has 1 MiB at most, a
+/// projected volume has several.
+pub const MAX_COPY: u64 = 32 << 20;
+
 /// What the shim has found at the source of a bind mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
@@ -33,6 +38,19 @@ pub struct Found {
     pub identity: (u64, u64),
     /// It is the root of a tmpfs.
     pub tmpfs: Option<Tmpfs>,
+    /// The kubelet's atomic writer has written it, and it is small: the owner and mode of the folder.
+    pub swapped: Option<Owner>,
+}
+
+/// Of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Permission bits.
+    pub mode: u32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 /// A tmpfs of the host.
@@ -91,6 +109,8 @@ pub struct Memory {
     pub gid: u32,
     /// Without set-user-id, devices and programs, as `/dev/shm` is.
     pub strict: bool,
+    /// The name of the volume that it is a copy of.
+    pub copy_of: Option<String>,
 }
 
 /// Where a mount comes from.
@@ -98,6 +118,8 @@ pub struct Memory {
 pub enum Source {
     /// The host.
     Host(Volume),
+    /// A copy that follows the host's.
+    Copy(Volume, Memory),
     /// The guest's memory.
     Memory(Memory),
 }
@@ -132,6 +154,7 @@ impl Pod<'_> {
                     uid: tmpfs.uid,
                     gid: tmpfs.gid,
                     strict: shm,
+                    copy_of: None,
                 });
             }
         }
@@ -145,13 +168,29 @@ impl Pod<'_> {
         let follows_host = has("rslave") || has("slave");
         let identity = found.identity;
         let key = format!("{source:?} {identity:?} {recursive} {read_only:?} {follows_host}");
-        Source::Host(Volume {
+        let volume = Volume {
             name: digest(key.as_bytes()),
             source: source.to_owned(),
             recursive,
             read_only,
             follows_host,
-        })
+        };
+        match found.swapped {
+            // Who may write into it means the host's.
+            Some(owner) if read_only != ReadOnly::No => Source::Copy(
+                volume.clone(),
+                Memory {
+                    name: volume.name.clone(),
+                    size: MAX_COPY,
+                    mode: owner.mode,
+                    uid: owner.uid,
+                    gid: owner.gid,
+                    strict: false,
+                    copy_of: Some(volume.name),
+                },
+            ),
+            _ => Source::Host(volume),
+        }
     }
 
     /// The pod's memory for a tmpfs of the spec's own at /dev/shm: what containerd leaves if it made none for the pod.
@@ -167,6 +206,7 @@ impl Pod<'_> {
             uid: 0,
             gid: 0,
             strict: true,
+            copy_of: None,
         })
     }
 
@@ -223,6 +263,7 @@ mod tests {
     fn tmpfs(empty: bool) -> Found {
         Found {
             identity: (40, 1),
+            swapped: None,
             tmpfs: Some(Tmpfs {
                 size: 1 << 20,
                 empty,
@@ -248,7 +289,7 @@ mod tests {
     fn volume(path: &str, options: &[&str]) -> Volume {
         match source("/data", path, options, Found::default()) {
             Source::Host(volume) => volume,
-            Source::Memory(memory) => panic!("{memory:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -297,6 +338,28 @@ mod tests {
             (0o777, 2000, false)
         );
         assert!(matches!(found(false), Source::Host(_)));
+    }
+
+    #[test]
+    fn volume_that_is_swapped_as_a_whole_is_a_copy_unless_it_is_written() {
+        let owner = Owner {
+            mode: 0o2775,
+            uid: 0,
+            gid: 2000,
+        };
+        let found = || Found {
+            swapped: Some(owner),
+            ..Found::default()
+        };
+        let Source::Copy(volume, memory) = source("/c", "/srv/config", &["rbind", "ro"], found())
+        else {
+            panic!("no copy");
+        };
+        assert_eq!((memory.copy_of, memory.gid), (Some(volume.name), 2000));
+        assert!(matches!(
+            source("/c", "/srv/config", &["rbind", "rw"], found()),
+            Source::Host(_)
+        ));
     }
 
     #[test]

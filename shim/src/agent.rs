@@ -14,7 +14,10 @@ use containerd_shim::protos::ttrpc::{
 };
 use tokio::net::UnixStream;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    share::Share,
+};
 
 /// How long the guest has for an ordinary request. Emulated guests are slow; a guest that needs longer is broken.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -124,6 +127,7 @@ impl Agent {
             uid: memory.uid,
             gid: memory.gid,
             strict: memory.strict,
+            copy_of: copied(memory),
             ..Default::default()
         });
         let disks = plan.disks.iter().map(|disk| proto::DiskNode {
@@ -262,6 +266,13 @@ impl Agent {
             .map(drop)
             .map_err(|error| translate("shutdown", error))
     }
+}
+
+/// Where the guest has the volume that a memory is a copy of.
+fn copied(memory: &caisson_oci::volume::Memory) -> String {
+    let name = memory.copy_of.as_ref();
+    let path = name.map(|name| Share::guest_volumes().join(name));
+    path.unwrap_or_default().display().to_string()
 }
 
 /// A fresh token for a stream: never 0.

@@ -9,7 +9,7 @@ use std::{
 
 use caisson_oci::{
     spec::Spec,
-    volume::{Found, Tmpfs},
+    volume::{Found, Owner, Tmpfs, MAX_COPY},
 };
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
 
@@ -37,7 +37,17 @@ fn look_at(source: &Path) -> Result<Found> {
     let mut found = Found {
         identity: (metadata.dev(), metadata.ino()),
         tmpfs: None,
+        swapped: None,
     };
+    let swapped = fs::symlink_metadata(source.join("..data")).is_ok_and(|data| data.is_symlink());
+    // Old and new version are there at once, and as much again is left for what the folders take.
+    if swapped && size_below(source, MAX_COPY / 4).is_some() {
+        found.swapped = Some(Owner {
+            mode: metadata.mode() & 0o7777,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+        });
+    }
     let parent = source.parent().unwrap_or(source);
     let is_root = fs::metadata(parent).is_ok_and(|parent| parent.dev() != metadata.dev());
     if metadata.is_dir() && is_root {
@@ -54,6 +64,22 @@ fn look_at(source: &Path) -> Result<Found> {
         }
     }
     Ok(found)
+}
+
+/// The sizes of the files below a folder; none if they, or their number in KiB, are above `most`.
+fn size_below(dir: &Path, most: u64) -> Option<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(dir).ok()?.flatten() {
+        let metadata = entry.metadata().ok()?;
+        sum += match metadata.is_dir() {
+            true => size_below(&entry.path(), most - sum)?,
+            false => metadata.len().max(1024),
+        };
+        if sum > most {
+            return None;
+        }
+    }
+    Some(sum)
 }
 
 #[cfg(test)]
