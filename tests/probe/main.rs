@@ -34,6 +34,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["socket", path] => socket(path),
         ["open-by-handle", path] => open_by_handle(path),
         ["pause"] => pause(),
+        ["watch", path] => watch(path),
         ["echo", address] => echo(TcpListener::bind(address)?.incoming()),
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),
         ["ask", address, text] => ask(TcpStream::connect(address)?, text),
@@ -144,6 +145,38 @@ fn socket(path: &str) -> io::Result<String> {
     near.write_all(b"through the socket")?;
     drop(near);
     io::read_to_string(&mut far)
+}
+
+/// Says what is renamed to where in a folder, until the process is killed.
+fn watch(path: &str) -> io::Result<String> {
+    let path = c_string(path)?;
+    // SAFETY: the path ends with NUL; both calls touch no other memory.
+    let fd = unsafe {
+        let fd = libc::inotify_init1(libc::IN_CLOEXEC);
+        check(fd)?;
+        check(libc::inotify_add_watch(
+            fd,
+            path.as_ptr(),
+            libc::IN_MOVED_TO,
+        ))?;
+        fd
+    };
+    println!("watching");
+    let mut events = [0_u8; 4096];
+    loop {
+        // SAFETY: the buffer has the length that is said.
+        let length = unsafe { libc::read(fd, events.as_mut_ptr().cast(), events.len()) };
+        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+        let mut rest = &events[..length];
+        // inotify(7): four words, the last of which is the length of the name that follows.
+        while let Some((head, tail)) = rest.split_first_chunk::<16>() {
+            let size = u32::from_ne_bytes([head[12], head[13], head[14], head[15]]) as usize;
+            let (name, next) = tail.split_at(size.min(tail.len()));
+            let name = String::from_utf8_lossy(name);
+            println!("moved {}", name.trim_end_matches('\0'));
+            rest = next;
+        }
+    }
 }
 
 /// Sends back what each connection sends, until the process is killed.

@@ -171,6 +171,10 @@ impl<'n> Pod<'n> {
         self.node
     }
 
+    pub fn hostname(&self) -> &str {
+        &self.config.hostname
+    }
+
     /// The beginning of a container in this pod.
     pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
         ContainerBuilder::new(self, image)

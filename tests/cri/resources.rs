@@ -1,0 +1,184 @@
+//! Limits that hold, limits that change, and what CRI says of the use.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use caisson_tests::{
+    command,
+    cri::{
+        api::{ContainerStats, LinuxContainerResources, UInt64Value},
+        Container, CriNode, Pod,
+    },
+    Runtime,
+};
+use rstest::rstest;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const SPIN: &str = "while :; do :; done";
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn memory_above_the_limit_ends_the_container_with_oom_killed(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").memory_mib(48);
+    let container = container.args(["probe", "allocate", "200"]).start()?;
+    let status = container.wait()?;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled"),
+        "{status:?}"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn memory_below_the_limit_is_there(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").memory_mib(100);
+    let output = container.args(["probe", "allocate", "80"]).run()?.ok()?;
+    assert_eq!(output.line(), "allocated 20480 pages");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn neighbour_of_a_container_out_of_memory_goes_on(#[case] runtime: Runtime) -> Result<()> {
+    let pod = pod(runtime)?;
+    let neighbour = pod.container("busybox").memory_mib(64);
+    let neighbour = neighbour.args(["sleep", "1000"]).start()?;
+    let container = pod.container("busybox").memory_mib(48);
+    let output = container.args(["probe", "allocate", "200"]).run()?;
+    assert_eq!(output.code, 137);
+    assert_eq!(neighbour.sh("echo still here")?, "still here");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn cpu_limit_slows_the_container(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").milli_cpus(200);
+    let container = container.sh(SPIN).start()?;
+    let used = milli_cpus(&container)?;
+    assert!((100..350).contains(&used), "{used}");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn updated_cpu_limit_is_in_force(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").milli_cpus(700);
+    let container = container.sh(SPIN).start()?;
+    container.update(LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 15_000,
+        ..Default::default()
+    })?;
+    let used = milli_cpus(&container)?;
+    assert!((80..300).contains(&used), "{used}");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn updated_memory_limit_is_in_force(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").memory_mib(32);
+    let container = container.args(["sleep", "1000"]).start()?;
+    assert_eq!(container.exec(["probe", "allocate", "80"])?.code, 137);
+    container.update(LinuxContainerResources {
+        memory_limit_in_bytes: 160 << 20,
+        ..Default::default()
+    })?;
+    assert_eq!(container.exec(["probe", "allocate", "80"])?.code, 0);
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn stats_of_a_container_follow_what_it_uses(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").memory_mib(128);
+    let line = "head -c 40000000 /dev/urandom > /dev/shm/held; echo ready; sleep 1000";
+    let container = container.sh(line).start()?;
+    container.wait_for_output("ready")?;
+    let stats = container.stats()?;
+    let attributes = stats.attributes.clone().context("no attributes")?;
+    assert_eq!(attributes.id, container.id());
+    let memory = stats.memory.clone().context("no memory")?;
+    let used = value(&memory.working_set_bytes)?;
+    assert!((38_000_000..128 << 20).contains(&used), "{memory:?}");
+    assert!(cpu_nanos(&stats)? > 10_000_000, "{stats:?}");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn stats_of_a_container_know_its_writable_layer(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?.container("busybox").args(["sleep", "1000"]);
+    let container = container.start()?;
+    container.sh("head -c 20000000 /dev/urandom > /root/written; sync")?;
+    // containerd looks at the snapshots every 10 s.
+    command::poll("the file in the stats", LIMIT, || {
+        let layer = container.stats().ok()?.writable_layer?;
+        (value(&layer.used_bytes).ok()? >= 20_000_000).then_some(())
+    })
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn stats_of_a_pod_have_cpu_memory_network_and_containers(#[case] runtime: Runtime) -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(runtime).start()?;
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    // A rate needs two looks.
+    let stats = command::poll("the pod's stats", LIMIT, || {
+        let linux = pod.stats().ok()?.linux?;
+        (linux.cpu.is_some() && linux.memory.is_some()).then_some(linux)
+    })?;
+    let cpu = stats.cpu.context("no cpu")?;
+    assert!(value(&cpu.usage_core_nano_seconds)? > 0);
+    let memory = stats.memory.context("no memory")?;
+    assert!(value(&memory.working_set_bytes)? > 0);
+    let network = stats.network.context("no network")?;
+    let interface = network.default_interface.context("no interface")?;
+    assert_eq!(interface.name, "eth0");
+    assert!(value(&interface.rx_bytes)? + value(&interface.tx_bytes)? > 0);
+    let ids = stats.containers.iter().flat_map(|stats| &stats.attributes);
+    assert!(ids
+        .map(|attributes| &attributes.id)
+        .any(|id| id == container.id()));
+    assert!(pod.is_in_the_list_of_stats()?);
+    Ok(())
+}
+
+/// How much of a cpu a container uses, in thousandths, over 3 s.
+fn milli_cpus(container: &Container<'_>) -> Result<u64> {
+    thread::sleep(Duration::from_secs(1));
+    let (before, start) = (cpu_nanos(&container.stats()?)?, Instant::now());
+    thread::sleep(Duration::from_secs(3));
+    let used = cpu_nanos(&container.stats()?)? - before;
+    Ok(used * 1000 / start.elapsed().as_nanos() as u64)
+}
+
+fn cpu_nanos(stats: &ContainerStats) -> Result<u64> {
+    let cpu = stats.cpu.as_ref().context("no cpu")?;
+    value(&cpu.usage_core_nano_seconds)
+}
+
+fn value(value: &Option<UInt64Value>) -> Result<u64> {
+    Ok(value.as_ref().context("no value")?.value)
+}
+
+fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {
+    CriNode::shared().shared_pod(runtime)
+}
