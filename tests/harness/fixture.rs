@@ -6,6 +6,8 @@
 //! | `busybox-app` | the same, to be run as app |
 //! | `files` | `busybox` and, below `/zoo`, one of each kind of file |
 //! | `pause` | what a sandbox's own process is where it has one |
+//! | `empty` | no file and no command |
+//! | `volume` | `busybox` and a volume of its own at `/srv/data`, which is app's |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 
 use std::{
@@ -43,8 +45,19 @@ pub fn full_name(name: &str) -> String {
 /// Writes the archive of an image into `dir`.
 pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
     let mut image = ImageBuilder::new(dir)?;
-    busybox(&mut image)?;
+    if name != "empty" {
+        busybox(&mut image)?;
+    }
     match name {
+        "empty" => {
+            image.config("Cmd", json!(null));
+        }
+        "volume" => {
+            image.dir("srv", root(0o755))?;
+            image.dir("srv/data", Owner { mode: 0o755, ..APP })?;
+            image.file("srv/data/file", APP, b"from the image")?;
+            image.config("Volumes", json!({ "/srv/data": {} }));
+        }
         "busybox" => {}
         "pause" => {
             image.config("Cmd", json!(["/bin/probe", "pause"]));

@@ -195,7 +195,12 @@ impl<'p> ContainerBuilder<'p> {
 
     /// CreateContainer.
     pub fn create(mut self) -> Result<Container<'p>> {
-        let image = self.pod.node.image(&self.image)?;
+        // A full name is one that the test has pulled.
+        let image = if self.image.contains('/') {
+            self.image
+        } else {
+            self.pod.node.image(&self.image)?
+        };
         self.config.image = Some(image_spec(&image));
         let request = CreateContainerRequest {
             pod_sandbox_id: self.pod.id().to_owned(),

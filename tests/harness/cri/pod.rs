@@ -175,7 +175,7 @@ impl<'n> Pod<'n> {
         &self.config.hostname
     }
 
-    /// The beginning of a container in this pod.
+    /// The beginning of a container in this pod, of an image of [`crate::fixture`] or a full name that was pulled.
     pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
         ContainerBuilder::new(self, image)
     }
