@@ -1,6 +1,11 @@
 //! `ctr run` in words, and a container that runs.
 
-use std::{fmt, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -298,23 +303,12 @@ impl<'n> Container<'n> {
 
     /// All host processes of the VM: role and pid.
     pub fn vm_processes(&self) -> Result<Vec<(String, u32)>> {
-        let path = self.state_dir().join("pids");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let process = |line: &str| {
-            let mut fields = line.split(' ');
-            let pid = fields.next()?.parse().ok()?;
-            Some((fields.nth(1)?.to_owned(), pid))
-        };
-        Ok(text.lines().filter_map(process).collect())
+        vm_processes(&self.state_dir())
     }
 
     /// Pid of the shim.
     pub fn shim(&self) -> Result<u32> {
-        let shims = leftovers::processes(&self.id);
-        let shim = shims
-            .iter()
-            .find(|process| process.command.contains("containerd-shim-"));
-        Ok(shim.context("no shim")?.pid)
+        shim(&self.id)
     }
 
     /// Folder of Caisson for this container, while it runs.
@@ -329,6 +323,27 @@ impl<'n> Container<'n> {
             .map(drop)
             .with_context(|| args.join(" "))
     }
+}
+
+/// Host processes of a VM by what its state folder says: role and pid.
+pub fn vm_processes(state_dir: &Path) -> Result<Vec<(String, u32)>> {
+    let path = state_dir.join("pids");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let process = |line: &str| {
+        let mut fields = line.split(' ');
+        let pid = fields.next()?.parse().ok()?;
+        Some((fields.nth(1)?.to_owned(), pid))
+    };
+    Ok(text.lines().filter_map(process).collect())
+}
+
+/// Pid of the shim that was started for an id.
+pub fn shim(id: &str) -> Result<u32> {
+    let shims = leftovers::processes(id);
+    let shim = shims
+        .iter()
+        .find(|process| process.command.contains("containerd-shim-"));
+    Ok(shim.context("no shim")?.pid)
 }
 
 impl Drop for Container<'_> {

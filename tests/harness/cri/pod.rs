@@ -19,7 +19,7 @@ use super::{
     forward::Forward,
     CriNode,
 };
-use crate::{leftovers, Runtime};
+use crate::{container, leftovers, Runtime};
 
 /// A pod to be. It gets what a kubelet gives every pod: namespaces, a cgroup parent, a log folder.
 #[must_use]
@@ -289,6 +289,19 @@ impl<'n> Pod<'n> {
             })?;
         self.remove_cgroup();
         Ok(())
+    }
+
+    /// Pid of the pod's shim.
+    pub fn shim(&self) -> Result<u32> {
+        container::shim(&self.id)
+    }
+
+    /// Pid of a host process of the VM by its role: `qemu`, `vsock`, `virtiofsd-…`.
+    pub fn vm_process(&self, role: &str) -> Result<u32> {
+        let processes = container::vm_processes(&self.node.state_dir().join(&self.id))?;
+        let found = processes.iter().find(|(name, _)| name.starts_with(role));
+        let (_, pid) = found.with_context(|| format!("no {role} among {processes:?}"))?;
+        Ok(*pid)
     }
 
     /// The pod's cgroup, as a path in every hierarchy.
