@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use caisson_tests::{
+    command,
     cri::{stream::Session, Container, CriNode, Pod},
     image, Runtime,
 };
@@ -166,7 +167,10 @@ fn attach_reaches_the_init_and_leaves_it_running(#[case] runtime: Runtime) -> Re
     }
     container.wait_for_output("<second>")?;
     assert_eq!(container.stdout()?, "<first>\n<second>\n");
-    assert_eq!(container.stderr()?, "error first\nerror second\n");
+    let wanted = "error first\nerror second\n";
+    command::poll("both errors in the log", LIMIT, || {
+        (container.stderr().ok()? == wanted).then_some(())
+    })?;
     Ok(())
 }
 

@@ -59,12 +59,10 @@ impl Forward {
             if shown.contains(text) {
                 return Ok(shown);
             }
-            ensure!(
-                !self.closed,
-                "{text:?} did not come: {shown} {}",
-                self.error()
-            );
-            self.take(end).with_context(|| shown)?;
+            let (length, error) = (shown.len(), self.error());
+            ensure!(!self.closed, "closed after {length} bytes: {error}");
+            self.take(end)
+                .with_context(|| format!("after {length} bytes"))?;
         }
     }
 
