@@ -17,7 +17,7 @@ mod home;
 mod launch;
 mod log_uri;
 mod machine;
-mod network;
+pub mod network;
 pub mod pod;
 pub mod process;
 mod share;

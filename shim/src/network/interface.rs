@@ -1,6 +1,10 @@
 //! What CNI made of a network namespace: its interfaces, and what of each the guest's card has to have.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use caisson_protocol::agent as proto;
 use netlink_packet_core::Nla;
@@ -31,6 +35,50 @@ pub struct Interface {
     pub mtu: u32,
     /// What the agent is told.
     pub guest: proto::Network,
+}
+
+/// What has gone through an interface, as the pod counts it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Statistics {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
+
+/// The counters of all interfaces of a namespace, by index.
+pub fn statistics(netlink: &mut Netlink) -> io::Result<HashMap<u32, Statistics>> {
+    let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut found = HashMap::new();
+    for message in netlink.list(links)? {
+        let RouteNetlinkMessage::NewLink(link) = message else {
+            continue;
+        };
+        let counted = find(&link.attributes, |attribute| match attribute {
+            LinkAttribute::Stats64(counted) => Some(counted),
+            _ => None,
+        });
+        if let Some(counted) = counted {
+            let statistics = Statistics {
+                name: name(&link),
+                rx_bytes: counted.rx_bytes,
+                rx_packets: counted.rx_packets,
+                rx_errors: counted.rx_errors,
+                rx_dropped: counted.rx_dropped,
+                tx_bytes: counted.tx_bytes,
+                tx_packets: counted.tx_packets,
+                tx_errors: counted.tx_errors,
+                tx_dropped: counted.tx_dropped,
+            };
+            found.insert(link.header.index, statistics);
+        }
+    }
+    Ok(found)
 }
 
 /// The interfaces of a namespace that the guest gets. What it can't get is refused; what is down is nobody's.

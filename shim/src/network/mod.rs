@@ -25,6 +25,7 @@ use proto::attach_request::Device as GuestDevice;
 
 use crate::machine::Plug;
 use interface::Interface;
+pub use interface::Statistics;
 use namespace::Namespace;
 use netlink::Netlink;
 
@@ -75,7 +76,9 @@ pub struct Network {
 struct Card {
     interface: Interface,
     /// Until the VMM has it.
-    tap: Option<OwnedFd>,
+    queue: Option<OwnedFd>,
+    /// The tap's index.
+    tap: u32,
 }
 
 impl Network {
@@ -115,7 +118,8 @@ impl Network {
         // From here on it is undone with the rest.
         self.cards.push(Card {
             interface,
-            tap: Some(queue),
+            queue: Some(queue),
+            tap,
         });
         let netlink = self.netlink.get_mut();
         let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
@@ -130,7 +134,7 @@ impl Network {
         let plug = |card: &mut Card| {
             Some(Plug {
                 vm: Device::Network {
-                    tap: card.tap.take()?,
+                    tap: card.queue.take()?,
                     vhost: open_vhost(),
                     mac: card.interface.mac,
                     mtu: u16::try_from(card.interface.mtu).unwrap_or(u16::MAX),
@@ -139,6 +143,21 @@ impl Network {
             })
         };
         cards.filter_map(plug).collect()
+    }
+
+    /// What has gone through the pod's interfaces since CNI made them. Blocks for less than a millisecond.
+    pub fn statistics(&self) -> Result<Vec<Statistics>, NetworkError> {
+        let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = |source| NetworkError::Read { source };
+        let mut all = interface::statistics(&mut netlink).map_err(read)?;
+        let of = |card: &Card| {
+            let mut statistics = all.remove(&card.interface.index)?;
+            // What the VM did not take in time.
+            let lost = all.get(&card.tap).map_or(0, |tap| tap.tx_dropped);
+            statistics.rx_dropped += lost;
+            Some(statistics)
+        };
+        Ok(self.cards.iter().filter_map(of).collect())
     }
 }
 
