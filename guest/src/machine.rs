@@ -1,7 +1,7 @@
 //! What the agent runs on: a guest, or for tests the host.
 //!
 //! The fake serves the host's tests without a VM. It lives in mount and cgroup views of its own:
-//! - `DIR/1024.sock` and `DIR/1025.sock` are the two ports, `DIR/agent.log` the console;
+//! - `DIR/1024.sock` to `DIR/1026.sock` are the ports, `DIR/agent.log` the console;
 //! - a share is `DIR/devices/<tag>`, a disk `DIR/devices/<serial>`: directories or links to one, seen as the process that
 //!   started the fake sees them, and mounted where the guest would have them;
 //! - cgroups are those of the host's cgroup v2 tree below `/caisson-fake`, without limits if it has no controllers;

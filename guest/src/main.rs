@@ -16,6 +16,7 @@ mod containers;
 mod devices;
 mod error;
 mod follow;
+mod forward;
 mod identity;
 mod inodes;
 mod launch;

@@ -18,8 +18,8 @@ use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
 use crate::{
-    containers::Containers, devices, identity, inodes, machine::Machine, network, oom::Oom,
-    reaper::Reaper, streams::Streams, Error, Result,
+    containers::Containers, devices, forward, identity, inodes, machine::Machine, network,
+    oom::Oom, reaper::Reaper, streams::Streams, Error, Result,
 };
 
 /// Between tries of what failed for a reason that may pass.
@@ -48,7 +48,8 @@ pub fn serve(machine: Machine) -> Result<()> {
             containers: containers.clone(),
         });
         let control = listen(&machine, port::AGENT)?;
-        let mut connections = listen(&machine, port::STREAMS)?;
+        let processes = listen(&machine, port::STREAMS)?;
+        let servers = listen(&machine, port::FORWARD)?;
         let mut server = Server::new()
             .add_listener(control)
             .register_service(agent_ttrpc::create_agent(service));
@@ -56,24 +57,20 @@ pub fn serve(machine: Machine) -> Result<()> {
             Error::system("start the service")(std::io::Error::other(error.to_string()))
         })?;
         log::info!(version = env!("CARGO_PKG_VERSION"); "serving");
+        let streams = move |connection| {
+            let streams = streams.clone();
+            async move { streams.serve(connection).await }
+        };
         let accepting = async {
-            while let Some(connection) = connections.next().await {
-                match connection {
-                    Ok(connection) => {
-                        let streams = streams.clone();
-                        tokio::spawn(async move { streams.serve(connection).await });
-                    }
-                    Err(error) => {
-                        log::warn!(error:%; "accept a stream");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            }
+            tokio::join!(
+                serve_each(processes, streams),
+                serve_each(servers, forward::serve)
+            )
         };
         match machine {
             Machine::Guest => {
                 tokio::spawn(say_ready());
-                accepting.await
+                accepting.await;
             }
             Machine::Fake { .. } => {
                 let mut asked =
@@ -86,6 +83,24 @@ pub fn serve(machine: Machine) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Gives each connection of the host a task of its own.
+async fn serve_each<F>(
+    mut connections: Listener,
+    serve: impl Fn(ttrpc::r#async::transport::Socket) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while let Some(connection) = connections.next().await {
+        match connection {
+            Ok(connection) => drop(tokio::spawn(serve(connection))),
+            Err(error) => {
+                log::warn!(error:%; "accept a connection");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
 }
 
 /// Listens for the host alone.

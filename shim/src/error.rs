@@ -130,7 +130,8 @@ impl Error {
                 }
                 NetworkError::Namespace { .. }
                 | NetworkError::Read { .. }
-                | NetworkError::Card { .. } => ttrpc::Code::UNKNOWN,
+                | NetworkError::Card { .. }
+                | NetworkError::Forward { .. } => ttrpc::Code::UNKNOWN,
             },
             Self::NotFound { .. } => ttrpc::Code::NOT_FOUND,
             Self::Exists { .. } => ttrpc::Code::ALREADY_EXISTS,

@@ -169,6 +169,9 @@ impl Machine {
             return Ok(());
         };
         let mut network = Network::open(namespace).await?;
+        if let Err(error) = network.forward(self.vm.clone()).await {
+            log::warn!("ports can't be forwarded: {}", crate::error::chain(&error));
+        }
         let cards = network.plugs();
         *self.network.lock().unwrap_or_else(PoisonError::into_inner) = Some(network);
         self.plug(cards).await

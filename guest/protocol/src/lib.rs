@@ -3,12 +3,14 @@
 //! - [`agent`] and [`agent_ttrpc`]: the ttrpc service, generated from `proto/agent.proto`;
 //! - [`port`]: where the agent listens;
 //! - [`stream`]: how the bytes of stdin, stdout and stderr travel;
+//! - [`forward`]: how connections reach servers in the guest;
 //! - [`path`]: where the agent puts what is attached, which specs made on the host refer to.
 
 #![allow(clippy::unwrap_used)] // in the generated code
 
 include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 
+pub mod forward;
 pub mod stream;
 
 /// vsock ports: on the first the host listens, on the others the agent.
@@ -19,6 +21,8 @@ pub mod port {
     pub const AGENT: u32 = 1024;
     /// Byte streams of processes, see [`crate::stream`].
     pub const STREAMS: u32 = 1025;
+    /// TCP connections to servers in the guest, see [`crate::forward`].
+    pub const FORWARD: u32 = 1026;
 }
 
 /// Places in the guest that both sides name.

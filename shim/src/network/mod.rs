@@ -1,16 +1,26 @@
 //! The pod's network: whatever CNI put into the pod's network namespace moves to the guest.
 //!
-//! Each interface (veth, macvlan, ipvlan …) gets a tap in the same namespace that is wired to it by traffic control, see [`tap`], and
+//! Each interface (veth, macvlan, ipvlan …) gets a tap in the same namespace that is wired to it by traffic control, see [`tc`], and
 //! behind the tap a network card of the VM with the interface's hardware address, name, MTU, addresses, routes and permanent
 //! neighbours. The interface itself keeps all of it: for NetworkPolicy, for the node's statistics and for CNI's DEL nothing has changed.
+//!
+//! ```text
+//!   bridge, host …  ──veth──  eth0 ──ingress: redirect──▶ tap ──VMM── the guest's eth0
+//!                                  ◀──ingress: redirect──
+//! ```
+//!
+//! What arrives at either leaves by the other before the namespace's own IP stack sees it: so that stack never answers for the addresses
+//! that the interface keeps. Connections to the namespace's loopback are led to the guest's, see [`forward`].
 //!
 //! A killed shim takes the VMM with it and that the taps. The redirects stay on the interface and go with it at CNI's DEL; a new shim in
 //! the same namespace replaces them.
 
+mod forward;
 mod interface;
 mod namespace;
 mod netlink;
 mod tap;
+mod tc;
 
 use std::{
     io,
@@ -23,11 +33,14 @@ use caisson_protocol::agent as proto;
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
 
-use crate::machine::Plug;
+use crate::{machine::Plug, vm::VmHandle};
+use forward::Forward;
 use interface::Interface;
 pub use interface::Statistics;
 use namespace::Namespace;
 use netlink::Netlink;
+use tap::Kind;
+use tc::{Hook, Onward, Redirect};
 
 /// The host's part of a network card that the kernel drives; not on every host.
 const VHOST: &str = "/dev/vhost-net";
@@ -65,10 +78,18 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// Connections to the namespace's loopback can't be led to the guest.
+    #[error("forward ports to the guest")]
+    Forward {
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A pod's network. Dropped, it leaves the namespace as CNI made it; the VM must have ended.
 pub struct Network {
+    namespace: Namespace,
+    forward: Option<Forward>,
     netlink: Mutex<Netlink>,
     cards: Vec<Card>,
 }
@@ -85,15 +106,18 @@ impl Network {
     /// Makes a tap for every interface of the namespace and wires it up. A namespace with `lo` alone has no cards.
     pub async fn open(path: &Path) -> Result<Self, NetworkError> {
         let namespace = Namespace::open(path)?;
-        namespace.run(Self::make).await
+        let inside = namespace.clone();
+        namespace.run(move || Self::make(inside)).await
     }
 
     /// In the namespace.
-    fn make() -> Result<Self, NetworkError> {
+    fn make(namespace: Namespace) -> Result<Self, NetworkError> {
         let read = |source| NetworkError::Read { source };
         let mut netlink = Netlink::open().map_err(read)?;
         let interfaces = interface::list(&mut netlink)?;
         let mut network = Self {
+            namespace,
+            forward: None,
             netlink: Mutex::new(netlink),
             cards: Vec::new(),
         };
@@ -114,7 +138,7 @@ impl Network {
             }
         };
         let (index, mtu) = (interface.index, interface.mtu);
-        let (queue, tap) = tap::create().map_err(failed("make a tap (/dev/net/tun)"))?;
+        let (queue, tap) = tap::create(Kind::Tap).map_err(failed("make a tap (/dev/net/tun)"))?;
         // From here on it is undone with the rest.
         self.cards.push(Card {
             interface,
@@ -124,8 +148,25 @@ impl Network {
         let netlink = self.netlink.get_mut();
         let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
         tap::set_up(netlink, tap, mtu).map_err(failed("set up the tap"))?;
-        tap::redirect(netlink, tap, index).map_err(failed("redirect the tap"))?;
-        tap::redirect(netlink, index, tap).map_err(failed("redirect to the tap"))
+        for (from, to) in [(tap, index), (index, tap)] {
+            let redirect = Redirect {
+                from,
+                hook: Hook::Ingress,
+                protocol: tc::ETH_P_ALL,
+                matches: &[],
+                to: Onward::Out(to),
+            };
+            tc::hook(netlink, from, Hook::Ingress)
+                .and_then(|()| tc::redirect(netlink, &redirect))
+                .map_err(failed("redirect packets"))?;
+        }
+        Ok(())
+    }
+
+    /// Leads connections to the namespace's loopback to the guest's, until the network is dropped.
+    pub async fn forward(&mut self, vm: VmHandle) -> Result<(), NetworkError> {
+        self.forward = Some(Forward::start(&self.namespace, vm).await?);
+        Ok(())
     }
 
     /// The cards, to be plugged in; none the second time.
@@ -163,10 +204,11 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        self.forward = None;
         let netlink = self.netlink.get_mut();
         let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
         for card in &self.cards {
-            if let Err(error) = tap::undo_redirect(netlink, card.interface.index) {
+            if let Err(error) = tc::unhook(netlink, card.interface.index, Hook::Ingress) {
                 let interface = card.interface.name.as_str();
                 log::warn!(interface, error:%; "the pod's interface stays redirected");
             }

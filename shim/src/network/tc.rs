@@ -1,0 +1,158 @@
+//! Redirects by traffic control (tc(8)): packets that come to a hook of one interface go on at another.
+
+use std::io;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    tc::{
+        TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption,
+        TcActionOption, TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle,
+        TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector,
+        TcU32SelectorFlags,
+    },
+    RouteNetlinkMessage,
+};
+
+use super::netlink::Netlink;
+
+/// The handle of the one qdisc that has the hooks.
+const HANDLE: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0,
+};
+
+/// Protocols (linux/if_ether.h).
+pub const ETH_P_ALL: u16 = 0x0003;
+pub const ETH_P_IP: u16 = 0x0800;
+pub const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Which packets of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Those that arrive, before the IP stack.
+    Ingress,
+    /// Those that leave.
+    Egress,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy)]
+pub enum Onward {
+    /// It leaves by this interface.
+    Out(u32),
+    /// It arrives at this interface.
+    In(u32),
+}
+
+/// A redirect.
+pub struct Redirect<'a> {
+    pub from: u32,
+    pub hook: Hook,
+    pub protocol: u16,
+    /// All that a packet must have, as big-endian words at offsets from its network header: offset, mask, value. Empty: nothing.
+    pub matches: &'a [(i32, u32, u32)],
+    pub to: Onward,
+}
+
+/// Gives an interface its hooks, empty, in place of what is hooked in there, as by a killed shim.
+pub fn hook(netlink: &mut Netlink, index: u32, hook: Hook) -> io::Result<()> {
+    let add = |netlink: &mut Netlink| {
+        let message = RouteNetlinkMessage::NewQueueDiscipline(qdisc(index, hook));
+        netlink.change(message, NLM_F_CREATE | NLM_F_EXCL)
+    };
+    match add(netlink) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            unhook(netlink, index, hook)?;
+            add(netlink)
+        }
+        added => added,
+    }
+}
+
+/// Takes away what [`hook`] made, with all redirects. Nothing to take away, or no such interface, is a success.
+pub fn unhook(netlink: &mut Netlink, index: u32, hook: Hook) -> io::Result<()> {
+    let message = RouteNetlinkMessage::DelQueueDiscipline(qdisc(index, hook));
+    match netlink.change(message, 0) {
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENODEV | libc::ENOENT | libc::EINVAL) => Ok(()),
+            _ => Err(error),
+        },
+        done => done,
+    }
+}
+
+/// Adds a redirect to an interface that was hooked.
+pub fn redirect(netlink: &mut Netlink, redirect: &Redirect<'_>) -> io::Result<()> {
+    let message = RouteNetlinkMessage::NewTrafficFilter(filter(redirect));
+    netlink.change(message, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn qdisc(index: u32, hook: Hook) -> TcMessage {
+    // Ingress alone costs nothing on the way out.
+    let kind = match hook {
+        Hook::Ingress => "ingress",
+        Hook::Egress => "clsact",
+    };
+    let mut message = TcMessage::with_index(index as i32);
+    message.header.handle = HANDLE;
+    message.header.parent = TcHandle::INGRESS;
+    message.attributes.push(TcAttribute::Kind(kind.to_owned()));
+    message
+}
+
+/// By `u32`, which every kernel has (`matchall` and `flower` not).
+fn filter(redirect: &Redirect<'_>) -> TcMessage {
+    let key = |&(offset, mask, value): &(i32, u32, u32)| {
+        let mut key = TcU32Key::default();
+        key.off = offset;
+        key.mask = mask.to_be();
+        key.val = value.to_be();
+        key
+    };
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.keys = redirect.matches.iter().map(key).collect();
+    if selector.keys.is_empty() {
+        selector.keys.push(TcU32Key::default());
+    }
+    selector.nkeys = selector.keys.len() as u8;
+    let mut generic = TcActionGeneric::default();
+    generic.action = TcActionType::Stolen;
+    let mut mirror = TcMirror::default();
+    mirror.generic = generic;
+    (mirror.eaction, mirror.ifindex) = match redirect.to {
+        Onward::Out(index) => (TcMirrorActionType::EgressRedir, index),
+        Onward::In(index) => (TcMirrorActionType::IngressRedir, index),
+    };
+    let options = TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror));
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![options]),
+    ];
+    let mut message = TcMessage::with_index(redirect.from as i32);
+    message.header.parent = match redirect.hook {
+        Hook::Ingress => TcHandle {
+            major: HANDLE.major,
+            minor: TcHandle::MIN_INGRESS,
+        },
+        Hook::Egress => TcHandle {
+            major: HANDLE.major,
+            minor: TcHandle::MIN_EGRESS,
+        },
+    };
+    // A priority of each protocol's own (rtnetlink(7), tcm_info).
+    let priority = match redirect.protocol {
+        ETH_P_IPV6 => 2,
+        _ => 1,
+    };
+    message.header.info = (priority << 16) | u32::from(redirect.protocol.to_be());
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
+        TcAttribute::Options(vec![
+            TcOption::U32(TcFilterU32Option::Selector(selector)),
+            TcOption::U32(TcFilterU32Option::Action(vec![action])),
+        ]),
+    ];
+    message
+}
