@@ -6,12 +6,14 @@
 //! | [`GUEST`]: drivers without hardware, `/dev/fuse`, `/dev/net/tun` … | the guest's: the numbers are the same on any Linux |
 //! | a block device by name (PVC with volumeMode Block; its numbers have a rule of their own) | a virtio disk of the VM, at the path asked for |
 //! | another device by name | refused |
+//! | the host's `/dev` as a volume | the guest's, or at `/dev` one of the container's own |
 //! | any other, by a privileged container, whose spec lists all of the host's | dropped, with a warning; it gets all devices of the guest |
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Spec,
+    LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder,
+    Spec,
 };
 
 use crate::{error::shorten, Error, Result};
@@ -131,6 +133,75 @@ pub fn translate(spec: &mut Spec, privileged: bool) -> Result<(Vec<BlockDevice>,
     Ok((disks, warning))
 }
 
+/// Puts the guest's devices where a spec mounts the host's `/dev`. Containerd has left out what it else mounts below `/dev` then.
+pub fn own_dev(spec: &mut Spec) -> Result<()> {
+    let mut mounts = Vec::new();
+    for mut mount in spec.mounts().clone().unwrap_or_default() {
+        let hosts = mount.source().as_deref() == Some(Path::new("/dev"));
+        let bind = mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|o| o == "bind" || o == "rbind");
+        if !(hosts && bind) {
+            mounts.push(mount);
+        } else if mount.destination() == Path::new("/dev") {
+            for (target, typ, options) in OWN_DEV {
+                mounts.push(own(target, typ, options)?);
+            }
+        } else {
+            // A file system that the guest's kernel makes by itself, the one that its own /dev is.
+            mount.set_typ(Some("devtmpfs".to_owned()));
+            mount.set_source(Some("devtmpfs".into()));
+            mount.set_options(Some(vec!["nosuid".to_owned()]));
+            mounts.push(mount);
+        }
+    }
+    if spec.mounts().is_some() {
+        spec.set_mounts(Some(mounts));
+    }
+    Ok(())
+}
+
+/// As in containerd's pkg/oci `defaultMounts`.
+const OWN_DEV: &[(&str, &str, &[&str])] = &[
+    (
+        "/dev",
+        "tmpfs",
+        &["nosuid", "strictatime", "mode=755", "size=65536k"],
+    ),
+    (
+        "/dev/pts",
+        "devpts",
+        &[
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ],
+    ),
+    (
+        "/dev/shm",
+        "tmpfs",
+        &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+    ),
+    ("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+];
+
+fn own(target: &str, typ: &str, options: &[&str]) -> Result<Mount> {
+    let mount = MountBuilder::default()
+        .destination(target)
+        .typ(typ)
+        .source(typ);
+    let mount = mount.options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>());
+    mount.build().map_err(|error| Error::Field {
+        field: "mounts",
+        reason: error.to_string(),
+    })
+}
+
 fn refused(path: &str) -> Error {
     Error::Refused {
         field: "linux.devices",
@@ -223,6 +294,31 @@ mod tests {
             json!([rule("b", 8, 1, "r")]),
         );
         assert!(translate(&mut spec, false).unwrap().0[0].read_only());
+    }
+
+    #[test]
+    fn hosts_dev_as_a_volume_is_the_guests() {
+        let bind = |at: &str| json!({"destination": at, "source": "/dev", "type": "bind", "options": ["rbind", "rw"]});
+        let mounts = json!([bind("/dev"), bind("/host/dev")]);
+        let value = json!({"ociVersion": "1.1.0", "mounts": mounts, "linux": {}});
+        let mut spec: Spec = serde_json::from_value(value).unwrap();
+        own_dev(&mut spec).unwrap();
+        let told = |m: &Mount| {
+            format!(
+                "{} {}",
+                m.destination().display(),
+                m.typ().as_deref().unwrap_or_default()
+            )
+        };
+        let mounts: Vec<_> = spec.mounts().iter().flatten().map(told).collect();
+        let own = [
+            "/dev tmpfs",
+            "/dev/pts devpts",
+            "/dev/shm tmpfs",
+            "/dev/mqueue mqueue",
+        ];
+        assert_eq!(mounts[..4], own);
+        assert_eq!(mounts[4], "/host/dev devtmpfs");
     }
 
     #[test]

@@ -100,6 +100,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     let mut warnings = rules::apply(&mut spec, &role)?;
     let (disks, dropped) = devices::translate(&mut spec, privileged)?;
     warnings.extend(dropped);
+    devices::own_dev(&mut spec)?;
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
     let limits = Limits::of(resources);
     let size = VmSize::of([limits], node.vm, node.cpus);
