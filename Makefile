@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit bench soak image dist lint deny clean
+.PHONY: help demo test unit cri bench soak image dist lint deny clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
@@ -17,6 +17,10 @@ test: ready unit ## all tests, those with VMs on containerd 2.1 and on 1.6
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
 	cargo test --workspace --exclude caisson-tests
+
+cri: ready ## containerd's own CRI tests, with runc and with Caisson
+	@cargo xtask test-tools --integration
+	@cargo xtask run cri-integration
 
 bench: ready ## start times and memory beside runc's, in one run
 	@cargo xtask run bench

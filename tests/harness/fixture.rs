@@ -8,6 +8,7 @@
 //! | `pause` | what a sandbox's own process is where it has one |
 //! | `empty` | no file and no command |
 //! | `volume` | `busybox` and a volume of its own at `/srv/data`, which is app's |
+//! | `volume-copy-up`, `volume-ownership` | what containerd's own CRI tests want of the images of these names |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 
 use std::{
@@ -64,6 +65,19 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
         }
         "busybox-app" => {
             image.config("User", json!("app"));
+        }
+        "volume-copy-up" => volume_copy_up(&mut image)?,
+        "volume-ownership" => {
+            let nobody = Owner {
+                mode: 0o755,
+                uid: 65534,
+                gid: 65534,
+            };
+            image.dir("test_dir", nobody)?;
+            let user = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
+            image.file("etc/passwd", root(0o644), user)?;
+            image.file("etc/group", root(0o644), b"root:x:0:\nnogroup:x:65534:\n")?;
+            image.config("Volumes", json!({ "/test_dir": {} }));
         }
         "files" => files(&mut image)?,
         "many" => many(&mut image)?,
@@ -162,6 +176,24 @@ fn files(image: &mut ImageBuilder) -> Result<()> {
         b"long\n",
     )?;
     image.file("zoo/with space\nand line", root(0o644), b"odd\n")
+}
+
+/// As integration/images/volume-copy-up/Dockerfile of containerd.
+fn volume_copy_up(image: &mut ImageBuilder) -> Result<()> {
+    for (dir, file) in [
+        ("test_dir", "test_file"),
+        ("C:/weird_test_dir", "weird_test_file"),
+        (":colon_prefixed", "colon_prefixed_file"),
+    ] {
+        for (end, _) in dir.match_indices('/') {
+            image.dir(&dir[..end], root(0o755))?;
+        }
+        image.dir(dir, root(0o755))?;
+        image.file(&format!("{dir}/{file}"), root(0o644), b"test_content\n")?;
+    }
+    let volumes = json!({ "/test_dir": {}, "C:/weird_test_dir": {}, "/:colon_prefixed": {} });
+    image.config("Volumes", volumes);
+    Ok(())
 }
 
 fn many(image: &mut ImageBuilder) -> Result<()> {

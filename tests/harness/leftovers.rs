@@ -37,7 +37,7 @@ impl Leftovers {
             "process",
             processes
                 .iter()
-                .filter(|p| !is_daemon(p))
+                .filter(|p| !is_daemon(node, p))
                 .map(describe)
                 .collect(),
         );
@@ -193,10 +193,11 @@ fn shims(dir: &Path) -> PathBuf {
 }
 
 /// containerd and the programs that talk to it are there as long as the node is.
-fn is_daemon(process: &Process) -> bool {
+fn is_daemon(node: &Node, process: &Process) -> bool {
     let program = process.command.split(' ').next().unwrap_or_default();
-    let daemons = ["/containerd", "/ctr", "/docker-registry"];
-    daemons.iter().any(|name| program.ends_with(name))
+    let daemons = ["/ctr", "/docker-registry"];
+    let containerd = node.dir().join(node.tag());
+    Path::new(program) == containerd || daemons.iter().any(|name| program.ends_with(name))
 }
 
 /// Network namespaces that have a name or a mount, those of other nodes excluded; one without is a process's, and found

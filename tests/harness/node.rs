@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -121,6 +122,8 @@ impl Node {
             fs::create_dir_all(dir.join(folder))?;
         }
         fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;
+        // By this name a program that looks for containerd's process finds this node's only.
+        symlink(version.bin().join("containerd"), dir.join(&tag))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
         // What a probe VM found out about KVM holds for the next node too, and takes seconds.
         let _ = fs::copy(remembered_accelerator(), dir.join("store/accelerator.json"));
@@ -310,13 +313,25 @@ impl Node {
         Ok(())
     }
 
+    /// Starts containerd again if it has ended without [`Node::stop_containerd`].
+    pub fn revive(&self) -> Result<()> {
+        let ended = match self.slot().as_mut() {
+            Some(child) => child.try_wait()?.is_some(),
+            None => false,
+        };
+        if ended {
+            self.start_containerd()?;
+        }
+        Ok(())
+    }
+
     /// Starts containerd on this node's folder and waits until it answers.
     pub fn start_containerd(&self) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.join("logs/containerd.log"))?;
-        let child = Command::new(self.version.bin().join("containerd"))
+        let child = Command::new(self.dir.join(&self.tag))
             .arg("--config")
             .arg(self.dir.join("containerd.toml"))
             .env("PATH", self.path())

@@ -21,6 +21,7 @@ mod test_tools;
 use std::process::ExitCode;
 
 use anyhow::{bail, Result};
+use test_tools::Further;
 
 const USAGE: &str = "usage: cargo xtask JOB
 
@@ -29,9 +30,10 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
-  test-tools [--gvisor]       containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
-                              gVisor for the bench
-  run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench
+  test-tools [--gvisor|--integration]
+                              containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
+                              gVisor for the bench; containerd's own CRI tests
+  run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration
   deny                        licences, bans and sources of the dependencies
 ";
 
@@ -57,8 +59,9 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
         ["dist"] => dist::build(&dirs, image::Pins::Prefer),
         ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require),
-        ["test-tools"] => test_tools::build(&dirs, false),
-        ["test-tools", "--gvisor"] => test_tools::build(&dirs, true),
+        ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
+        ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
+        ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["deny"] => deny::check(&dirs),
         ["helpers"] => helpers::build(&dirs),
         ["run", program, args @ ..] => run::run(&dirs, program, args),

@@ -58,15 +58,45 @@ const GVISOR: Tool = Tool {
 /// The release of Debian whose containerd is 1.7, and that version's beginning.
 const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
 
-/// Builds containerd 2.1 and runc, and gVisor for the bench if it is wanted; unpacks containerd 1.7.
-pub fn build(dirs: &Dirs, gvisor: bool) -> Result<()> {
+/// containerd's own CRI tests, of the same version.
+const INTEGRATION: &str = "github.com/containerd/containerd/v2/integration";
+
+/// What is built beside containerd and runc.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Further {
+    Nothing,
+    /// For the bench.
+    Gvisor,
+    /// For `cargo xtask run cri-integration`.
+    Integration,
+}
+
+/// Builds containerd 2.1 and runc and what is wanted beside them; unpacks containerd 1.7.
+pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
     build_tool(dirs, &CONTAINERD)?;
     build_tool(dirs, &RUNC)?;
     unpack_containerd_1_7(dirs)?;
-    if gvisor {
-        build_tool(dirs, &GVISOR)?;
+    match further {
+        Further::Nothing => Ok(()),
+        Further::Gvisor => build_tool(dirs, &GVISOR),
+        Further::Integration => build_integration(dirs),
     }
-    Ok(())
+}
+
+/// Go's own cache makes it quick when nothing has changed.
+fn build_integration(dirs: &Dirs) -> Result<()> {
+    let mut build = Command::new(go());
+    build
+        .args(["test", "-c", "-mod=readonly", "-trimpath"])
+        .args(["-tags", CONTAINERD.tags, "-o"])
+        .arg(dirs.cache.join("tools/containerd-2.1/bin/integration.test"))
+        .arg(INTEGRATION)
+        .current_dir(
+            dirs.root
+                .join("packaging/test-tools")
+                .join(CONTAINERD.module),
+        );
+    step::run(&dirs.log, "integration", &mut build)
 }
 
 fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {

@@ -101,6 +101,11 @@ impl CriNode {
         Self::over(Node::start_cri(Containerd::from_environment()?, edit)?)
     }
 
+    /// Starts a node of a version.
+    pub fn start_version(version: Containerd) -> Result<Self> {
+        Self::over(Node::start_cri(version, |_| {})?)
+    }
+
     fn over(node: Node) -> Result<Self> {
         let connect = containerd_client::connect(node.socket());
         let channel = node.runtime().block_on(connect).context("connect CRI")?;
