@@ -8,7 +8,8 @@
 //! | `pause` | what a sandbox's own process is where it has one |
 //! | `empty` | no file and no command |
 //! | `volume` | `busybox` and a volume of its own at `/srv/data`, which is app's |
-//! | `volume-copy-up`, `volume-ownership` | what containerd's own CRI tests want of the images of these names |
+//! | `hub-busybox` | `busybox` with the users and groups that Docker Hub's image of this name has |
+//! | `resource-consumer`, `volume-copy-up`, `volume-ownership` | what containerd's own CRI tests want of the images of these names |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 
 use std::{
@@ -65,6 +66,25 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
         }
         "busybox-app" => {
             image.config("User", json!("app"));
+        }
+        "hub-busybox" => {
+            image.file(
+                "etc/passwd",
+                root(0o644),
+                b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n\
+                  nobody:x:65534:65534:nobody:/home:/bin/false\n",
+            )?;
+            image.file(
+                "etc/group",
+                root(0o644),
+                b"root:x:0:\ndaemon:x:1:\nwheel:x:10:root\nnogroup:x:65534:\n",
+            )?;
+        }
+        "resource-consumer" => {
+            // The tests ask for 100 MB by the arguments of this program.
+            let stress = b"#!/bin/sh\nexec /bin/probe hold 110\n";
+            image.file("bin/stress", root(0o755), stress)?;
+            image.config("Cmd", json!(["sleep", "1000"]));
         }
         "volume-copy-up" => volume_copy_up(&mut image)?,
         "volume-ownership" => {

@@ -39,6 +39,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),
         ["ask", address, text] => ask(TcpStream::connect(address)?, text),
         ["ask-unix", path, text] => ask(UnixStream::connect(path)?, text),
+        ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),
         ["reserve", mib] => reserve(number(mib)? as usize),
         _ => Err(io::Error::other(format!("unknown arguments {args:?}"))),
@@ -250,6 +251,13 @@ fn allocate(mib: usize) -> io::Result<String> {
         "allocated {} pages",
         touched.map(|&byte| usize::from(byte)).sum::<usize>()
     ))
+}
+
+/// Takes and touches memory and keeps it for half a minute.
+fn hold(mib: usize) -> io::Result<String> {
+    let held = vec![1_u8; mib << 20];
+    std::thread::sleep(std::time::Duration::from_secs(30));
+    Ok(format!("held {} bytes", held.len()))
 }
 
 /// Takes memory at once and touches one page of it.

@@ -24,11 +24,15 @@ use caisson_tests::{
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// The images that the tests name, and what is served for them.
-const IMAGES: [(&str, &str); 6] = [
-    ("ghcr.io/containerd/busybox:1.36", "busybox"),
+const IMAGES: [(&str, &str); 7] = [
+    ("ghcr.io/containerd/busybox:1.36", "hub-busybox"),
     ("ghcr.io/containerd/alpine:3.14.0", "busybox"),
     ("ghcr.io/containerd/nginx:1.27.0", "busybox"),
     ("registry.k8s.io/pause:3.10", "pause"),
+    (
+        "registry.k8s.io/e2e-test-images/resource-consumer:1.10",
+        "resource-consumer",
+    ),
     ("ghcr.io/containerd/volume-copy-up:2.2", "volume-copy-up"),
     (
         "ghcr.io/containerd/volume-ownership:2.1",
