@@ -2,6 +2,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit cri bench soak image dist lint deny clean
 
+# By CRI: where containerd's version matters, and where one version is enough.
+pods = $(addprefix --test cri_,lifecycle streams network kills)
+more_pods = $(addprefix --test cri_,surroundings security resources volumes images scale)
+
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
 
@@ -10,9 +14,12 @@ demo: ## containers in VMs of their own, with a skill and a home, through a real
 	@cargo xtask dist
 	@cargo xtask run demo
 
-test: ready unit ## all tests, those with VMs on containerd 2.1 and on 1.6
+test: ready unit ## all tests, those with VMs on containerd 2.1 and on 1.6, pods on 1.7 too
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods)
+	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
+	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)
 
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
