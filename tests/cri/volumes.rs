@@ -4,13 +4,17 @@ use std::{
     fs,
     os::unix::fs::{chown, symlink, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use caisson_tests::{
     command,
-    cri::{api::MountPropagation, Container, ContainerBuilder, CriNode, Pod},
+    cri::{
+        api::{Device, MountPropagation},
+        Container, ContainerBuilder, CriNode, Pod,
+    },
     leftovers, Runtime,
 };
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -255,6 +259,63 @@ fn file_system_below_a_volume_goes_with_it(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
+/// containerd knows this from 2.0 on. On a node of its own: containerd 2.1.4 crashes here when a runtime has not said its features.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[ignore = "the shim's -info gives no features yet"]
+#[case::caisson(Runtime::Caisson)]
+fn recursive_read_only_goes_for_what_is_mounted_below(#[case] runtime: Runtime) -> Result<()> {
+    let node = CriNode::start()?;
+    let pod = node.pod().runtime(runtime).start()?;
+    let volume = pod.folder("recursive-read-only")?;
+    fs::create_dir_all(volume.join("below"))?;
+    let _below = Mounted::tmpfs(&volume.join("below"), "size=1m")?;
+    let container = pod
+        .container("busybox")
+        .mount_with(&volume, "/data", |mount| {
+            mount.readonly = true;
+            mount.recursive_read_only = true;
+        });
+    let container = sleeping(container)?;
+    for path in ["/data/new", "/data/below/new"] {
+        let output = container.exec(["touch", path])?;
+        let error = output.errors();
+        assert!(error.contains("Read-only file system"), "{path}: {error}");
+    }
+    Ok(())
+}
+
+/// A PersistentVolumeClaim with `volumeMode: Block`.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn block_device_is_read_and_written(#[case] runtime: Runtime) -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(runtime).start()?;
+    let image = pod.folder("block")?.join("image");
+    fs::write(
+        &image,
+        [b"from the node\n".as_slice(), &[0; 1 << 20]].concat(),
+    )?;
+    let device = LoopDevice::of(&image)?;
+    let container = pod.container("busybox").configure(|config| {
+        config.devices.push(Device {
+            host_path: device.0.clone(),
+            container_path: "/dev/claim".into(),
+            permissions: "rwm".into(),
+        });
+    });
+    let container = sleeping(container)?;
+    assert_eq!(
+        container.sh("test -b /dev/claim; head -n 1 /dev/claim")?,
+        "from the node"
+    );
+    container.sh("echo from the pod | dd of=/dev/claim conv=fsync,notrunc")?;
+    drop(container);
+    pod.stop()?;
+    assert!(fs::read(&image)?.starts_with(b"from the pod\n"));
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -284,6 +345,24 @@ fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {
 
 fn sleeping(container: ContainerBuilder<'_>) -> Result<Container<'_>> {
     container.args(["sleep", "1000"]).start()
+}
+
+/// A file as a block device of the node. Dropped, it is no device any more.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn of(file: &Path) -> Result<Self> {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show"]).arg(file);
+        Ok(Self(command::run(&mut losetup, None, LIMIT)?.ok()?.line()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let mut losetup = Command::new("losetup");
+        let _ = command::run(losetup.args(["--detach", &self.0]), None, LIMIT);
+    }
 }
 
 /// Writes a version of a configMap and swaps the link, as the kubelet's atomic writer does.

@@ -24,11 +24,13 @@ use caisson_tests::{
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// The images that the tests name, and what is served for them.
-const IMAGES: [(&str, &str); 7] = [
+const IMAGES: [(&str, &str); 8] = [
     ("ghcr.io/containerd/busybox:1.36", "hub-busybox"),
     ("ghcr.io/containerd/alpine:3.14.0", "busybox"),
     ("ghcr.io/containerd/nginx:1.27.0", "busybox"),
     ("registry.k8s.io/pause:3.10", "pause"),
+    // The node's own sandbox image, since some tests remove every image.
+    ("localhost/pause:test", "pause"),
     (
         "registry.k8s.io/e2e-test-images/resource-consumer:1.10",
         "resource-consumer",
