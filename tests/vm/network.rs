@@ -266,6 +266,33 @@ fn namespace_after_the_shim_was_killed_serves_another_container() -> Result<()> 
     Ok(())
 }
 
+/// The pod's counters are the interface's own, as for any pod. There is no VM here.
+#[test]
+fn statistics_of_the_network_are_those_of_its_interfaces() -> Result<()> {
+    let node = Node::shared();
+    let bridge = Bridge::new(node)?;
+    let pod = bridge.pod(node, 2)?;
+    let before = state(&pod)?;
+    let path = pod.path();
+    let open = caisson_shim::network::Network::open(&path);
+    let network = node.runtime().block_on(open)?;
+    let received = || -> Result<u64> {
+        let statistics = network.statistics()?;
+        let names: Vec<_> = statistics.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["eth0"]);
+        Ok(statistics[0].rx_bytes)
+    };
+    let first = received()?;
+    bridge
+        .host
+        .ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0")?;
+    bridge.host.sh("ping -c 3 -w 3 -s 1000 10.9.0.2")?;
+    assert!(received()? >= first + 3000);
+    drop(network);
+    assert_eq!(state(&pod)?, before);
+    Ok(())
+}
+
 /// A container in a pod's namespace.
 fn container<'n>(node: &'n Node, runtime: Runtime, pod: &Namespace) -> ContainerBuilder<'n> {
     let container = node.container("busybox").runtime(runtime);

@@ -387,3 +387,75 @@ fn neighbour(message: &NeighbourMessage) -> Option<proto::Neighbour> {
     let whole = !neighbour.address.is_empty() && !neighbour.mac.is_empty();
     whole.then_some(neighbour)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An interface that is up, of a kind, whose lower half is in another namespace.
+    fn link(kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.link_layer_type = LinkLayerType::Ether;
+        link.header.flags = LinkFlags::Up;
+        let data = data.map(LinkInfo::Data);
+        let info = [LinkInfo::Kind(kind)].into_iter().chain(data).collect();
+        link.attributes = vec![
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::Link(7),
+            LinkAttribute::LinkNetNsId(0),
+            LinkAttribute::LinkInfo(info),
+        ];
+        link
+    }
+
+    fn ipvlan(mode: IpVlanMode) -> LinkMessage {
+        let data = InfoData::IpVlan(vec![InfoIpVlan::Mode(mode)]);
+        link(InfoKind::IpVlan, Some(data))
+    }
+
+    #[test]
+    fn ipvlan_is_moved_but_for_the_mode_that_hides_its_packets() {
+        for mode in [IpVlanMode::L2, IpVlanMode::L3] {
+            assert_eq!(mac(&ipvlan(mode)), Ok([2, 0, 0, 0, 0, 1]));
+        }
+        assert!(mac(&ipvlan(IpVlanMode::L3S)).unwrap_err().contains("l3s"));
+    }
+
+    #[test]
+    fn macvlan_on_another_interface_of_the_pod_is_refused() {
+        let mut link = link(InfoKind::MacVlan, None);
+        assert!(mac(&link).is_ok());
+        link.attributes
+            .retain(|attribute| !matches!(attribute, LinkAttribute::LinkNetNsId(_)));
+        assert!(mac(&link).is_err());
+    }
+
+    #[test]
+    fn interface_that_is_no_ethernet_is_refused() {
+        let mut link = link(InfoKind::Wireguard, None);
+        link.header.link_layer_type = LinkLayerType::None;
+        assert!(mac(&link).is_err());
+    }
+
+    #[test]
+    fn hardware_address_that_no_card_can_have_is_refused() {
+        for address in [vec![0; 6], vec![1, 0, 0, 0, 0, 1], vec![2; 20]] {
+            let mut link = link(InfoKind::Veth, None);
+            link.attributes[0] = LinkAttribute::Address(address);
+            assert!(mac(&link).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_down_or_part_of_something_or_a_tap_of_ours_is_not_moved() {
+        let veth = link(InfoKind::Veth, None);
+        assert!(is_moved(&veth, "eth0"));
+        let mut down = veth.clone();
+        down.header.flags = LinkFlags::empty();
+        assert!(!is_moved(&down, "eth0"));
+        let mut part = veth;
+        part.attributes.push(LinkAttribute::Controller(3));
+        assert!(!is_moved(&part, "eth0"));
+        assert!(!is_moved(&link(InfoKind::Tun, None), "caisson0"));
+    }
+}
