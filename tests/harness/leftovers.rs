@@ -42,7 +42,7 @@ impl Leftovers {
                 .collect(),
         );
         add("mount", mounts(node.tag()));
-        add("netns", network_namespaces(node.dir()));
+        add("netns", network_namespaces(node.tag()));
         add("network", network::traces(node.tag()));
         // runc leaves the folder of the namespace, which all containers share.
         let namespace = format!("/{}", node.tag());
@@ -202,8 +202,8 @@ fn is_daemon(node: &Node, process: &Process) -> bool {
 
 /// Network namespaces that have a name or a mount, those of other nodes excluded; one without is a process's, and found
 /// with it.
-fn network_namespaces(dir: &Path) -> Vec<String> {
-    let others = |path: &str| path.starts_with("/tmp/cst") && !Path::new(path).starts_with(dir);
+fn network_namespaces(tag: &str) -> Vec<String> {
+    let others = |path: &str| path.contains("/cst") && !path.contains(tag);
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounted = table.lines().filter(|line| line.contains(" net:["));
     let mut found: Vec<String> = mounted
@@ -211,7 +211,12 @@ fn network_namespaces(dir: &Path) -> Vec<String> {
         .filter(|path| !others(path))
         .map(str::to_owned)
         .collect();
-    found.extend(entries(Path::new("/run/netns")));
+    let named = entries(Path::new("/run/netns"));
+    found.extend(
+        named
+            .into_iter()
+            .filter(|name| !others(&format!("/{name}"))),
+    );
     found
 }
 
