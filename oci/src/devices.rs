@@ -30,15 +30,13 @@ pub const GUEST: &[(i64, i64)] = &[
     (5, 2),    // ptmx
     (10, 200), // net/tun
     (10, 229), // fuse
-    (10, 236), // mapper/control
-    (10, 237), // loop-control
     (108, 0),  // ppp
 ];
 /// Those of [`GUEST`] that libcontainer makes by itself.
 const DEFAULT_MAJORS: [i64; 2] = [1, 5];
 const KMSG: (i64, i64) = (1, 11);
 /// What to do about another device.
-const ADVICE: &str = "the host's devices are not reachable from the guest; possible are block devices (volumeDevices), /dev/fuse, /dev/net/tun, /dev/kmsg, /dev/loop-control, /dev/mapper/control and /dev/ppp";
+const ADVICE: &str = "the host's devices are not reachable from the guest; possible are block devices (volumeDevices), /dev/fuse, /dev/net/tun, /dev/kmsg and /dev/ppp, and all of the guest's for a privileged container";
 
 /// A block device of the host that the VM gets as a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
