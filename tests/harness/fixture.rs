@@ -62,6 +62,7 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
         }
         "busybox" => {}
         "pause" => {
+            image.symlink("pause", "bin/probe")?;
             image.config("Cmd", json!(["/bin/probe", "pause"]));
         }
         "busybox-app" => {

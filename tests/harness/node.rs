@@ -313,13 +313,14 @@ impl Node {
         Ok(())
     }
 
-    /// Starts containerd again if it has ended without [`Node::stop_containerd`].
-    pub fn revive(&self) -> Result<()> {
+    /// Starts containerd again if it has ended without [`Node::stop_containerd`], after that time.
+    pub fn revive(&self, after: Duration) -> Result<()> {
         let ended = match self.slot().as_mut() {
             Some(child) => child.try_wait()?.is_some(),
             None => false,
         };
         if ended {
+            std::thread::sleep(after);
             self.start_containerd()?;
         }
         Ok(())

@@ -16,12 +16,16 @@ use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     command,
     cri::{registry::Registry, CriNode},
+    fixture,
     paths::{self, Containerd},
     Node, Output, Runtime,
 };
 
 /// How long one test may take; the longest (the leak tests) take a minute with runc.
 const LIMIT: Duration = Duration::from_secs(240);
+
+/// How long a killed containerd stays away: the tests look once a second whether it is gone.
+const AWAY: Duration = Duration::from_secs(3);
 
 /// The images that the tests name, and what is served for them.
 const IMAGES: [(&str, &str); 8] = [
@@ -41,6 +45,8 @@ const IMAGES: [(&str, &str); 8] = [
         "volume-ownership",
     ),
 ];
+
+const IMAGE_LIST: &str = "image-list.toml";
 
 /// How a test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +94,12 @@ impl Suite {
             .join("log/cri-integration")
             .join(runtime.handler());
         fs::create_dir_all(&logs)?;
+        // The tests' pause image has to be the one that containerd is configured with and so pins.
+        let pause = fixture::full_name("pause");
+        fs::write(
+            node.dir().join(IMAGE_LIST),
+            format!("Pause = \"{pause}\"\n"),
+        )?;
         Ok(Self {
             node,
             runtime,
@@ -141,6 +153,10 @@ impl Suite {
             ))
             .arg(format!("--runtime-handler={}", self.runtime.handler()))
             .arg(format!("--containerd-bin={}", self.node.tag()))
+            .arg(format!(
+                "--image-list={}",
+                self.node.dir().join(IMAGE_LIST).display()
+            ))
             .args(args)
             .env("PATH", self.node.path())
             .env("TMPDIR", self.node.dir())
@@ -167,7 +183,7 @@ impl Supervisor {
         let ended = end.clone();
         let thread = thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
-                if let Err(error) = node.revive().context("start containerd again") {
+                if let Err(error) = node.revive(AWAY).context("start containerd again") {
                     eprintln!("{error:#}");
                 }
                 thread::sleep(Duration::from_millis(500));

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -19,7 +20,10 @@ use super::{
     forward::Forward,
     CriNode,
 };
-use crate::{container, leftovers, Runtime};
+use crate::{command, container, leftovers, Runtime};
+
+/// How long the last process of a pod may take to leave its cgroup.
+const GONE: Duration = Duration::from_secs(3);
 
 /// A pod to be. It gets what a kubelet gives every pod: namespaces, a cgroup parent, a log folder.
 #[must_use]
@@ -319,13 +323,16 @@ impl<'n> Pod<'n> {
         Ok(dir)
     }
 
+    /// A kubelet tries again too: a killed process may be in it a little longer.
     fn remove_cgroup(&self) {
-        for cgroup in leftovers::cgroups(self.node.tag()) {
+        let _ = command::poll("the pod's cgroup to be empty", GONE, || {
+            let cgroups = leftovers::cgroups(self.node.tag()).into_iter();
             // What is below the pod's own is the runtime's to remove.
-            if cgroup.ends_with(self.cgroup_parent()) {
-                let _ = fs::remove_dir(cgroup);
-            }
-        }
+            let own = cgroups.filter(|cgroup| cgroup.ends_with(self.cgroup_parent()));
+            own.map(fs::remove_dir)
+                .all(|done| done.is_ok())
+                .then_some(())
+        });
     }
 }
 
