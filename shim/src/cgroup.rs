@@ -19,11 +19,14 @@ pub fn create(path: &Path) -> Result<()> {
         .map_err(|source| failed("create", path, source))
 }
 
-/// Moves a process into it.
-pub fn add(path: &Path, pid: u32) -> Result<()> {
-    Cgroup::load(auto(), relative(path)?)
-        .add_task_by_tgid(CgroupPid::from(u64::from(pid)))
-        .map_err(|source| failed("add a process to", path, source))
+/// Moves processes into it.
+pub fn add(path: &Path, pids: impl IntoIterator<Item = u32>) -> Result<()> {
+    let cgroup = Cgroup::load(auto(), relative(path)?);
+    pids.into_iter().try_for_each(|pid| {
+        cgroup
+            .add_task_by_tgid(CgroupPid::from(u64::from(pid)))
+            .map_err(|source| failed("add a process to", path, source))
+    })
 }
 
 /// Removes it, once its processes have ended. One that is not there is a success.

@@ -106,9 +106,7 @@ impl PodDir {
     /// Moves the processes of the VM into its cgroup and notes them, for whoever has to clean up after this one.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
         if let Some(path) = &self.cgroup {
-            for (_, pid) in pids {
-                cgroup::add(path, *pid)?;
-            }
+            cgroup::add(path, pids.iter().map(|(_, pid)| *pid))?;
         }
         let lines: Vec<_> = pids
             .iter()
