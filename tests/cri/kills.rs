@@ -1,15 +1,13 @@
 //! A pod whose VM or shim is killed: CRI shows its end with a reason, it can be stopped and removed, and nothing is left.
 //! One test at a time: what is left is counted on the whole node.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use caisson_tests::{
     command,
     cri::{api::ContainerState, Container, CriNode, Pod},
+    leftovers::alone,
     proc, Leftovers, Runtime,
 };
 use rstest::rstest;
@@ -98,9 +96,4 @@ fn ended(pod: &Pod<'_>, container: &Container<'_>) -> Result<()> {
         (exited && !ready).then_some(())
     })
     .with_context(|| format!("{:?} {last:?}", pod.status()))
-}
-
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

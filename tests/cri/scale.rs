@@ -1,13 +1,9 @@
 //! Many containers, many pods, and nothing left of them. One test at a time: what is left is counted on the whole node.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use anyhow::Result;
-use caisson_tests::{cri::CriNode, Leftovers, Runtime};
+use caisson_tests::{cri::CriNode, leftovers::alone, Leftovers, Runtime};
 use rstest::rstest;
 
 #[rstest]
@@ -116,11 +112,6 @@ fn twenty_pods_run_beside_each_other(#[case] runtime: Runtime) -> Result<()> {
         }
     });
     Leftovers::none_since(node, &before)
-}
-
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The node with its image imported, so that no test sees the import's traces.

@@ -262,7 +262,7 @@ fn file_system_below_a_volume_goes_with_it(#[case] runtime: Runtime) -> Result<(
 /// containerd knows this from 2.0 on. On a node of its own: containerd 2.1.4 crashes here when a runtime has not said its features.
 #[rstest]
 #[case::runc(Runtime::Runc)]
-#[ignore = "the shim's -info gives no features yet"]
+#[ignore = "containerd 2.1.4 asks no runtime but runc's for its features, and crashes without"]
 #[case::caisson(Runtime::Caisson)]
 fn recursive_read_only_goes_for_what_is_mounted_below(#[case] runtime: Runtime) -> Result<()> {
     let node = CriNode::start()?;

@@ -8,6 +8,7 @@ use std::{
     fmt, fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,6 +21,12 @@ use crate::{
     proc::{self, Process},
     Node,
 };
+
+/// Held by a test that counts what is on the whole node: such tests of one binary run one at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The traces of a node at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

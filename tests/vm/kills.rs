@@ -2,20 +2,15 @@
 //!
 //! The tests of this file count what is on the host, so they run one at a time.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
-use caisson_tests::{command, proc, task, Container, Leftovers, Node, Runtime};
+use caisson_tests::{command, leftovers::alone, proc, task, Container, Leftovers, Node, Runtime};
 use containerd_client::types::v1::Status;
 use rstest::rstest;
 
 /// A task has to end this soon after something of it was killed.
 const SOON: Duration = Duration::from_secs(10);
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[rstest]
 #[case("qemu")]
@@ -221,10 +216,6 @@ fn task_that_ended_while_containerd_was_away_is_known_to_have_ended() -> Result<
 
 fn running(node: &Node) -> Result<Container<'_>> {
     node.container("busybox").args(["sleep", "1000"]).start()
-}
-
-fn alone() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is there, with the image imported and nothing of an earlier test still on its way out.
