@@ -39,6 +39,9 @@ pub const NETWORK: &[&str] = &["failover", "net_failover", "virtio_net"];
 /// What memory hot-plug needs.
 pub const MEMORY: &[&str] = &["virtio_mem"];
 
+/// What giving free pages back to the host needs.
+pub const FREE_PAGE_REPORTING: &[&str] = &["virtio_balloon"];
+
 static LOADED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
 
 /// Loads modules in the order given. One that is loaded or built into the kernel is a success.

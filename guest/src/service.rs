@@ -18,7 +18,7 @@ use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
 use crate::{
-    containers::Containers, devices, forward, identity, inodes, machine::Machine, network,
+    containers::Containers, devices, forward, identity, inodes, machine::Machine, modules, network,
     oom::Oom, reaper::Reaper, streams::Streams, Error, Result,
 };
 
@@ -221,6 +221,9 @@ impl agent_ttrpc::Agent for Service {
                     Some(Device::Cpus(total)) => devices::online_cpus(total),
                     Some(Device::MemoryBytes(total)) => devices::online_memory(total),
                     Some(Device::Network(network)) => network::attach(&network),
+                    Some(Device::FreePageReporting(_)) => {
+                        modules::load(modules::FREE_PAGE_REPORTING)
+                    }
                     Some(_) | None => Err(no_device()),
                 })
                 .await?

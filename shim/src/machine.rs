@@ -177,8 +177,9 @@ impl Machine {
         self.plug(cards).await
     }
 
-    /// Plugs the disk with the kernel's further modules in, once. The guest waits for it when something asks for a module.
-    pub async fn plug_modules(&self) {
+    /// Plugs in what no start needs, once: the disk with the kernel's further modules, for which the guest waits when something asks for a
+    /// module, and the device by which free pages come back, whose driver is one of them.
+    pub async fn plug_the_rest(&self) {
         let path = self
             .modules
             .lock()
@@ -192,6 +193,14 @@ impl Machine {
         };
         if let Err(error) = self.vm.attach(disk).await {
             log::info!("the guest gets no further modules: {}", error.chain());
+            return;
+        }
+        let free_pages = Plug {
+            vm: Device::FreePageReporting,
+            guest: GuestDevice::FreePageReporting(Default::default()),
+        };
+        if let Err(error) = self.plug(vec![free_pages]).await {
+            log::info!("the guest's free pages stay its own: {}", error.chain());
         }
     }
 
@@ -294,7 +303,10 @@ fn place(device: &Device) -> Option<(String, PathBuf)> {
     match device {
         Device::SharedDir { tag, path, .. } => Some((tag.clone(), path.clone())),
         Device::Disk { serial, path, .. } => Some((serial.clone(), path.clone())),
-        Device::Network { .. } | Device::Cpus(_) | Device::Memory(_) => None,
+        Device::Network { .. }
+        | Device::FreePageReporting
+        | Device::Cpus(_)
+        | Device::Memory(_) => None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! The container's machine is not the host's, and has the size of its limits.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
-use caisson_tests::{Node, Runtime};
+use caisson_tests::{command, proc, Node, Runtime};
 use rstest::rstest;
 
 /// What the guest's kernel, agent and rounding to what can be plugged may add to a limit or take from it, in KiB.
@@ -89,6 +91,26 @@ fn memory_above_the_limit_can_be_reserved(#[case] runtime: Runtime) -> Result<()
     let output = container.args(["probe", "reserve", "1024"]).run()?;
     assert_eq!(output.line(), "reserved 1", "{}", output.errors());
     Ok(())
+}
+
+#[test]
+fn memory_that_is_freed_goes_back_to_the_host() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let node = Node::shared();
+    let container = node.container("busybox").memory_mib(512);
+    let container = container.args(["sleep", "1000"]).start()?;
+    let qemu = container.vm_process("qemu")?;
+    let before = proc::rss(qemu)?;
+    // One buffer, filled; gone with the process.
+    let fill = ["dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"];
+    container.exec(fill)?.ok()?;
+    let after = proc::rss(qemu)?;
+    assert!(after > before + 250 * MIB, "{before} {after}");
+    let back = command::poll("the memory to be back", Duration::from_secs(60), || {
+        let now = proc::rss(qemu).ok()?;
+        (now < after - 200 * MIB).then_some(())
+    });
+    back.with_context(|| format!("{before} before, {after} with it, {:?}", proc::rss(qemu)))
 }
 
 #[rstest]

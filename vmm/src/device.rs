@@ -35,6 +35,9 @@ pub enum Device {
         /// Bytes.
         mtu: u16,
     },
+    /// A balloon that is never inflated: by it the guest says which of its pages are free, and the VMM gives them back to the host
+    /// (virtio spec 5.5.6.7, VIRTIO_BALLOON_F_PAGE_REPORTING).
+    FreePageReporting,
     /// More (or fewer) cpus: the total that the VM shall have.
     Cpus(u32),
     /// More (or less) memory: the total that the VM shall have, in bytes. Rounded up to what the VMM can plug.

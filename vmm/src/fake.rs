@@ -218,6 +218,7 @@ impl Vm for FakeVm {
                 (format!("net-{mac}"), Attached::Tap(tap))
             }
             Device::Cpus(_) => ("cpus".to_owned(), Attached::Nothing),
+            Device::FreePageReporting => ("balloon".to_owned(), Attached::Nothing),
             Device::Memory(_) => ("memory".to_owned(), Attached::Nothing),
         };
         self.attached.insert(id.clone(), attached);

@@ -110,7 +110,7 @@ impl Pod {
         if exec.is_empty() {
             tokio::spawn(async move {
                 tokio::time::sleep(AFTER_START).await;
-                machine.plug_modules().await;
+                machine.plug_the_rest().await;
             });
         } else {
             self.watch(machine, process, &container);

@@ -292,6 +292,14 @@ impl Vm for QemuVm {
                 mac,
                 mtu,
             } => self.attach_network(tap, vhost, mac, mtu).await?,
+            Device::FreePageReporting => {
+                let properties = json!({
+                    "driver": "virtio-balloon-pci",
+                    "free-page-reporting": true,
+                });
+                self.plug("balloon", Backend::None, properties, None)
+                    .await?
+            }
             Device::Cpus(total) => {
                 resize::resize_cpus(&self.qemu.qmp, &self.spec, total).await?;
                 DeviceId(CPUS.to_owned())
