@@ -304,3 +304,16 @@ fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {
 fn sleeping<'p>(pod: &'p Pod<'_>) -> Result<caisson_tests::cri::Container<'p>> {
     pod.container("busybox").args(["sleep", "1000"]).start()
 }
+
+/// SIGTERM is for the init alone: a child that would end by it goes on.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn sigterm_is_sent_to_the_init_only(#[case] runtime: Runtime) -> Result<()> {
+    let line = "trap 'echo TERM' TERM; echo ready; sleep 1000";
+    let container = pod(runtime)?.container("busybox").sh(line).start()?;
+    container.wait_for_output("ready")?;
+    container.stop(Duration::from_secs(2))?;
+    assert_eq!(container.status()?.exit_code, 137);
+    Ok(())
+}

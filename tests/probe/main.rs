@@ -60,7 +60,8 @@ fn pause() -> io::Result<String> {
             &signals,
             std::ptr::null_mut(),
         ))?;
-        while libc::sigwaitinfo(&signals, std::ptr::null_mut()) == libc::SIGCHLD {
+        // Being stopped and continued interrupts the wait.
+        while [libc::SIGCHLD, -1].contains(&libc::sigwaitinfo(&signals, std::ptr::null_mut())) {
             while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
         }
     }
