@@ -188,6 +188,24 @@ fn exec_outlives_its_stdin(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// More than all buffers on the way hold.
+#[test]
+fn stdin_that_nobody_reads_leaves_the_guest_idle() -> Result<()> {
+    let container = sleeping(Runtime::Caisson)?;
+    let vcpus = container.vm_process("qemu")?;
+    let exec = container
+        .process(["sleep", "8"])
+        .stdin(vec![b'x'; 4 * MIB])
+        .spawn()?;
+    thread::sleep(Duration::from_secs(3));
+    let before = proc::cpu_time(vcpus)?;
+    thread::sleep(Duration::from_secs(3));
+    let busy = proc::cpu_time(vcpus)? - before;
+    assert!(busy < Duration::from_secs(1), "{busy:?} of 3 s");
+    exec.finish(Duration::from_secs(60))?.ok()?;
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

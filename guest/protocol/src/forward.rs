@@ -5,11 +5,17 @@
 //! [`CONNECTED`] each direction is a stream of frames, see [`crate::stream`]: its end is that of the TCP connection's
 //! direction, and a connection that closes without it was reset.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
-use tokio::io::{split, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{split, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{mpsc, Mutex, Semaphore},
+};
 
-use crate::stream::{self, StreamError};
+use crate::stream::{self, Frame, Header, StreamError, WINDOW};
 
 /// The first bytes of a connection.
 pub const MAGIC: [u8; 4] = *b"CSF1";
@@ -54,20 +60,65 @@ where
 }
 
 /// Carries both directions of a TCP connection over `connection`, each to its end. After an error the TCP connection is to be reset.
+///
+/// Neither direction waits for the other: what the peer may send before it has an answer waits here. Memory is
+/// [`stream::WINDOW`] frames and one.
 pub async fn copy<C, T>(connection: &mut C, tcp: &mut T) -> Result<(), StreamError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut from_peer, mut to_peer) = split(connection);
+    let (mut from_peer, to_peer) = split(connection);
     let (mut from_tcp, mut to_tcp) = split(tcp);
-    let inwards = stream::send(&mut from_tcp, &mut to_peer);
-    let outwards = async {
-        let received = stream::receive(&mut from_peer, &mut to_tcp).await?;
-        to_tcp.shutdown().await?;
-        Ok(received)
+    // Of two: the frames of one direction, and what was taken of the other.
+    let to_peer = Mutex::new(to_peer);
+    let window = Semaphore::new(WINDOW);
+    let at_end = AtomicBool::new(false);
+    let (arrived, mut waiting) = mpsc::channel::<Vec<u8>>(WINDOW);
+
+    let inwards = async {
+        let mut frame = Frame::default();
+        while !at_end.load(Relaxed) {
+            let permit = window.acquire().await.map_err(|_| StreamError::Window)?;
+            let length = frame.fill(&mut from_tcp).await?;
+            // Back when the peer says that it has taken the frame.
+            permit.forget();
+            at_end.store(length == 0, Relaxed);
+            frame.write(&mut *to_peer.lock().await).await?;
+        }
+        Ok(())
     };
-    tokio::try_join!(inwards, outwards).map(drop)
+    let outwards = async {
+        while let Some(payload) = waiting.recv().await {
+            to_tcp.write_all(&payload).await?;
+            stream::write_taken(&mut *to_peer.lock().await).await?;
+        }
+        to_tcp.shutdown().await?;
+        stream::write_taken(&mut *to_peer.lock().await).await
+    };
+    let frames = async {
+        let mut arrived = Some(arrived);
+        loop {
+            match stream::read_header(&mut from_peer).await? {
+                Header::Payload(0) => arrived = None,
+                Header::Payload(length) => {
+                    let mut payload = vec![0; length];
+                    from_peer.read_exact(&mut payload).await?;
+                    let sender = arrived.as_ref().ok_or(StreamError::Window)?;
+                    sender.try_send(payload).map_err(|_| StreamError::Window)?;
+                }
+                Header::Taken if window.available_permits() == WINDOW => {
+                    return Err(StreamError::Window)
+                }
+                Header::Taken => window.add_permits(1),
+            }
+            let all_taken = at_end.load(Relaxed) && window.available_permits() == WINDOW;
+            if arrived.is_none() && all_taken {
+                return Ok(());
+            }
+        }
+    };
+    tokio::try_join!(inwards, outwards, frames).map(drop)
 }
 
 #[cfg(test)]
@@ -111,6 +162,35 @@ mod tests {
         };
         let (carried, ()) = tokio::join!(carried, talk);
         carried.unwrap();
+    }
+
+    #[tokio::test]
+    async fn direction_that_nobody_reads_does_not_stop_the_other() {
+        let (client, mut near) = tokio::io::duplex(1000);
+        let (mut near_end, mut far_end) = tokio::io::duplex(1 << 20);
+        let (mut far, server) = tokio::io::duplex(1000);
+        let (mut from_client, mut to_client) = tokio::io::split(client);
+        let (mut from_server, mut to_server) = tokio::io::split(server);
+        let flood = vec![0; 1 << 20];
+        let mut all = flood.clone();
+        let talk = async {
+            tokio::select! {
+                flooded = to_server.write_all(&flood) => panic!("all was taken: {flooded:?}"),
+                sent = async {
+                    to_client.write_all(&flood).await.unwrap();
+                    std::future::pending::<()>().await
+                } => sent,
+                arrived = from_server.read_exact(&mut all) => drop(arrived.unwrap()),
+            }
+            // Nobody has read from there until now.
+            assert_eq!(from_client.read(&mut [0]).await.unwrap(), 1);
+        };
+        tokio::select! {
+            () = talk => {}
+            carried = async {
+                tokio::try_join!(copy(&mut near_end, &mut near), copy(&mut far_end, &mut far))
+            } => panic!("ended: {carried:?}"),
+        }
     }
 
     #[tokio::test]
