@@ -2,10 +2,11 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `caisson.dev/skills` | skills to plug in: `[NAME=]sha256:HEX`, separated by commas |
+//! | `caisson.dev/skills` | skills for every container: `[NAME=]sha256:HEX` or `[NAME=]SKILL@VERSION`, separated by commas |
+//! | `caisson.dev/skills.CONTAINER` | further skills for the container of that name alone |
 //! | `caisson.dev/home` | `persistent/NAME`: a directory of the node, at the container user's home |
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use crate::{error::shorten, Error, Result};
 
@@ -13,28 +14,64 @@ use crate::{error::shorten, Error, Result};
 pub const PREFIX: &str = "caisson.dev/";
 /// See the module's table.
 pub const SKILLS: &str = "caisson.dev/skills";
+/// With a container's name. See the module's table.
+pub const SKILLS_OF: &str = "caisson.dev/skills.";
 /// See the module's table.
 pub const HOME: &str = "caisson.dev/home";
 
 /// The most skills of one container: a VM has this many slots for them.
 pub const MAX_SKILLS: usize = 16;
 
+/// By which containerd says a container's name in its pod.
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+
 /// The annotations of a container, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Annotations {
-    /// In the order given, no name and no digest twice.
-    pub skills: Vec<SkillRef>,
+    /// In the order given, no name and no skill twice.
+    pub skills: Vec<SkillWish>,
     /// The home to plug in.
     pub home: Option<Home>,
 }
 
 /// A skill that a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SkillRef {
-    /// Under which it is mounted, where it differs from the skill's own name.
+pub struct SkillWish {
+    /// Under which it is mounted, where the skill's manifest is not to decide.
     pub name: Option<String>,
+    pub skill: SkillRef,
+}
+
+/// Which skill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SkillRef {
     /// sha256 of the file, 64 lower-case hex digits.
-    pub digest: String,
+    Digest(String),
+    /// By what the manifest says; a source of skills says which digest that is.
+    Version { name: String, version: String },
+}
+
+impl fmt::Display for SkillRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Digest(digest) => write!(f, "sha256:{digest}"),
+            Self::Version { name, version } => write!(f, "{name}@{version}"),
+        }
+    }
+}
+
+impl SkillRef {
+    /// Parses `sha256:HEX` or `SKILL@VERSION`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(hex) = text.strip_prefix("sha256:") {
+            return is_sha256(hex).then(|| Self::Digest(hex.to_owned()));
+        }
+        let (name, version) = text.split_once('@')?;
+        (is_plain_name(name) && is_version(version)).then(|| Self::Version {
+            name: name.to_owned(),
+            version: version.to_owned(),
+        })
+    }
 }
 
 /// A home that a container asks for.
@@ -55,15 +92,27 @@ impl Annotations {
             .iter()
             .filter(|(key, _)| key.starts_with(PREFIX))
             .collect();
+        // Those for every container come before those for one.
         ours.sort();
+        let container = annotations.get(CONTAINER_NAME);
         for (key, value) in ours {
-            match key.as_str() {
-                SKILLS => parsed.skills = parse_skills(value)?,
-                HOME => parsed.home = Some(parse_home(value)?),
+            match (key.as_str(), key.strip_prefix(SKILLS_OF)) {
+                (SKILLS, _) => parse_skills(key, value, &mut parsed.skills)?,
+                (_, Some(name)) if is_plain_name(name) => {
+                    // Checked also where it is another container's, so that the pod's first one says what is wrong.
+                    let mut skills = parsed.skills.clone();
+                    parse_skills(key, value, &mut skills)?;
+                    if container.is_some_and(|container| container == name) {
+                        parsed.skills = skills;
+                    }
+                }
+                (HOME, _) => parsed.home = Some(parse_home(value)?),
                 _ => {
                     return Err(Error::Annotation {
                         key: shorten(key),
-                        reason: format!("is not known; known are {SKILLS}, {HOME}"),
+                        reason: format!(
+                            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {HOME}"
+                        ),
                     })
                 }
             }
@@ -72,17 +121,16 @@ impl Annotations {
     }
 }
 
-fn parse_skills(value: &str) -> Result<Vec<SkillRef>> {
+fn parse_skills(key: &str, value: &str, skills: &mut Vec<SkillWish>) -> Result<()> {
     let refuse = |reason: String| {
         Err(Error::Annotation {
-            key: SKILLS.to_owned(),
+            key: shorten(key),
             reason,
         })
     };
-    let mut skills: Vec<SkillRef> = Vec::new();
     for entry in value.split(',').map(str::trim) {
-        let (name, digest) = match entry.split_once('=') {
-            Some((name, digest)) => (Some(name), digest),
+        let (name, skill) = match entry.split_once('=') {
+            Some((name, skill)) => (Some(name), skill),
             None => (None, entry),
         };
         if let Some(name) = name {
@@ -93,22 +141,21 @@ fn parse_skills(value: &str) -> Result<Vec<SkillRef>> {
                 ));
             }
         }
-        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-        if !is_sha256(hex) {
+        let Some(skill) = SkillRef::parse(skill) else {
             return refuse(format!(
-                "{:?} is not of the form [NAME=]sha256:<64 lower-case hex digits>",
+                "{:?} is not of the form [NAME=]sha256:<64 lower-case hex digits> or [NAME=]SKILL@VERSION",
                 shorten(entry)
             ));
-        }
+        };
         let twice = skills
             .iter()
-            .any(|s| s.digest == hex || (name.is_some() && s.name.as_deref() == name));
+            .any(|s| s.skill == skill || (name.is_some() && s.name.as_deref() == name));
         if twice {
             return refuse(format!("{:?} is named twice", shorten(entry)));
         }
-        skills.push(SkillRef {
+        skills.push(SkillWish {
             name: name.map(str::to_owned),
-            digest: hex.to_owned(),
+            skill,
         });
     }
     if skills.len() > MAX_SKILLS {
@@ -117,7 +164,7 @@ fn parse_skills(value: &str) -> Result<Vec<SkillRef>> {
             skills.len()
         ));
     }
-    Ok(skills)
+    Ok(())
 }
 
 fn parse_home(value: &str) -> Result<Home> {
@@ -148,6 +195,15 @@ pub fn is_plain_name(name: &str) -> bool {
         && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
+/// Whether `version` can be a skill's: what an OCI registry takes as a tag (distribution-spec, "Pulling manifests"), since it may be one.
+pub fn is_version(version: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let bytes = version.as_bytes();
+    (1..=128).contains(&bytes.len())
+        && word(bytes[0])
+        && bytes.iter().all(|&b| word(b) || matches!(b, b'.' | b'-'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +222,39 @@ mod tests {
         let parsed = parse(SKILLS, &value).unwrap();
         assert_eq!(parsed.skills[0].name.as_deref(), Some("pptx"));
         assert_eq!(parsed.skills[1].name, None);
-        assert_eq!(parsed.skills[1].digest, format!("{:064x}", 2));
+        let second = SkillRef::Digest(format!("{:064x}", 2));
+        assert_eq!(parsed.skills[1].skill, second);
+    }
+
+    #[test]
+    fn skill_by_version_is_parsed() {
+        let parsed = parse(SKILLS, "docx@1.4, d=docx@latest").unwrap();
+        assert_eq!(parsed.skills[0].skill.to_string(), "docx@1.4");
+        assert_eq!(parsed.skills[1].name.as_deref(), Some("d"));
+        for bad in [
+            "docx", "docx@", "@1", "a/b@1", "docx@1/2", "docx@.1", "docx@1 2",
+        ] {
+            parse(SKILLS, bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn skills_of_a_container_are_for_that_one_alone() {
+        let of = |container: &str| {
+            let annotations = [
+                (SKILLS, "a@1"),
+                ("caisson.dev/skills.web", "b@1,c@1"),
+                (CONTAINER_NAME, container),
+            ];
+            let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            let parsed = Annotations::parse(&HashMap::from(annotations)).unwrap();
+            let names = parsed.skills.iter().map(|wish| wish.skill.to_string());
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("web"), "a@1 b@1 c@1");
+        assert_eq!(of("db"), "a@1");
+        parse("caisson.dev/skills.", "a@1").unwrap_err();
+        parse("caisson.dev/skills.web", "nonsense").unwrap_err();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Reading the files is the caller's; this module parses and checks. Unknown keys are refused.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -22,6 +22,7 @@ pub struct NodeConfig {
     pub hypervisor: Hypervisor,
     pub guest: Guest,
     pub vm: Vm,
+    pub skills: Skills,
     pub log: Log,
 }
 
@@ -73,6 +74,53 @@ pub struct Vm {
     pub boot_timeout_secs: u64,
 }
 
+/// `[skills]`: the node's store of skills and where it gets those that it does not have.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Skills {
+    /// How much `caisson skill gc` leaves in the store, in MiB.
+    pub max_mib: u64,
+    /// How long a container waits for skills that are being fetched, in seconds. The kubelet gives up after 120.
+    pub fetch_timeout_secs: u64,
+    /// By name, `[skills.sources.NAME]`; asked in the order of their names.
+    pub sources: BTreeMap<String, SkillSource>,
+}
+
+/// `[skills.sources.NAME]`: who has skills. Which kind it is says `type`.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum SkillSource {
+    /// A directory of the node, such as a network file system.
+    Directory { path: PathBuf },
+    /// A bucket of an S3-compatible store.
+    S3 {
+        bucket: String,
+        /// Of the objects' names.
+        #[serde(default)]
+        prefix: String,
+        /// A URL; Amazon's for the region when not said.
+        endpoint: Option<String>,
+        region: Option<String>,
+        /// `ENDPOINT/BUCKET/…` instead of `BUCKET.ENDPOINT/…`.
+        #[serde(default)]
+        path_style: bool,
+        /// An INI file as the AWS command line has it, read anew for each fetch; the instance's role when not said.
+        credentials_file: Option<PathBuf>,
+        /// The section of that file, `default` when not said.
+        profile: Option<String>,
+    },
+    /// One repository of an OCI registry, each skill an artifact in it.
+    Registry {
+        /// `HOST[:PORT]/PATH`.
+        repository: String,
+        /// HTTP instead of HTTPS.
+        #[serde(default)]
+        plain_http: bool,
+        /// `auths` as in Docker's `config.json`, read anew for each fetch; anonymous when not said.
+        credentials_file: Option<PathBuf>,
+    },
+}
+
 /// `[log]`.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
@@ -89,6 +137,7 @@ impl Default for NodeConfig {
             hypervisor: Hypervisor::default(),
             guest: Guest::default(),
             vm: Vm::default(),
+            skills: Skills::default(),
             log: Log::default(),
         }
     }
@@ -115,6 +164,16 @@ impl Default for Vm {
             memory_overhead_mib: 128,
             max_memory_mib: 8192,
             boot_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Skills {
+    fn default() -> Self {
+        Self {
+            max_mib: 20 * 1024,
+            fetch_timeout_secs: 100,
+            sources: BTreeMap::new(),
         }
     }
 }
@@ -153,6 +212,7 @@ impl NodeConfig {
             ("vm.default_cpus", u64::from(self.vm.default_cpus)),
             ("vm.boot_timeout_secs", self.vm.boot_timeout_secs),
             ("hypervisor.uid_count", u64::from(self.hypervisor.uid_count)),
+            ("skills.fetch_timeout_secs", self.skills.fetch_timeout_secs),
         ];
         for (key, value) in positive {
             if value == 0 {
@@ -253,6 +313,23 @@ mod tests {
             error.contains("1.toml") && error.contains("cpus"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn config_sources_of_several_files_are_all_there() {
+        let config = parse(&[
+            "[skills.sources.shared]\ntype = 'directory'\npath = '/srv/skills'",
+            "[skills.sources.company]\ntype = 's3'\nbucket = 'skills'\nregion = 'eu-central-1'",
+        ])
+        .unwrap();
+        let names: Vec<_> = config.skills.sources.keys().collect();
+        assert_eq!(names, ["company", "shared"]);
+    }
+
+    #[test]
+    fn config_source_of_an_unknown_type_is_refused() {
+        let error = message(parse(&["[skills.sources.x]\ntype = 'ftp'"]).unwrap_err());
+        assert!(error.contains("ftp"), "{error}");
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub fn plug(device: &BlockDevice) -> Result<Plug> {
             read_only: device.read_only(),
         },
         guest: GuestDevice::Disk(disk),
+        hold: None,
     })
 }
 

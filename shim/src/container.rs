@@ -13,7 +13,7 @@ use caisson_oci::{
 };
 use caisson_protocol::{
     agent as proto,
-    path::{DISKS, MEMORY, POD_PID_NAMESPACE, SHARES},
+    path::{MEMORY, POD_PID_NAMESPACE, SHARES},
 };
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
@@ -24,7 +24,7 @@ use crate::{
     machine::Plug,
     process::Process,
     share::Share,
-    skills::{SkillError, SkillStore},
+    skills::{self, SkillError, SkillStore},
     sources,
 };
 
@@ -157,7 +157,7 @@ impl Wishes {
     }
 
     /// Looks up what is asked for: the places in the guest, and the devices to be plugged in for them.
-    pub fn resolve(
+    pub async fn resolve(
         &self,
         config: &NodeConfig,
         id: &str,
@@ -175,29 +175,13 @@ impl Wishes {
             pid_namespace: POD_PID_NAMESPACE.into(),
         };
         let store = SkillStore::new(&config.store_dir);
-        for wanted in &self.annotations.skills {
-            let skill = store.get(&wanted.digest)?;
-            let name = wanted.name.clone().unwrap_or_else(|| skill.name.clone());
-            let target = Path::new("/opt/skills").join(&name);
+        for (name, skill) in skills::obtain(&store, config, &self.annotations.skills).await? {
+            let target = skill.target(name.as_deref());
             if paths.skills.iter().any(|(taken, _)| *taken == target) {
-                return Err(SkillError::SameName(name).into());
+                return Err(SkillError::SamePlace(target).into());
             }
-            // Half of the digest's first half: as much as a serial number holds with a mark before it.
-            let serial = format!("s-{}", &skill.digest[..16]);
-            paths.skills.push((target, Path::new(DISKS).join(&serial)));
-            plugs.push(Plug {
-                vm: Device::Disk {
-                    serial: serial.clone(),
-                    path: store.path(&skill),
-                    read_only: true,
-                },
-                guest: GuestDevice::Disk(proto::Disk {
-                    serial,
-                    fs_type: "squashfs".to_owned(),
-                    read_only: true,
-                    ..Default::default()
-                }),
-            });
+            paths.skills.push((target, skills::place(&skill)));
+            plugs.push(skills::plug(&store, &skill)?);
         }
         if let Some(Home::Persistent { name }) = &self.annotations.home {
             let process = self.spec.process().as_ref();
@@ -215,6 +199,7 @@ impl Wishes {
                     max_inodes: caisson_vmm::max_inodes(),
                     ..Default::default()
                 }),
+                hold: None,
             });
         }
         Ok((paths, plugs))

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    fs::File,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -34,6 +35,8 @@ const _: () = assert!(caisson_vmm::READY_PORT == port::READY);
 pub struct Plug {
     pub vm: Device,
     pub guest: GuestDevice,
+    /// A lock that is held as long as the VM has the device.
+    pub hold: Option<File>,
 }
 
 /// The VM of a pod.
@@ -46,6 +49,7 @@ pub struct Machine {
     modules: Mutex<Option<PathBuf>>,
     /// By name in the guest and place on the host, what was plugged in and may be asked for again.
     plugged: Mutex<HashSet<(String, PathBuf)>>,
+    holds: Mutex<Vec<File>>,
     hostname: String,
     boot_timeout: Duration,
     agent: OnceCell<Agent>,
@@ -88,6 +92,7 @@ impl Machine {
             pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
             modules: Mutex::new(modules),
             plugged: Mutex::default(),
+            holds: Mutex::default(),
             hostname,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             agent: OnceCell::new(),
@@ -150,6 +155,8 @@ impl Machine {
                         .retain(|plugged| Some(plugged) != place.as_ref());
                     return Err(error);
                 }
+                let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+                holds.extend(device.hold);
             }
             halves.push(device.guest);
         }
@@ -198,6 +205,7 @@ impl Machine {
         let free_pages = Plug {
             vm: Device::FreePageReporting,
             guest: GuestDevice::FreePageReporting(Default::default()),
+            hold: None,
         };
         if let Err(error) = self.plug(vec![free_pages]).await {
             log::info!("the guest's free pages stay its own: {}", error.chain());

@@ -133,6 +133,7 @@ pub fn caisson(dir: &Path) -> Value {
             "modules": dist.join("guest/modules.squashfs"),
         },
         "vm": { "default_cpus": 1, "default_memory_mib": 256 },
+        "skills": { "sources": { "shelf": { "type": "directory", "path": dir.join("shelf") } } },
         "log": { "level": "debug" },
     })
 }

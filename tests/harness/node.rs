@@ -118,7 +118,7 @@ impl Node {
         let (tag, dir, lock) = sweep::claim_folder()?;
         let mut caisson = config::caisson(&dir);
         edit(&mut caisson);
-        for folder in ["state", "store/skills", "store/homes", "logs"] {
+        for folder in ["state", "store/skills", "store/homes", "shelf", "logs"] {
             fs::create_dir_all(dir.join(folder))?;
         }
         fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;

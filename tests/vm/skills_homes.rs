@@ -101,9 +101,62 @@ fn skill_that_is_not_there_is_named() -> Result<()> {
     assert_ne!(output.code, 0);
     let error = output.errors();
     assert!(
-        error.contains(&missing) && error.contains("caisson skill add"),
+        error.contains(&missing) && error.contains("shelf: has no such skill"),
         "{error}"
     );
+    Ok(())
+}
+
+#[test]
+fn skill_that_a_source_has_is_fetched_by_its_version() -> Result<()> {
+    let node = Node::shared();
+    let tree = node.dir().join("trees/shelved");
+    fs::create_dir_all(&tree)?;
+    fs::write(tree.join("SKILL.md"), "from the shelf\n")?;
+    let skill = |args: &[&str]| {
+        let mut command = caisson(node)?;
+        command.arg("skill").args(args);
+        command::run(&mut command, None, caisson_tests::node::LIMIT)?.ok()
+    };
+    let folder = tree.display().to_string();
+    skill(&["pack", "--version", "1.4", &folder])?;
+    skill(&["push", "shelved@1.4", "shelf"])?;
+    skill(&["remove", "shelved@1.4"])?;
+    let output = node
+        .container("busybox")
+        .annotation(SKILLS, "shelved@1.4")
+        .args(["cat", "/opt/skills/shelved/SKILL.md"])
+        .run()?
+        .ok()?;
+    assert_eq!(output.text(), "from the shelf\n");
+    Ok(())
+}
+
+#[test]
+fn skill_in_use_is_not_removed() -> Result<()> {
+    let node = Node::shared();
+    let (_, digest) = packed(node, "used")?;
+    let container = node
+        .container("busybox")
+        .annotation(SKILLS, &digest)
+        .args(["sleep", "1000"])
+        .start()?;
+    let remove = || {
+        let mut command = caisson(node)?;
+        command.args(["skill", "remove", &digest]);
+        command::run(&mut command, None, caisson_tests::node::LIMIT)
+    };
+    let refused = remove()?;
+    assert!(
+        refused.errors().contains("in use by a running pod"),
+        "{}",
+        refused.errors()
+    );
+    container.sh("cat /opt/skills/used/SKILL.md")?;
+    container.kill("SIGKILL")?;
+    container.wait()?;
+    container.delete()?;
+    remove()?.ok()?;
     Ok(())
 }
 

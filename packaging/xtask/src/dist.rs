@@ -11,25 +11,26 @@ use crate::{
     step,
 };
 
-const BINARIES: [&str; 2] = ["containerd-shim-caisson-v2", "caisson"];
+/// Package, profile and name of each binary.
+const BINARIES: [[&str; 3]; 2] = [
+    ["caisson-shim", "resident", "containerd-shim-caisson-v2"],
+    ["caisson", "release", "caisson"],
+];
 
 /// Builds the binaries, the guest image and the daemons.
 pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["build", "--release", "-p", "caisson-shim", "-p", "caisson"])
-        .arg("--target-dir")
-        .arg(&dirs.target)
-        .current_dir(&dirs.root);
-    for binary in BINARIES {
-        cargo.args(["--bin", binary]);
-    }
-    if pins == Pins::Require {
-        cargo.arg("--locked");
-    }
-    step::run(&dirs.log, "shim", &mut cargo)?;
-    for binary in BINARIES {
-        let built = dirs.target.join("release").join(binary);
+    for [package, profile, binary] in BINARIES {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .args(["build", "-p", package, "--bin", binary])
+            .args(["--profile", profile, "--target-dir"])
+            .arg(&dirs.target)
+            .current_dir(&dirs.root);
+        if pins == Pins::Require {
+            cargo.arg("--locked");
+        }
+        step::run(&dirs.log, package, &mut cargo)?;
+        let built = dirs.target.join(profile).join(binary);
         files::copy(&built, &dirs.dist.join("bin").join(binary))?;
     }
     image::build(dirs, pins)?;

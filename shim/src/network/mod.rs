@@ -181,6 +181,7 @@ impl Network {
                     mtu: u16::try_from(card.interface.mtu).unwrap_or(u16::MAX),
                 },
                 guest: GuestDevice::Network(card.interface.guest.clone()),
+                hold: None,
             })
         };
         cards.filter_map(plug).collect()

@@ -165,8 +165,9 @@ impl Pod {
         share
             .mount_rootfs(id, request.rootfs.clone(), &folder)
             .await?;
-        let (paths, mut plugs) =
-            wishes.resolve(&self.config, id, &self.namespace, &share.rootfs(id))?;
+        let (paths, mut plugs) = wishes
+            .resolve(&self.config, id, &self.namespace, &share.rootfs(id))
+            .await?;
         let node = Node {
             vm: &self.config.vm,
             cpus: host_cpus(),

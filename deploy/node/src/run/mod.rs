@@ -24,10 +24,10 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_oci::annotations::is_plain_name;
+use caisson_oci::annotations::{is_plain_name, SkillRef};
 use caisson_shim::{
     config::{NodeConfig, CONFIG_ENV},
-    skills::SkillStore,
+    skills::{Skill, SkillStore},
 };
 use clap::{Args, ValueEnum};
 
@@ -225,8 +225,8 @@ fn skills(said: &[String], config: &NodeConfig) -> Result<Vec<String>> {
             Some((name, what)) if !Path::new(said).exists() => (Some(name), what),
             _ => (None, said.as_str()),
         };
-        let digest = match what.strip_prefix("sha256:") {
-            Some(digest) => digest.to_owned(),
+        let skill = match SkillRef::parse(what) {
+            Some(skill) => skill,
             None => {
                 let file = Path::new(what);
                 ensure!(
@@ -236,12 +236,12 @@ fn skills(said: &[String], config: &NodeConfig) -> Result<Vec<String>> {
                 let stem = file.file_stem().and_then(|stem| stem.to_str());
                 let stem = stem.filter(|stem| is_plain_name(stem)).or(name);
                 let stem = stem.with_context(|| format!("skill {what}: say NAME={what}"))?;
-                store.add(file, stem)?.digest
+                SkillRef::Digest(store.add(file, Skill::named(stem))?.digest)
             }
         };
         skills.push(match name {
-            Some(name) => format!("{name}=sha256:{digest}"),
-            None => format!("sha256:{digest}"),
+            Some(name) => format!("{name}={skill}"),
+            None => skill.to_string(),
         });
     }
     Ok(skills)

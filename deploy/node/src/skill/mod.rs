@@ -1,0 +1,221 @@
+//! `caisson skill`: packs folders into squashfs files, keeps the node's store of them, fetches and publishes them.
+
+mod fetch;
+mod pack;
+mod source;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+use caisson_oci::annotations::SkillRef;
+use caisson_shim::{
+    config::NodeConfig,
+    skills::{Skill, SkillStore},
+};
+use clap::{Args, Subcommand};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Packs a folder into a squashfs file and adds it to this node's store
+    ///
+    /// The same tree gives the same digest: times and owners are left out.
+    Pack {
+        /// The folder
+        dir: PathBuf,
+        #[command(flatten)]
+        manifest: Manifest,
+        /// Writes the file there instead of adding it to the store
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
+    /// Adds a squashfs or EROFS file to this node's store
+    Add {
+        file: PathBuf,
+        #[command(flatten)]
+        manifest: Manifest,
+    },
+    /// Gets a skill from the configured sources, where the store does not have it
+    Fetch {
+        /// sha256:HEX or NAME@VERSION
+        skill: Wanted,
+    },
+    /// Publishes a skill of the store to a configured source
+    Push {
+        /// sha256:HEX or NAME@VERSION
+        skill: Wanted,
+        /// Which of [skills.sources]
+        source: String,
+    },
+    /// Lists this node's skills
+    List,
+    /// Reads skills whole and compares them with their digests: all, when none is said
+    Verify {
+        /// sha256:HEX or NAME@VERSION
+        skills: Vec<Wanted>,
+    },
+    /// Removes skills that no running pod has
+    Remove {
+        /// sha256:HEX or NAME@VERSION
+        #[arg(required = true)]
+        skills: Vec<Wanted>,
+    },
+    /// Removes the least recently used skills until the store is within its bound, never one that a running pod has
+    Gc {
+        /// The bound in MiB; skills.max_mib of the configuration, when not said
+        #[arg(long)]
+        max_mib: Option<u64>,
+    },
+}
+
+/// What a skill's manifest says.
+#[derive(Args)]
+pub struct Manifest {
+    /// The skill's name; the folder's or file's without its extension, when not said
+    #[arg(long)]
+    name: Option<String>,
+    /// By which pods can ask for it as NAME@VERSION
+    #[arg(long)]
+    version: Option<String>,
+    /// Where it is mounted in a container; /opt/skills/NAME, when not said
+    #[arg(long, value_name = "PATH")]
+    mount_path: Option<PathBuf>,
+}
+
+impl Manifest {
+    fn of(self, path: &Path) -> Result<Skill> {
+        let name = match self.name {
+            Some(name) => name,
+            None => {
+                let part = if path.is_dir() {
+                    path.file_name()
+                } else {
+                    path.file_stem()
+                };
+                let name = part.and_then(std::ffi::OsStr::to_str);
+                let missing = || format!("{} gives no name; say one with --name", path.display());
+                name.with_context(missing)?.to_owned()
+            }
+        };
+        Ok(Skill {
+            version: self.version,
+            mount_path: self.mount_path,
+            ..Skill::named(&name)
+        })
+    }
+}
+
+/// A skill as the command line names it.
+#[derive(Clone)]
+pub struct Wanted(SkillRef);
+
+impl std::str::FromStr for Wanted {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        SkillRef::parse(text)
+            .map(Self)
+            .ok_or("is not of the form sha256:<64 lower-case hex digits> or NAME@VERSION")
+    }
+}
+
+/// Runs the command. What was packed, added, fetched or removed is printed as `sha256:HEX`.
+pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
+    let store = SkillStore::new(&config.store_dir);
+    match command {
+        Command::Pack {
+            dir,
+            manifest,
+            output,
+        } => {
+            let skill = manifest.of(&dir)?;
+            if let Some(output) = output {
+                return pack::pack(&dir, &output);
+            }
+            let folder = tempfile::tempdir().context("make a temporary folder")?;
+            let file = folder.path().join("skill.squashfs");
+            pack::pack(&dir, &file)?;
+            print(&store.add(&file, skill)?);
+        }
+        Command::Add { file, manifest } => print(&store.add(&file, manifest.of(&file)?)?),
+        Command::Fetch { skill } => {
+            print(&wait(fetch::fetch(&store, &config.skills, &skill.0))?);
+        }
+        Command::Push { skill, source } => {
+            let skill = store.get(&skill.0)?;
+            let configured = config.skills.sources.get(&source);
+            let to =
+                configured.with_context(|| format!("no source {source:?} in [skills.sources]"))?;
+            let pushed = wait(async {
+                let to = source::open(&source, to)?;
+                to.put(&skill, &store.path(&skill)).await
+            });
+            pushed.with_context(|| format!("push {} to {source}", skill.name))?;
+            print(&skill);
+        }
+        Command::List => {
+            for skill in store.list()? {
+                println!(
+                    "sha256:{} {:>12} {}{}",
+                    skill.digest,
+                    skill.size,
+                    skill.name,
+                    skill
+                        .version
+                        .map(|version| format!("@{version}"))
+                        .unwrap_or_default()
+                );
+            }
+        }
+        Command::Verify { skills } => return verify(&store, &skills),
+        Command::Remove { skills } => {
+            for wanted in skills {
+                let skill = store.get(&wanted.0)?;
+                store.remove(&skill)?;
+                print(&skill);
+            }
+        }
+        Command::Gc { max_mib } => {
+            let bound = max_mib.unwrap_or(config.skills.max_mib) << 20;
+            store.gc(bound)?.iter().for_each(print);
+        }
+    }
+    Ok(())
+}
+
+fn print(skill: &Skill) {
+    println!("sha256:{}", skill.digest);
+}
+
+fn verify(store: &SkillStore, wanted: &[Wanted]) -> Result<()> {
+    let skills = if wanted.is_empty() {
+        store.list()?
+    } else {
+        let named = wanted.iter().map(|wanted| store.get(&wanted.0));
+        named.collect::<Result<_, _>>()?
+    };
+    let mut damaged = 0;
+    for skill in &skills {
+        match store.verify(skill) {
+            Ok(()) => print(skill),
+            Err(error) => {
+                eprintln!("{error}");
+                damaged += 1;
+            }
+        }
+    }
+    if damaged > 0 {
+        bail!("{damaged} of {} skills are damaged", skills.len());
+    }
+    Ok(())
+}
+
+/// Runs what has to do with the network.
+fn wait<T>(work: impl std::future::Future<Output = Result<T>>) -> Result<T> {
+    // Fails where there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start")?
+        .block_on(work)
+}

@@ -1,0 +1,41 @@
+//! Skills as a pod's VM gets them: each a read-only disk of its own.
+
+use std::path::{Path, PathBuf};
+
+use caisson_protocol::{
+    agent::{attach_request::Device as GuestDevice, Disk},
+    path::DISKS,
+};
+use caisson_vmm::Device;
+
+use super::{Skill, SkillError, SkillStore};
+use crate::machine::Plug;
+
+/// The two halves of plugging one in.
+pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
+    let opened = store.open(skill)?;
+    Ok(Plug {
+        vm: Device::Disk {
+            serial: serial(skill),
+            path: store.path(skill),
+            read_only: true,
+        },
+        guest: GuestDevice::Disk(Disk {
+            serial: serial(skill),
+            fs_type: opened.fs_type.to_owned(),
+            read_only: true,
+            ..Default::default()
+        }),
+        hold: Some(opened.file),
+    })
+}
+
+/// Where the guest has it.
+pub fn place(skill: &Skill) -> PathBuf {
+    Path::new(DISKS).join(serial(skill))
+}
+
+/// Half of the digest's first half: as much as a serial number holds with a mark before it.
+fn serial(skill: &Skill) -> String {
+    format!("s-{}", &skill.digest[..16])
+}
