@@ -6,12 +6,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
-    Spec,
+    MountBuilder, Spec,
 };
 
 use crate::{error::shorten, id, rules, Error, Result};
@@ -30,6 +30,14 @@ pub const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 pub const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 /// In bytes. See [`SANDBOX_CPU_PERIOD`].
 pub const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// What a pod's containers have at these places, where they do not mount something else there, and how it is named in the
+/// folder of the pod's sandbox (containerd, `linuxContainerMounts`).
+pub const FILES: [(&str, &str); 3] = [
+    ("/etc/hostname", "hostname"),
+    ("/etc/hosts", "hosts"),
+    ("/etc/resolv.conf", "resolv.conf"),
+];
 
 /// The most sysctls of a pod.
 const MAX_SYSCTLS: usize = 256;
@@ -111,6 +119,34 @@ pub fn sandbox(spec: &Spec) -> Result<Sandbox> {
         cgroups_path: linux.cgroups_path().clone(),
         resources: sums(&annotations)?,
     })
+}
+
+/// Mounts the [`FILES`] of a pod into a container that has nothing at their places, as containerd does for a sandbox of its own.
+pub fn add_files(spec: &mut Spec, folder: &Path) -> Result<()> {
+    let root = spec.root().as_ref();
+    let read_only = root.and_then(|root| root.readonly()).unwrap_or_default();
+    let access = if read_only { "ro" } else { "rw" };
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for (destination, name) in FILES {
+        if mounts
+            .iter()
+            .any(|m| m.destination() == Path::new(destination))
+        {
+            continue;
+        }
+        let options = ["rbind", "rprivate", access].map(str::to_owned);
+        let mount = MountBuilder::default()
+            .destination(destination)
+            .typ("bind")
+            .source(folder.join(name))
+            .options(options);
+        mounts.push(mount.build().map_err(|error| Error::Field {
+            field: "mounts",
+            reason: error.to_string(),
+        })?);
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(())
 }
 
 fn sysctls(given: Option<&HashMap<String, String>>) -> Result<BTreeMap<String, String>> {
@@ -269,6 +305,22 @@ mod tests {
             let error = sandbox(&spec).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn files_of_the_pod_are_mounted_where_the_container_has_none() {
+        let mut spec = spec(json!({}));
+        let own =
+            json!([{"destination": "/etc/hosts", "type": "bind", "source": "/kubelet/hosts"}]);
+        spec.set_mounts(serde_json::from_value(own).unwrap());
+        spec.set_root(serde_json::from_value(json!({"path": "rootfs", "readonly": true})).unwrap());
+        add_files(&mut spec, Path::new("/pod")).unwrap();
+        let mounts = spec.mounts().as_ref().unwrap();
+        let sources: Vec<_> = mounts.iter().flat_map(|m| m.source()).collect();
+        let expected = ["/kubelet/hosts", "/pod/hostname", "/pod/resolv.conf"];
+        assert_eq!(sources, expected.map(PathBuf::from).each_ref());
+        let options = mounts[1].options().as_ref().unwrap();
+        assert!(options.contains(&"ro".to_owned()), "{options:?}");
     }
 
     #[test]

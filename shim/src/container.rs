@@ -39,6 +39,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Of the init, as the guest numbers it; none for the sandbox, which is the VM itself.
     pub guest_pid: Option<u32>,
+    /// containerd has a task for it, so it hears of it by events.
+    pub is_task: bool,
     /// Which the VM has to have room for.
     limits: Mutex<Limits>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
@@ -51,17 +53,19 @@ impl Container {
             bundle,
             init: Arc::new(init),
             guest_pid: Some(guest_pid),
+            is_task: true,
             limits: Mutex::new(limits),
             execs: Mutex::default(),
         }
     }
 
-    /// The sandbox of a pod: containerd's pause container.
-    pub fn sandbox(bundle: PathBuf, init: Process) -> Self {
+    /// The sandbox of a pod: containerd's pause container, or what its sandbox service asks for, which is no task.
+    pub fn sandbox(bundle: PathBuf, init: Process, is_task: bool) -> Self {
         Self {
             bundle,
             init: Arc::new(init),
             guest_pid: None,
+            is_task,
             limits: Mutex::default(),
             execs: Mutex::default(),
         }
@@ -134,7 +138,11 @@ impl Wishes {
         file.take(MAX_SPEC)
             .read_to_end(&mut json)
             .map_err(Error::file("read", &path))?;
-        let spec = caisson_oci::parse_spec(&json)?;
+        Self::of(caisson_oci::parse_spec(&json)?)
+    }
+
+    /// Checks the annotations of a spec.
+    pub fn of(spec: Spec) -> Result<Self> {
         let annotations = match spec.annotations() {
             Some(annotations) => Annotations::parse(annotations)?,
             None => Annotations::default(),

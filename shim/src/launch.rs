@@ -15,6 +15,7 @@ use containerd_shim::{
     },
     Flags, StartOpts,
 };
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     error::{Error, Result},
     events::Events,
     pod::Pod,
+    sandbox::SandboxService,
     state,
     stats::timestamp,
     task::TaskService,
@@ -33,6 +35,9 @@ const KILLED: u32 = 137;
 
 /// In the bundle: the address of the serving shim's socket. By it containerd 1.6 finds a running shim again.
 const ADDRESS_FILE: &str = "address";
+
+/// In the bundle: the spec. That of a sandbox by containerd's sandbox service has none.
+const SPEC_FILE: &str = "config.json";
 
 /// Task v2 and v3 differ in the name of their protobuf package alone (containerd, api/runtime/task/).
 const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -71,7 +76,7 @@ fn role() -> Result<Role> {
     Ok(Role::of(&Wishes::read(Path::new("."))?.spec)?)
 }
 
-/// Starts a serving process for a pod or finds the one that it has. Returns its address.
+/// Starts a serving process for a pod or finds the one that it has. Returns how it is reached.
 async fn start(flags: Flags) -> Result<String> {
     // What is wrong with a bundle, the request to create it will tell, where its user looks.
     let role = role().unwrap_or(Role::Alone);
@@ -92,7 +97,13 @@ async fn start(flags: Flags) -> Result<String> {
         }
     };
     std::fs::write(ADDRESS_FILE, &address).map_err(Error::file("write", ADDRESS_FILE))?;
-    Ok(address)
+    if Path::new(SPEC_FILE).exists() {
+        return Ok(address);
+    }
+    // By the version containerd 2 knows that it need not ask for the pod's containers (containerd, core/runtime/v2/shim.go,
+    // `parseStartResponse`). For a task it is not told: 1.6 and 1.7 know no version 3, and say so neither.
+    let bootstrap = serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"});
+    Ok(bootstrap.to_string())
 }
 
 /// The address of the shim that serves a pod, from its sandbox's bundle, which lies beside this one.
@@ -157,6 +168,7 @@ async fn serve(flags: Flags) -> Result<()> {
         let service = create_task(task.clone()).into_values();
         server = server.register_service(service.map(|s| (name.to_owned(), s)).collect());
     }
+    server = server.register_service(create_sandbox(Arc::new(SandboxService::new(task))));
     let started = server.start().await;
     started.map_err(|error| Error::Spawn(Box::new(error.into())))?;
     say_started()?;

@@ -1,6 +1,6 @@
 //! containerd's services on one side, the VM of a pod on the other.
 //!
-//! From the outside in: [`launch`] (start, delete) → [`task`] (containerd's messages) → [`pod`] (containers and their
+//! From the outside in: [`launch`] (start, delete) → [`task`] and [`sandbox`] (containerd's messages) → [`pod`] (containers and their
 //! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`] and [`skills`] also serve the `caisson` command; the tests drive a
 //! [`pod`] over a fake VMM.
 
@@ -11,6 +11,7 @@ mod block;
 mod cgroup;
 pub mod config;
 mod container;
+mod cri;
 pub mod error;
 pub mod events;
 mod home;
@@ -20,6 +21,7 @@ mod machine;
 pub mod network;
 pub mod pod;
 pub mod process;
+mod sandbox;
 mod share;
 pub mod skills;
 mod sources;

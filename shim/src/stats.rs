@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use caisson_protocol::agent::StatsResponse;
+use caisson_protocol::agent::{IoStat, StatsResponse};
 use containerd_shim::protos::{
     cgroups_v2::metrics::{CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat},
     protobuf::{well_known_types::any::Any, well_known_types::timestamp::Timestamp, Message},
@@ -23,6 +23,40 @@ pub fn pack(stats: &StatsResponse) -> Result<Any, containerd_shim::protos::proto
         value: metrics(stats).write_to_bytes()?,
         ..Default::default()
     })
+}
+
+/// Adds what a container uses to a sum. Limits are not added: who has several containers is limited elsewhere.
+pub fn add(sum: &mut StatsResponse, container: &StatsResponse) {
+    let counters = [
+        (&mut sum.cpu_stat, &container.cpu_stat),
+        (&mut sum.memory_stat, &container.memory_stat),
+        (&mut sum.memory_events, &container.memory_events),
+    ];
+    for (sum, more) in counters {
+        add_counters(sum, more);
+    }
+    let numbers = [
+        (&mut sum.memory_current, container.memory_current),
+        (&mut sum.swap_current, container.swap_current),
+        (&mut sum.pids_current, container.pids_current),
+    ];
+    for (sum, more) in numbers {
+        *sum = sum.saturating_add(more);
+    }
+    for more in container.io_stat.iter().take(MAX_DEVICES) {
+        let same = |device: &&mut IoStat| (device.major, device.minor) == (more.major, more.minor);
+        match sum.io_stat.iter_mut().find(same) {
+            Some(device) => add_counters(&mut device.counters, &more.counters),
+            None => sum.io_stat.push(more.clone()),
+        }
+    }
+}
+
+fn add_counters(sum: &mut HashMap<String, u64>, more: &HashMap<String, u64>) {
+    for (key, value) in more {
+        let sum = sum.entry(key.clone()).or_default();
+        *sum = sum.saturating_add(*value);
+    }
 }
 
 /// A time of the host in protobuf's form.
@@ -147,6 +181,28 @@ fn value(counters: &HashMap<String, u64>, key: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sum_has_what_both_containers_use() {
+        let of = |rbytes, minor| StatsResponse {
+            cpu_stat: HashMap::from([("usage_usec".to_owned(), 7)]),
+            memory_current: u64::MAX,
+            io_stat: vec![IoStat {
+                minor,
+                counters: HashMap::from([("rbytes".to_owned(), rbytes)]),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let mut sum = StatsResponse::default();
+        for container in [of(1, 0), of(2, 0), of(4, 1)] {
+            add(&mut sum, &container);
+        }
+        assert_eq!(sum.cpu_stat["usage_usec"], 21);
+        assert_eq!(sum.memory_current, u64::MAX);
+        let rbytes: Vec<_> = sum.io_stat.iter().map(|d| d.counters["rbytes"]).collect();
+        assert_eq!(rbytes, [3, 4]);
+    }
 
     #[test]
     fn metrics_carry_the_guests_numbers() {

@@ -32,7 +32,8 @@ pub struct TaskService {
 }
 
 impl TaskService {
-    fn pod(&self) -> Result<Arc<Pod>, Error> {
+    /// The pod, or the refusal.
+    pub fn pod(&self) -> Result<Arc<Pod>, Error> {
         self.pod.clone().map_err(|reason| Error::Request {
             field: "configuration of the node",
             reason,
@@ -41,7 +42,7 @@ impl TaskService {
 }
 
 /// Finishes what changes a pod even if containerd goes away meanwhile: ttrpc drops the futures of a connection that closes.
-async fn finish<T: Send + 'static>(
+pub async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     match tokio::spawn(work).await {

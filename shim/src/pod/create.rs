@@ -50,19 +50,13 @@ struct Prepared {
 impl Pod {
     /// Creates a container. Returns the pid of the VM on the host. A failure leaves nothing of it, and the pod as it was.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
-        caisson_oci::id::check(&request.id)?;
-        if self.lock().contains_key(&request.id) {
-            return Err(Error::Exists {
-                what: "container",
-                id: request.id,
-            });
-        }
+        self.check_new(&request.id)?;
         let wishes = Wishes::read(&request.bundle)?;
         let (machine, container) = match Role::of(&wishes.spec)? {
             Role::Container { .. } => self.create_in_pod(&request, wishes).await?,
             role => {
                 let created = match role {
-                    Role::Sandbox => self.create_sandbox(&request, wishes).await,
+                    Role::Sandbox => self.boot_sandbox(&request, wishes, true).await,
                     _ => self.create_alone(&request, wishes).await,
                 };
                 match created {
@@ -74,8 +68,7 @@ impl Pod {
                 }
             }
         };
-        let container = Arc::new(container);
-        self.lock().insert(request.id.clone(), container.clone());
+        let container = self.admit(&request.id, container);
         self.events.send(TaskCreate {
             container_id: request.id,
             bundle: request.bundle.display().to_string(),
@@ -93,6 +86,25 @@ impl Pod {
         });
         self.watch(machine.clone(), container.init.clone(), &container);
         Ok(machine.pid)
+    }
+
+    /// Refuses an id that can't be one or is taken.
+    pub(super) fn check_new(&self, id: &str) -> Result<()> {
+        caisson_oci::id::check(id)?;
+        match self.lock().contains_key(id) {
+            false => Ok(()),
+            true => Err(Error::Exists {
+                what: "container",
+                id: id.to_owned(),
+            }),
+        }
+    }
+
+    /// From here on the container is known by its id.
+    pub(super) fn admit(&self, id: &str, container: Container) -> Arc<Container> {
+        let container = Arc::new(container);
+        self.lock().insert(id.to_owned(), container.clone());
+        container
     }
 
     /// A container that has a VM for itself.
@@ -122,10 +134,13 @@ impl Pod {
     async fn create_in_pod(
         self: &Arc<Self>,
         request: &CreateRequest,
-        wishes: Wishes,
+        mut wishes: Wishes,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
         let machine = self.machine(&self.id)?;
+        if let Some(files) = self.files.get() {
+            caisson_oci::pod::add_files(&mut wishes.spec, files)?;
+        }
         let created = async {
             let prepared = self.prepare(&machine.share, request, wishes).await?;
             stage(&request.id, "prepare", started);

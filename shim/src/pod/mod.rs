@@ -7,11 +7,12 @@ mod sandbox;
 mod watch;
 
 pub use create::CreateRequest;
+pub use sandbox::SandboxRequest;
 
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -49,6 +50,8 @@ pub struct Pod {
     vmm: Arc<dyn Vmm>,
     events: Events,
     machine: OnceCell<Arc<Machine>>,
+    /// The folder of the files that containers of the pod have in common, where the sandbox service had to make them.
+    files: OnceLock<PathBuf>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
 }
 
@@ -68,6 +71,7 @@ impl Pod {
             vmm,
             events,
             machine: OnceCell::new(),
+            files: OnceLock::new(),
             containers: Mutex::default(),
         })
     }
@@ -92,19 +96,19 @@ impl Pod {
             return Err(error);
         }
         let (container_id, pid) = (id.to_owned(), machine.pid);
-        if exec.is_empty() {
-            self.events.send(TaskStart {
+        match exec {
+            "" if !container.is_task => {}
+            "" => self.events.send(TaskStart {
                 container_id,
                 pid,
                 ..Default::default()
-            });
-        } else {
-            self.events.send(TaskExecStarted {
+            }),
+            _ => self.events.send(TaskExecStarted {
                 container_id,
                 exec_id: exec.to_owned(),
                 pid,
                 ..Default::default()
-            });
+            }),
         }
         self.settle(&process, State::Running);
         if exec.is_empty() {

@@ -1,8 +1,11 @@
 //! The sandbox of a pod: containerd's pause container, which is no process here but the VM itself.
+//!
+//! It comes as a task, with the spec of that container, or by containerd's sandbox service, for which a spec like it is made.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use caisson_oci::{Limits, VmSize};
+use caisson_oci::{spec::Spec, Limits, VmSize};
+use caisson_protocol::agent::StatsResponse;
 
 use super::{
     create::{init_id, CreateRequest},
@@ -15,14 +18,70 @@ use crate::{
     process::Process,
     share::Share,
     state::PodDir,
+    stats,
+    streams::Stdio,
 };
 
+/// A request to create a sandbox that is no task.
+pub struct SandboxRequest {
+    pub id: String,
+    pub bundle: PathBuf,
+    /// As containerd writes it for a pause container.
+    pub spec: Spec,
+    /// The folder with the [`caisson_oci::pod::FILES`] for the pod's containers.
+    pub files: PathBuf,
+}
+
 impl Pod {
+    /// Creates a sandbox that is no task. A failure leaves nothing of it.
+    ///
+    /// It is started, killed and waited for by its id, as one that is a task is; its end removes what the pod has on the host.
+    pub async fn create_sandbox(self: &Arc<Self>, request: SandboxRequest) -> Result<()> {
+        self.check_new(&request.id)?;
+        let SandboxRequest {
+            id, bundle, files, ..
+        } = request;
+        let create = CreateRequest {
+            id,
+            bundle,
+            rootfs: Vec::new(),
+            stdio: Stdio::default(),
+        };
+        let created = async {
+            let wishes = Wishes::of(request.spec)?;
+            self.boot_sandbox(&create, wishes, false).await
+        };
+        let (machine, container) = match created.await {
+            Ok(created) => created,
+            Err(error) => {
+                self.shutdown().await;
+                return Err(error);
+            }
+        };
+        self.files.get_or_init(|| files);
+        let container = self.admit(&create.id, container);
+        self.watch(machine, container.init.clone(), &container);
+        Ok(())
+    }
+
+    /// What the containers of the pod use together.
+    pub async fn sandbox_stats(&self) -> Result<StatsResponse> {
+        let containers = self.lock().clone();
+        let mut sum = StatsResponse::default();
+        for (id, container) in containers {
+            if !container.is_sandbox() {
+                stats::add(&mut sum, &self.stats(&id).await?);
+            }
+        }
+        Ok(sum)
+    }
+
     /// Boots the pod's VM. Its containers come later.
-    pub(super) async fn create_sandbox(
+    pub(super) async fn boot_sandbox(
         self: &Arc<Self>,
         request: &CreateRequest,
         wishes: Wishes,
+        is_task: bool,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
         let asked = caisson_oci::pod::sandbox(&wishes.spec)?;
@@ -38,7 +97,8 @@ impl Pod {
         machine.agent().await?.set_sysctls(sysctls).await?;
         stage(&self.id, "sandbox", started);
         let init = Process::new(init_id(&request.id), request.stdio.clone(), Vec::new());
-        Ok((machine, Container::sandbox(request.bundle.clone(), init)))
+        let container = Container::sandbox(request.bundle.clone(), init, is_task);
+        Ok((machine, container))
     }
 
     /// Boots a VM for containers with these limits.

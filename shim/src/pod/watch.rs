@@ -30,7 +30,7 @@ impl Pod {
         container: &Container,
     ) {
         let pod = self.clone();
-        let is_sandbox = container.is_sandbox();
+        let (is_sandbox, is_task) = (container.is_sandbox(), container.is_task);
         tokio::spawn(async move {
             let status = match is_sandbox {
                 true => status_with_the_vm(&machine).await,
@@ -41,6 +41,11 @@ impl Pod {
             process.settled().await;
             if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
                 log::warn!("{}", error.chain());
+                return;
+            }
+            if !is_task {
+                // Nobody deletes it: what is the VM's on the host goes now, before the pod's network namespace does.
+                machine.shutdown().await;
                 return;
             }
             let id = process.id.clone();
