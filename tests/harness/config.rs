@@ -22,7 +22,8 @@ pub fn containerd(dir: &Path) -> String {
     base(dir, 2, cri)
 }
 
-/// As [`containerd`], with the CRI plugin: the runtime classes `runc` and `sandbox`, the node's own network and images.
+/// As [`containerd`], with the CRI plugin: the runtime classes `runc` and `sandbox`, on 2.x `sandbox-shim` too, the node's own network
+/// and images.
 pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let caisson = Runtime::Caisson.name();
     let runc = Runtime::Runc.name();
@@ -79,7 +80,16 @@ config_path = "{hosts}"
     ));
     if version == Containerd::V2 {
         config.push_str(&format!(
-            "\n[plugins.\"{images}\".pinned_images]\nsandbox = \"{pause}\"\n"
+            r#"
+[plugins."{images}".pinned_images]
+sandbox = "{pause}"
+
+[plugins."{runtime}".containerd.runtimes.sandbox-shim]
+runtime_type = "{caisson}"
+sandboxer = "shim"
+container_annotations = ["caisson.dev/*"]
+privileged_without_host_devices = true
+"#
         ));
     }
     config

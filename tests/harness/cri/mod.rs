@@ -55,6 +55,11 @@ pub use pod::{Pod, PodBuilder};
 /// containerd's namespace for everything that comes by CRI.
 pub const NAMESPACE: &str = "k8s.io";
 
+/// Our runtime handler with containerd's own sandboxer.
+pub const HANDLER: &str = "sandbox";
+/// Our runtime handler with `sandboxer = "shim"`, on containerd 2.x.
+pub const HANDLER_OF_SHIM: &str = "sandbox-shim";
+
 /// A containerd with its CRI plugin, a CNI network and the pods on it.
 pub struct CriNode {
     node: Node,
@@ -66,10 +71,12 @@ pub struct CriNode {
 static SHARED: OnceLock<CriNode> = OnceLock::new();
 
 impl Runtime {
-    /// The runtime handler, as a RuntimeClass names it.
+    /// The runtime handler, as a RuntimeClass names it. Ours has two, of which the environment names one.
     pub fn handler(self) -> &'static str {
+        let sandboxer = std::env::var("CAISSON_TEST_SANDBOXER");
         match self {
-            Self::Caisson => "sandbox",
+            Self::Caisson if sandboxer.is_ok_and(|name| name == "shim") => HANDLER_OF_SHIM,
+            Self::Caisson => HANDLER,
             Self::Runc => "runc",
         }
     }

@@ -30,6 +30,7 @@ const GONE: Duration = Duration::from_secs(3);
 pub struct PodBuilder<'n> {
     node: &'n CriNode,
     runtime: Runtime,
+    handler: Option<&'static str>,
     config: PodSandboxConfig,
 }
 
@@ -68,6 +69,7 @@ impl<'n> PodBuilder<'n> {
         Self {
             node,
             runtime: Runtime::Caisson,
+            handler: None,
             config,
         }
     }
@@ -75,6 +77,12 @@ impl<'n> PodBuilder<'n> {
     /// With which runtime class; ours, when not said.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
+        self
+    }
+
+    /// By this runtime handler and not by that of the runtime.
+    pub fn handler(mut self, handler: &'static str) -> Self {
+        self.handler = Some(handler);
         self
     }
 
@@ -133,7 +141,7 @@ impl<'n> PodBuilder<'n> {
         fs::create_dir_all(&self.config.log_directory)?;
         let request = RunPodSandboxRequest {
             config: Some(self.config.clone()),
-            runtime_handler: self.runtime.handler().into(),
+            runtime_handler: self.handler.unwrap_or(self.runtime.handler()).into(),
         };
         let answer = self
             .node
