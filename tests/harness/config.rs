@@ -87,6 +87,7 @@ sandbox = "{pause}"
 [plugins."{runtime}".containerd.runtimes.sandbox-shim]
 runtime_type = "{caisson}"
 sandboxer = "shim"
+pod_annotations = ["caisson.dev/*"]
 container_annotations = ["caisson.dev/*"]
 privileged_without_host_devices = true
 "#

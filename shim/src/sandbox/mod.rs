@@ -14,7 +14,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use caisson_oci::spec::Spec;
 use containerd_shim::{protos::protobuf::Message, TtrpcContext, TtrpcResult};
 use containerd_shim_protos::{
     sandbox_api::{
@@ -27,6 +26,8 @@ use containerd_shim_protos::{
     sandbox_async::Sandbox,
     types::platform::Platform,
 };
+
+use serde_json::Value;
 
 use crate::{
     cri::pod_sandbox_config::PodSandboxConfig,
@@ -51,7 +52,7 @@ pub struct SandboxService {
 /// What is told of a sandbox that was created.
 struct Created {
     at: SystemTime,
-    spec: Spec,
+    spec: Value,
 }
 
 impl SandboxService {
@@ -93,18 +94,20 @@ impl Sandbox for SandboxService {
             field: "options",
             reason: format!("no PodSandboxConfig: {error}"),
         })?;
-        let spec = spec::of(&req.sandbox_id, &config, &req.netns_path)?;
+        let spec = spec::of(&req.sandbox_id, &config, &req.netns_path);
         let bundle = PathBuf::from(req.bundle_path);
         let files = files::folder(&bundle);
         files::write(&files, &config)?;
         let created = Created {
             at: SystemTime::now(),
-            spec: spec.clone(),
+            spec,
         };
         let request = SandboxRequest {
             id: req.sandbox_id,
             bundle,
-            spec,
+            // From text, as that of a bundle: reading it from a value would be all of the code for that a second time.
+            spec: serde_json::from_slice(created.spec.to_string().as_bytes())
+                .map_err(|error| Error::from(caisson_oci::Error::Spec(error)))?,
             files,
         };
         let pod = self.task.pod()?;

@@ -3,13 +3,10 @@
 
 use std::{collections::HashMap, path::Path};
 
-use caisson_oci::{annotations, pod, spec::Spec};
+use caisson_oci::{annotations, pod};
 use serde_json::{json, Value};
 
-use crate::{
-    cri::pod_sandbox_config::{NamespaceMode, NamespaceOption, PodSandboxConfig},
-    error::Result,
-};
+use crate::cri::pod_sandbox_config::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 /// What containerd 2 adds where a pod does not say otherwise (its options `enable_unprivileged_ports` and `enable_unprivileged_icmp`).
 const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
@@ -18,7 +15,7 @@ const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
 ];
 
 /// The spec of a sandbox whose network CNI has put into the namespace at `network`; empty: there is none.
-pub fn of(id: &str, config: &PodSandboxConfig, network: &str) -> Result<Spec> {
+pub fn of(id: &str, config: &PodSandboxConfig, network: &str) -> Value {
     let linux = &config.linux;
     let mut sysctls = linux.sysctls.clone();
     for (name, value) in DEFAULT_SYSCTLS {
@@ -38,7 +35,7 @@ pub fn of(id: &str, config: &PodSandboxConfig, network: &str) -> Result<Spec> {
     if !linux.cgroup_parent.is_empty() {
         spec["linux"]["cgroupsPath"] = cgroups_path(&linux.cgroup_parent, id).into();
     }
-    Ok(serde_json::from_value(spec).map_err(caisson_oci::Error::Spec)?)
+    spec
 }
 
 /// A namespace that is not listed is the host's. Which of them can't be had is said where the spec is read.
@@ -98,6 +95,7 @@ mod tests {
     use crate::cri::pod_sandbox_config::{
         LinuxContainerResources, LinuxPodSandboxConfig, UserNamespace,
     };
+    use caisson_oci::spec::Spec;
 
     fn config(edit: impl FnOnce(&mut LinuxPodSandboxConfig)) -> PodSandboxConfig {
         let mut config = PodSandboxConfig {
@@ -111,7 +109,8 @@ mod tests {
     }
 
     fn sandbox(config: &PodSandboxConfig) -> caisson_oci::Result<pod::Sandbox> {
-        pod::sandbox(&of("s1", config, "/run/netns/cni-1").unwrap())
+        let spec = of("s1", config, "/run/netns/cni-1");
+        pod::sandbox(&serde_json::from_value(spec).unwrap())
     }
 
     fn asked(linux: &mut LinuxPodSandboxConfig) -> &mut NamespaceOption {
@@ -147,7 +146,7 @@ mod tests {
         let foreign = (pod::SANDBOX_MEMORY.to_owned(), "1".to_owned());
         let ours = (annotations::HOME.to_owned(), "persistent/a".to_owned());
         given.annotations = HashMap::from([foreign, ours]);
-        let spec = of("s1", &given, "").unwrap();
+        let spec: Spec = serde_json::from_value(of("s1", &given, "")).unwrap();
         assert_eq!(
             caisson_oci::Role::of(&spec).unwrap(),
             caisson_oci::Role::Sandbox
