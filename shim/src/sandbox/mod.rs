@@ -10,7 +10,7 @@ mod spec;
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -41,6 +41,9 @@ use crate::{
 /// In CRI's words, which containerd passes on.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// How long the answer to the last request may take on its way out.
+const ANSWER_TIME: Duration = Duration::from_millis(200);
 
 /// The service of one shim.
 pub struct SandboxService {
@@ -244,7 +247,12 @@ impl Sandbox for SandboxService {
             })
             .await?;
         }
-        self.task.exit.signal();
+        // The server's end closes connections, answered or not, and containerd takes no answer for a failed removal.
+        let exit = self.task.exit.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(ANSWER_TIME).await;
+            exit.signal();
+        });
         Ok(ShutdownSandboxResponse::new())
     }
 
