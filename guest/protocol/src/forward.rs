@@ -47,11 +47,7 @@ pub async fn read_request<R>(connection: &mut R) -> Result<SocketAddr, StreamErr
 where
     R: AsyncRead + Unpin,
 {
-    let mut magic = [0; 4];
-    connection.read_exact(&mut magic).await?;
-    if magic != MAGIC {
-        return Err(StreamError::Magic(magic));
-    }
+    stream::read_magic(connection, MAGIC).await?;
     let mut address = [0; 16];
     connection.read_exact(&mut address).await?;
     let port = connection.read_u16_le().await?;

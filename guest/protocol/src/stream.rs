@@ -32,8 +32,8 @@ pub enum StreamError {
     /// The connection failed, or ended before the end frame (`UnexpectedEof`).
     #[error("stream connection")]
     Connection(#[from] std::io::Error),
-    /// The first bytes are not [`MAGIC`].
-    #[error("not a stream connection: starts with {0:02x?}")]
+    /// The first bytes are those of something else.
+    #[error("not a connection of this kind: starts with {0:02x?}")]
     Magic([u8; 4]),
     /// A frame says that it is larger than [`MAX_FRAME`].
     #[error("frame of {0} bytes, at most {MAX_FRAME} are allowed")]
@@ -61,12 +61,21 @@ pub async fn read_token<R>(connection: &mut R) -> Result<u64, StreamError>
 where
     R: AsyncRead + Unpin,
 {
+    read_magic(connection, MAGIC).await?;
+    Ok(connection.read_u64_le().await?)
+}
+
+/// Reads the first bytes of a connection, which have to be these.
+pub(crate) async fn read_magic<R>(connection: &mut R, expected: [u8; 4]) -> Result<(), StreamError>
+where
+    R: AsyncRead + Unpin,
+{
     let mut magic = [0; 4];
     connection.read_exact(&mut magic).await?;
-    if magic != MAGIC {
+    if magic != expected {
         return Err(StreamError::Magic(magic));
     }
-    Ok(connection.read_u64_le().await?)
+    Ok(())
 }
 
 /// Copies `source` to its end into frames on `connection`, then sends the end frame. Returns the bytes copied, all of
