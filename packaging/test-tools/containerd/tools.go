@@ -9,4 +9,6 @@ import (
 	_ "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"
 	_ "github.com/containerd/containerd/v2/cmd/ctr"
 	_ "github.com/containerd/containerd/v2/integration"
+	_ "github.com/containerd/containerd/v2/integration/failpoint/cmd/cni-bridge-fp"
+	_ "github.com/containerd/containerd/v2/integration/failpoint/cmd/containerd-shim-runc-fp-v1"
 )

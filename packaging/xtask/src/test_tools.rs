@@ -60,6 +60,11 @@ const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
 
 /// containerd's own CRI tests, of the same version.
 const INTEGRATION: &str = "github.com/containerd/containerd/v2/integration";
+/// What those tests let fail on purpose: a CNI plugin and a shim.
+const FAILPOINTS: [&str; 2] = [
+    "github.com/containerd/containerd/v2/integration/failpoint/cmd/cni-bridge-fp",
+    "github.com/containerd/containerd/v2/integration/failpoint/cmd/containerd-shim-runc-fp-v1",
+];
 
 /// What is built beside containerd and runc.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,18 +90,28 @@ pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
 
 /// Go's own cache makes it quick when nothing has changed.
 fn build_integration(dirs: &Dirs) -> Result<()> {
+    let module = dirs
+        .root
+        .join("packaging/test-tools")
+        .join(CONTAINERD.module);
+    let bin = dirs.cache.join("tools").join(CONTAINERD.to).join("bin");
     let mut build = Command::new(go());
     build
         .args(["test", "-c", "-mod=readonly", "-trimpath"])
         .args(["-tags", CONTAINERD.tags, "-o"])
-        .arg(dirs.cache.join("tools/containerd-2.1/bin/integration.test"))
+        .arg(bin.join("integration.test"))
         .arg(INTEGRATION)
-        .current_dir(
-            dirs.root
-                .join("packaging/test-tools")
-                .join(CONTAINERD.module),
-        );
-    step::run(&dirs.log, "integration", &mut build)
+        .current_dir(&module);
+    step::run(&dirs.log, "integration", &mut build)?;
+    let mut build = Command::new(go());
+    build
+        .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false"])
+        .args(["-tags", CONTAINERD.tags, "-o"])
+        .arg(&bin)
+        .args(FAILPOINTS)
+        .current_dir(&module)
+        .env("CGO_ENABLED", "0");
+    step::run(&dirs.log, "failpoints", &mut build)
 }
 
 fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {

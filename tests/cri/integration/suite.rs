@@ -1,4 +1,4 @@
-//! One runtime's run of the tests: a node, the images that they ask for, one process a test.
+//! One runtime's run of the tests: a node, one process a test.
 
 use std::{
     fmt, fs,
@@ -16,37 +16,17 @@ use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     command,
     cri::{registry::Registry, CriNode},
-    fixture,
     paths::{self, Containerd},
     Node, Output, Runtime,
 };
+
+use crate::surroundings::Surroundings;
 
 /// How long one test may take; the longest (the leak tests) take a minute with runc.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// How long a killed containerd stays away: the tests look once a second whether it is gone.
 const AWAY: Duration = Duration::from_secs(3);
-
-/// The images that the tests name, and what is served for them.
-const IMAGES: [(&str, &str); 8] = [
-    ("ghcr.io/containerd/busybox:1.36", "hub-busybox"),
-    ("ghcr.io/containerd/alpine:3.14.0", "busybox"),
-    ("ghcr.io/containerd/nginx:1.27.0", "busybox"),
-    ("registry.k8s.io/pause:3.10", "pause"),
-    // The node's own sandbox image, since some tests remove every image.
-    ("localhost/pause:test", "pause"),
-    (
-        "registry.k8s.io/e2e-test-images/resource-consumer:1.10",
-        "resource-consumer",
-    ),
-    ("ghcr.io/containerd/volume-copy-up:2.2", "volume-copy-up"),
-    (
-        "ghcr.io/containerd/volume-ownership:2.1",
-        "volume-ownership",
-    ),
-];
-
-const IMAGE_LIST: &str = "image-list.toml";
 
 /// How a test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +52,7 @@ pub struct Suite {
     runtime: Runtime,
     program: PathBuf,
     logs: PathBuf,
+    surroundings: Surroundings,
     _registry: Registry<'static>,
     _supervisor: Supervisor,
 }
@@ -87,24 +68,17 @@ impl Suite {
         let node: &'static CriNode = Box::leak(Box::new(CriNode::start_version(Containerd::V2)?));
         Node::end_at_exit(node);
         let registry = Registry::start(node)?;
-        for (name, fixture) in IMAGES {
-            registry.publish(fixture, name)?;
-        }
         let logs = paths::target()
             .join("log/cri-integration")
             .join(runtime.handler());
         fs::create_dir_all(&logs)?;
-        // The tests' pause image has to be the one that containerd is configured with and so pins.
-        let pause = fixture::full_name("pause");
-        fs::write(
-            node.dir().join(IMAGE_LIST),
-            format!("Pause = \"{pause}\"\n"),
-        )?;
+        let surroundings = Surroundings::make(node, &registry)?;
         Ok(Self {
             node,
             runtime,
             program,
             logs,
+            surroundings,
             _registry: registry,
             _supervisor: Supervisor::start(node),
         })
@@ -155,10 +129,10 @@ impl Suite {
             .arg(format!("--containerd-bin={}", self.node.tag()))
             .arg(format!(
                 "--image-list={}",
-                self.node.dir().join(IMAGE_LIST).display()
+                self.surroundings.image_list.display()
             ))
             .args(args)
-            .env("PATH", self.node.path())
+            .env("PATH", &self.surroundings.path)
             .env("TMPDIR", self.node.dir())
             .current_dir(self.node.dir());
         command::run(&mut command, None, LIMIT)

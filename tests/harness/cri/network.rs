@@ -16,6 +16,9 @@ use crate::{command, sweep};
 pub const PLUGINS: &str = "/usr/lib/cni";
 /// Where libcni remembers what a plugin answered; the place can't be changed by containerd's configuration.
 const RESULTS: &str = "/var/lib/cni/results";
+/// Where host-local keeps a network's addresses, in a folder named as the network. It could be elsewhere, but that
+/// containerd's own tests look for them here.
+const ADDRESSES: &str = "/var/lib/cni/networks";
 /// `IFNAMSIZ` without the NUL, netdevice(7).
 const NAME_MAX: usize = 15;
 
@@ -42,7 +45,6 @@ pub fn configure(tag: &str, dir: &Path) -> Result<()> {
             "hairpinMode": true,
             "ipam": {
                 "type": "host-local",
-                "dataDir": dir.join("ipam"),
                 "ranges": [
                     [{ "subnet": format!("10.213.{number}.0/24") }],
                     [{ "subnet": format!("fd00:ca15:{number:x}::/64") }],
@@ -72,6 +74,7 @@ pub fn remove(tag: &str) -> Result<()> {
     for path in results(tag) {
         let _ = fs::remove_file(path);
     }
+    let _ = fs::remove_dir_all(Path::new(ADDRESSES).join(tag));
     if !Path::new("/sys/class/net").join(tag).exists() {
         return Ok(());
     }

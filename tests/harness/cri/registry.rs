@@ -14,14 +14,12 @@ use super::CriNode;
 use crate::command;
 
 /// Whose images this registry has. A short name such as `busybox` is docker.io's.
-const PUBLIC: [&str; 6] = [
+const PUBLIC: [&str; 5] = [
     "docker.io",
     "registry.k8s.io",
     "ghcr.io",
     "quay.io",
     "mcr.microsoft.com",
-    // The sandbox image's own, for tests that remove all images.
-    "localhost",
 ];
 const PROGRAM: &str = "/usr/bin/docker-registry";
 
@@ -75,6 +73,11 @@ impl<'n> Registry<'n> {
         })?;
         registry.send_containerd_here()?;
         Ok(registry)
+    }
+
+    /// Host and port, by which any client gets the images without a `hosts.toml`, since it is loopback.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Makes an image of [`crate::fixture`] available as, say, `docker.io/library/busybox:1.36`.

@@ -1,0 +1,157 @@
+//! What containerd's own tests ask of a node beyond what the other suites have there: images by names that every client
+//! resolves, the runtime `runc-fp` whose shim and CNI plugin fail on purpose, and `docker`, which makes an archive.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_tests::cri::{network, registry::Registry, CriNode, NAMESPACE};
+use serde_json::{json, Value};
+use toml::Table;
+
+/// The tests' name of an image, its name in the registry, and what is served for it.
+const IMAGES: [(&str, &str, &str); 7] = [
+    ("BusyBox", "containerd/busybox:1.36", "hub-busybox"),
+    ("Alpine", "containerd/alpine:3.14.0", "busybox"),
+    ("Nginx", "containerd/nginx:1.27.0", "busybox"),
+    (PAUSE, "pause:3.10", "pause"),
+    (
+        "ResourceConsumer",
+        "e2e-test-images/resource-consumer:1.10",
+        "resource-consumer",
+    ),
+    (
+        "VolumeCopyUp",
+        "containerd/volume-copy-up:2.2",
+        "volume-copy-up",
+    ),
+    (
+        "VolumeOwnership",
+        "containerd/volume-ownership:2.1",
+        "volume-ownership",
+    ),
+];
+const PAUSE: &str = "Pause";
+
+/// The CNI plugin of `runc-fp`, which calls `bridge`.
+const FAILPOINT_PLUGIN: &str = "cni-bridge-fp";
+
+/// What the test program is told.
+pub struct Surroundings {
+    /// The file for `--image-list`.
+    pub image_list: PathBuf,
+    /// `PATH`.
+    pub path: String,
+}
+
+impl Surroundings {
+    /// Publishes the images and starts the node's containerd again with what it has to know.
+    pub fn make(node: &CriNode, registry: &Registry) -> Result<Self> {
+        // Some tests pull by clients of their own, which know no `hosts.toml`: hence no public names.
+        let full = |name: &str| format!("{}/{name}", registry.address());
+        let mut list = Table::new();
+        for (key, name, fixture) in IMAGES {
+            registry.publish(fixture, &full(name))?;
+            list.insert(key.into(), full(name).into());
+        }
+        let image_list = node.dir().join("image-list.toml");
+        fs::write(&image_list, toml::to_string(&list)?)?;
+        let pause = list[PAUSE].as_str().unwrap_or_default();
+
+        configure(node, pause)?;
+        node.stop_containerd(false)?;
+        node.start_containerd()?;
+        node.pull(pause)?;
+
+        let programs = node.dir().join("bin");
+        fs::create_dir_all(&programs)?;
+        write_docker(node, &programs.join("docker"))?;
+        Ok(Self {
+            image_list,
+            path: format!("{}:{}", programs.display(), node.path()),
+        })
+    }
+}
+
+/// Adds `runc-fp` to containerd's configuration, as containerd's `script/test/utils.sh` does, and the tests' pause image,
+/// which they expect to be pinned.
+fn configure(node: &CriNode, pause: &str) -> Result<()> {
+    let bin = node.version().checked_bin()?;
+    ensure!(
+        bin.join(FAILPOINT_PLUGIN).exists(),
+        "no {FAILPOINT_PLUGIN} in {}: cargo xtask test-tools --integration",
+        bin.display()
+    );
+    let conf_dir = failpoint_network(node.dir())?;
+    let path = node.dir().join("containerd.toml");
+    let mut config: Table = fs::read_to_string(&path)?.parse()?;
+    let more = json!({
+        "io.containerd.cri.v1.images": { "pinned_images": { "sandbox": pause } },
+        "io.containerd.cri.v1.runtime": {
+            "cni": { "bin_dirs": [network::PLUGINS, bin] },
+            "containerd": { "runtimes": { "runc-fp": {
+                "runtime_type": "io.containerd.runc-fp.v1",
+                "pod_annotations": ["io.containerd.runtime.v2.shim.failpoint.*"],
+                "cni_conf_dir": conf_dir,
+                "cni_max_conf_num": 1,
+            } } },
+        },
+    });
+    let plugins = config
+        .get_mut("plugins")
+        .and_then(toml::Value::as_table_mut);
+    merge(
+        plugins.context("containerd.toml has no plugins")?,
+        Table::try_from(more)?,
+    );
+    fs::write(&path, toml::to_string(&config)?)?;
+    Ok(())
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+/// The node's own network, so also its bridge and its addresses, by the plugin that can fail; gives the folder.
+fn failpoint_network(dir: &Path) -> Result<PathBuf> {
+    const FILE: &str = "10-bridge.conflist";
+    let text = fs::read_to_string(network::conf_dir(dir).join(FILE))?;
+    let mut conf: Value = serde_json::from_str(&text)?;
+    let plugin = &mut conf["plugins"][0];
+    plugin["type"] = FAILPOINT_PLUGIN.into();
+    plugin["capabilities"] = json!({ "io.kubernetes.cri.pod-annotations": true });
+    let conf_dir = dir.join("cni-failpoint");
+    fs::create_dir_all(&conf_dir)?;
+    fs::write(conf_dir.join(FILE), conf.to_string())?;
+    Ok(conf_dir)
+}
+
+/// `docker pull` and `docker save`, of which one test wants an archive: here from the node's own containerd.
+fn write_docker(node: &CriNode, path: &Path) -> Result<()> {
+    let ctr = node.version().bin().join("ctr");
+    let script = format!(
+        r#"#!/bin/sh -e
+ctr="{} --address {} --namespace {NAMESPACE}"
+case $1 in
+pull) $ctr images pull --plain-http "$2" ;;
+save) $ctr images export "$4" "$2" ;;
+*) exit 2 ;;
+esac
+"#,
+        ctr.display(),
+        node.socket().display(),
+    );
+    fs::write(path, script)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
