@@ -11,4 +11,5 @@ import (
 	_ "github.com/containerd/containerd/v2/integration"
 	_ "github.com/containerd/containerd/v2/integration/failpoint/cmd/cni-bridge-fp"
 	_ "github.com/containerd/containerd/v2/integration/failpoint/cmd/containerd-shim-runc-fp-v1"
+	_ "github.com/containerd/containerd/v2/integration/failpoint/cmd/loopback-v2"
 )

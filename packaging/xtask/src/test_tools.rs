@@ -60,10 +60,11 @@ const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
 
 /// containerd's own CRI tests, of the same version.
 const INTEGRATION: &str = "github.com/containerd/containerd/v2/integration";
-/// What those tests let fail on purpose: a CNI plugin and a shim.
-const FAILPOINTS: [&str; 2] = [
+/// What those tests run: a CNI plugin and a shim that fail on purpose, a program that looks at `lo`.
+const FAILPOINTS: [&str; 3] = [
     "github.com/containerd/containerd/v2/integration/failpoint/cmd/cni-bridge-fp",
     "github.com/containerd/containerd/v2/integration/failpoint/cmd/containerd-shim-runc-fp-v1",
+    "github.com/containerd/containerd/v2/integration/failpoint/cmd/loopback-v2",
 ];
 
 /// What is built beside containerd and runc.

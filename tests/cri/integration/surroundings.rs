@@ -1,5 +1,6 @@
 //! What containerd's own tests ask of a node beyond what the other suites have there: images by names that every client
-//! resolves, the runtime `runc-fp` whose shim and CNI plugin fail on purpose, and `docker`, which makes an archive.
+//! resolves, the runtime `runc-fp` whose shim and CNI plugin fail on purpose, and programs: `docker`, which makes an archive,
+//! and `containerd`, which some tests start themselves and which has to keep to this node's network and images.
 
 use std::{
     fs,
@@ -39,6 +40,9 @@ const PAUSE: &str = "Pause";
 /// The CNI plugin of `runc-fp`, which calls `bridge`.
 const FAILPOINT_PLUGIN: &str = "cni-bridge-fp";
 
+/// What a test mounts from `/usr/local/bin`.
+const INSTALLED: &str = "loopback-v2";
+
 /// What the test program is told.
 pub struct Surroundings {
     /// The file for `--image-list`.
@@ -61,7 +65,7 @@ impl Surroundings {
         fs::write(&image_list, toml::to_string(&list)?)?;
         let pause = list[PAUSE].as_str().unwrap_or_default();
 
-        configure(node, pause)?;
+        let config = configure(node, pause)?;
         node.stop_containerd(false)?;
         node.start_containerd()?;
         node.pull(pause)?;
@@ -69,6 +73,7 @@ impl Surroundings {
         let programs = node.dir().join("bin");
         fs::create_dir_all(&programs)?;
         write_docker(node, &programs.join("docker"))?;
+        write_containerd(node, config, &programs.join("containerd"))?;
         Ok(Self {
             image_list,
             path: format!("{}:{}", programs.display(), node.path()),
@@ -77,8 +82,8 @@ impl Surroundings {
 }
 
 /// Adds `runc-fp` to containerd's configuration, as containerd's `script/test/utils.sh` does, and the tests' pause image,
-/// which they expect to be pinned.
-fn configure(node: &CriNode, pause: &str) -> Result<()> {
+/// which they expect to be pinned; gives the whole.
+fn configure(node: &CriNode, pause: &str) -> Result<Table> {
     let bin = node.version().checked_bin()?;
     ensure!(
         bin.join(FAILPOINT_PLUGIN).exists(),
@@ -108,7 +113,7 @@ fn configure(node: &CriNode, pause: &str) -> Result<()> {
         Table::try_from(more)?,
     );
     fs::write(&path, toml::to_string(&config)?)?;
-    Ok(())
+    Ok(config)
 }
 
 fn merge(into: &mut Table, from: Table) {
@@ -151,6 +156,42 @@ esac
         ctr.display(),
         node.socket().display(),
     );
+    write_program(path, &script)
+}
+
+/// A containerd whose configuration, made by a test, also has the plugins' of this node, and which sees as installed what
+/// a test mounts from there.
+fn write_containerd(node: &CriNode, mut config: Table, path: &Path) -> Result<()> {
+    config.retain(|key, _| ["version", "disabled_plugins", "plugins"].contains(&key));
+    let imported = node.dir().join("imported.toml");
+    fs::write(&imported, toml::to_string(&config)?)?;
+    let bin = node.version().bin();
+    let installed = node.dir().join("installed");
+    fs::create_dir_all(&installed)?;
+    fs::copy(bin.join(INSTALLED), installed.join(INSTALLED)).context(INSTALLED)?;
+    let script = format!(
+        r#"#!/bin/sh -e
+if [ -z "$INSTALLED" ]; then
+    INSTALLED=yes exec unshare --mount "$0" "$@"
+fi
+mount -t overlay -o lowerdir=/usr/local/bin:{} overlay /usr/local/bin
+last=
+for argument; do
+    if [ "$last" = --config ] && ! grep -q ^imports "$argument"; then
+        sed -i '1i imports = ["{}"]' "$argument"
+    fi
+    last=$argument
+done
+exec {} "$@"
+"#,
+        installed.display(),
+        imported.display(),
+        bin.join("containerd").display(),
+    );
+    write_program(path, &script)
+}
+
+fn write_program(path: &Path, script: &str) -> Result<()> {
     fs::write(path, script)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     Ok(())
