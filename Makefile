@@ -38,7 +38,7 @@ cri: ready ## containerd's own CRI tests, with runc and with Caisson
 	@cargo xtask test-tools --integration
 	@cargo xtask run cri-integration
 
-bench: ready ## start times and memory beside runc's, in one run
+bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
 
 soak: ready ## 200 containers one after another, then nothing may be left

@@ -1,10 +1,14 @@
-//! `make bench`: start times, memory and sizes, beside runc (and gVisor where its binary is) on the same containerd.
+//! `make bench`: start times, memory and sizes, beside runc (and gVisor where its binary is) on the same containerd: of single
+//! containers by `ctr`, then of pods by CRI.
 //!
 //! What is compared is measured in turns in one run, since machines differ and so do their hours. Ends with 1 where a
-//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said.
+//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said; the argument `containers` or `pods` asks for one half.
 
 mod bare;
 mod cold;
+mod pod_memory;
+mod pod_network;
+mod pod_starts;
 mod sizes;
 mod table;
 
@@ -13,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use caisson_tests::{
+    cri::CriNode,
     node::{exit_on_signals, Node},
     paths, Runtime,
 };
@@ -24,6 +29,8 @@ use table::Series;
 const COLD_LIMIT: f64 = 1.5;
 /// The shim's resident memory, in bytes.
 const SHIM_LIMIT: u64 = 8 << 20;
+/// A pod's second container takes at most this many times as long as with runc.
+const SECOND_LIMIT: f64 = 2.0;
 
 fn main() -> ExitCode {
     match bench() {
@@ -39,6 +46,19 @@ fn main() -> ExitCode {
 fn bench() -> Result<bool> {
     exit_on_signals()?;
     let rounds = std::env::var("CAISSON_BENCH_ROUNDS").map_or(Ok(10), |text| text.parse())?;
+    let half = std::env::args().nth(1);
+    let asked = |name: &str| half.as_deref().is_none_or(|half| half == name);
+    ensure!(
+        asked("containers") || asked("pods"),
+        "bench [containers|pods]"
+    );
+    let containers_are_kept = !asked("containers") || containers(rounds)?;
+    let pods_are_kept = !asked("pods") || pods(rounds)?;
+    Ok(containers_are_kept && pods_are_kept)
+}
+
+/// Containers by `ctr`.
+fn containers(rounds: usize) -> Result<bool> {
     let node = Node::keep(Node::start()?);
     node.image("busybox")?;
     println!(
@@ -51,6 +71,22 @@ fn bench() -> Result<bool> {
     sizes::binaries()?;
     node.remove();
     Ok(cold_is_kept && shim_is_kept)
+}
+
+/// What a kubelet sees, on a node of its own.
+fn pods(rounds: usize) -> Result<bool> {
+    let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
+    Node::end_at_exit(node);
+    node.image("busybox")?;
+    println!(
+        "\ncontainerd {}, {rounds} rounds in turns",
+        node.containerd_version()?
+    );
+    let second_is_kept = pod_starts::measure(node, rounds, SECOND_LIMIT)?;
+    pod_network::measure(node, rounds)?;
+    pod_memory::measure(node)?;
+    node.remove();
+    Ok(second_is_kept)
 }
 
 /// `ctr run --rm … true` with each runtime.

@@ -20,10 +20,7 @@ pub fn memory(node: &Node, shim_limit: u64) -> Result<bool> {
     let shim = container.shim()?;
     println!("  {:<56} {}", "shim", mib(proc::pss(shim)?));
     for (role, pid) in container.vm_processes()? {
-        // virtiofsd's sandbox is a child of the process that was started.
-        let family = proc::descendants(pid).into_iter().chain([pid]);
-        let sum: u64 = family.map(proc::pss).sum::<Result<u64>>()?;
-        println!("  {role:<56} {}", mib(sum));
+        println!("  {role:<56} {}", mib(family_pss(pid)?));
     }
     println!(
         "  {:<56} {}",
@@ -40,6 +37,12 @@ pub fn memory(node: &Node, shim_limit: u64) -> Result<bool> {
         verdict(kept)
     );
     Ok(kept)
+}
+
+/// Of a process and its descendants: virtiofsd's sandbox is a child of the process that was started.
+pub fn family_pss(pid: u32) -> Result<u64> {
+    let family = proc::descendants(pid).into_iter().chain([pid]);
+    family.map(proc::pss).sum()
 }
 
 /// Prints the sizes of what `cargo xtask dist` made.

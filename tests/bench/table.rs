@@ -30,13 +30,20 @@ impl Series {
     }
 
     pub fn print(&self) {
-        let milliseconds = |time: Option<&Duration>| time.map_or(0, Duration::as_millis);
+        self.print_in("ms", Duration::as_millis);
+    }
+
+    pub fn print_microseconds(&self) {
+        self.print_in("µs", Duration::as_micros);
+    }
+
+    fn print_in(&self, unit: &str, number: fn(&Duration) -> u128) {
         println!(
-            "  {:<56} median {:>6} ms   {:>6} to {:>6}",
+            "  {:<56} median {:>6} {unit}   {:>6} to {:>6}",
             self.name,
-            self.median().as_millis(),
-            milliseconds(self.times.first()),
-            milliseconds(self.times.last()),
+            number(&self.median()),
+            self.times.first().map_or(0, number),
+            self.times.last().map_or(0, number),
         );
     }
 }

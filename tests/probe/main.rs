@@ -5,9 +5,10 @@
 use std::{
     ffi::CString,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::unix::{ffi::OsStrExt, fs::FileExt, net::UnixListener, net::UnixStream},
     process::ExitCode,
+    time::Instant,
 };
 
 fn main() -> ExitCode {
@@ -39,6 +40,11 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),
         ["ask", address, text] => ask(TcpStream::connect(address)?, text),
         ["ask-unix", path, text] => ask(UnixStream::connect(path)?, text),
+        ["swallow", address] => swallow(&TcpListener::bind(address)?),
+        ["send", address, mib] => send(TcpStream::connect(address)?, number(mib)?),
+        ["round-trips", address, count] => {
+            round_trips(TcpStream::connect(address)?, number(count)?)
+        }
         ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),
         ["reserve", mib] => reserve(number(mib)? as usize),
@@ -207,6 +213,49 @@ fn ask(mut connection: impl Read + Write, text: &str) -> io::Result<String> {
     let mut line = String::new();
     BufReader::new(connection).read_line(&mut line)?;
     Ok(line.trim_end().to_owned())
+}
+
+/// Takes what each connection sends, and says how many bytes that were.
+fn swallow(listener: &TcpListener) -> io::Result<String> {
+    println!("listening");
+    loop {
+        let (mut connection, _) = listener.accept()?;
+        let bytes = io::copy(&mut connection, &mut io::sink())?;
+        writeln!(connection, "{bytes}")?;
+    }
+}
+
+/// Sends so many MiB; the time until the other side had all of them.
+fn send(mut connection: TcpStream, mib: u64) -> io::Result<String> {
+    let block = vec![1_u8; 256 * 1024];
+    let start = Instant::now();
+    for _ in 0..mib * 4 {
+        connection.write_all(&block)?;
+    }
+    connection.shutdown(Shutdown::Write)?;
+    let answer = io::read_to_string(&mut connection)?;
+    let time = start.elapsed();
+    if answer.trim() != (mib << 20).to_string() {
+        return Err(io::Error::other(format!("{answer:?} bytes arrived")));
+    }
+    Ok(format!("{} microseconds", time.as_micros()))
+}
+
+/// Sends a byte and waits for it, so many times; the median.
+fn round_trips(mut connection: TcpStream, count: u64) -> io::Result<String> {
+    connection.set_nodelay(true)?;
+    let mut times = Vec::new();
+    for _ in 0..count.max(1) {
+        let start = Instant::now();
+        connection.write_all(b"x")?;
+        connection.read_exact(&mut [0])?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    Ok(format!(
+        "{} microseconds",
+        times[times.len() / 2].as_micros()
+    ))
 }
 
 /// Opens the root of a file system by a made-up handle, as an escape from a shared directory would.

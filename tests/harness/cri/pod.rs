@@ -310,10 +310,15 @@ impl<'n> Pod<'n> {
 
     /// Pid of a host process of the VM by its role: `qemu`, `vsock`, `virtiofsd-…`.
     pub fn vm_process(&self, role: &str) -> Result<u32> {
-        let processes = container::vm_processes(&self.node.state_dir().join(&self.id))?;
+        let processes = self.vm_processes()?;
         let found = processes.iter().find(|(name, _)| name.starts_with(role));
         let (_, pid) = found.with_context(|| format!("no {role} among {processes:?}"))?;
         Ok(*pid)
+    }
+
+    /// All host processes of the VM: role and pid.
+    pub fn vm_processes(&self) -> Result<Vec<(String, u32)>> {
+        container::vm_processes(&self.node.state_dir().join(&self.id))
     }
 
     /// The pod's cgroup, as a path in every hierarchy.
