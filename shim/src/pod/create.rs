@@ -51,6 +51,7 @@ impl Pod {
     /// Creates a container. Returns the pid of the VM on the host. A failure leaves nothing of it, and the pod as it was.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         self.check_new(&request.id)?;
+        self.step();
         let wishes = Wishes::read(&request.bundle)?;
         let (machine, container) = match Role::of(&wishes.spec)? {
             Role::Container { .. } => self.create_in_pod(&request, wishes).await?,
@@ -118,14 +119,18 @@ impl Pod {
         let cgroup = linux.and_then(|linux| linux.cgroups_path().clone());
         let network = wishes.network();
         let (dir, share) = self.folder(cgroup.as_deref())?;
-        let prepared = self.prepare(&share, request, wishes).await?;
+        let mut prepared = self.prepare(&share, request, wishes).await?;
         let hostname = prepared.plan.guest_spec.hostname().clone();
         let hostname = hostname.unwrap_or_else(|| request.id.clone());
         stage(&self.id, "prepare", started);
         let machine = self
             .boot(hostname, dir, share, &[prepared.plan.limits])
             .await?;
-        machine.join_network(network.as_deref()).await?;
+        // Both halves of both wait for the guest to boot.
+        tokio::try_join!(
+            machine.join_network(network.as_deref()),
+            machine.plug(std::mem::take(&mut prepared.plugs))
+        )?;
         let container = self.bring_in(&machine, request, prepared, started).await?;
         Ok((machine, container))
     }

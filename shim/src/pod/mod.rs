@@ -12,7 +12,10 @@ pub use sandbox::SandboxRequest;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    },
     time::{Duration, SystemTime},
 };
 
@@ -37,8 +40,11 @@ use crate::{
 
 /// How long output may still take to arrive after a process' end before `delete` cuts it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// When what no start needs is plugged in: it would take the guest's only cpu from the program that starts.
+/// For how long nothing has been started when what no start needs is plugged in: it would take the guest's only cpu from the
+/// program that starts.
 const AFTER_START: Duration = Duration::from_secs(1);
+/// So often that is waited for at most; a program that asks the guest's kernel for a module waits 5 s.
+const WAITS_AFTER_START: u32 = 3;
 /// The exit status of a process whose end nobody could see: the VM was gone.
 const UNKNOWN_STATUS: u32 = 255;
 
@@ -53,6 +59,8 @@ pub struct Pod {
     /// The folder of the files that containers of the pod have in common, where the sandbox service had to make them.
     files: OnceLock<PathBuf>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// How many creates and starts of containers there were.
+    steps: AtomicU64,
 }
 
 impl Pod {
@@ -73,6 +81,7 @@ impl Pod {
             machine: OnceCell::new(),
             files: OnceLock::new(),
             containers: Mutex::default(),
+            steps: AtomicU64::new(0),
         })
     }
 
@@ -112,14 +121,29 @@ impl Pod {
         }
         self.settle(&process, State::Running);
         if exec.is_empty() {
-            tokio::spawn(async move {
-                tokio::time::sleep(AFTER_START).await;
-                machine.plug_the_rest().await;
-            });
+            tokio::spawn(self.clone().plug_the_rest(machine));
         } else {
             self.watch(machine, process, &container);
         }
         Ok(pid)
+    }
+
+    /// Once nothing starts that would have to wait for it.
+    async fn plug_the_rest(self: Arc<Self>, machine: Arc<Machine>) {
+        self.step();
+        for _ in 0..WAITS_AFTER_START {
+            let before = self.steps.load(Ordering::Relaxed);
+            tokio::time::sleep(AFTER_START).await;
+            if self.steps.load(Ordering::Relaxed) == before {
+                break;
+            }
+        }
+        machine.plug_the_rest().await;
+    }
+
+    /// Counts a create or a start.
+    fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn start_exec(&self, machine: &Machine, process: &Process) -> Result<()> {
