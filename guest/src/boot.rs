@@ -125,6 +125,8 @@ fn mount_rest() -> Result<()> {
         "gid=5,mode=0620,ptmxmode=0666",
     )?;
     mount_new("tmpfs", "/dev/shm", quiet, "mode=1777")?;
+    // For containers in a user namespace, who may not mount it.
+    mount_new("mqueue", "/dev/mqueue", quiet, "")?;
     mount_new("tmpfs", "/run", quiet, "mode=0755")?;
     mount_new("tmpfs", "/tmp", quiet, "mode=1777")?;
     mount_new("cgroup2", CGROUP, strict, "")?;

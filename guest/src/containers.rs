@@ -103,9 +103,17 @@ impl Containers {
             .as_ref()
             .and_then(|process| process.terminal());
         let shares_pids = PodPids::wanted(&spec);
-        let made = self
-            .make(&container, &request, terminal == Some(true), shares_pids)
-            .await;
+        let users = PodPids::users(&spec);
+        let shares = shares_pids || users.is_some();
+        let made = async {
+            let pod = match shares {
+                true => Some(self.pod_pids.init(users).await?),
+                false => None,
+            };
+            self.make(&container, &request, terminal == Some(true), pod)
+                .await
+        };
+        let made = made.await;
         match made {
             Ok(process) => {
                 let pid = process.pid;
@@ -142,12 +150,8 @@ impl Containers {
         container: &Container,
         request: &agent::CreateContainerRequest,
         terminal: bool,
-        shares_pids: bool,
+        pod: Option<i32>,
     ) -> Result<Process> {
-        let pod_pids = match shares_pids {
-            true => Some(self.pod_pids.init().await?),
-            false => None,
-        };
         for memory in &request.memory {
             match memory.copy_of.is_empty() {
                 true => memory::mount(memory)?,
@@ -165,7 +169,7 @@ impl Containers {
             bundle: bundle.clone(),
             state,
             cgroup: container.cgroup_path.clone(),
-            pod_pids,
+            pod,
             disks: request.disks.iter().map(disk_node).collect(),
             guest_devices: request.guest_devices,
         };

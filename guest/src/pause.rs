@@ -1,44 +1,75 @@
 //! `/pause`: the init of the pid namespace that containers of a pod share (`shareProcessNamespace`), where Kubernetes promises
-//! a process of this name as PID 1. It reaps what is orphaned there and does nothing else, until it is killed.
+//! a process of this name as PID 1. It reaps what is orphaned there and does nothing else, until it is killed. In a pod with
+//! users of its own (`hostUsers: false`) it also holds their namespace, to which its pid namespace then belongs.
 //!
 //! [`start`] makes it, in a runtime process ([`crate::runtime`]); [`run`] is the program.
 
-use std::{convert::Infallible, ffi::CString, io};
+use std::{
+    convert::Infallible,
+    ffi::CString,
+    io::{self, Read, Write},
+};
 
 use nix::{
     errno::Errno,
-    sched::{unshare, CloneFlags},
     sys::{
         signal::{SigSet, Signal},
         wait::{waitpid, WaitPidFlag, WaitStatus},
     },
 };
+use serde::{Deserialize, Serialize};
 
 /// Its name, by which [`crate::main`] knows it.
 pub const NAME: &str = "/pause";
 /// As the kubelet gives it: nobody's memory is worth more than the init of the others (Kubernetes, pkg/kubelet/qos `PodInfraOOMAdj`).
 const OOM_SCORE_ADJ: &str = "-998";
 
-/// Forks it into a new pid namespace. Returns its pid in the namespace of the caller, who has one thread.
-pub fn start() -> io::Result<i32> {
+/// The mappings of a user namespace, in the words of `/proc/<pid>/uid_map`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Users {
+    pub uid_map: String,
+    pub gid_map: String,
+}
+
+/// Forks it into a new pid namespace, and a new user namespace if there are `users`. Returns its pid in the namespace of the
+/// caller, who has one thread.
+pub fn start(users: Option<&Users>) -> io::Result<i32> {
     let program = CString::new("/proc/self/exe")?;
     let arguments = [CString::new(NAME)?];
-    unshare(CloneFlags::CLONE_NEWPID)?;
-    // SAFETY: this process has one thread.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
+    let (mut waits, mapped) = io::pipe()?;
+    let user = match users {
+        Some(_) => libc::CLONE_NEWUSER,
+        None => 0,
+    };
+    let flags = libc::CLONE_NEWPID | user | libc::SIGCHLD;
+    // SAFETY: like fork, with namespaces; this process has one thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } as i32;
+    match pid {
+        -1 => return Err(io::Error::last_os_error()),
         0 => {
+            drop(mapped);
             // Its end is all that can be told: every container that joins the namespace fails then.
-            let _ = execute(&program, &arguments);
+            if let Ok(1) = waits.read(&mut [0]) {
+                let _ = execute(&program, &arguments);
+            }
             // SAFETY: ends this process at once, without the parent's exit handlers.
             unsafe { libc::_exit(255) }
         }
-        pid => Ok(pid),
+        _ => {}
     }
+    if let Some(users) = users {
+        std::fs::write(format!("/proc/{pid}/uid_map"), &users.uid_map)?;
+        std::fs::write(format!("/proc/{pid}/gid_map"), &users.gid_map)?;
+    }
+    (&mapped).write_all(&[1])?;
+    Ok(pid)
 }
 
 fn execute(program: &CString, arguments: &[CString]) -> nix::Result<Infallible> {
     nix::unistd::setsid()?;
+    // The root of its user namespace, where that is not who it is already.
+    nix::unistd::setresgid(0.into(), 0.into(), 0.into())?;
+    nix::unistd::setresuid(0.into(), 0.into(), 0.into())?;
     nix::unistd::execve::<_, CString>(program, arguments, &[])
 }
 

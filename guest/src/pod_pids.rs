@@ -1,12 +1,14 @@
-//! The pid namespace that containers of this pod share if they share one: made when the first asks for it, kept until the end.
+//! The pid namespace and the user namespace that containers of this pod share if they share one: made when the first asks for
+//! it, kept until the end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use caisson_protocol::path::POD_PID_NAMESPACE;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use caisson_protocol::path::{POD_PID_NAMESPACE, POD_USER_NAMESPACE};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 
 use crate::{
     launch,
+    pause::Users,
     reaper::{Exit, Reaper},
     runtime::Request,
     Error, Result,
@@ -32,30 +34,36 @@ impl PodPids {
 
     /// Whether a container with this spec is to be in it.
     pub fn wanted(spec: &Spec) -> bool {
-        let linux = spec.linux().as_ref();
-        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-        namespaces.into_iter().flatten().any(|namespace| {
-            namespace.typ() == LinuxNamespaceType::Pid
-                && namespace
-                    .path()
-                    .as_ref()
-                    .is_some_and(|path| path.as_os_str() == POD_PID_NAMESPACE)
+        joins(spec, LinuxNamespaceType::Pid, POD_PID_NAMESPACE)
+    }
+
+    /// The users of the pod, if a container with this spec is to be in their namespace.
+    pub fn users(spec: &Spec) -> Option<Users> {
+        let linux = spec.linux().as_ref()?;
+        let lines = |lines: &Option<Vec<LinuxIdMapping>>| {
+            let line =
+                |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+            lines.iter().flatten().map(line).collect()
+        };
+        joins(spec, LinuxNamespaceType::User, POD_USER_NAMESPACE).then(|| Users {
+            uid_map: lines(linux.uid_mappings()),
+            gid_map: lines(linux.gid_mappings()),
         })
     }
 
-    /// The pid of its init, which is started if there is none.
-    pub async fn init(&self) -> Result<i32> {
+    /// The pid of its init, which is started if there is none. All containers of a pod have the same users, or none.
+    pub async fn init(&self, users: Option<Users>) -> Result<i32> {
         let _making = self.making.lock().await;
         if let Some(pid) = self.running() {
             return Ok(pid);
         }
         let expected = self.reaper.expect();
-        let made = launch::run(&expected, &Request::Pause, &[]).await?;
+        let made = launch::run(&expected, &Request::Pause { users }, &[]).await?;
         let pid = made.pid.ok_or(Error::Runtime {
             message: "the runtime process told no pid".to_string(),
         })?;
         let (exit, _) = expected.watch(pid);
-        log::info!(pid; "pid namespace of the pod made");
+        log::info!(pid; "namespaces of the pod made");
         *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some((pid, exit));
         Ok(pid)
     }
@@ -74,4 +82,14 @@ impl PodPids {
         let ended = exit.borrow().is_some();
         (!ended).then_some(*pid)
     }
+}
+
+fn joins(spec: &Spec, typ: LinuxNamespaceType, place: &str) -> bool {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    let mut namespaces = namespaces.into_iter().flatten();
+    namespaces.any(|namespace| {
+        let path = namespace.path().as_ref();
+        namespace.typ() == typ && path.is_some_and(|path| path.as_os_str() == place)
+    })
 }

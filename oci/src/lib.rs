@@ -14,6 +14,7 @@ mod privileged;
 pub mod rules;
 pub mod size;
 pub mod translate;
+pub mod users;
 pub mod volume;
 
 pub use annotations::Annotations;
@@ -23,4 +24,5 @@ pub use oci_spec::runtime as spec;
 pub use pod::Role;
 pub use size::{Limits, VmSize};
 pub use translate::{parse_spec, translate, GuestPaths, Node, Plan};
+pub use users::IdMap;
 pub use volume::Volume;

@@ -1,9 +1,9 @@
 //! The table of what can't be honoured in a VM: each row is refused (the container fails, saying why) or dropped
 //! (it starts, with a warning in the shim's log). Devices have a table of their own in [`crate::devices`].
 
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 
-use crate::{error::shorten, Error, Result, Role};
+use crate::{error::shorten, Error, IdMap, Result, Role};
 
 /// What happens to a container that asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,14 +74,16 @@ pub const RULES: &[Rule] = &[
     Rule {
         field: "linux.namespaces.user",
         action: Action::Refuse,
-        advice: "the VM keeps the pod's users apart from the host's; leave hostUsers out of the pod, or set it to true",
+        advice: "a user namespace of the host is not reachable from the guest, which makes one of uidMappings and gidMappings (hostUsers: false)",
         find: |spec, role| {
             let user = |ns: &&LinuxNamespace| ns.typ() == LinuxNamespaceType::User;
             let found = linux(spec)?.namespaces().iter().flatten().find(user)?;
             let path = found.path().as_ref().map(|path| path.display().to_string());
-            match role {
-                Role::Alone => path,
-                Role::Sandbox | Role::Container { .. } => Some(path.unwrap_or_else(|| "(hostUsers: false)".to_owned())),
+            // By path is the one that containerd has made for the pod, of the spec's mappings.
+            match (role, IdMap::of_namespace(spec)) {
+                (Role::Sandbox | Role::Container { .. }, Some(_)) => None,
+                (Role::Alone, Some(_)) => path,
+                (_, None) => Some("(without mappings)".to_owned()),
             }
         },
         drop: keep,
@@ -118,10 +120,12 @@ pub const RULES: &[Rule] = &[
     Rule {
         field: "mounts.uidMappings",
         action: Action::Refuse,
-        advice: "id-mapped mounts are not supported; mount without uidMappings and gidMappings",
+        advice: "only a bind mount can be id-mapped, and by both uidMappings and gidMappings",
         find: |spec, _| {
-            let mapped = spec.mounts().as_ref()?.iter().find(|m| m.uid_mappings().is_some() || m.gid_mappings().is_some());
-            Some(mapped?.destination().display().to_string())
+            let mapped = |m: &&Mount| m.uid_mappings().is_some() || m.gid_mappings().is_some() || has_option(m, &["idmap", "ridmap"]);
+            let wrong = |m: &&Mount| !is_bind(m) || IdMap::of_mount(m).is_none();
+            let found = spec.mounts().as_ref()?.iter().filter(mapped).find(wrong)?;
+            Some(found.destination().display().to_string())
         },
         drop: keep,
     },
@@ -264,6 +268,20 @@ pub fn apply(spec: &mut Spec, role: &Role) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
+/// Whether a mount shows something that is there, and makes no file system.
+pub fn is_bind(mount: &Mount) -> bool {
+    let by_type = matches!(mount.typ().as_deref(), Some("bind" | "rbind"));
+    by_type || has_option(mount, &["bind", "rbind"])
+}
+
+fn has_option(mount: &Mount, names: &[&str]) -> bool {
+    mount
+        .options()
+        .iter()
+        .flatten()
+        .any(|option| names.contains(&option.as_str()))
+}
+
 fn linux(spec: &Spec) -> Option<&Linux> {
     spec.linux().as_ref()
 }
@@ -388,14 +406,41 @@ mod tests {
     }
 
     #[test]
-    fn users_of_a_pod_of_its_own_are_refused_in_kubernetes_words() {
-        let mut spec = spec(|value| {
-            let namespaces = value["linux"]["namespaces"].as_array_mut().unwrap();
-            namespaces.push(json!({"type": "user"}));
-        });
-        assert!(apply(&mut spec, &Role::Alone).is_ok());
-        let message = apply(&mut spec, &Role::Sandbox).unwrap_err().to_string();
-        assert!(message.contains("hostUsers"), "{message}");
+    fn users_of_a_pod_need_mappings_and_their_path_is_the_pods() {
+        let with = |map: serde_json::Value| {
+            spec(|value| {
+                let namespaces = value["linux"]["namespaces"].as_array_mut().unwrap();
+                namespaces.push(json!({"type": "user", "path": "/proc/7/ns/user"}));
+                value["linux"]["uidMappings"] = map.clone();
+                value["linux"]["gidMappings"] = map;
+            })
+        };
+        let mut mapped = with(json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]));
+        assert!(apply(&mut mapped, &Role::Sandbox).is_ok());
+        let refused = |mut spec: Spec, role| apply(&mut spec, &role).unwrap_err().to_string();
+        for message in [
+            refused(mapped, Role::Alone),
+            refused(with(json!([])), Role::Sandbox),
+        ] {
+            assert!(message.contains("hostUsers"), "{message}");
+        }
+    }
+
+    #[test]
+    fn mount_that_is_mapped_is_a_bind_mount_with_both_mappings() {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        let bind = json!({"destination": "/a", "type": "bind", "source": "/a", "uidMappings": map, "gidMappings": map});
+        assert!(apply(
+            &mut spec(|value| value["mounts"] = json!([bind])),
+            &Role::Alone
+        )
+        .is_ok());
+        for (key, wrong) in [("type", json!("tmpfs")), ("gidMappings", json!(null))] {
+            let mut mount = bind.clone();
+            mount[key] = wrong;
+            let message = refusal(|value| value["mounts"] = json!([mount]));
+            assert!(message.contains("mounts.uidMappings /a"), "{message}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     error::shorten,
     pod, privileged, rules,
     volume::{self, Found, Memory, Source},
-    Error, Limits, Result, Role, VmSize, Volume,
+    Error, IdMap, Limits, Result, Role, VmSize, Volume,
 };
 
 /// Where the guest will find what the shim plugs in for this container.
@@ -35,6 +35,8 @@ pub struct GuestPaths {
     pub home: Option<(PathBuf, PathBuf)>,
     /// The pid namespace that containers of a pod share if they share one.
     pub pid_namespace: PathBuf,
+    /// The user namespace of a pod that has one.
+    pub user_namespace: PathBuf,
 }
 
 /// The node that the container comes to.
@@ -98,6 +100,12 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     let role = Role::of(&spec)?;
     let privileged = privileged::is_privileged(&spec);
     let mut warnings = rules::apply(&mut spec, &role)?;
+    if paths.home.is_some() && IdMap::of_namespace(&spec).is_some() {
+        return Err(Error::Field {
+            field: "linux.namespaces.user",
+            reason: "a home keeps its owners, which a user namespace would not know; leave hostUsers out of the pod".to_owned(),
+        });
+    }
     let (disks, dropped) = devices::translate(&mut spec, privileged)?;
     warnings.extend(dropped);
     devices::own_dev(&mut spec)?;
@@ -152,7 +160,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         // Of a mount of the guest nothing goes further; the share follows the host's mounts by itself.
         linux.set_rootfs_propagation(None);
         if let Some(namespaces) = linux.namespaces_mut() {
-            guest_namespaces(namespaces, &role, privileged, &paths.pid_namespace)?;
+            guest_namespaces(namespaces, &role, privileged, paths)?;
         }
     }
     Ok(Plan {
@@ -171,17 +179,22 @@ fn guest_namespaces(
     namespaces: &mut Vec<LinuxNamespace>,
     role: &Role,
     privileged: bool,
-    shared_pids: &Path,
+    paths: &GuestPaths,
 ) -> Result<()> {
-    use LinuxNamespaceType::{Cgroup, Ipc, Network, Pid, Uts};
+    use LinuxNamespaceType::{Cgroup, Ipc, Network, Pid, User, Uts};
     namespaces.retain(|ns| match ns.typ() {
         Network => false,
         Ipc | Uts => ns.path().is_none(),
         _ => true,
     });
     for namespace in namespaces.iter_mut() {
-        if namespace.typ() == Pid && namespace.path().is_some() {
-            namespace.set_path(Some(shared_pids.to_owned()));
+        let shared = match namespace.typ() {
+            Pid => &paths.pid_namespace,
+            User => &paths.user_namespace,
+            _ => continue,
+        };
+        if namespace.path().is_some() {
+            namespace.set_path(Some(shared.clone()));
         }
     }
     // Containerd leaves it out on a host with cgroup v1. The guest has v2, whose tree would show all of the pod's containers.
@@ -221,9 +234,8 @@ impl Sources<'_> {
                 "destination {destination:?} is not absolute"
             )));
         }
-        let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
         let typ = mount.typ().clone().unwrap_or_default();
-        if has("bind") || has("rbind") || typ == "bind" || typ == "rbind" {
+        if rules::is_bind(&mount) {
             let source = mount.source().clone().ok_or_else(|| {
                 refuse(format!("the bind mount at {destination:?} has no source"))
             })?;
@@ -247,6 +259,11 @@ impl Sources<'_> {
                 Source::Memory(memory) => self.remember(memory),
             };
             mount.set_source(Some(place));
+            // The host does it.
+            mount.set_uid_mappings(None).set_gid_mappings(None);
+            if let Some(options) = mount.options_mut() {
+                options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
+            }
             return Ok(mount);
         }
         if !GUEST_FILE_SYSTEMS.contains(&typ.as_str()) {
@@ -300,6 +317,7 @@ mod tests {
             skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
             home: Some(("/home/app".into(), "/g/home".into())),
             pid_namespace: "/g/pid-namespace".into(),
+            user_namespace: "/g/user-namespace".into(),
         }
     }
 

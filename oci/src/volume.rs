@@ -20,7 +20,7 @@ use std::{
 use oci_spec::runtime::Mount;
 use sha2::{Digest, Sha256};
 
-use crate::Role;
+use crate::{IdMap, Role};
 
 /// The name of the memory that is at `/dev/shm`.
 pub const SHM: &str = "shm";
@@ -81,6 +81,8 @@ pub struct Volume {
     pub read_only: ReadOnly,
     /// What the host mounts below it later appears in the guest (`HostToContainer`).
     pub follows_host: bool,
+    /// The owners of its files are others than on the host.
+    pub ids: Option<IdMap>,
 }
 
 /// How much of a volume is read-only.
@@ -140,10 +142,13 @@ impl Pod<'_> {
     pub fn source_of(&self, mount: &Mount, source: &Path) -> Source {
         let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
         let found = self.found.get(source).cloned().unwrap_or_default();
+        let ids = IdMap::of_mount(mount);
+        let owner = |uid, gid| ids.as_ref().map_or((uid, gid), |ids| ids.outside(uid, gid));
         let own_empty_dir = self.is_own_empty_dir(source);
         if let Some(tmpfs) = &found.tmpfs {
             let shm = self.is_shm(mount, source);
             if shm || (own_empty_dir && tmpfs.empty) {
+                let (uid, gid) = owner(tmpfs.uid, tmpfs.gid);
                 return Source::Memory(Memory {
                     name: match shm {
                         true => SHM.to_owned(),
@@ -151,8 +156,8 @@ impl Pod<'_> {
                     },
                     size: tmpfs.size,
                     mode: tmpfs.mode,
-                    uid: tmpfs.uid,
-                    gid: tmpfs.gid,
+                    uid,
+                    gid,
                     strict: shm,
                     copy_of: None,
                 });
@@ -167,15 +172,22 @@ impl Pod<'_> {
         };
         let follows_host = has("rslave") || has("slave");
         let identity = found.identity;
-        let key = format!("{source:?} {identity:?} {recursive} {read_only:?} {follows_host}");
+        let key =
+            format!("{source:?} {identity:?} {recursive} {read_only:?} {follows_host} {ids:?}");
         let volume = Volume {
             name: digest(key.as_bytes()),
             source: source.to_owned(),
             recursive,
             read_only,
             follows_host,
+            ids: ids.clone(),
         };
-        match found.swapped {
+        let swapped = found.swapped.map(|folder| Owner {
+            uid: owner(folder.uid, folder.gid).0,
+            gid: owner(folder.uid, folder.gid).1,
+            ..folder
+        });
+        match swapped {
             // Who may write into it means the host's.
             Some(owner) if read_only != ReadOnly::No => Source::Copy(
                 volume.clone(),

@@ -7,7 +7,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -17,17 +17,20 @@ use caisson_oci::volume::ReadOnly;
 
 /// How a clone differs from its source.
 #[derive(Debug, Clone, Copy)]
-pub struct Bind {
+pub struct Bind<'a> {
     /// With the mounts below it.
     pub recursive: bool,
     /// What is read-only.
     pub read_only: ReadOnly,
     /// Mounts that come below the source later come here, too; never the other way.
     pub follows: bool,
+    /// A user namespace: what belongs to an id of it belongs in the clone to that for which it stands. Of the mount itself, not
+    /// of those below it (runc's `idmap`).
+    pub ids: Option<BorrowedFd<'a>>,
 }
 
 /// Puts a clone of `source`, a directory or file, over `target`, which is of the same kind.
-pub fn bind(source: &Path, target: &Path, how: Bind) -> io::Result<()> {
+pub fn bind(source: &Path, target: &Path, how: Bind<'_>) -> io::Result<()> {
     let (source, target) = (c_path(source)?, c_path(target)?);
     let recursive = if how.recursive {
         libc::AT_RECURSIVE as libc::c_uint
@@ -47,6 +50,15 @@ pub fn bind(source: &Path, target: &Path, how: Bind) -> io::Result<()> {
         libc::MS_PRIVATE
     };
     set(&tree, true, 0, propagation)?;
+    if let Some(ids) = how.ids {
+        let change = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: ids.as_raw_fd() as u64,
+        };
+        set_attributes(&tree, false, &change)?;
+    }
     match how.read_only {
         ReadOnly::No => {}
         ReadOnly::Top => set(&tree, false, libc::MOUNT_ATTR_RDONLY, 0)?,
@@ -78,6 +90,10 @@ fn set(
         propagation,
         userns_fd: 0,
     };
+    set_attributes(tree, recursive, &change)
+}
+
+fn set_attributes(tree: &OwnedFd, recursive: bool, change: &libc::mount_attr) -> io::Result<()> {
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: an open descriptor, a path and a struct that live through the call, and the struct's size.
     let result = unsafe {
@@ -86,7 +102,7 @@ fn set(
             tree.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | recursive,
-            &change,
+            change,
             size_of::<libc::mount_attr>(),
         )
     };

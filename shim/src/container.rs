@@ -13,7 +13,7 @@ use caisson_oci::{
 };
 use caisson_protocol::{
     agent as proto,
-    path::{MEMORY, POD_PID_NAMESPACE, SHARES},
+    path::{MEMORY, POD_PID_NAMESPACE, POD_USER_NAMESPACE, SHARES},
 };
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
@@ -181,6 +181,7 @@ impl Wishes {
             skills: Vec::new(),
             home: None,
             pid_namespace: POD_PID_NAMESPACE.into(),
+            user_namespace: POD_USER_NAMESPACE.into(),
         };
         let store = SkillStore::new(&config.store_dir);
         for (name, skill) in skills::obtain(&store, config, &self.annotations.skills).await? {

@@ -9,7 +9,7 @@ use containerd_shim::{
     asynchronous::{spawn, ExitSignal},
     logger,
     protos::{
-        protobuf::Message,
+        protobuf::{self, Message},
         shim_async::create_task,
         ttrpc::r#async::{transport::Listener, Server},
     },
@@ -23,6 +23,7 @@ use crate::{
     container::Wishes,
     error::{Error, Result},
     events::Events,
+    features,
     pod::Pod,
     sandbox::SandboxService,
     state,
@@ -57,6 +58,9 @@ pub async fn run() -> Result<()> {
             crate::RUNTIME
         );
         return Ok(());
+    }
+    if flags.info {
+        return answer(&encoded(features::info())?);
     }
     match flags.action.as_str() {
         "start" => answer(start(flags).await?.as_bytes()),
@@ -126,7 +130,11 @@ fn delete(flags: &Flags) -> Result<Vec<u8>> {
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..Default::default()
     };
-    response.write_to_bytes().map_err(|error| Error::Request {
+    encoded(response.write_to_bytes())
+}
+
+fn encoded(message: protobuf::Result<Vec<u8>>) -> Result<Vec<u8>> {
+    message.map_err(|error| Error::Request {
         field: "answer",
         reason: error.to_string(),
     })

@@ -14,11 +14,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs, io,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use caisson_oci::Volume;
+use caisson_oci::{volume::ReadOnly, Volume};
 use caisson_protocol::path::SHARES;
 use containerd_shim::{mount::mount_rootfs, protos::types::mount::Mount};
 use nix::mount::{mount, MsFlags};
@@ -26,11 +27,15 @@ use nix::mount::{mount, MsFlags};
 use crate::{
     bind::{bind, Bind},
     error::{Error, Result},
+    id_map,
     state::unmount_below,
 };
 
 /// The folder of the volumes.
 const VOLUMES: &str = ".volumes";
+
+/// The folder beside the shared one in which layers of roots are while they are being mounted.
+const LAYERS: &str = "layers";
 
 /// The tag of the virtiofs device.
 pub const TAG: &str = "pod";
@@ -98,27 +103,14 @@ impl Share {
         // On a thread of its own: for long overlay options it changes the thread's working directory.
         let (done, result) = tokio::sync::oneshot::channel();
         let place = target.clone();
+        let layers = self.path.with_file_name(LAYERS).join(container);
         std::thread::spawn(move || {
-            let mounted = mounts.iter().try_for_each(|m| {
-                let non_empty = |text| Some(text).filter(|t: &&str| !t.is_empty());
-                mount_rootfs(
-                    non_empty(&m.type_),
-                    non_empty(&m.source),
-                    &m.options,
-                    &place,
-                )
-            });
-            drop(done.send(mounted));
+            let mut mounts = mounts.iter();
+            drop(done.send(mounts.try_for_each(|m| mount_one(m, &place, &layers))));
         });
-        let mounted = result.await.unwrap_or_else(|_| {
-            Err(containerd_shim::Error::Other(
-                "the mounting thread ended".to_owned(),
-            ))
-        });
-        mounted.map_err(|source| Error::Mount {
-            target,
-            source: Box::new(source),
-        })
+        result
+            .await
+            .unwrap_or_else(|_| Err(failed_mount(&target, "the mounting thread ended")))
     }
 
     /// Mounts a container's volumes, those that are not there yet. What a failure leaves is removed with the container.
@@ -163,6 +155,88 @@ impl Share {
     }
 }
 
+/// Mounts one of containerd's mounts, with the options by which its snapshotters say whose the files shall be.
+fn mount_one(m: &Mount, target: &Path, layers: &Path) -> Result<()> {
+    let non_empty = |text| Some(text).filter(|t: &&str| !t.is_empty());
+    let mut options = m.options.clone();
+    let ids = id_map::take(&mut options)
+        .map_err(|reason| failed_mount(target, &reason))?
+        .transpose()
+        .map_err(Error::file("map the users of", target))?;
+    let mapped = match &ids {
+        // Its upper layer is the container's own, written with its ids.
+        Some(ids) if m.type_ == "overlay" => Some(MappedLayers::mount(&mut options, ids, layers)?),
+        _ => None,
+    };
+    mount_rootfs(non_empty(&m.type_), non_empty(&m.source), &options, target).map_err(
+        |source| Error::Mount {
+            target: target.to_owned(),
+            source: Box::new(source),
+        },
+    )?;
+    match (ids, mapped) {
+        (Some(ids), None) => {
+            let how = Bind {
+                recursive: false,
+                read_only: ReadOnly::No,
+                follows: false,
+                ids: Some(ids.as_fd()),
+            };
+            bind(target, target, how).map_err(Error::file("map the users of", target))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn failed_mount(target: &Path, reason: &str) -> Error {
+    Error::Mount {
+        target: target.to_owned(),
+        source: Box::new(containerd_shim::Error::Other(reason.to_owned())),
+    }
+}
+
+/// The lower layers of an overlay, each mounted with other owners until the overlay has them.
+struct MappedLayers(PathBuf);
+
+impl MappedLayers {
+    /// Mounts them below `folder` and lets the options name them there.
+    fn mount(options: &mut [String], ids: &OwnedFd, folder: &Path) -> Result<Self> {
+        let mapped = Self(folder.to_owned());
+        for option in options {
+            let Some(lower) = option.strip_prefix("lowerdir=") else {
+                continue;
+            };
+            let mut places = Vec::new();
+            for (number, layer) in lower.split(':').enumerate() {
+                let place = folder.join(number.to_string());
+                fs::create_dir_all(&place).map_err(Error::file("create", &place))?;
+                let how = Bind {
+                    recursive: false,
+                    read_only: ReadOnly::No,
+                    follows: false,
+                    ids: Some(ids.as_fd()),
+                };
+                let layer = Path::new(layer);
+                bind(layer, &place, how).map_err(Error::file("map the users of", layer))?;
+                places.push(place.display().to_string());
+            }
+            *option = format!("lowerdir={}", places.join(":"));
+        }
+        Ok(mapped)
+    }
+}
+
+impl Drop for MappedLayers {
+    fn drop(&mut self) {
+        // The overlay has clones of its own. What stays goes with the pod's folder.
+        let removed = unmount_below(&self.0)
+            .and_then(|()| fs::remove_dir_all(&self.0).map_err(Error::file("remove", &self.0)));
+        if let Err(error) = removed {
+            log::warn!("layers of a root: {}", error.chain());
+        }
+    }
+}
+
 fn mount_volume(volume: &Volume, target: &Path) -> Result<()> {
     let source = &volume.source;
     let metadata = fs::metadata(source).map_err(Error::file("mount volume", source))?;
@@ -173,10 +247,13 @@ fn mount_volume(volume: &Volume, target: &Path) -> Result<()> {
         fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
         fs::File::create(target).map_err(Error::file("create", target))?;
     }
+    let ids = volume.ids.as_ref().map(id_map::namespace).transpose();
+    let ids = ids.map_err(Error::file("map the users of", source))?;
     let how = Bind {
         recursive: volume.recursive,
         read_only: volume.read_only,
         follows: volume.follows_host,
+        ids: ids.as_ref().map(OwnedFd::as_fd),
     };
     bind(source, target, how).map_err(Error::file("mount volume", source))
 }
@@ -205,7 +282,6 @@ fn mount_at(source: Option<&Path>, target: &Path, flags: MsFlags) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use caisson_oci::volume::ReadOnly;
     use nix::mount::{umount2, MntFlags};
     use std::os::unix::fs::MetadataExt;
 
@@ -240,6 +316,7 @@ mod tests {
                 recursive: true,
                 read_only: ReadOnly::No,
                 follows_host: false,
+                ids: None,
             }
         }
 

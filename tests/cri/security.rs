@@ -253,7 +253,6 @@ fn privileged_container_may_mount_and_configure_its_network(
 /// `hostUsers: false`. containerd maps the users of a pod from 1.7 on, and with a kernel of 5.19 the roots of its containers.
 #[rstest]
 #[case::runc(Runtime::Runc)]
-#[ignore = "oci's table refuses hostUsers: false"]
 #[case::caisson(Runtime::Caisson)]
 fn users_of_a_pod_are_mapped(#[case] runtime: Runtime) -> Result<()> {
     let map = IdMapping {

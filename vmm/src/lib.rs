@@ -21,7 +21,7 @@ mod log_lines;
 mod process;
 pub mod qemu;
 mod spec;
-mod user_namespace;
+pub mod user_namespace;
 mod virtiofsd;
 mod vsock;
 

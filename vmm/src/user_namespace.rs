@@ -1,6 +1,6 @@
-//! A user namespace in which every id is the host's own.
+//! User namespaces that are made for their mappings: no process stays in them.
 //!
-//! A process in it has capabilities over files (owners, modes) since all owners are mapped, but none over the host: it can't
+//! A process in one in which every id is the host's own has capabilities over files (owners, modes) since all owners are mapped, but none over the host: it can't
 //! make device nodes, set `trusted.*` attributes, mount the host's filesystems or change its network.
 
 use std::{
@@ -9,8 +9,13 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-/// Makes the namespace. Fails where the host allows none (`user.max_user_namespaces`).
+/// Makes a namespace in which every id is the host's own. Fails where the host allows none (`user.max_user_namespaces`).
 pub(crate) fn identity() -> io::Result<OwnedFd> {
+    with_maps(&own_map("uid_map")?, &own_map("gid_map")?)
+}
+
+/// Makes a namespace with these mappings, in the words of `/proc/<pid>/uid_map` (user_namespaces(7)).
+pub fn with_maps(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     // The child lives until its end of the pipe's writer is closed by us.
     let (hold, release) = io::pipe()?;
     // SAFETY: like fork with a namespace; the child makes system calls only, then exits.
@@ -36,32 +41,35 @@ pub(crate) fn identity() -> io::Result<OwnedFd> {
             libc::_exit(0);
         }
     }
-    let namespace = map_all(pid);
+    let namespace = map(pid, uid_map, gid_map);
     drop(release);
     // SAFETY: our child, which nobody else waits for.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
     namespace
 }
 
-fn map_all(pid: libc::pid_t) -> io::Result<OwnedFd> {
-    for map in ["uid_map", "gid_map"] {
-        // What is mapped here, to itself: 4294967295 ids on a host, fewer in a container.
-        let mut identity = String::new();
-        for line in std::fs::read_to_string(format!("/proc/self/{map}"))?.lines() {
-            let mut fields = line.split_whitespace();
-            if let (Some(inside), Some(_), Some(count)) =
-                (fields.next(), fields.next(), fields.next())
-            {
-                identity.push_str(&format!("{inside} {inside} {count}\n"));
-            }
-        }
-        let path = format!("/proc/{pid}/{map}");
+fn map(pid: libc::pid_t, uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
+    for (name, lines) in [("uid_map", uid_map), ("gid_map", gid_map)] {
+        let path = format!("/proc/{pid}/{name}");
         File::options()
             .write(true)
             .open(path)?
-            .write_all(identity.as_bytes())?;
+            .write_all(lines.as_bytes())?;
     }
     Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
+}
+
+/// What is mapped here, to itself: 4294967295 ids on a host, fewer in a container.
+fn own_map(name: &str) -> io::Result<String> {
+    let mut identity = String::new();
+    for line in std::fs::read_to_string(format!("/proc/self/{name}"))?.lines() {
+        let mut fields = line.split_whitespace();
+        if let (Some(inside), Some(_), Some(count)) = (fields.next(), fields.next(), fields.next())
+        {
+            identity.push_str(&format!("{inside} {inside} {count}\n"));
+        }
+    }
+    Ok(identity)
 }
 
 #[cfg(test)]

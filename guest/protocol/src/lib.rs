@@ -35,6 +35,8 @@ pub mod path {
     pub const MEMORY: &str = "/run/caisson/memory";
     /// A pid namespace with this path is the pod's own, of all containers that name it. Its init is the agent's; no file.
     pub const POD_PID_NAMESPACE: &str = "/run/caisson/pid-namespace";
+    /// A user namespace with this path is the pod's own, of all containers that name it, with the mappings of their specs; no file.
+    pub const POD_USER_NAMESPACE: &str = "/run/caisson/user-namespace";
     /// Serial of the disk with the kernel's further modules, a squashfs whose root is `/lib/modules`.
     pub const MODULES_SERIAL: &str = "modules";
 }

@@ -21,17 +21,19 @@ use nix::{
         stat::Mode,
     },
 };
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Spec;
 use pathrs::Root;
 
-use super::{device_filter, executor::Init, nodes, program, spec, Error, Made, Result, SPEC_FILE};
+use super::{
+    device_filter, executor::Init, nodes, program, spec, users, Error, Made, Result, SPEC_FILE,
+};
 
 const CONSOLE_SOCKET: &str = "console.sock";
 
 /// What the guest adds to a spec.
 pub struct Wanted<'a> {
-    /// The init of the pod's own pid namespace, if the container is to be in that.
-    pub pod_pids: Option<i32>,
+    /// The process in the pod's own pid and user namespaces, if the container is to be in one of them.
+    pub pod: Option<i32>,
     pub disks: &'a [nodes::DiskNode],
     /// All device nodes of the guest.
     pub guest_devices: bool,
@@ -50,9 +52,10 @@ pub fn run(
         .is_ok_and(|controllers| !controllers.trim().is_empty());
     let (mut adapted, process) = spec::adapt(given, cgroup, limits)?;
     let rules = nodes::add(&mut adapted, wanted.disks, wanted.guest_devices)?;
-    if let Some(init) = wanted.pod_pids {
-        spec::join_pids(&mut adapted, init);
+    if let Some(init) = wanted.pod {
+        spec::join_pod(&mut adapted, init);
     }
+    users::adapt(&mut adapted);
     let root = adapted
         .root()
         .as_ref()
@@ -61,7 +64,7 @@ pub fn run(
     fs::metadata(&rootfs).map_err(Error::file("open root", &rootfs))?;
     cross_mounts(&adapted);
     spec::oom_score_adj(process.oom_score_adj())?;
-    own_stdio(&process);
+    own_stdio(users::uid(&adapted, process.user().uid()));
     make_cwd(&adapted, &rootfs, process.cwd());
     let config = bundle.join("config.json");
     adapted
@@ -132,8 +135,8 @@ fn explain_cwd(error: libcontainer::error::LibcontainerError, cwd: &Path) -> Err
     }
 }
 
-/// Gives pipes to the process' user, who may open them again as /dev/stdout.
-pub fn own_stdio(process: &Process) {
+/// Gives pipes to the process' user, as the guest numbers it, who may open them again as /dev/stdout.
+pub fn own_stdio(uid: u32) {
     for fd in 0..3 {
         // SAFETY: `stat` is plain data for which zeros are valid, and the kernel fills it.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -141,7 +144,7 @@ pub fn own_stdio(process: &Process) {
         unsafe {
             if libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
                 // A pipe that keeps its owner can still be written to.
-                let _ = libc::fchown(fd, process.user().uid(), libc::gid_t::MAX);
+                let _ = libc::fchown(fd, uid, libc::gid_t::MAX);
             }
         }
     }

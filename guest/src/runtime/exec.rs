@@ -29,7 +29,7 @@ use nix::{
 };
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 
-use super::{create, program, spec, wire, Error, Made, Result, SPEC_FILE};
+use super::{create, program, spec, users, wire, Error, Made, Result, SPEC_FILE};
 
 /// Starts the process; returns when its program runs.
 pub fn run(bundle: &Path, process: &Path, init: i32, cgroup: &Path) -> Result<Made> {
@@ -50,7 +50,7 @@ pub fn run(bundle: &Path, process: &Path, init: i32, cgroup: &Path) -> Result<Ma
         .linux()
         .as_ref()
         .and_then(|linux| linux.seccomp().clone());
-    create::own_stdio(&process);
+    create::own_stdio(users::uid(&container, process.user().uid()));
     spec::oom_score_adj(own.and_then(|own| own.oom_score_adj()))?;
     // What other processes of the container could see of us before the execve is not theirs.
     nix::sys::prctl::set_dumpable(false).map_err(Error::system("become undumpable"))?;
@@ -144,7 +144,14 @@ fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
     if flags.is_empty() {
         return Ok(());
     }
-    setns(&pidfd, flags).map_err(Error::system("enter the container's namespaces"))
+    let failed = || Error::system("enter the container's namespaces");
+    setns(&pidfd, flags).map_err(failed())?;
+    if flags.contains(CloneFlags::CLONE_NEWUSER) {
+        // Nobody is known by the number that root had outside.
+        nix::unistd::setresgid(0.into(), 0.into(), 0.into()).map_err(failed())?;
+        nix::unistd::setresuid(0.into(), 0.into(), 0.into()).map_err(failed())?;
+    }
+    Ok(())
 }
 
 /// From the fork to the program. Fails in the words of runc.

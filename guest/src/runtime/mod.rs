@@ -14,6 +14,7 @@ mod program;
 mod report;
 mod spec;
 mod update;
+mod users;
 pub mod wire;
 
 use std::{
@@ -43,14 +44,14 @@ pub enum Request {
         /// libcontainer's state is in `state/id`.
         state: PathBuf,
         cgroup: PathBuf,
-        /// The init of the pod's own pid namespace, if it is to be in that.
-        pod_pids: Option<i32>,
+        /// The process in the pod's own pid and user namespaces, if it is to be in one of them.
+        pod: Option<i32>,
         disks: Vec<nodes::DiskNode>,
         /// All device nodes of the guest.
         guest_devices: bool,
     },
-    /// Makes a pid namespace with [`crate::pause`] as its init.
-    Pause,
+    /// Makes a pid namespace with [`crate::pause`] as its init, in a user namespace of its own if there are users.
+    Pause { users: Option<crate::pause::Users> },
     /// Starts a process in the container with this bundle and init.
     Exec {
         bundle: PathBuf,
@@ -76,7 +77,7 @@ impl Request {
     pub fn verb(&self) -> &'static str {
         match self {
             Request::Create { .. } => "create",
-            Request::Pause => "pause",
+            Request::Pause { .. } => "pause",
             Request::Exec { .. } => "exec",
             Request::Update { .. } => "update",
             Request::Graft { .. } => "graft",
@@ -165,19 +166,20 @@ pub fn run() -> ExitCode {
             bundle,
             state,
             cgroup,
-            pod_pids,
+            pod,
             disks,
             guest_devices,
         } => stdio_from(stdio).and_then(|()| {
             let wanted = create::Wanted {
-                pod_pids,
+                pod,
                 disks: &disks,
                 guest_devices,
             };
             create::run(&id, &bundle, &state, &cgroup, &wanted)
         }),
-        Request::Pause => stdio_from(stdio).and_then(|()| {
-            let pid = crate::pause::start().map_err(Error::system("make a pid namespace"))?;
+        Request::Pause { users } => stdio_from(stdio).and_then(|()| {
+            let pid = crate::pause::start(users.as_ref())
+                .map_err(Error::system("make the pod's namespaces"))?;
             Ok(Made {
                 pid: Some(pid),
                 terminal: None,

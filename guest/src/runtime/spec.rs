@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use caisson_protocol::path::{POD_PID_NAMESPACE, POD_USER_NAMESPACE};
 use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, LinuxResources,
     Process, Spec,
@@ -58,16 +59,21 @@ pub fn adapt(mut spec: Spec, cgroup: &Path, limits: bool) -> Result<(Spec, Proce
     Ok((spec, process))
 }
 
-/// Puts the container into the pid namespace that has this init.
-pub fn join_pids(spec: &mut Spec, init: i32) {
+/// Puts the container into those namespaces of the pod that it names, in which this process is.
+pub fn join_pod(spec: &mut Spec, process: i32) {
     let namespaces = spec.linux_mut().as_mut();
     for namespace in namespaces
         .and_then(|linux| linux.namespaces_mut().as_mut())
         .into_iter()
         .flatten()
     {
-        if namespace.typ() == LinuxNamespaceType::Pid {
-            namespace.set_path(Some(format!("/proc/{init}/ns/pid").into()));
+        let (place, name) = match namespace.typ() {
+            LinuxNamespaceType::Pid => (POD_PID_NAMESPACE, "pid"),
+            LinuxNamespaceType::User => (POD_USER_NAMESPACE, "user"),
+            _ => continue,
+        };
+        if namespace.path().as_deref() == Some(Path::new(place)) {
+            namespace.set_path(Some(format!("/proc/{process}/ns/{name}").into()));
         }
     }
 }

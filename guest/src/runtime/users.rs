@@ -1,0 +1,84 @@
+//! Containers in a user namespace: what their root may not do, since the guest's own namespaces are not theirs.
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
+
+/// File systems that show a namespace of the pod's, which belongs to the guest's root, so that the container's may not mount them
+/// anew: they are shown as the guest has them. Where a volume's or another mount's place is below, that comes later in the list.
+const GUESTS: &[(&str, &str)] = &[("sysfs", "/sys"), ("mqueue", "/dev/mqueue")];
+
+/// Changes a spec with a user namespace so that its mounts can be made in it.
+pub fn adapt(spec: &mut Spec) {
+    if mappings(spec).is_none() {
+        return;
+    }
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let place = GUESTS
+            .iter()
+            .find(|(typ, _)| mount.typ().as_deref() == Some(*typ));
+        if let Some((_, place)) = place {
+            show(mount, place);
+        }
+    }
+}
+
+fn show(mount: &mut Mount, place: &str) {
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.push("rbind".to_string());
+    mount
+        .set_typ(Some("bind".to_string()))
+        .set_source(Some(place.into()))
+        .set_options(Some(options));
+}
+
+/// The uid in the guest of a container's.
+pub fn uid(spec: &Spec, uid: u32) -> u32 {
+    let lines = mappings(spec).unwrap_or_default();
+    let found = lines.iter().find_map(|line| {
+        let offset = uid.checked_sub(line.container_id())?;
+        (offset < line.size()).then(|| line.host_id().checked_add(offset))?
+    });
+    found.unwrap_or(uid)
+}
+
+/// Of a spec with a user namespace.
+fn mappings(spec: &Spec) -> Option<&[LinuxIdMapping]> {
+    let linux = spec.linux().as_ref()?;
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.find(|ns| ns.typ() == LinuxNamespaceType::User)?;
+    Some(linux.uid_mappings().as_deref().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str) -> Spec {
+        let text = format!(
+            r#"{{"ociVersion":"1.1.0","mounts":[{{"destination":"/sys","type":"sysfs","options":["ro"]}}],"linux":{{
+            "namespaces":[{namespaces}],"uidMappings":[{{"containerID":0,"hostID":100000,"size":10}}]}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn sysfs_is_the_guests_in_a_user_namespace_only() {
+        let mut mapped = spec(r#"{"type":"user"}"#);
+        let mut plain = spec("");
+        adapt(&mut mapped);
+        adapt(&mut plain);
+        let mount = &mapped.mounts().as_ref().unwrap()[0];
+        assert_eq!(mount.typ().as_deref(), Some("bind"));
+        assert_eq!(mount.options().as_ref().unwrap(), &["ro", "rbind"]);
+        assert_eq!(
+            plain.mounts().as_ref().unwrap()[0].typ().as_deref(),
+            Some("sysfs")
+        );
+    }
+
+    #[test]
+    fn uid_in_the_guest_is_the_mapped_one() {
+        let mapped = spec(r#"{"type":"user"}"#);
+        assert_eq!((uid(&mapped, 7), uid(&mapped, 10)), (100_007, 10));
+        assert_eq!(uid(&spec(""), 7), 7);
+    }
+}

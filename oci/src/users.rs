@@ -1,0 +1,97 @@
+//! User namespaces (`hostUsers: false`), as containerd writes them into specs.
+//!
+//! The guest knows the ids of the host: what the node's snapshotter has mapped or given away (`uidmap=` of the root's mounts,
+//! chowned snapshots) and what the kubelet wants mapped (`mounts.uidMappings`) is mapped on the host, as for runc, and the
+//! virtiofs device passes the ids on. In the guest a container's user namespace has the mappings of its spec. So one table holds on
+//! both sides, for volumes of other pods too, and the guest's kernel need not map mounts of virtiofs, which 6.1 can't.
+
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
+
+/// The file of a user namespace has at most this many lines (user_namespaces(7)).
+const MAX_LINES: usize = 340;
+
+/// Which ids stand for which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    uids: Vec<LinuxIdMapping>,
+    gids: Vec<LinuxIdMapping>,
+}
+
+impl IdMap {
+    /// Of the user namespace that a spec asks for. None without one, or without mappings for both, which the rules refuse.
+    pub fn of_namespace(spec: &Spec) -> Option<Self> {
+        let linux = spec.linux().as_ref()?;
+        let mut namespaces = linux.namespaces().iter().flatten();
+        namespaces.find(|ns| ns.typ() == LinuxNamespaceType::User)?;
+        Self::new(linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())
+    }
+
+    /// Of a mount whose files shall have other owners than at its source.
+    pub fn of_mount(mount: &Mount) -> Option<Self> {
+        Self::new(mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref())
+    }
+
+    fn new(uids: Option<&Vec<LinuxIdMapping>>, gids: Option<&Vec<LinuxIdMapping>>) -> Option<Self> {
+        let good = |lines: &&Vec<LinuxIdMapping>| (1..=MAX_LINES).contains(&lines.len());
+        Some(Self {
+            uids: uids.filter(good)?.clone(),
+            gids: gids.filter(good)?.clone(),
+        })
+    }
+
+    /// As `/proc/<pid>/uid_map` takes it.
+    pub fn uid_map(&self) -> String {
+        text(&self.uids)
+    }
+
+    /// As `/proc/<pid>/gid_map` takes it.
+    pub fn gid_map(&self) -> String {
+        text(&self.gids)
+    }
+
+    /// Who owns on the outside what these own on the inside; what is not mapped stays.
+    pub fn outside(&self, uid: u32, gid: u32) -> (u32, u32) {
+        (outside(&self.uids, uid), outside(&self.gids, gid))
+    }
+}
+
+fn text(lines: &[LinuxIdMapping]) -> String {
+    let line = |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+    lines.iter().map(line).collect()
+}
+
+fn outside(lines: &[LinuxIdMapping], id: u32) -> u32 {
+    let found = lines.iter().find_map(|line| {
+        let offset = id.checked_sub(line.container_id())?;
+        (offset < line.size()).then(|| line.host_id().checked_add(offset))?
+    });
+    found.unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn map(lines: serde_json::Value) -> Option<IdMap> {
+        let mount = json!({"destination": "/x", "uidMappings": lines, "gidMappings": lines});
+        IdMap::of_mount(&serde_json::from_value(mount).unwrap())
+    }
+
+    #[test]
+    fn id_is_found_in_its_line_and_stays_where_there_is_none() {
+        let map = map(json!([
+            {"containerID": 0, "hostID": 100_000, "size": 10},
+            {"containerID": 20, "hostID": u32::MAX, "size": 10},
+        ]))
+        .unwrap();
+        assert_eq!(map.outside(0, 9), (100_000, 100_009));
+        assert_eq!(map.outside(10, 21), (10, 21));
+        assert_eq!(map.uid_map(), "0 100000 10\n20 4294967295 10\n");
+    }
+
+    #[test]
+    fn map_without_lines_is_none() {
+        assert_eq!(map(json!([])), None);
+    }
+}
