@@ -4,7 +4,7 @@
 
 # By CRI: where containerd's version matters, and where one version is enough.
 pods = $(addprefix --test cri_,lifecycle network kills)
-more_pods = $(addprefix --test cri_,surroundings streams security volumes images pod_specs)
+more_pods = $(addprefix --test cri_,surroundings streams security users volumes images pod_specs)
 # A pod with hostNetwork crashes containerd 2.1.4 where the runtime has sandboxer = "shim": containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
 # Not in `make test`: they take long and much memory.

@@ -28,6 +28,26 @@ fn removed_pod_leaves_nothing(#[case] runtime: Runtime) -> Result<()> {
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
+fn removed_pod_with_users_of_its_own_leaves_nothing(#[case] runtime: Runtime) -> Result<()> {
+    let _alone = alone();
+    let node = warm()?;
+    let pod = || node.pod().runtime(runtime).own_users().start();
+    // The first makes what the snapshotter keeps.
+    pod()?.container("busybox").args(["true"]).run()?.ok()?;
+    let before = Leftovers::count(node);
+    let pod = pod()?;
+    let volume = pod.folder("volume")?;
+    let container = pod.container("busybox").mount_mapped(&volume, "/volume");
+    let container = container.args(["sleep", "1000"]).start()?;
+    container.sh("touch /volume/file")?;
+    pod.stop()?;
+    pod.remove()?;
+    Leftovers::none_since(node, &before)
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
 fn removed_container_leaves_nothing_in_a_pod_that_goes_on(#[case] runtime: Runtime) -> Result<()> {
     let _alone = alone();
     let node = warm()?;

@@ -5,9 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use caisson_tests::{
     cri::{
-        api::{
-            security_profile::ProfileType, IdMapping, NamespaceMode, SecurityProfile, UserNamespace,
-        },
+        api::{security_profile::ProfileType, SecurityProfile},
         Container, CriNode, Pod,
     },
     Runtime,
@@ -247,35 +245,6 @@ fn privileged_container_may_mount_and_configure_its_network(
     container.sh("mount -t tmpfs none /mnt && echo kept > /mnt/file && umount /mnt")?;
     container.sh("ip link add dummy7 type dummy || ip link set lo mtu 60000")?;
     container.sh("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
-    Ok(())
-}
-
-/// `hostUsers: false`. containerd maps the users of a pod from 1.7 on, and with a kernel of 5.19 the roots of its containers.
-#[rstest]
-#[case::runc(Runtime::Runc)]
-#[case::caisson(Runtime::Caisson)]
-fn users_of_a_pod_are_mapped(#[case] runtime: Runtime) -> Result<()> {
-    let map = IdMapping {
-        host_id: 100_000,
-        container_id: 0,
-        length: 65_536,
-    };
-    let pod = CriNode::shared().pod().runtime(runtime);
-    let pod = pod.namespaces(|namespaces| {
-        namespaces.userns_options = Some(UserNamespace {
-            mode: NamespaceMode::Pod.into(),
-            uids: vec![map],
-            gids: vec![map],
-        });
-    });
-    let pod = pod.start()?;
-    let container = sleeping(pod.container("busybox"))?;
-    let map = container.sh("xargs < /proc/self/uid_map")?;
-    assert_eq!(map, "0 100000 65536");
-    assert_eq!(
-        container.sh("stat -c %u /bin/busybox; touch /root/new; stat -c %u /root/new")?,
-        "0\n0"
-    );
     Ok(())
 }
 

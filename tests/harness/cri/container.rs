@@ -19,7 +19,7 @@ use super::{
     },
     image_spec,
     log::{self, Line},
-    pod::Pod,
+    pod::{Pod, USERS},
     stream::Session,
     CriNode,
 };
@@ -104,6 +104,15 @@ impl<'p> ContainerBuilder<'p> {
     /// As [`ContainerBuilder::mount`], read-only.
     pub fn mount_read_only(self, source: &Path, target: &str) -> Self {
         self.mount_with(source, target, |mount| mount.readonly = true)
+    }
+
+    /// As [`ContainerBuilder::mount`], with owners as on the node in a pod of [`super::PodBuilder::own_users`]: what the kubelet does
+    /// with volumes of such a pod.
+    pub fn mount_mapped(self, source: &Path, target: &str) -> Self {
+        self.mount_with(source, target, |mount| {
+            mount.uid_mappings = vec![USERS];
+            mount.gid_mappings = vec![USERS];
+        })
     }
 
     /// As [`ContainerBuilder::mount`], changed by `edit`.

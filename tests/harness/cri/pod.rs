@@ -11,16 +11,24 @@ use anyhow::{Context, Result};
 
 use super::{
     api::{
-        DnsConfig, ListPodSandboxStatsRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
-        PodSandboxMetadata, PodSandboxState, PodSandboxStats, PodSandboxStatsRequest,
-        PodSandboxStatus, PodSandboxStatusRequest, PodSandboxStatusResponse,
-        RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
+        DnsConfig, IdMapping, ListPodSandboxStatsRequest, NamespaceMode, NamespaceOption,
+        PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStats,
+        PodSandboxStatsRequest, PodSandboxStatus, PodSandboxStatusRequest,
+        PodSandboxStatusResponse, RemovePodSandboxRequest, RunPodSandboxRequest,
+        StopPodSandboxRequest, UserNamespace,
     },
     container::ContainerBuilder,
     forward::Forward,
     CriNode,
 };
 use crate::{command, container, leftovers, Runtime};
+
+/// The users of a pod that has its own.
+pub const USERS: IdMapping = IdMapping {
+    host_id: 100_000,
+    container_id: 0,
+    length: 65_536,
+};
 
 /// How long the last process of a pod may take to leave its cgroup.
 const GONE: Duration = Duration::from_secs(3);
@@ -111,6 +119,17 @@ impl<'n> PodBuilder<'n> {
     /// `hostNetwork`.
     pub fn host_network(self) -> Self {
         self.namespaces(|namespaces| namespaces.network = NamespaceMode::Node.into())
+    }
+
+    /// `hostUsers: false`, with the mapping [`USERS`].
+    pub fn own_users(self) -> Self {
+        self.namespaces(|namespaces| {
+            namespaces.userns_options = Some(UserNamespace {
+                mode: NamespaceMode::Pod.into(),
+                uids: vec![USERS],
+                gids: vec![USERS],
+            });
+        })
     }
 
     /// A pod that may hold privileged containers.
