@@ -1,4 +1,5 @@
-//! Pods with users of their own (`hostUsers: false`). containerd maps the users of a pod from 1.7 on.
+//! Pods with users of their own (`hostUsers: false`), on containerd 2.x: 1.7 maps roots but no volumes, and fails where two pods
+//! map the same image at once.
 
 use std::{
     fs,
@@ -167,6 +168,17 @@ fn shared_pid_namespace_shows_the_other_container(#[case] runtime: Runtime) -> R
     let container = sleeping(pod.container("busybox"))?;
     let processes = container.sh("ps")?;
     assert!(processes.contains("sleep 4321"), "{processes}");
+    Ok(())
+}
+
+/// What it may do it may do to what is its own, and the devices that it is shown are the guest's.
+#[test]
+fn privileged_container_is_root_of_its_own_users() -> Result<()> {
+    let pod = own_users(Runtime::Caisson).privileged().start()?;
+    let container = sleeping(pod.container("busybox").privileged())?;
+    let line = "xargs < /proc/1/uid_map; mount -t tmpfs none /mnt && touch /mnt/file && ls /mnt";
+    assert_eq!(container.sh(line)?, "0 100000 65536\nfile");
+    container.sh("head -c 1 /dev/urandom > /dev/null")?;
     Ok(())
 }
 

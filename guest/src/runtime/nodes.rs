@@ -8,11 +8,11 @@ use std::{
 
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-    Spec,
+    Mount, MountBuilder, Spec,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Result};
+use super::{users, Error, Result};
 use crate::devices::find_disk;
 
 /// Drivers whose modules the kernel loads when their node is opened; devtmpfs has the nodes only then (kmod's `modules.devname`).
@@ -47,6 +47,7 @@ pub(super) fn add(
 ) -> Result<Vec<LinuxDeviceCgroup>> {
     let mut rules = Vec::new();
     let mut nodes = Vec::new();
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
     for disk in disks {
         let missing = || Error::Disk {
             serial: disk.serial.clone(),
@@ -63,7 +64,10 @@ pub(super) fn add(
             .uid(disk.uid)
             .gid(disk.gid)
             .build();
-        nodes.push(made.map_err(|_| missing())?);
+        match users::are_own(spec) {
+            false => nodes.push(made.map_err(|_| missing())?),
+            true => mounts.push(shown(&node, &disk.path).ok_or_else(missing)?),
+        }
         let rule = LinuxDeviceCgroupBuilder::default()
             .allow(true)
             .typ(LinuxDeviceType::B)
@@ -79,6 +83,7 @@ pub(super) fn add(
             nodes.extend(node(Path::new(path), *typ, *major, *minor, 0o666, 0));
         }
     }
+    spec.set_mounts(Some(mounts));
     if let Some(linux) = spec.linux_mut() {
         let mut devices = linux.devices().clone().unwrap_or_default();
         for node in nodes {
@@ -89,6 +94,13 @@ pub(super) fn add(
         linux.set_devices(Some(devices).filter(|devices| !devices.is_empty()));
     }
     Ok(rules)
+}
+
+/// The guest's node of a disk in the place where a container wants it, for one that can have no node of its own.
+fn shown(node: &Path, path: &Path) -> Option<Mount> {
+    let mount = MountBuilder::default().typ("bind").source(node);
+    let options = ["bind", "nosuid", "noexec"].map(String::from);
+    mount.destination(path).options(options).build().ok()
 }
 
 /// Every node below a directory of devtmpfs; what can't be read is left out.

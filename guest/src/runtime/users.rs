@@ -1,4 +1,7 @@
 //! Containers in a user namespace: what their root may not do, since the guest's own namespaces are not theirs.
+//!
+//! A pod's network, IPC and UTS namespaces are those that the guest has booted with, and belong to its root. So a capability over the
+//! network (NET_ADMIN) is one over nothing there, other than on runc, where the pod's network belongs to its users.
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
@@ -8,8 +11,16 @@ const GUESTS: &[(&str, &str)] = &[("sysfs", "/sys"), ("mqueue", "/dev/mqueue")];
 
 /// Changes a spec with a user namespace so that its mounts can be made in it.
 pub fn adapt(spec: &mut Spec) {
-    if mappings(spec).is_none() {
+    if !are_own(spec) {
         return;
+    }
+    // Nodes can't be made in it, so libcontainer shows the guest's, where it has them.
+    if let Some(devices) = spec
+        .linux_mut()
+        .as_mut()
+        .and_then(|linux| linux.devices_mut().as_mut())
+    {
+        devices.retain(|device| device.path().exists());
     }
     for mount in spec.mounts_mut().iter_mut().flatten() {
         let place = GUESTS
@@ -28,6 +39,11 @@ fn show(mount: &mut Mount, place: &str) {
         .set_typ(Some("bind".to_string()))
         .set_source(Some(place.into()))
         .set_options(Some(options));
+}
+
+/// Whether a container has users of its own.
+pub fn are_own(spec: &Spec) -> bool {
+    mappings(spec).is_some()
 }
 
 /// The uid in the guest of a container's.

@@ -55,6 +55,7 @@ pub struct Suite {
     surroundings: Surroundings,
     _registry: Registry<'static>,
     _supervisor: Supervisor,
+    _root: TestRoot,
 }
 
 impl Suite {
@@ -81,6 +82,7 @@ impl Suite {
             surroundings,
             _registry: registry,
             _supervisor: Supervisor::start(node),
+            _root: TestRoot::make()?,
         })
     }
 
@@ -142,6 +144,34 @@ impl Suite {
 impl Drop for Suite {
     fn drop(&mut self) {
         self.node.remove();
+    }
+}
+
+/// Where containerd's own runs of the tests have their root. TestPodUserNS looks there whether mounts can be mapped.
+struct TestRoot {
+    is_ours: bool,
+}
+
+impl TestRoot {
+    const PATH: &str = "/var/lib/containerd-test";
+
+    fn make() -> Result<Self> {
+        match fs::create_dir(Self::PATH) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(error).context(Self::PATH)
+            }
+            made => Ok(Self {
+                is_ours: made.is_ok(),
+            }),
+        }
+    }
+}
+
+impl Drop for TestRoot {
+    fn drop(&mut self) {
+        if self.is_ours {
+            let _ = fs::remove_dir(Self::PATH);
+        }
     }
 }
 
