@@ -48,6 +48,8 @@ pub(crate) async fn start(
         // Overlayfs's whiteouts need no capability.
         "--modcaps=-mknod".to_owned(),
         "--xattr".to_owned(),
+        // Root of a guest may have trusted attributes, as an overlay over a volume needs them. The host's own take a capability.
+        "--xattrmap=:map:trusted.:user.virtiofs.:".to_owned(),
         "--cache=auto".to_owned(),
         "--log-level=warn".to_owned(),
         format!("--rlimit-nofile={}", max_inodes()),
