@@ -11,6 +11,8 @@
 //! | `hub-busybox` | `busybox` with the users and groups that Docker Hub's image of this name has |
 //! | `resource-consumer`, `volume-copy-up`, `volume-ownership` | what containerd's own CRI tests want of the images of these names |
 //! | `many` | `busybox` and 50,000 files below `/many` |
+//!
+//! Those made of Debian packages are in [`crate::debian`].
 
 use std::{
     path::{Path, PathBuf},
@@ -21,6 +23,7 @@ use anyhow::{bail, Context, Result};
 use serde_json::json;
 
 use crate::{
+    debian,
     image::{root, ImageBuilder, Owner},
     paths,
 };
@@ -44,8 +47,11 @@ pub fn full_name(name: &str) -> String {
     format!("localhost/{name}:test")
 }
 
-/// Writes the archive of an image into `dir`.
+/// The archive of an image: written into `dir`, or one of [`debian`], which stays where it is.
 pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
+    if let Some(archive) = debian::archive(name) {
+        return archive;
+    }
     let mut image = ImageBuilder::new(dir)?;
     if name != "empty" {
         busybox(&mut image)?;

@@ -115,43 +115,14 @@ impl ImageBuilder {
     /// Writes the archive, as `docker save` and `skopeo` write it in OCI format.
     pub fn finish(mut self, name: &str, archive: &Path) -> Result<()> {
         self.layer.finish()?;
-        let hashing = self.layer.into_inner()?;
-        let (layer_digest, layer_size) = hashing.finish()?;
-        let config = serde_json::to_vec(&json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": self.config,
-            "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
-        }))?;
-        let manifest = serde_json::to_vec(&json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [{
-                "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                "digest": layer_digest,
-                "size": layer_size,
-            }],
-        }))?;
-        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        entry["annotations"] = json!({
-            "io.containerd.image.name": name,
-            "org.opencontainers.image.ref.name": name,
-        });
-        let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
-
-        let mut tar = tar::Builder::new(BufWriter::new(File::create(archive)?));
-        append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        append(&mut tar, "index.json", &index)?;
-        append(&mut tar, &blob(&digest(&config)), &config)?;
-        append(&mut tar, &blob(&digest(&manifest)), &manifest)?;
-        let mut header = header(EntryType::Regular, root(0o644), layer_size);
-        tar.append_data(
-            &mut header,
-            blob(&layer_digest),
-            File::open(&self.layer_path)?,
+        let (digest, size) = self.layer.into_inner()?.finish()?;
+        write_archive(
+            &self.layer_path,
+            (&digest, size),
+            &self.config,
+            name,
+            archive,
         )?;
-        tar.into_inner()?.flush()?;
         std::fs::remove_file(&self.layer_path)?;
         Ok(())
     }
@@ -178,6 +149,56 @@ impl ImageBuilder {
             .append_data(&mut header, path, bytes)
             .with_context(|| path.to_owned())
     }
+}
+
+/// Writes the archive of an image whose one layer is this tar file, with a configuration as [`ImageBuilder::config`] makes it.
+pub fn archive_of_layer(layer: &Path, config: &Value, name: &str, archive: &Path) -> Result<()> {
+    let mut hashing = Hashing::new(io::sink());
+    let mut file = File::open(layer).with_context(|| layer.display().to_string())?;
+    io::copy(&mut file, &mut hashing)?;
+    let (digest, size) = hashing.finish()?;
+    write_archive(layer, (&digest, size), config, name, archive)
+}
+
+fn write_archive(
+    layer: &Path,
+    (layer_digest, layer_size): (&str, u64),
+    config: &Value,
+    name: &str,
+    archive: &Path,
+) -> Result<()> {
+    let config = serde_json::to_vec(&json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
+    }))?;
+    let manifest = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": layer_digest,
+            "size": layer_size,
+        }],
+    }))?;
+    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    entry["annotations"] = json!({
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name,
+    });
+    let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
+
+    let mut tar = tar::Builder::new(BufWriter::new(File::create(archive)?));
+    append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    append(&mut tar, "index.json", &index)?;
+    append(&mut tar, &blob(&digest(&config)), &config)?;
+    append(&mut tar, &blob(&digest(&manifest)), &manifest)?;
+    let mut header = header(EntryType::Regular, root(0o644), layer_size);
+    tar.append_data(&mut header, blob(layer_digest), File::open(layer)?)?;
+    tar.into_inner()?.flush()?;
+    Ok(())
 }
 
 /// `sha256:` and the digest of these bytes.

@@ -18,7 +18,7 @@
 //! - [`command`]: a program with an end of time, and what it printed;
 //! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
 //! - [`cri`]: pods and their containers, as a kubelet asks for them;
-//! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name;
+//! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name; [`debian`]: those of Debian packages;
 //! - [`bridge`]: network namespaces as CNI leaves them;
 //! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
 
@@ -27,6 +27,7 @@ pub mod command;
 pub mod config;
 pub mod container;
 pub mod cri;
+pub mod debian;
 pub mod events;
 pub mod exec;
 pub mod fixture;

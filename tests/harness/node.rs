@@ -164,7 +164,9 @@ impl Node {
             let mut ctr = self.ctr_in(namespace);
             ctr.args(["images", "import"]).arg(&archive);
             command::run(&mut ctr, None, LIMIT)?.ok()?;
-            fs::remove_file(archive)?;
+            if archive.starts_with(&self.dir) {
+                fs::remove_file(archive)?;
+            }
             imported.push(key);
         }
         Ok(full)
