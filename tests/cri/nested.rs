@@ -1,0 +1,123 @@
+//! Containers within a container: Debian's podman in a privileged pod, with its own network behind the pod's.
+//!
+//! podman's storage is on an emptyDir, where it makes overlays itself; the guest's kernel loads what that and the network need
+//! (overlay, bridge, veth, nf_tables and xtables) when it is asked for it.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Result;
+use caisson_tests::{
+    command,
+    cri::{Container, CriNode, Pod},
+    fixture, Runtime,
+};
+use rstest::rstest;
+
+/// podman's commands take seconds under emulation, those of iptables for its network half a minute.
+const LIMIT: Duration = Duration::from_secs(90);
+/// The port of the pod that podman leads to the inner container's port 80.
+const PUBLISHED: u16 = 8080;
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn inner_container_is_reached_by_the_outer(#[case] runtime: Runtime) -> Result<()> {
+    let outer = outer(runtime)?;
+    let address = podman(outer, "inspect -f '{{.NetworkSettings.IPAddress}}' inner")?;
+    assert!(address.starts_with("10.88."), "{address}");
+    let line = format!("busybox wget -qO- http://{address}/name");
+    assert_eq!(outer.sh(&line)?, "inner");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn published_port_of_the_inner_container_is_reached_from_another_pod(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    let outer = outer(runtime)?;
+    let url = format!("http://{}:{PUBLISHED}/name", outer.pod().ipv4()?);
+    let client = client(runtime)?.container("busybox");
+    let output = client.args(["wget", "-qO-", &url]).run()?.ok()?;
+    assert_eq!(output.line(), "inner");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn inner_container_reaches_another_pod(#[case] runtime: Runtime) -> Result<()> {
+    let outer = outer(runtime)?;
+    let other = client(runtime)?;
+    let server = other.container("busybox");
+    let server = server
+        .sh("mkdir /srv; echo other > /srv/name; echo ready; httpd -f -p 8000 -h /srv")
+        .start()?;
+    server.wait_for_output("ready")?;
+    let url = format!("http://{}:8000/name", other.ipv4()?);
+    assert_eq!(
+        podman(outer, &format!("exec inner wget -qO- {url}"))?,
+        "other"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn inner_container_has_its_image_as_an_overlay(#[case] runtime: Runtime) -> Result<()> {
+    let outer = outer(runtime)?;
+    let root = podman(outer, "exec inner grep ' / ' /proc/mounts")?;
+    assert!(root.starts_with("overlay / overlay"), "{root}");
+    Ok(())
+}
+
+/// A container in which podman runs one called `inner` with a web server; one for each runtime, since it takes a minute.
+fn outer(runtime: Runtime) -> Result<&'static Container<'static>> {
+    static OUTER: Mutex<Option<HashMap<Runtime, &'static Container<'static>>>> = Mutex::new(None);
+    let mut known = OUTER.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    if let Some(container) = known.get(&runtime) {
+        return Ok(container);
+    }
+    let pod = CriNode::shared().pod().runtime(runtime).privileged();
+    let pod: &'static Pod = Box::leak(Box::new(pod.start()?));
+    let images = pod.folder("images")?;
+    fixture::archive("busybox", &images)?;
+    let container = pod
+        .container("podman")
+        .privileged()
+        .mount(&images, "/images")
+        .mount(&pod.folder("storage")?, "/var/lib/containers")
+        .args(["sleep", "100000"])
+        .start()?;
+    podman(&container, "load -q -i /images/busybox.tar")?;
+    podman(
+        &container,
+        &format!(
+            "run -d --name inner -p {PUBLISHED}:80 localhost/busybox:test \
+             sh -c 'mkdir /srv; echo inner > /srv/name; exec httpd -f -p 80 -h /srv'"
+        ),
+    )?;
+    command::poll("the inner server", Duration::from_secs(30), || {
+        let line = format!("busybox wget -qO- http://127.0.0.1:{PUBLISHED}/name");
+        container.sh(&line).ok()
+    })?;
+    let container: &'static Container = Box::leak(Box::new(container));
+    known.insert(runtime, container);
+    Ok(container)
+}
+
+fn podman(outer: &Container, words: &str) -> Result<String> {
+    let output = outer.exec_within(["sh", "-c", &format!("podman {words}")], LIMIT)?;
+    Ok(output.ok()?.line())
+}
+
+fn client(runtime: Runtime) -> Result<&'static Pod<'static>> {
+    CriNode::shared().shared_pod(runtime)
+}
