@@ -45,6 +45,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["round-trips", address, count] => {
             round_trips(TcpStream::connect(address)?, number(count)?)
         }
+        ["log", count] => log(number(count)?),
         ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),
         ["reserve", mib] => reserve(number(mib)? as usize),
@@ -301,6 +302,15 @@ fn allocate(mib: usize) -> io::Result<String> {
         "allocated {} pages",
         touched.map(|&byte| usize::from(byte)).sum::<usize>()
     ))
+}
+
+/// Lines of 100 bytes with a number each, as a program logs them: every line is written by itself.
+fn log(count: u64) -> io::Result<String> {
+    let mut stdout = io::stdout().lock();
+    for number in 0..count {
+        writeln!(stdout, "{number:099}")?;
+    }
+    Ok("all".into())
 }
 
 /// Takes and touches memory and keeps it for half a minute.

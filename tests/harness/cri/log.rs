@@ -1,19 +1,23 @@
 //! CRI's log format: `TIME STREAM TAG TEXT` a line, where the tag is F for a whole line and P for a part of one
 //! (kubernetes/design-proposals-archive, kubelet-cri-logging).
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{ensure, Context, Result};
 
 /// A line of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
+    /// When containerd read it, since the midnight before, whichever its zone.
+    pub time: Duration,
     /// `stdout` or `stderr`.
     pub stream: String,
     /// Whether more of the same line follows.
     pub partial: bool,
     pub text: String,
 }
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// All whole lines of a log file; a line that is just being written is left out.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
@@ -35,16 +39,42 @@ pub fn text(lines: &[Line], stream: &str) -> String {
         .collect()
 }
 
+/// How long it took from the first of these lines to the last.
+pub fn span(lines: &[Line]) -> Duration {
+    let (Some(first), Some(last)) = (lines.first(), lines.last()) else {
+        return Duration::ZERO;
+    };
+    let midnight = if last.time < first.time {
+        DAY
+    } else {
+        Duration::ZERO
+    };
+    (midnight + last.time).saturating_sub(first.time)
+}
+
+/// The time in RFC 3339's `DATETtime+ZONE`.
+fn time_of_day(text: &str) -> Option<Duration> {
+    let (_, time) = text.split_once('T')?;
+    let time = &time[..time.find(['Z', '+', '-'])?];
+    let mut parts = time.split(':');
+    let hours: u64 = parts.next()?.parse().ok()?;
+    let minutes: u64 = parts.next()?.parse().ok()?;
+    let seconds: f64 = parts.next()?.parse().ok()?;
+    let whole = Duration::from_secs(hours * 3600 + minutes * 60);
+    Some(whole + Duration::try_from_secs_f64(seconds).ok()?)
+}
+
 fn parse(line: &str) -> Result<Line> {
     let mut fields = line.splitn(4, ' ');
     let mut field = |name: &'static str| fields.next().context(name);
     let time = field("no time")?;
-    ensure!(time.contains('T'), "no time");
+    let time = time_of_day(time).context("no time")?;
     let stream = field("no stream")?;
     ensure!(["stdout", "stderr"].contains(&stream), "no stream");
     let tag = field("no tag")?;
     ensure!(["F", "P"].contains(&tag), "no tag");
     Ok(Line {
+        time,
         stream: stream.to_owned(),
         partial: tag == "P",
         text: field("no text")?.to_owned(),
@@ -68,6 +98,15 @@ mod tests {
         .collect();
         assert_eq!(text(&lines, "stdout"), "one line\n\n");
         assert_eq!(text(&lines, "stderr"), "other\n");
+    }
+
+    #[test]
+    fn span_over_midnight_is_that_between_the_lines() {
+        let lines: Vec<_> = ["2026-01-01T23:59:59.5Z", "2026-01-02T00:00:01.0+00:00"]
+            .iter()
+            .map(|time| parse(&format!("{time} stdout F text")).unwrap())
+            .collect();
+        assert_eq!(span(&lines), Duration::from_millis(1500));
     }
 
     #[test]
