@@ -6,7 +6,7 @@
 //! | `nginx` | nginx and wrk |
 //! | `redis` | the server and redis-benchmark |
 //! | `postgresql` | PostgreSQL 15 with pgbench |
-//! | `python` | pip and venv, git |
+//! | `python` | pip, git |
 //! | `cargo` | cargo and rustc with a linker |
 //!
 //! All of them have busybox.
@@ -39,7 +39,7 @@ fn packages(name: &str) -> Option<&'static [&'static str]> {
         "nginx" => &["nginx-light", "wrk"],
         "redis" => &["redis-server"],
         "postgresql" => &["postgresql-15"],
-        "python" => &["python3-pip", "python3-venv", "git"],
+        "python" => &["python3-pip", "git"],
         "cargo" => &["cargo", "gcc", "libc6-dev"],
         _ => return None,
     })

@@ -241,8 +241,13 @@ impl<'p> ContainerBuilder<'p> {
 
     /// Starts the container, waits for its end and removes it: its exit code and output.
     pub fn run(self) -> Result<Output> {
+        self.run_within(LIMIT)
+    }
+
+    /// As [`ContainerBuilder::run`], for what takes longer than other containers of tests.
+    pub fn run_within(self, limit: Duration) -> Result<Output> {
         let container = self.start()?;
-        let status = container.wait()?;
+        let status = container.wait_within(limit)?;
         let output = Output {
             code: status.exit_code,
             stdout: container.stdout()?.into_bytes(),
@@ -301,8 +306,13 @@ impl<'p> Container<'p> {
 
     /// Waits until the container has ended; its status then.
     pub fn wait(&self) -> Result<ContainerStatus> {
+        self.wait_within(LIMIT)
+    }
+
+    /// As [`Container::wait`], for what takes longer than other containers of tests.
+    pub fn wait_within(&self, limit: Duration) -> Result<ContainerStatus> {
         let what = format!("the end of container {}", self.id);
-        command::poll(&what, LIMIT, || {
+        command::poll(&what, limit, || {
             let status = self.status().ok()?;
             (status.state() == ContainerState::ContainerExited).then_some(status)
         })
