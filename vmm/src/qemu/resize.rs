@@ -20,6 +20,10 @@ const MEMORY_BACKEND: &str = "pluggable";
 const MEMORY_BLOCK: u64 = 2 * 1024 * 1024;
 /// How long the guest may take without any progress.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a guest may take to let go of a cpu: every other one has to stop for it, which emulated ones do one after the other.
+const CPU_LIMIT: Duration = Duration::from_secs(20);
+/// How long a guest may take for a cpu before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Makes the backend of what can be plugged in. Returns the device's properties, if there is one to be made.
@@ -109,8 +113,7 @@ pub(crate) async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<
             cpu["id"] = json!(id);
             qmp.execute("device_add", cpu).await?;
         } else if index >= total.max(spec.cpus) && plugged {
-            qmp.execute("device_del", json!({ "id": id })).await?;
-            wait_for_free_slot(qmp, index).await?;
+            unplug_cpu(qmp, index).await?;
         }
     }
     Ok(())
@@ -132,16 +135,23 @@ async fn cpu_slots(qmp: &Qmp) -> Result<Vec<Value>> {
     }
 }
 
-/// Waits until the guest has let go of a cpu. (QEMU 7.2 sends no `DEVICE_DELETED` for it, only for its APIC.)
-async fn wait_for_free_slot(qmp: &Qmp, index: u32) -> Result<()> {
+/// Asks the guest to let go of a cpu until it has: one that is still busy with another change of its cpus does not answer the first time.
+/// (QEMU 7.2 sends no `DEVICE_DELETED` for it, only for its APIC.)
+async fn unplug_cpu(qmp: &Qmp, index: u32) -> Result<()> {
     let started = Instant::now();
+    let mut asked: Option<Instant> = None;
     loop {
+        if asked.is_none_or(|asked| asked.elapsed() > ASK_AGAIN) {
+            qmp.execute("device_del", json!({ "id": cpu_id(index) }))
+                .await?;
+            asked = Some(Instant::now());
+        }
         let slots = cpu_slots(qmp).await?;
         let slot = slots.get(index as usize);
         if slot.is_none_or(|slot| slot.get("qom-path").is_none()) {
             return Ok(());
         }
-        if started.elapsed() > STALL_LIMIT {
+        if started.elapsed() > CPU_LIMIT {
             return Err(Error::Size {
                 wanted: index.into(),
                 unit: "cpus",
