@@ -4,11 +4,12 @@
 //! |---|---|
 //! | `caisson.dev/skills` | skills for every container: `[NAME=]sha256:HEX` or `[NAME=]SKILL@VERSION`, separated by commas |
 //! | `caisson.dev/skills.CONTAINER` | further skills for the container of that name alone |
+//! | `caisson.dev/devices` | devices of the guest, separated by commas: see [`crate::guest_devices`] |
 //! | `caisson.dev/home` | `persistent/NAME`: a directory of the node, at the container user's home |
 
 use std::{collections::HashMap, fmt};
 
-use crate::{error::shorten, Error, Result};
+use crate::{error::shorten, guest_devices::GuestDevice, Error, Result};
 
 /// Where Caisson's annotations live.
 pub const PREFIX: &str = "caisson.dev/";
@@ -16,6 +17,8 @@ pub const PREFIX: &str = "caisson.dev/";
 pub const SKILLS: &str = "caisson.dev/skills";
 /// With a container's name. See the module's table.
 pub const SKILLS_OF: &str = "caisson.dev/skills.";
+/// See the module's table.
+pub const DEVICES: &str = "caisson.dev/devices";
 /// See the module's table.
 pub const HOME: &str = "caisson.dev/home";
 
@@ -30,6 +33,8 @@ const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 pub struct Annotations {
     /// In the order given, no name and no skill twice.
     pub skills: Vec<SkillWish>,
+    /// Devices of the guest, none twice.
+    pub devices: Vec<GuestDevice>,
     /// The home to plug in.
     pub home: Option<Home>,
 }
@@ -106,13 +111,14 @@ impl Annotations {
                         parsed.skills = skills;
                     }
                 }
+                (DEVICES, _) => parsed.devices = parse_devices(value)?,
                 (HOME, _) => parsed.home = Some(parse_home(value)?),
                 _ => {
                     return Err(Error::Annotation {
                         key: shorten(key),
                         reason: format!(
-                            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {HOME}"
-                        ),
+                        "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {HOME}"
+                    ),
                     })
                 }
             }
@@ -165,6 +171,22 @@ fn parse_skills(key: &str, value: &str, skills: &mut Vec<SkillWish>) -> Result<(
         ));
     }
     Ok(())
+}
+
+fn parse_devices(value: &str) -> Result<Vec<GuestDevice>> {
+    let mut devices = Vec::new();
+    for name in value.split(',').map(str::trim) {
+        let Some(device) = GuestDevice::parse(name) else {
+            return Err(Error::Annotation {
+                key: DEVICES.to_owned(),
+                reason: format!("{:?} is none of {}", shorten(name), GuestDevice::NAMES),
+            });
+        };
+        if !devices.contains(&device) {
+            devices.push(device);
+        }
+    }
+    Ok(devices)
 }
 
 fn parse_home(value: &str) -> Result<Home> {
@@ -268,6 +290,14 @@ mod tests {
     fn skill_named_twice_is_refused() {
         parse(SKILLS, &format!("{},{}", digest(1), digest(1))).unwrap_err();
         parse(SKILLS, &format!("a={},a={}", digest(1), digest(2))).unwrap_err();
+    }
+
+    #[test]
+    fn devices_are_those_that_the_guest_has() {
+        let parsed = parse(DEVICES, "fuse, tun,fuse").unwrap();
+        assert_eq!(parsed.devices, [GuestDevice::Fuse, GuestDevice::Tun]);
+        let error = parse(DEVICES, "kvm").unwrap_err().to_string();
+        assert!(error.contains("\"kvm\" is none of fuse, tun"), "{error}");
     }
 
     #[test]

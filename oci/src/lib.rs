@@ -8,6 +8,7 @@ pub mod annotations;
 pub mod config;
 pub mod devices;
 mod error;
+pub mod guest_devices;
 pub mod id;
 pub mod pod;
 mod privileged;

@@ -8,6 +8,7 @@ use std::{
 
 use caisson_oci::{
     annotations::{Annotations, Home},
+    guest_devices,
     spec::{LinuxNamespaceType, Spec},
     GuestPaths, Limits, NodeConfig,
 };
@@ -141,12 +142,13 @@ impl Wishes {
         Self::of(caisson_oci::parse_spec(&json)?)
     }
 
-    /// Checks the annotations of a spec.
-    pub fn of(spec: Spec) -> Result<Self> {
+    /// Checks the annotations of a spec, and gives it the devices that they ask for.
+    pub fn of(mut spec: Spec) -> Result<Self> {
         let annotations = match spec.annotations() {
             Some(annotations) => Annotations::parse(annotations)?,
             None => Annotations::default(),
         };
+        guest_devices::grant(&mut spec, &annotations.devices)?;
         Ok(Self { spec, annotations })
     }
 

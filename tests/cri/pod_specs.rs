@@ -157,29 +157,6 @@ fn empty_dir_in_memory_is_shared_and_not_the_hosts() -> Result<()> {
     Ok(())
 }
 
-/// Containerd 1.6 does not know the field and leaves it out.
-#[test]
-fn pod_with_users_of_its_own_is_refused_by_name() -> Result<()> {
-    if let Containerd::V1_6 = Containerd::from_environment()? {
-        return Ok(());
-    }
-    let pod = CriNode::shared().pod().namespaces(|namespaces| {
-        let range = || caisson_tests::cri::api::IdMapping {
-            host_id: 100_000,
-            container_id: 0,
-            length: 65_536,
-        };
-        namespaces.userns_options = Some(UserNamespace {
-            mode: NamespaceMode::Pod.into(),
-            uids: vec![range()],
-            gids: vec![range()],
-        });
-    });
-    let error = format!("{:#}", pod.start().err().context("it started")?);
-    ensure!(error.contains("hostUsers"), "{error}");
-    Ok(())
-}
-
 fn sleeping(container: ContainerBuilder<'_>) -> Result<Container<'_>> {
     container.args(["sleep", "1000"]).start()
 }

@@ -175,3 +175,19 @@ fn masked_and_read_only_paths_are_closed(#[case] runtime: Runtime) -> Result<()>
     assert_eq!(output.line(), "0\n0\nrefused", "{}", output.errors());
     Ok(())
 }
+
+#[test]
+fn device_that_is_asked_for_is_the_guests_and_can_be_used() -> Result<()> {
+    let container = Node::shared().container("busybox");
+    let output = container
+        .annotation("caisson.dev/devices", "fuse")
+        .sh("exec 3<>/dev/fuse && echo opened; mkdir /m && mount -t tmpfs m /m && echo mounted; test -e /dev/net/tun || echo no tun")
+        .run()?;
+    assert_eq!(
+        output.text(),
+        "opened\nmounted\nno tun\n",
+        "{}",
+        output.errors()
+    );
+    Ok(())
+}

@@ -1,17 +1,16 @@
-//! Images to be pulled under their public names: Debian's `docker-registry` on loopback, to which a `hosts.toml` sends
+//! Images to be pulled under their public names: a registry on loopback, to which a `hosts.toml` sends
 //! containerd for every registry that it would look for in the internet.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 
 use super::CriNode;
-use crate::command;
+use crate::{command, registry::Registry as Server};
 
 /// Whose images this registry has. A short name such as `busybox` is docker.io's.
 const PUBLIC: [&str; 5] = [
@@ -21,7 +20,6 @@ const PUBLIC: [&str; 5] = [
     "quay.io",
     "mcr.microsoft.com",
 ];
-const PROGRAM: &str = "/usr/bin/docker-registry";
 
 /// The folder of containerd's `config_path`.
 pub fn hosts_dir(dir: &Path) -> PathBuf {
@@ -31,53 +29,25 @@ pub fn hosts_dir(dir: &Path) -> PathBuf {
 /// A running registry. Dropped, it ends.
 pub struct Registry<'n> {
     node: &'n CriNode,
-    address: String,
-    process: Child,
+    server: Server,
 }
 
 impl<'n> Registry<'n> {
     /// Starts a registry without any image and sends the node's containerd to it.
     pub fn start(node: &'n CriNode) -> Result<Self> {
-        ensure!(
-            Path::new(PROGRAM).exists(),
-            "apt-get install docker-registry"
-        );
         let dir = node.dir().join("registry");
         fs::create_dir_all(&dir)?;
-        let config = dir.join("config.yml");
-        fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog:\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-                 http:\n  addr: 127.0.0.1:0\n",
-                dir.join("data").display()
-            ),
-        )?;
-        let log = dir.join("log");
-        let output = File::create(&log)?;
-        let process = Command::new(PROGRAM)
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .context("start docker-registry")?;
-        let mut registry = Self {
+        let registry = Self {
             node,
-            address: String::new(),
-            process,
+            server: Server::start(&dir)?,
         };
-        registry.address = command::poll("the registry", Duration::from_secs(20), || {
-            address(&fs::read_to_string(&log).ok()?)
-        })?;
         registry.send_containerd_here()?;
         Ok(registry)
     }
 
     /// Host and port, by which any client gets the images without a `hosts.toml`, since it is loopback.
     pub fn address(&self) -> &str {
-        &self.address
+        self.server.address()
     }
 
     /// Makes an image of [`crate::fixture`] available as, say, `docker.io/library/busybox:1.36`.
@@ -86,7 +56,7 @@ impl<'n> Registry<'n> {
         let (_, path) = name
             .split_once('/')
             .context("no registry in the image's name")?;
-        let here = format!("{}/{path}", self.address);
+        let here = format!("{}/{path}", self.address());
         let mut ctr = self.node.ctr_in(super::NAMESPACE);
         ctr.args(["images", "push", "--plain-http", &here, &full]);
         let output = command::run(&mut ctr, None, Duration::from_secs(120))?;
@@ -100,35 +70,12 @@ impl<'n> Registry<'n> {
         for name in PUBLIC {
             let dir = hosts_dir(self.node.dir()).join(name);
             fs::create_dir_all(&dir)?;
-            let here = format!("http://{}", self.address);
+            let here = format!("http://{}", self.address());
             fs::write(
                 dir.join("hosts.toml"),
                 format!("server = \"{here}\"\n\n[host.\"{here}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
             )?;
         }
         Ok(())
-    }
-}
-
-impl Drop for Registry<'_> {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn address(log: &str) -> Option<String> {
-    let (_, rest) = log.split_once("listening on ")?;
-    let end = rest.find(|c: char| !(c.is_ascii_digit() || ".:".contains(c)))?;
-    Some(rest[..end].to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn address_is_what_the_registry_logged() {
-        let log = "level=info msg=\"listening on 127.0.0.1:41213\" go.version=go1.19.8\n";
-        assert_eq!(super::address(log).as_deref(), Some("127.0.0.1:41213"));
-        assert_eq!(super::address("level=info msg=\"starting\""), None);
     }
 }

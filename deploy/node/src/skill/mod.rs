@@ -142,6 +142,8 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
         }
         Command::Push { skill, source } => {
             let skill = store.get(&skill.0)?;
+            // What is damaged here is not to be had elsewhere too.
+            store.verify(&skill)?;
             let configured = config.skills.sources.get(&source);
             let to =
                 configured.with_context(|| format!("no source {source:?} in [skills.sources]"))?;
