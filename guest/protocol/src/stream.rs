@@ -11,6 +11,8 @@
 //! own credit, because a device that runs out of it may ask the guest for more again and again (vhost-device-vsock 0.3
 //! does, without a pause), and the answers leave an emulated processor no time to read.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The first bytes of a stream connection.
@@ -22,6 +24,11 @@ pub const MAX_FRAME: usize = 64 * 1024;
 /// The most frames on their way: less than the 256 KiB of credit that Linux gives a vsock connection (net/vmw_vsock/af_vsock.c,
 /// `VSOCK_DEFAULT_BUFFER_SIZE`).
 pub const WINDOW: usize = 3;
+
+/// After a frame of less than this the sender waits for [`GATHER`], so that lines that are written one by one do not become as many frames.
+const SMALL: usize = 16 * 1024;
+/// Shorter than anybody at a terminal notices.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// What the receiver sends in place of a length: it has passed a frame on.
 pub const TAKEN: u32 = 1 << 31;
@@ -102,8 +109,10 @@ where
                 Header::Payload(_) => return Err(StreamError::Window),
             }
         }
-        if length == 0 {
-            return Ok(total);
+        match length {
+            0 => return Ok(total),
+            1..SMALL => tokio::time::sleep(GATHER).await,
+            _ => {}
         }
     }
 }
