@@ -7,7 +7,10 @@ use caisson_protocol::{
     stream,
 };
 use serde_json::json;
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 use crate::guest::*;
 
@@ -146,6 +149,7 @@ async fn talk_to_terminal(guest: &Guest, id: &str, exec: &str, streams: &Streams
             let length = output.read_u32_le().await.unwrap();
             let mut frame = vec![0; length as usize];
             output.read_exact(&mut frame).await.unwrap();
+            output.write_u32_le(stream::TAKEN).await.unwrap();
             text.push_str(std::str::from_utf8(&frame).unwrap());
         }
     };
