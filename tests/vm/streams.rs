@@ -234,14 +234,18 @@ fn file_log_uri_takes_both_streams(#[case] runtime: Runtime) -> Result<()> {
         .sh("echo out; echo err >&2")
         .start()?;
     container.wait()?;
+    let both = || {
+        let text = fs::read_to_string(&log).ok()?;
+        let mut lines: Vec<_> = text.lines().collect();
+        lines.sort_unstable();
+        (lines == ["err", "out"]).then_some(())
+    };
+    if runtime == Runtime::Runc {
+        // Its shim says that the task has ended before it has copied all, and forgets the rest when it is deleted.
+        command::poll("both lines", Duration::from_secs(10), both)?;
+    }
     container.delete()?;
-    let mut lines: Vec<_> = fs::read_to_string(&log)?
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    lines.sort();
-    assert_eq!(lines, ["err", "out"]);
-    Ok(())
+    both().with_context(|| format!("{:?}", fs::read_to_string(&log)))
 }
 
 /// The contract of containerd's logging binaries: streams on descriptors 3 and 4, 5 is closed when it is ready, id and
