@@ -8,6 +8,7 @@
 //!
 //! The shim looks skills up here; `caisson skill` packs, adds, fetches, lists, verifies and removes them.
 
+mod image;
 mod manifest;
 mod obtain;
 mod part;
@@ -16,24 +17,19 @@ mod plug;
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use caisson_oci::annotations::{is_sha256, SkillRef};
 
+use image::fs_type;
 pub use manifest::{ManifestError, Skill};
 pub use obtain::obtain;
 use part::digest_of;
 pub use part::Part;
 pub use plug::{place, plug};
-
-/// The first bytes of a squashfs (kernel, fs/squashfs/squashfs_fs.h).
-const SQUASHFS_MAGIC: [u8; 4] = *b"hsqs";
-/// What an EROFS has at [`EROFS_OFFSET`] (kernel, fs/erofs/erofs_fs.h, `EROFS_SUPER_MAGIC_V1`, little endian).
-const EROFS_MAGIC: [u8; 4] = 0xe0f5_e1e2_u32.to_le_bytes();
-const EROFS_OFFSET: u64 = 1024;
 
 /// What can go wrong with a skill.
 #[derive(Debug, thiserror::Error)]
@@ -352,25 +348,6 @@ impl SkillStore {
     }
 }
 
-/// What the kernel would mount it as, where it is something that a skill can be.
-fn fs_type(file: &File) -> io::Result<Option<&'static str>> {
-    let has = |magic: [u8; 4], offset| {
-        let mut found = [0; 4];
-        match file.read_exact_at(&mut found, offset) {
-            Ok(()) => Ok(found == magic),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    Ok(if has(SQUASHFS_MAGIC, 0)? {
-        Some("squashfs")
-    } else if has(EROFS_MAGIC, EROFS_OFFSET)? {
-        Some("erofs")
-    } else {
-        None
-    })
-}
-
 fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SkillError {
     let path = path.to_owned();
     move |source| SkillError::File {
@@ -462,7 +439,7 @@ mod tests {
     fn erofs_is_known_by_its_magic() {
         let node = node();
         let mut content = vec![0; 4096];
-        content[1024..1028].copy_from_slice(&EROFS_MAGIC);
+        content[1024..1028].copy_from_slice(&image::EROFS_MAGIC);
         let skill = node.add("pptx", &content).unwrap();
         assert_eq!(node.store.open(&skill).unwrap().fs_type, "erofs");
     }
