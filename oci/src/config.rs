@@ -257,7 +257,8 @@ impl NodeConfig {
     }
 }
 
-fn merge(into: &mut toml::Table, from: toml::Table) {
+/// Puts one table over another, key by key: tables are merged, everything else is replaced.
+pub fn merge(into: &mut toml::Table, from: toml::Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
+use caisson_oci::config::merge;
 use caisson_tests::cri::{network, registry::Registry, CriNode, NAMESPACE};
 use serde_json::{json, Value};
 use toml::Table;
@@ -114,17 +115,6 @@ fn configure(node: &CriNode, pause: &str) -> Result<Table> {
     );
     fs::write(&path, toml::to_string(&config)?)?;
     Ok(config)
-}
-
-fn merge(into: &mut Table, from: Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
-            (_, value) => {
-                into.insert(key, value);
-            }
-        }
-    }
 }
 
 /// The node's own network, so also its bridge and its addresses, by the plugin that can fail; gives the folder.
