@@ -86,19 +86,26 @@ impl Streams {
             log::warn!(token; "stream connection with an unknown token closed");
             return;
         };
-        let moved = match end {
-            End::Output(mut source) => stream::send(&mut source, &mut connection).await,
+        match end {
+            End::Output(mut source) => match stream::send(&mut source, &mut connection).await {
+                Ok(bytes) => log::debug!(token, bytes; "output ended"),
+                Err(error) => {
+                    log::warn!(token, error = crate::error::chain(&error); "output was cut")
+                }
+            },
             End::Input(mut sink) => {
-                tokio::select! {
+                let moved = tokio::select! {
                     moved = stream::receive(&mut connection, &mut sink) => moved,
                     // Nobody reads any more.
                     _ = reaper::ended(&exit) => Ok(0),
+                };
+                match moved {
+                    Ok(bytes) => log::debug!(token, bytes; "input ended"),
+                    Err(error) => {
+                        log::warn!(token, error = crate::error::chain(&error); "input was cut")
+                    }
                 }
             }
-        };
-        match moved {
-            Ok(bytes) => log::debug!(token, bytes; "stream ended"),
-            Err(error) => log::debug!(token, error = crate::error::chain(&error); "stream cut"),
         }
     }
 

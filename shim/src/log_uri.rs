@@ -46,7 +46,10 @@ pub async fn open(
                 .try_clone()
                 .await
                 .map_err(Error::file("open log", &path))?;
-            Ok((Some(Box::pin(file)), Some(Box::pin(second))))
+            Ok((
+                Some(Sink::Log(Box::pin(file))),
+                Some(Sink::Log(Box::pin(second))),
+            ))
         }
         "binary" => {
             let arguments = parse_query(query).ok_or_else(|| refuse("has a broken escape"))?;
@@ -115,7 +118,10 @@ async fn start_program(
             ended => log::warn!("logging program ended: {ended:?}"),
         }
     });
-    Ok((Some(Box::pin(stdout)), Some(Box::pin(stderr))))
+    Ok((
+        Some(Sink::Log(Box::pin(stdout))),
+        Some(Sink::Log(Box::pin(stderr))),
+    ))
 }
 
 /// Has `command` start with these open as 3, 4 and 5.

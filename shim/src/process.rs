@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::{
     agent::ProcessId,
     error::{Error, Result},
-    streams::{Pumps, Stdio},
+    streams::{Pumps, Stdio, READ_LIMIT},
 };
 
 /// What a process is doing.
@@ -165,6 +165,15 @@ impl Process {
         streams.stdin_closed = true;
         if let Some(pumps) = &mut streams.pumps {
             pumps.close_stdin();
+        }
+    }
+
+    /// Waits until all output has been read, at most [`READ_LIMIT`].
+    pub async fn output_read(&self) {
+        let open = self.streams().pumps.as_ref().map(Pumps::output_open);
+        if let Some(open) = open {
+            // What a child of the process holds open may be written to for ever.
+            let _ = tokio::time::timeout(READ_LIMIT, open.closed()).await;
         }
     }
 

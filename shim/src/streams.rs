@@ -3,12 +3,13 @@
 //! Each stream is one task that copies one frame at a time, so memory is bounded and a reader that does not
 //! read stops the writer in the guest.
 
-use std::{io, pin::Pin, time::Duration};
+use std::{io, os::fd::AsRawFd, pin::Pin, time::Duration};
 
 use caisson_protocol::{port, stream};
 use tokio::{
     io::AsyncWrite,
     net::{unix::pipe, UnixStream},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -21,6 +22,11 @@ use crate::{
 
 /// How long the guest has to take a stream connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// How long output may lie in a FIFO before it counts as read, and the end of its process waits for that: containerd's client
+/// closes its end of a FIFO when it hears of the end (`Delete` of 1.6 to 2.4), and what it has not read by then is lost.
+pub const READ_LIMIT: Duration = Duration::from_secs(1);
+/// How often is looked whether a FIFO has been read empty.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Where the streams of a process go on the host: paths of FIFOs, `file://` or `binary://` URIs; empty is nowhere.
 #[derive(Debug, Clone, Default)]
@@ -42,7 +48,11 @@ pub struct HostEnds {
 }
 
 /// Where output goes.
-pub type Sink = Pin<Box<dyn AsyncWrite + Send>>;
+pub enum Sink {
+    Fifo(pipe::Sender),
+    /// A file or a logging program.
+    Log(Pin<Box<dyn AsyncWrite + Send>>),
+}
 
 impl HostEnds {
     /// Opens what `stdio` names. `container` and `namespace` are for logging programs.
@@ -87,8 +97,11 @@ impl HostEnds {
             let (mut fifo, hold) = open_stdin(&path)?;
             pumps.stdin_hold = Some(hold);
             pumps.stdin = Some(tokio::spawn(async move {
-                let sent = stream::send(&mut fifo, &mut connection).await;
-                report(&name, "stdin", sent);
+                match stream::send(&mut fifo, &mut connection).await {
+                    Ok(bytes) => log::debug!(process = name, bytes; "stdin ended"),
+                    // As it is where a process ends before its input.
+                    Err(error) => log::debug!(process = name; "stdin was cut: {}", chain(&error)),
+                }
             }));
         }
         for (stream, connection, sink) in [
@@ -96,12 +109,12 @@ impl HostEnds {
             ("stderr", stderr, self.stderr),
         ] {
             if let (Some(connection), Some(sink)) = (connection, sink) {
-                pumps.output.push(tokio::spawn(pump_output(
-                    name.to_owned(),
-                    stream,
-                    connection,
-                    sink,
-                )));
+                let open = pumps.output_open.subscribe();
+                let pump = pump_output(name.to_owned(), stream, connection, sink);
+                pumps.output.push(tokio::spawn(async move {
+                    pump.await;
+                    drop(open);
+                }));
             }
         }
         Ok(pumps)
@@ -116,9 +129,16 @@ pub struct Pumps {
     /// gone, not when a client detaches.
     stdin_hold: Option<pipe::Sender>,
     output: Vec<JoinHandle<()>>,
+    /// Each output has a receiver until it has ended.
+    output_open: watch::Sender<()>,
 }
 
 impl Pumps {
+    /// Of which `closed` resolves once all output has been read.
+    pub fn output_open(&self) -> watch::Sender<()> {
+        self.output_open.clone()
+    }
+
     /// Lets the process' stdin end with its last writer.
     pub fn close_stdin(&mut self) {
         self.stdin_hold = None;
@@ -128,7 +148,7 @@ impl Pumps {
     pub async fn drain(&mut self, within: Duration) {
         let all = futures::future::join_all(self.output.iter_mut());
         if tokio::time::timeout(within, all).await.is_err() {
-            log::debug!("output is still open after {within:?}");
+            log::warn!("output is cut: still open after {within:?}");
         }
     }
 }
@@ -147,14 +167,28 @@ async fn pump_output(
     mut connection: UnixStream,
     mut sink: Sink,
 ) {
-    let received = stream::receive(&mut connection, &mut sink).await;
-    report(&name, stream, received);
+    let received = match &mut sink {
+        Sink::Log(log) => stream::receive(&mut connection, log).await,
+        Sink::Fifo(fifo) => stream::receive(&mut connection, fifo).await,
+    };
+    match received {
+        Ok(bytes) => log::debug!(process = name, stream, bytes; "stream ended"),
+        Err(error) => {
+            log::warn!(process = name, stream; "output was cut: {}", chain(&error))
+        }
+    }
+    if let Sink::Fifo(fifo) = &sink {
+        let read = tokio::time::timeout(READ_LIMIT, until_read(fifo)).await;
+        read.unwrap_or_else(|_| log::debug!(process = name, stream; "output is not read"));
+    }
 }
 
-fn report(name: &str, stream: &str, copied: std::result::Result<u64, stream::StreamError>) {
-    match copied {
-        Ok(bytes) => log::debug!(process = name, stream, bytes; "stream ended"),
-        Err(error) => log::debug!(process = name, stream; "stream was cut: {}", chain(&error)),
+/// Waits until the FIFO is empty.
+async fn until_read(fifo: &pipe::Sender) {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: an open descriptor, and FIONREAD (pipe(7)) writes an int.
+    while unsafe { libc::ioctl(fifo.as_raw_fd(), libc::FIONREAD, &mut unread) } == 0 && unread > 0 {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -194,5 +228,5 @@ fn open_output(path: &str) -> Result<Option<Sink>> {
         stream: format!("output fifo {path}"),
         source,
     })?;
-    Ok(Some(Box::pin(sender)))
+    Ok(Some(Sink::Fifo(sender)))
 }

@@ -92,6 +92,23 @@ fn stdout_and_stderr_stay_apart(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// Which runc's shim does not see to: containerd's client drops what it has not read when it hears of the end.
+#[test]
+fn output_that_is_read_after_the_end_is_whole() -> Result<()> {
+    let line = format!("head -c {} /dev/zero", 200 * 1024);
+    let container = Node::shared().container("busybox").sh(&line);
+    let mut child = container.foreground()?.stdout(Stdio::piped()).spawn()?;
+    let mut stdout = child.stdout.take().context("stdout")?;
+    let mut first = [0; 1];
+    stdout.read_exact(&mut first)?;
+    thread::sleep(Duration::from_millis(400));
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest)?;
+    command::wait(&mut child, Duration::from_secs(60))?.context("ctr does not end")?;
+    assert_eq!(rest.len(), 200 * 1024 - 1);
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

@@ -37,8 +37,9 @@ impl Pod {
                 false => exit_status(&machine, &process).await,
             };
             let at = SystemTime::now();
-            // The end is announced after the start.
+            // The end is announced after the start, and after the output.
             process.settled().await;
+            process.output_read().await;
             if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
                 log::warn!("{}", error.chain());
                 return;
