@@ -9,6 +9,7 @@ mod cold;
 mod pod_memory;
 mod pod_network;
 mod pod_starts;
+mod pod_unemulated;
 mod sizes;
 mod table;
 

@@ -12,7 +12,10 @@ use caisson_tests::{
     Runtime,
 };
 
-use crate::table::{heading, verdict, Series};
+use crate::{
+    pod_unemulated,
+    table::{heading, verdict, Series},
+};
 
 const RUNTIMES: [(Runtime, &str); 2] = [(Runtime::Runc, "runc"), (Runtime::Caisson, "Caisson")];
 /// The limit of the pod that has one.
@@ -39,6 +42,7 @@ pub fn measure(node: &CriNode, rounds: usize, limit: f64) -> Result<bool> {
         "  second container, ratio of the medians {ratio:.2}, at most {limit}: {}",
         verdict(kept)
     );
+    pod_unemulated::measure(rounds)?.print();
     heading(&format!("\nthe same pods with a limit of {LIMIT_MIB} MiB"));
     print(&rounds_of(node, rounds.div_ceil(2), Some(LIMIT_MIB))?);
     Ok(kept)
