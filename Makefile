@@ -24,7 +24,7 @@ test: ready unit ## the tests, on containerd 2.1 and, where its version matters,
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(tasks)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) --test cri_sandboxer
-	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings $(shim_skip)
+	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings --test cri_users $(shim_skip)
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)
 

@@ -6,7 +6,9 @@ use std::{collections::HashMap, path::Path};
 use caisson_oci::{annotations, pod};
 use serde_json::{json, Value};
 
-use crate::cri::pod_sandbox_config::{NamespaceMode, NamespaceOption, PodSandboxConfig};
+use crate::cri::pod_sandbox_config::{
+    IDMapping, NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace,
+};
 
 /// What containerd 2 adds where a pod does not say otherwise (its options `enable_unprivileged_ports` and `enable_unprivileged_icmp`).
 const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
@@ -32,6 +34,10 @@ pub fn of(id: &str, config: &PodSandboxConfig, network: &str) -> Value {
             "sysctl": sysctls,
         },
     });
+    if let Some(users) = users(&linux.security_context.namespace_options) {
+        spec["linux"]["uidMappings"] = mappings(&users.uids);
+        spec["linux"]["gidMappings"] = mappings(&users.gids);
+    }
     if !linux.cgroup_parent.is_empty() {
         spec["linux"]["cgroupsPath"] = cgroups_path(&linux.cgroup_parent, id).into();
     }
@@ -55,11 +61,23 @@ fn namespaces(asked: &NamespaceOption, network: &str) -> Vec<Value> {
     if !hosts(asked.ipc) {
         listed.push(json!({"type": "ipc"}));
     }
-    let users = asked.userns_options.as_ref();
-    if users.is_some_and(|users| !hosts(users.mode)) {
+    if users(asked).is_some() {
         listed.push(json!({"type": "user"}));
     }
     listed
+}
+
+/// The pod's own users, where it is not to have the host's.
+fn users(asked: &NamespaceOption) -> Option<&UserNamespace> {
+    let users = asked.userns_options.as_ref()?;
+    (users.mode != NamespaceMode::NODE.into()).then_some(users)
+}
+
+fn mappings(lines: &[IDMapping]) -> Value {
+    let lines = lines.iter().map(|line| {
+        json!({"containerID": line.container_id, "hostID": line.host_id, "size": line.length})
+    });
+    lines.collect()
 }
 
 /// containerd's own and, of the pod's, those that are ours: no others are passed on by its configuration either.
@@ -92,9 +110,7 @@ fn cgroups_path(parent: &str, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cri::pod_sandbox_config::{
-        LinuxContainerResources, LinuxPodSandboxConfig, UserNamespace,
-    };
+    use crate::cri::pod_sandbox_config::{LinuxContainerResources, LinuxPodSandboxConfig};
     use caisson_oci::spec::Spec;
 
     fn config(edit: impl FnOnce(&mut LinuxPodSandboxConfig)) -> PodSandboxConfig {
@@ -184,6 +200,27 @@ mod tests {
             asked(linux).userns_options = Some(users).into();
         });
         sandbox(&given).unwrap();
+    }
+
+    #[test]
+    fn users_of_the_pod_are_mapped_as_it_says() {
+        let line = IDMapping {
+            host_id: 100_000,
+            length: 65_536,
+            ..Default::default()
+        };
+        let given = config(|linux| {
+            let users = UserNamespace {
+                uids: vec![line.clone()],
+                gids: vec![line],
+                ..Default::default()
+            };
+            asked(linux).userns_options = Some(users).into();
+        });
+        let spec: Spec = serde_json::from_value(of("s1", &given, "")).unwrap();
+        let map = caisson_oci::IdMap::of_namespace(&spec).unwrap();
+        assert_eq!(map.uid_map(), "0 100000 65536\n");
+        pod::sandbox(&spec).unwrap();
     }
 
     #[test]
