@@ -9,11 +9,7 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 use caisson_tests::{
-    cri::{
-        api::{Device, NamespaceMode, UserNamespace},
-        Container, ContainerBuilder, CriNode,
-    },
-    paths::Containerd,
+    cri::{api::Device, Container, ContainerBuilder, CriNode},
     Node, Runtime,
 };
 use rstest::rstest;
