@@ -259,7 +259,7 @@ fn file_system_below_a_volume_goes_with_it(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
-/// containerd knows this from 2.0 on. On a node of its own: containerd 2.1.4 crashes here when a runtime has not said its features.
+/// containerd knows this from 2.0 on; before, what is mounted below stays as it is. On a node of its own: containerd 2.1.4 crashes here when a runtime has not said its features.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[ignore = "containerd 2.1.4 asks no runtime but runc's for its features, and crashes without"]
@@ -277,7 +277,11 @@ fn recursive_read_only_goes_for_what_is_mounted_below(#[case] runtime: Runtime) 
             mount.recursive_read_only = true;
         });
     let container = sleeping(container)?;
-    for path in ["/data/new", "/data/below/new"] {
+    let mut read_only = vec!["/data/new"];
+    if !node.containerd_version()?.starts_with("1.") {
+        read_only.push("/data/below/new");
+    }
+    for path in read_only {
         let output = container.exec(["touch", path])?;
         let error = output.errors();
         assert!(error.contains("Read-only file system"), "{path}: {error}");
