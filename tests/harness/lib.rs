@@ -19,6 +19,7 @@
 //! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
 //! - [`cri`]: pods and their containers, as a kubelet asks for them;
 //! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name; [`debian`]: those of Debian packages;
+//! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: where they come from, and how that goes wrong;
 //! - [`bridge`]: network namespaces as CNI leaves them;
 //! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
 
@@ -39,6 +40,7 @@ pub mod paths;
 pub mod proc;
 pub mod registry;
 pub mod s3;
+pub mod skill;
 pub mod sweep;
 pub mod task;
 pub mod terminal;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use caisson_tests::{command, image, node::caisson, proc, Node};
+use caisson_tests::{command, image, node::caisson, proc, skill, Node};
 
 const SKILLS: &str = "caisson.dev/skills";
 const HOME: &str = "caisson.dev/home";
@@ -258,11 +258,7 @@ fn packed(node: &Node, name: &str) -> Result<(PathBuf, String)> {
     if !tree.join("link").is_symlink() {
         std::os::unix::fs::symlink("SKILL.md", tree.join("link"))?;
     }
-    let mut pack = caisson(node)?;
-    pack.args(["skill", "pack", "--name", name]).arg(&tree);
-    let digest = command::run(&mut pack, None, caisson_tests::node::LIMIT)?
-        .ok()?
-        .line();
+    let digest = skill::pack(node, name, &tree)?;
     Ok((tree, digest))
 }
 

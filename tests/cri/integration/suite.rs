@@ -46,6 +46,23 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// What a test came to.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    pub outcome: Outcome,
+    /// Its parts that were skipped, which Go counts as passed.
+    pub skipped: Vec<String>,
+}
+
+impl Ended {
+    fn failed() -> Self {
+        Self {
+            outcome: Outcome::Failed,
+            skipped: Vec::new(),
+        }
+    }
+}
+
 /// The tests with one runtime.
 pub struct Suite {
     node: &'static CriNode,
@@ -95,28 +112,36 @@ impl Suite {
     }
 
     /// Runs one test; what it said is in its log.
-    pub fn run(&self, name: &str) -> Result<Outcome> {
+    pub fn run(&self, name: &str) -> Result<Ended> {
         let pattern = format!("^{name}$");
         let log = self.logs.join(format!("{name}.log"));
         let output = match self.program(&["-test.v", "-test.run", &pattern]) {
             Ok(output) => output,
             Err(error) => {
                 fs::write(&log, format!("{error:#}"))?;
-                return Ok(Outcome::Failed);
+                return Ok(Ended::failed());
             }
         };
         fs::write(&log, [output.stdout.as_slice(), &output.stderr].concat())?;
         let text = output.text();
-        let said = |what: &str| {
-            text.lines()
-                .any(|line| line.starts_with(&format!("--- {what}: {name} ")))
-        };
-        Ok(if output.code != 0 || said("FAIL") {
-            Outcome::Failed
-        } else if said("SKIP") {
-            Outcome::Skipped
-        } else {
-            Outcome::Passed
+        // `--- SKIP: TestPods/with_users (0.00s)`
+        let ended: Vec<(&str, &str)> = text
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("--- ")?.split_once(": "))
+            .filter_map(|(what, rest)| Some((what, rest.split_once(' ')?.0)))
+            .collect();
+        let skipped = ended
+            .iter()
+            .filter(|(what, part)| *what == "SKIP" && *part != name);
+        Ok(Ended {
+            outcome: if output.code != 0 || ended.contains(&("FAIL", name)) {
+                Outcome::Failed
+            } else if ended.contains(&("SKIP", name)) {
+                Outcome::Skipped
+            } else {
+                Outcome::Passed
+            },
+            skipped: skipped.map(|(_, part)| (*part).to_owned()).collect(),
         })
     }
 

@@ -1,0 +1,51 @@
+//! Skills of a node: packed, or files that are added as they are, by `caisson skill`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use crate::{
+    command,
+    node::{caisson, Node, LIMIT},
+};
+
+/// Packs a tree; the digest as an annotation has it.
+pub fn pack(node: &Node, name: &str, tree: &Path) -> Result<String> {
+    let mut pack = caisson(node)?;
+    pack.args(["skill", "pack", "--name", name]).arg(tree);
+    Ok(command::run(&mut pack, None, LIMIT)?.ok()?.line())
+}
+
+/// Adds a file, whatever it is; the digest as an annotation has it.
+pub fn add(node: &Node, name: &str, file: &Path) -> Result<String> {
+    let mut add = caisson(node)?;
+    add.args(["skill", "add", "--name", name]).arg(file);
+    Ok(command::run(&mut add, None, LIMIT)?.ok()?.line())
+}
+
+/// Where the store has a skill.
+pub fn file(node: &Node, digest: &str) -> PathBuf {
+    let name = digest.trim_start_matches("sha256:");
+    node.store_dir().join("skills").join(name)
+}
+
+/// A squashfs file of a tree, by mksquashfs with these options.
+pub fn squashfs(tree: &Path, options: &[&str], file: &Path) -> Result<()> {
+    let mut make = Command::new("mksquashfs");
+    make.arg(tree)
+        .arg(file)
+        .args(["-noappend", "-no-progress", "-quiet"]);
+    command::run(make.args(options), None, LIMIT)?.ok()?;
+    Ok(())
+}
+
+/// An empty folder for a tree, under the node's own.
+pub fn tree(node: &Node, name: &str) -> Result<PathBuf> {
+    let tree = node.dir().join("trees").join(name);
+    fs::create_dir_all(&tree)?;
+    Ok(tree)
+}
