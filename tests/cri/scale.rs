@@ -1,9 +1,18 @@
 //! Many containers, many pods, and nothing left of them. One test at a time: what is left is counted on the whole node.
 
-use std::{thread, time::Duration};
+use std::{
+    fs,
+    io::{self, Read},
+    thread,
+    time::Duration,
+};
 
-use anyhow::Result;
-use caisson_tests::{cri::CriNode, leftovers::alone, Leftovers, Runtime};
+use anyhow::{Context, Result};
+use caisson_tests::{
+    cri::{CriNode, Pod},
+    leftovers::alone,
+    skill, Leftovers, Runtime,
+};
 use rstest::rstest;
 
 #[rstest]
@@ -97,7 +106,6 @@ fn pod_of_twenty_containers_runs_each_of_them(#[case] runtime: Runtime) -> Resul
     Leftovers::none_since(node, &before)
 }
 
-/// Four at a time, as two cpus can.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -105,19 +113,7 @@ fn twenty_pods_run_beside_each_other(#[case] runtime: Runtime) -> Result<()> {
     let _alone = alone();
     let node = warm()?;
     let before = Leftovers::count(node);
-    let mut pods = Vec::new();
-    for _ in 0..5 {
-        let started = thread::scope(|scope| {
-            let starts: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| node.pod().runtime(runtime).start()))
-                .collect();
-            let joined = starts.into_iter().map(|start| start.join());
-            joined
-                .map(|pod| pod.map_err(|_| anyhow::anyhow!("a start panicked"))?)
-                .collect::<Result<Vec<_>>>()
-        })?;
-        pods.extend(started);
-    }
+    let pods = twenty(|| node.pod().runtime(runtime).start())?;
     let mut addresses = pods
         .iter()
         .map(|pod| pod.ipv4())
@@ -142,4 +138,70 @@ fn warm() -> Result<&'static CriNode> {
     let node = CriNode::shared();
     node.image("busybox")?;
     Ok(node)
+}
+
+/// The guests' own memory is shared memory of the host, which counts as cached as well.
+#[test]
+fn twenty_pods_that_read_a_skill_have_one_copy_of_it_on_the_host() -> Result<()> {
+    const MIB: usize = 100;
+    let _alone = alone();
+    let node = warm()?;
+    let tree = skill::tree(node, "big")?;
+    let mut urandom = fs::File::open("/dev/urandom")?.take((MIB as u64) << 20);
+    io::copy(&mut urandom, &mut fs::File::create(tree.join("noise"))?)?;
+    let digest = skill::pack(node, "big", &tree)?;
+    let start = || node.pod().annotation("caisson.dev/skills", &digest).start();
+    let pods = twenty(start)?;
+    let before = Memory::now()?;
+    for pod in &pods {
+        let container = pod.container("busybox").sh("wc -c < /opt/skills/big/noise");
+        let output = container.run_within(Duration::from_secs(120))?.ok()?;
+        assert_eq!(output.line(), (MIB << 20).to_string());
+    }
+    let after = Memory::now()?;
+    let cached = after.cached_mib - before.cached_mib;
+    println!(
+        "20 pods read a skill of {MIB} MiB: {} MiB less available, {cached} MiB more cached outside the guests",
+        before.available_mib - after.available_mib,
+    );
+    let limit = 0.15 * 20.0 * MIB as f64;
+    assert!(cached as f64 <= limit, "{cached} MiB are more than {limit}");
+    Ok(())
+}
+
+/// Of the host, from /proc/meminfo.
+struct Memory {
+    available_mib: i64,
+    cached_mib: i64,
+}
+
+impl Memory {
+    fn now() -> Result<Self> {
+        let text = fs::read_to_string("/proc/meminfo")?;
+        let mib = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<i64>().ok());
+            kib.map(|kib| kib / 1024).with_context(|| name.to_owned())
+        };
+        Ok(Self {
+            available_mib: mib("MemAvailable:")?,
+            cached_mib: mib("Cached:")? - mib("Shmem:")?,
+        })
+    }
+}
+
+/// Started four at a time, as two cpus can.
+fn twenty<'n>(start: impl Fn() -> Result<Pod<'n>> + Sync) -> Result<Vec<Pod<'n>>> {
+    let mut pods = Vec::new();
+    for _ in 0..5 {
+        let started = thread::scope(|scope| {
+            let starts: Vec<_> = (0..4).map(|_| scope.spawn(&start)).collect();
+            let joined = starts.into_iter().map(|start| start.join());
+            joined
+                .map(|pod| pod.map_err(|_| anyhow::anyhow!("a start panicked"))?)
+                .collect::<Result<Vec<_>>>()
+        })?;
+        pods.extend(started);
+    }
+    Ok(pods)
 }
