@@ -11,6 +11,7 @@ mod pod_network;
 mod pod_starts;
 mod pod_unemulated;
 mod sizes;
+mod skill_reads;
 mod table;
 
 use std::{
@@ -68,6 +69,7 @@ fn containers(rounds: usize) -> Result<bool> {
     );
     runs(node, rounds)?;
     let cold_is_kept = cold_starts(node, rounds)?;
+    skill_reads::measure(node, rounds.div_ceil(2))?;
     let shim_is_kept = sizes::memory(node, SHIM_LIMIT)?;
     sizes::binaries()?;
     node.remove();
