@@ -3,7 +3,7 @@
 .PHONY: help demo test unit pods cri bench soak image dist lint deny clean
 
 # Under ctr: where containerd's version matters.
-tasks = $(addprefix --test ,control events exit_codes kills machine run skills_homes streams)
+tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
 # By CRI: where containerd's version matters, and where one version is enough.
 pods = $(addprefix --test cri_,lifecycle network kills)
 more_pods = $(addprefix --test cri_,surroundings streams security users volumes images pod_specs probes skills)

@@ -5,11 +5,18 @@
 //! | `caisson.dev/skills` | skills for every container: `[NAME=]sha256:HEX` or `[NAME=]SKILL@VERSION`, separated by commas |
 //! | `caisson.dev/skills.CONTAINER` | further skills for the container of that name alone |
 //! | `caisson.dev/devices` | devices of the guest, separated by commas: see [`crate::guest_devices`] |
-//! | `caisson.dev/home` | `persistent/NAME`: a directory of the node, at the container user's home |
+//! | `caisson.dev/home` | `ephemeral` or `persistent/NAME`: a file system of the node, at the container user's home: see [`crate::home`] |
+//! | `caisson.dev/home-size` | how much it holds, as a quantity of Kubernetes' |
+//! | `caisson.dev/home-path` | where it is in the container instead |
 
 use std::{collections::HashMap, fmt};
 
-use crate::{error::shorten, guest_devices::GuestDevice, Error, Result};
+use crate::{
+    error::shorten,
+    guest_devices::GuestDevice,
+    home::{Home, Wish},
+    Error, Result,
+};
 
 /// Where Caisson's annotations live.
 pub const PREFIX: &str = "caisson.dev/";
@@ -21,6 +28,10 @@ pub const SKILLS_OF: &str = "caisson.dev/skills.";
 pub const DEVICES: &str = "caisson.dev/devices";
 /// See the module's table.
 pub const HOME: &str = "caisson.dev/home";
+/// See the module's table.
+pub const HOME_SIZE: &str = "caisson.dev/home-size";
+/// See the module's table.
+pub const HOME_PATH: &str = "caisson.dev/home-path";
 
 /// The most skills of one container: a VM has this many slots for them.
 pub const MAX_SKILLS: usize = 16;
@@ -79,16 +90,6 @@ impl SkillRef {
     }
 }
 
-/// A home that a container asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Home {
-    /// A directory of the node that outlives the container.
-    Persistent {
-        /// A plain file name.
-        name: String,
-    },
-}
-
 impl Annotations {
     /// Parses what is under `caisson.dev/`; everything else is somebody else's.
     pub fn parse(annotations: &HashMap<String, String>) -> Result<Self> {
@@ -100,6 +101,7 @@ impl Annotations {
         // Those for every container come before those for one.
         ours.sort();
         let container = annotations.get(CONTAINER_NAME);
+        let mut home = Wish::default();
         for (key, value) in ours {
             match (key.as_str(), key.strip_prefix(SKILLS_OF)) {
                 (SKILLS, _) => parse_skills(key, value, &mut parsed.skills)?,
@@ -112,17 +114,20 @@ impl Annotations {
                     }
                 }
                 (DEVICES, _) => parsed.devices = parse_devices(value)?,
-                (HOME, _) => parsed.home = Some(parse_home(value)?),
+                (HOME, _) => home.home = Some(value),
+                (HOME_SIZE, _) => home.size = Some(value),
+                (HOME_PATH, _) => home.path = Some(value),
                 _ => {
                     return Err(Error::Annotation {
                         key: shorten(key),
                         reason: format!(
-                        "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {HOME}"
-                    ),
+                            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {HOME}, {HOME_SIZE}, {HOME_PATH}"
+                        ),
                     })
                 }
             }
         }
+        parsed.home = home.parse()?;
         Ok(parsed)
     }
 }
@@ -187,21 +192,6 @@ fn parse_devices(value: &str) -> Result<Vec<GuestDevice>> {
         }
     }
     Ok(devices)
-}
-
-fn parse_home(value: &str) -> Result<Home> {
-    match value.split_once('/') {
-        Some(("persistent", name)) if is_plain_name(name) => Ok(Home::Persistent {
-            name: name.to_owned(),
-        }),
-        _ => Err(Error::Annotation {
-            key: HOME.to_owned(),
-            reason: format!(
-                "{:?} is not of the form persistent/NAME (NAME: 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit)",
-                shorten(value)
-            ),
-        }),
-    }
 }
 
 /// Whether `hex` is 64 lower-case hex digits.
@@ -317,19 +307,5 @@ mod tests {
     fn annotation_of_others_is_ignored() {
         let parsed = parse("example.com/skills", "x").unwrap();
         assert_eq!(parsed, Annotations::default());
-    }
-
-    #[test]
-    fn home_that_is_not_a_plain_name_is_refused() {
-        for value in [
-            "",
-            "persistent",
-            "persistent/",
-            "persistent/../x",
-            "ephemeral/x",
-        ] {
-            parse(HOME, value).unwrap_err();
-        }
-        assert!(parse(HOME, "persistent/anna").unwrap().home.is_some());
     }
 }

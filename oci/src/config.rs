@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::{Error, Result};
+use crate::{
+    home::{MAX_SIZE, MIN_SIZE},
+    Error, Result,
+};
 
 /// What the guest's kernel and agent need to boot, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 128;
@@ -23,6 +26,7 @@ pub struct NodeConfig {
     pub guest: Guest,
     pub vm: Vm,
     pub skills: Skills,
+    pub homes: Homes,
     pub log: Log,
 }
 
@@ -121,6 +125,14 @@ pub enum SkillSource {
     },
 }
 
+/// `[homes]`.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Homes {
+    /// How much a home holds whose pod does not say it, in MiB. There is no home without a limit; what it does not hold it does not cost.
+    pub size_mib: u64,
+}
+
 /// `[log]`.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
@@ -138,6 +150,7 @@ impl Default for NodeConfig {
             guest: Guest::default(),
             vm: Vm::default(),
             skills: Skills::default(),
+            homes: Homes::default(),
             log: Log::default(),
         }
     }
@@ -174,6 +187,14 @@ impl Default for Skills {
             max_mib: 20 * 1024,
             fetch_timeout_secs: 100,
             sources: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Homes {
+    fn default() -> Self {
+        Self {
+            size_mib: 10 * 1024,
         }
     }
 }
@@ -228,6 +249,18 @@ impl NodeConfig {
                 reason: format!(
                     "is {}, a guest needs {} at least",
                     self.vm.default_memory_mib, MIN_MEMORY_MIB
+                ),
+            });
+        }
+        let sizes = MIN_SIZE >> 20..=MAX_SIZE >> 20;
+        if !sizes.contains(&self.homes.size_mib) {
+            return Err(Error::ConfigValue {
+                key: "homes.size_mib",
+                reason: format!(
+                    "is {}, must be between {} and {}",
+                    self.homes.size_mib,
+                    sizes.start(),
+                    sizes.end()
                 ),
             });
         }
@@ -338,6 +371,7 @@ mod tests {
         for (text, key) in [
             ("[vm]\ndefault_cpus = 0", "vm.default_cpus"),
             ("[vm]\ndefault_memory_mib = 1", "vm.default_memory_mib"),
+            ("[homes]\nsize_mib = 1", "homes.size_mib"),
             ("[log]\nlevel = 'loud'", "log.level"),
             ("[hypervisor]\nuid_base = 0", "hypervisor.uid_base"),
         ] {

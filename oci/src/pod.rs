@@ -22,6 +22,10 @@ pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 /// Kubernetes' uid of the pod, on all of its containers.
 pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
+/// Kubernetes' namespace of the pod, on all of its containers.
+pub const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+/// The pod's name, on all of its containers.
+pub const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 /// Sums over the pod's containers, of the kubelet (since Kubernetes 1.23 and containerd 1.7); 0 is none.
 pub const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// See [`SANDBOX_CPU_PERIOD`].
@@ -84,6 +88,21 @@ impl Role {
             ),
         }
     }
+}
+
+/// The namespace and name that a pod has in Kubernetes, of the spec of one of its containers. None where the container is in no pod.
+pub fn name(spec: &Spec) -> Result<Option<(String, String)>> {
+    if Role::of(spec)? == Role::Alone {
+        return Ok(None);
+    }
+    let value = |key: &str| {
+        let value = spec.annotations().as_ref().and_then(|all| all.get(key));
+        value.cloned().ok_or_else(|| Error::Annotation {
+            key: key.to_owned(),
+            reason: "is missing on a container of a pod".to_owned(),
+        })
+    };
+    Ok(Some((value(SANDBOX_NAMESPACE)?, value(SANDBOX_NAME)?)))
 }
 
 /// What a pod asks for with its sandbox.

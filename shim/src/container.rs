@@ -7,8 +7,8 @@ use std::{
 };
 
 use caisson_oci::{
-    annotations::{Annotations, Home},
-    guest_devices,
+    annotations::Annotations,
+    guest_devices, pod,
     spec::{LinuxNamespaceType, Spec},
     GuestPaths, Limits, NodeConfig,
 };
@@ -21,7 +21,7 @@ use proto::attach_request::Device as GuestDevice;
 
 use crate::{
     error::{Error, Result},
-    home,
+    homes::{self, Asker, PodHome},
     machine::Plug,
     process::Process,
     share::Share,
@@ -123,6 +123,16 @@ impl Container {
     }
 }
 
+/// The pod that a container's home is to be the home of.
+#[derive(Clone, Copy)]
+pub struct PodsHome<'a> {
+    /// The pod's id.
+    pub pod: &'a str,
+    /// containerd's namespace.
+    pub namespace: &'a str,
+    pub home: &'a PodHome,
+}
+
 /// A bundle's spec and what it asks to be plugged in.
 pub struct Wishes {
     pub spec: Spec,
@@ -171,8 +181,8 @@ impl Wishes {
         &self,
         config: &NodeConfig,
         id: &str,
-        namespace: &str,
         rootfs: &Path,
+        home: PodsHome<'_>,
     ) -> Result<(GuestPaths, Vec<Plug>)> {
         let mut plugs = Vec::new();
         let mut paths = GuestPaths {
@@ -194,15 +204,28 @@ impl Wishes {
             paths.skills.push((target, skills::place(&skill)));
             plugs.push(skills::plug(&store, &skill)?);
         }
-        if let Some(Home::Persistent { name }) = &self.annotations.home {
+        if let Some(wish) = &self.annotations.home {
             let process = self.spec.process().as_ref();
             let process = process.ok_or(caisson_oci::Error::Missing("process"))?;
-            let target = home::mount_point(&self.spec, rootfs)?;
+            let target = match &wish.path {
+                Some(path) => path.clone(),
+                None => homes::of_user(process, rootfs)?,
+            };
+            let (namespace, name) = pod::name(&self.spec)?
+                .unwrap_or_else(|| (home.namespace.to_owned(), id.to_owned()));
+            let asker = Asker {
+                id: home.pod.to_owned(),
+                namespace,
+                name,
+                uid: process.user().uid(),
+                gid: process.user().gid(),
+            };
+            let path = home.home.obtain(config, asker, wish.clone()).await?;
             paths.home = Some((target, Path::new(SHARES).join(HOME_TAG)));
             plugs.push(Plug {
                 vm: Device::SharedDir {
                     tag: HOME_TAG.to_owned(),
-                    path: home::directory(&config.store_dir, namespace, name, process)?,
+                    path,
                     read_only: false,
                 },
                 guest: GuestDevice::Share(proto::Share {

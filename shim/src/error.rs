@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use containerd_shim::protos::ttrpc;
 
-use crate::network::NetworkError;
+use crate::{homes::HomeError, network::NetworkError};
 
 /// A failed request. Its text reaches the user through containerd (`ctr`'s output, `kubectl describe pod`).
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub enum Error {
     Skill(#[from] crate::skills::SkillError),
     /// The home that is asked for.
     #[error("annotation caisson.dev/home: {0}")]
-    Home(String),
+    Home(#[from] crate::homes::HomeError),
     /// The pod's network.
     #[error("the pod's network")]
     Network(#[from] crate::network::NetworkError),
@@ -121,9 +121,18 @@ impl Error {
 
     fn code(&self) -> ttrpc::Code {
         match self {
-            Self::Refused(_) | Self::Request { .. } | Self::Skill(_) | Self::Home(_) => {
+            Self::Refused(_) | Self::Request { .. } | Self::Skill(_) => {
                 ttrpc::Code::INVALID_ARGUMENT
             }
+            Self::Home(error) => match error {
+                HomeError::InUse { .. } => ttrpc::Code::FAILED_PRECONDITION,
+                HomeError::Missing(_)
+                | HomeError::Other { .. }
+                | HomeError::Namespace(_)
+                | HomeError::NoHome(_)
+                | HomeError::Place { .. } => ttrpc::Code::INVALID_ARGUMENT,
+                HomeError::Tool { .. } | HomeError::File { .. } => ttrpc::Code::UNKNOWN,
+            },
             Self::Network(error) => match error {
                 NetworkError::HostNamespace(_) | NetworkError::Unsupported { .. } => {
                     ttrpc::Code::INVALID_ARGUMENT

@@ -1,7 +1,7 @@
 //! containerd's services on one side, the VM of a pod on the other.
 //!
 //! From the outside in: [`launch`] (start, delete) → [`task`] and [`sandbox`] (containerd's messages) → [`pod`] (containers and their
-//! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`] and [`skills`] also serve the `caisson` command; the tests drive a
+//! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`], [`skills`] and [`homes`] also serve the `caisson` command; the tests drive a
 //! [`pod`] over a fake VMM.
 
 pub mod accelerator;
@@ -15,7 +15,7 @@ mod cri;
 pub mod error;
 pub mod events;
 mod features;
-mod home;
+pub mod homes;
 mod id_map;
 mod launch;
 mod log_uri;

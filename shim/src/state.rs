@@ -7,6 +7,7 @@
 //! vm/               the VMM's sockets and logs
 //! cgroup            the path of the pod's cgroup, if it has one
 //! shared/           what the guest sees of the host, see `share`
+//! home/             the pod's home is mounted there, see `homes`
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
 //! ```
 //!
@@ -164,6 +165,11 @@ pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
     }
     pods.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(pods)
+}
+
+/// Whether a pod's shim lives.
+pub fn lives(state_dir: &Path, id: &str) -> bool {
+    caisson_oci::id::check(id).is_ok() && shim_pid(&state_dir.join(id)).is_some()
 }
 
 /// Kills a pod's processes, unmounts what is mounted below its folder, frees its user and removes the folder. Idempotent.

@@ -49,6 +49,7 @@ impl Leftovers {
                 .collect(),
         );
         add("mount", mounts(node.tag()));
+        add("loop device of", loop_devices(node.tag()));
         add("netns", network_namespaces(node.tag()));
         add("network", network::traces(node.tag()));
         // runc leaves the folder of the namespace, which all containers share.
@@ -140,6 +141,16 @@ pub fn mounts(tag: &str) -> Vec<String> {
     points
         .filter(|point| point.contains(tag))
         .map(str::to_owned)
+        .collect()
+}
+
+/// The files of a node that are loop devices.
+pub fn loop_devices(tag: &str) -> Vec<String> {
+    let devices = entries(Path::new("/sys/block")).into_iter();
+    devices
+        .filter_map(|name| fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok())
+        .map(|file| file.trim().to_owned())
+        .filter(|file| file.contains(tag))
         .collect()
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Says what it found on one line, and a failed system call as `error: NAME OF THE ERRNO` with exit code 1.
 
+mod posix;
+
 use std::{
     ffi::CString,
     io::{self, BufRead, BufReader, Read, Write},
@@ -35,6 +37,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["socket", path] => socket(path),
         ["open-by-handle", path] => open_by_handle(path),
         ["pause"] => pause(),
+        ["posix", folder] => posix::posix(folder),
         ["watch", path] => watch(path),
         ["echo", address] => echo(TcpListener::bind(address)?.incoming()),
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),

@@ -4,6 +4,7 @@
 
 mod check;
 mod gc;
+mod home;
 mod list;
 mod run;
 pub mod shim;
@@ -33,6 +34,9 @@ enum Command {
     /// Packs, adds and lists skills: tool folders that pods plug in as read-only disks
     #[command(subcommand)]
     Skill(skill::Command),
+    /// Lists, archives and removes the persistent homes of this node
+    #[command(subcommand)]
+    Home(home::Command),
     /// Shows what this node has for running VMs, and what to do where it falls short
     Check(check::Arguments),
     /// Removes what dead shims and killed runs left
@@ -60,6 +64,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => return Ok(run::run(arguments, &config)),
         Command::List => list::run(&config)?,
         Command::Skill(command) => skill::run(command, &config)?,
+        Command::Home(command) => home::run(command, &config)?,
         Command::Gc => gc::run(&config)?,
         Command::Check(_) => {}
     }

@@ -22,7 +22,7 @@ use super::Pod;
 use crate::{
     agent::ProcessId,
     block,
-    container::{Container, Wishes},
+    container::{Container, PodsHome, Wishes},
     error::{Error, Result},
     machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
     process::Process,
@@ -185,8 +185,13 @@ impl Pod {
         share
             .mount_rootfs(id, request.rootfs.clone(), &folder)
             .await?;
+        let home = PodsHome {
+            pod: &self.id,
+            namespace: &self.namespace,
+            home: &self.home,
+        };
         let (paths, mut plugs) = wishes
-            .resolve(&self.config, id, &self.namespace, &share.rootfs(id))
+            .resolve(&self.config, id, &share.rootfs(id), home)
             .await?;
         let node = Node {
             vm: &self.config.vm,

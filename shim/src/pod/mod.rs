@@ -32,6 +32,7 @@ use crate::{
     container::Container,
     error::{Error, Result},
     events::Events,
+    homes::PodHome,
     machine::Machine,
     process::{Exit, Process, State},
     stats::timestamp,
@@ -58,6 +59,7 @@ pub struct Pod {
     machine: OnceCell<Arc<Machine>>,
     /// The folder of the files that containers of the pod have in common, where the sandbox service had to make them.
     files: OnceLock<PathBuf>,
+    home: PodHome,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// How many creates and starts of containers there were.
     steps: AtomicU64,
@@ -80,6 +82,7 @@ impl Pod {
             events,
             machine: OnceCell::new(),
             files: OnceLock::new(),
+            home: PodHome::default(),
             containers: Mutex::default(),
             steps: AtomicU64::new(0),
         })

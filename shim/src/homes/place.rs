@@ -1,100 +1,45 @@
-//! Homes: directories of the node that outlive a container, at `<store_dir>/homes/<namespace>/<name>`.
+//! Where a home is in a container.
 
 use std::{
     fs,
     io::{self, Read},
-    os::{
-        fd::{FromRawFd, OwnedFd},
-        unix::fs::PermissionsExt,
-    },
+    os::fd::{FromRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use caisson_oci::{
-    annotations::is_plain_name,
-    spec::{Process, Spec},
-};
-use nix::unistd::{chown, Gid, Uid};
+use caisson_oci::{home::is_mount_point, spec::Process};
 
-use crate::error::{Error, Result};
+use super::{file, HomeError};
 
 /// The most of a container's `/etc/passwd` that is read, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// The directory of a home, made for its first user.
-pub fn directory(
-    store_dir: &Path,
-    namespace: &str,
-    name: &str,
-    process: &Process,
-) -> Result<PathBuf> {
-    if !is_plain_name(namespace) {
-        return Err(Error::Home(format!(
-            "namespace {namespace:?} can't name a folder"
-        )));
-    }
-    let folder = store_dir.join("homes").join(namespace);
-    fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
-    let path = folder.join(name);
-    match fs::create_dir(&path) {
-        Ok(()) => {
-            let user = process.user();
-            let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
-            chown(&path, Some(uid), Some(gid))
-                .map_err(io::Error::from)
-                .map_err(Error::file("set the owner of", &path))?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
-                .map_err(Error::file("set the mode of", &path))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(Error::file("create", path)(error)),
-    }
-    Ok(path)
-}
-
 /// Where a container's user has its home: `HOME` of the process, else by the image's `/etc/passwd`.
-pub fn mount_point(spec: &Spec, rootfs: &Path) -> Result<PathBuf> {
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or(caisson_oci::Error::Missing("process"))?;
+pub fn of_user(process: &Process, rootfs: &Path) -> Result<PathBuf, HomeError> {
     let env = process.env().as_deref().unwrap_or_default();
     let from_env = env.iter().find_map(|entry| entry.strip_prefix("HOME="));
     let uid = process.user().uid();
     let home = match from_env {
         Some(home) => home.to_owned(),
-        None => home_in_passwd(rootfs, uid)?.ok_or_else(|| {
-            Error::Home(format!(
-                "the home of user {uid} is not known: set HOME or add the user to the image's /etc/passwd"
-            ))
-        })?,
+        None => home_in_passwd(rootfs, uid)?.ok_or(HomeError::NoHome(uid))?,
     };
-    let path = PathBuf::from(&home);
-    let plain = path.components().all(|c| {
-        matches!(
-            c,
-            std::path::Component::RootDir | std::path::Component::Normal(_)
-        )
-    });
-    if !path.is_absolute() || !plain || path == Path::new("/") {
-        return Err(Error::Home(format!(
-            "the home of user {uid} is {home:?}; it must be an absolute path other than /"
-        )));
+    match is_mount_point(Path::new(&home)) {
+        true => Ok(home.into()),
+        false => Err(HomeError::Place { uid, home }),
     }
-    Ok(path)
 }
 
-fn home_in_passwd(rootfs: &Path, uid: u32) -> Result<Option<String>> {
+fn home_in_passwd(rootfs: &Path, uid: u32) -> Result<Option<String>, HomeError> {
     let passwd = match open_in_root(rootfs, c"etc/passwd") {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::file("read the image's", "/etc/passwd")(error)),
+        Err(error) => return Err(file("read the image's", Path::new("/etc/passwd"))(error)),
     };
     let mut text = Vec::new();
     passwd
         .take(MAX_PASSWD)
         .read_to_end(&mut text)
-        .map_err(Error::file("read the image's", "/etc/passwd"))?;
+        .map_err(file("read the image's", Path::new("/etc/passwd")))?;
     let text = String::from_utf8_lossy(&text);
     // passwd(5): name:password:uid:gid:gecos:directory:shell
     let home = text.lines().find_map(|line| {

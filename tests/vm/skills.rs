@@ -1,16 +1,11 @@
-//! Skills and homes: what is plugged into a container besides its image.
+//! Skills: what is plugged into a container besides its image.
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use anyhow::Result;
-use caisson_tests::{command, image, node::caisson, proc, skill, Node};
+use caisson_tests::{command, image, node::caisson, skill, Node};
 
 const SKILLS: &str = "caisson.dev/skills";
-const HOME: &str = "caisson.dev/home";
 
 #[test]
 fn skill_contents_are_those_that_were_packed() -> Result<()> {
@@ -160,89 +155,6 @@ fn skill_in_use_is_not_removed() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn home_is_kept_between_containers() -> Result<()> {
-    let node = Node::shared();
-    let write = "test $HOME = /root && cd && pwd && echo first > note && ln note second && chown 1000:2000 note";
-    let first = node
-        .container("busybox")
-        .annotation(HOME, "persistent/kept")
-        .sh(write)
-        .run()?
-        .ok()?;
-    assert_eq!(first.line(), "/root");
-    let read = "stat -c '%n %u %g %h' /root/note; cat /root/second; ls /root";
-    let second = node
-        .container("busybox")
-        .annotation(HOME, "persistent/kept")
-        .sh(read)
-        .run()?
-        .ok()?;
-    assert_eq!(second.line(), "/root/note 1000 2000 2\nfirst\nnote\nsecond");
-    Ok(())
-}
-
-#[test]
-fn home_belongs_to_the_containers_user() -> Result<()> {
-    let node = Node::shared();
-    let container = node
-        .container("busybox-app")
-        .annotation(HOME, "persistent/apps");
-    let output = container
-        .sh("id -u; echo mine > /home/app/note && cat /home/app/note")
-        .run()?
-        .ok()?;
-    assert_eq!(output.line(), "1000\nmine");
-    let metadata = fs::metadata(home(node, "apps").join("note"))?;
-    assert_eq!((metadata.uid(), metadata.gid()), (1000, 1000));
-    Ok(())
-}
-
-#[test]
-fn homes_of_other_names_are_apart() -> Result<()> {
-    let node = Node::shared();
-    node.container("busybox")
-        .annotation(HOME, "persistent/annas")
-        .sh("echo hers > /root/note")
-        .run()?
-        .ok()?;
-    let other = node
-        .container("busybox")
-        .annotation(HOME, "persistent/berts");
-    let output = other
-        .sh("ls -A /root; ls -A /root/..; cat /root/../annas/note")
-        .run()?;
-    assert!(
-        !output.text().contains("note") && !output.text().contains("annas"),
-        "{}",
-        output.text()
-    );
-    Ok(())
-}
-
-#[test]
-fn home_is_kept_after_the_vm_was_killed() -> Result<()> {
-    let node = Node::shared();
-    let container = node
-        .container("busybox")
-        .annotation(HOME, "persistent/killed")
-        .args(["sleep", "1000"])
-        .start()?;
-    container.sh("echo before the end > /root/note && sync")?;
-    let qemu = container.vm_process("qemu")?;
-    proc::kill(qemu, libc::SIGKILL);
-    container.wait()?;
-    container.delete()?;
-    let next = node
-        .container("busybox")
-        .annotation(HOME, "persistent/killed");
-    assert_eq!(
-        next.args(["cat", "/root/note"]).run()?.ok()?.line(),
-        "before the end"
-    );
-    Ok(())
-}
-
 /// A folder with files of every kind that a skill has, packed and added to the node's store.
 fn packed(node: &Node, name: &str) -> Result<(PathBuf, String)> {
     let tree = node.dir().join("trees").join(name);
@@ -260,11 +172,4 @@ fn packed(node: &Node, name: &str) -> Result<(PathBuf, String)> {
     }
     let digest = skill::pack(node, name, &tree)?;
     Ok((tree, digest))
-}
-
-fn home(node: &Node, name: &str) -> PathBuf {
-    node.store_dir()
-        .join("homes")
-        .join(node.tag())
-        .join(Path::new(name))
 }

@@ -1,0 +1,124 @@
+//! `caisson home`: the node's persistent homes. One that a pod has is left alone.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command as Process, Stdio},
+};
+
+use anyhow::{bail, Context, Result};
+use caisson_oci::annotations::is_plain_name;
+use caisson_shim::{
+    config::NodeConfig,
+    homes::{Holder, HomeStore},
+};
+use clap::Subcommand;
+use nix::{
+    mount::{mount, MsFlags},
+    sched::{unshare, CloneFlags},
+};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Lists this node's homes: size, what it takes on the host (both in MiB), name and the pod that has it
+    List,
+    /// Writes what is in a home to a tar file, with owners, modes, access control lists and attributes
+    ///
+    /// To be put back with `tar --extract --numeric-owner --acls --xattrs --xattrs-include='*'`.
+    Archive {
+        home: Name,
+        /// Must not be there yet
+        file: PathBuf,
+    },
+    /// Removes homes with all that is in them
+    Remove {
+        #[arg(required = true)]
+        homes: Vec<Name>,
+    },
+}
+
+/// A home as the command line names it.
+#[derive(Clone)]
+pub struct Name {
+    namespace: String,
+    name: String,
+}
+
+impl std::str::FromStr for Name {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if is_plain_name(namespace) && is_plain_name(name) => {
+                Ok(Self {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                })
+            }
+            _ => Err("is not of the form NAMESPACE/NAME"),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
+    let store = HomeStore::new(config);
+    match command {
+        Command::List => {
+            for home in store.list()? {
+                let (size, used) = (home.size >> 20, home.used.div_ceil(1 << 20));
+                let user = home.user.map(|user| format!(" {user}")).unwrap_or_default();
+                println!("{size:>8} {used:>8} {}/{}{user}", home.namespace, home.name);
+            }
+        }
+        Command::Archive { home, file } => archive(&store, &home, &file)?,
+        Command::Remove { homes } => {
+            for home in homes {
+                store.remove(&home.namespace, &home.name)?;
+                println!("{}/{}", home.namespace, home.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn archive(store: &HomeStore, home: &Name, file: &Path) -> Result<()> {
+    let archive = File::create_new(file).with_context(|| format!("create {}", file.display()))?;
+    let written = write(store, home, archive);
+    if written.is_err() {
+        // Half an archive is none.
+        fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
+    }
+    written
+}
+
+fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
+    // What is mounted here is seen by nobody else, and is gone with this process.
+    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .context("make the mounts private")?;
+    let folder = tempfile::tempdir().context("make a temporary folder")?;
+    let holder = Holder::program("caisson home archive");
+    let files = store.mount(&home.namespace, &home.name, folder.path(), &holder)?;
+    let end = archive.try_clone().context("write the archive")?;
+    let tar = Process::new("tar")
+        .args(["--create", "--sparse", "--numeric-owner", "--acls"])
+        .args(["--xattrs", "--xattrs-include=*", "--directory"])
+        .arg(files)
+        .arg(".")
+        .stdin(Stdio::null())
+        .stdout(archive)
+        .output();
+    let unmounted = nix::mount::umount(folder.path()).context("unmount the home");
+    let tar = tar.context("start tar")?;
+    if !tar.status.success() {
+        bail!(
+            "tar: {}: {}",
+            tar.status,
+            String::from_utf8_lossy(&tar.stderr).trim()
+        );
+    }
+    unmounted?;
+    end.sync_all().context("write the archive")
+}

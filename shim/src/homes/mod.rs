@@ -1,0 +1,326 @@
+//! Homes: file systems of the node for the homes of containers' users, at `<store_dir>/homes`.
+//!
+//! ```text
+//! <namespace>/<name>/image   the file system, see [`image`]; locked (flock(2), exclusive) by who has it
+//! <namespace>/<name>/pod     who that is, or was last
+//! ```
+//!
+//! An ephemeral home is a file without a name. The lock belongs to the mount: it outlives a shim that is killed, as the mount does, and ends when
+//! [`crate::state::remove`] undoes that. So no file system is ever mounted twice.
+//!
+//! The shim mounts homes for pods ([`PodHome`]); `caisson home` lists, archives and removes them.
+
+mod image;
+mod place;
+mod pod;
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use caisson_oci::{annotations::is_plain_name, NodeConfig};
+use serde::{Deserialize, Serialize};
+
+pub use place::of_user;
+pub use pod::{Asker, PodHome};
+
+use crate::state;
+
+/// How long a home may take to become free when the pod that had it is gone: its writes may have to reach the disk.
+const FREE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What can go wrong with a home.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// Someone has it. Single writer.
+    #[error("home {home} is in use by {by}")]
+    InUse { home: String, by: String },
+    /// Not in the store.
+    #[error("there is no home {0}")]
+    Missing(String),
+    /// A container of the pod has another.
+    #[error("the pod has the home {has}, and can't have {asked} too")]
+    Other { has: String, asked: String },
+    /// containerd's namespaces can have names that folders can't.
+    #[error("namespace {0:?} can't name a folder")]
+    Namespace(String),
+    /// Nobody says where the home is.
+    #[error("the home of user {0} is not known: set HOME or caisson.dev/home-path, or add the user to the image's /etc/passwd")]
+    NoHome(u32),
+    /// It can't be there.
+    #[error("the home of user {uid} is {home:?}; it must be an absolute path other than /, or caisson.dev/home-path must say another")]
+    Place { uid: u32, home: String },
+    /// A program of ext4's.
+    #[error("{program}: {reason}")]
+    Tool { program: String, reason: String },
+    /// A file of the store, the image or the system.
+    #[error("{operation} {}", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Who has a home.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// For people: `NAMESPACE/NAME`.
+    pub pod: String,
+    /// Of its state folder; none where it is no pod.
+    pub id: Option<String>,
+}
+
+impl Holder {
+    /// One that is no pod.
+    pub fn program(name: &str) -> Self {
+        Self {
+            pod: format!("`{name}`"),
+            id: None,
+        }
+    }
+}
+
+/// A home of the store.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StoredHome {
+    pub namespace: String,
+    pub name: String,
+    /// How much it can hold, in bytes.
+    pub size: u64,
+    /// What it takes on the host, in bytes.
+    pub used: u64,
+    /// Who has it now.
+    pub user: Option<String>,
+}
+
+/// The folder of a node's homes.
+#[derive(Debug, Clone)]
+pub struct HomeStore {
+    dir: PathBuf,
+    state_dir: PathBuf,
+    default_size: u64,
+}
+
+impl HomeStore {
+    /// The homes of a node; the folder need not exist yet.
+    pub fn new(config: &NodeConfig) -> Self {
+        Self {
+            dir: config.store_dir.join("homes"),
+            state_dir: config.state_dir.clone(),
+            default_size: config.homes.size_mib << 20,
+        }
+    }
+
+    /// A new home without a name.
+    fn ephemeral(&self, size: Option<u64>) -> Result<File, HomeError> {
+        fs::create_dir_all(&self.dir).map_err(file("create", &self.dir))?;
+        image::make(&self.dir, size.unwrap_or(self.default_size))
+    }
+
+    /// A home, locked for `holder`; made if it is not there, grown if it is smaller than `size`.
+    fn persistent(
+        &self,
+        namespace: &str,
+        name: &str,
+        size: Option<u64>,
+        holder: &Holder,
+    ) -> Result<File, HomeError> {
+        let folder = self.folder(namespace, name);
+        let path = folder.join("image");
+        let image = loop {
+            match self.lock(namespace, name, holder) {
+                Err(HomeError::Missing(_)) => {}
+                locked => break locked?,
+            }
+            fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+            let made = image::make(&folder, size.unwrap_or(self.default_size))?;
+            match image::name(&made, &path) {
+                // Another pod was faster, or the folder was removed.
+                Err(error) if retry(&error) => {}
+                named => named.map_err(file("create", &path))?,
+            }
+        };
+        if let Some(size) = size {
+            image::grow(&image, size)?;
+        }
+        Ok(image)
+    }
+
+    /// All homes of the node, by name.
+    pub fn list(&self) -> Result<Vec<StoredHome>, HomeError> {
+        let mut homes = Vec::new();
+        for namespace in names(&self.dir)? {
+            for name in names(&self.dir.join(&namespace))? {
+                let folder = self.folder(&namespace, &name);
+                // Where there is no image, one is being made or removed.
+                let Ok(image) = File::open(folder.join("image")) else {
+                    continue;
+                };
+                let metadata = image.metadata().map_err(file("read", &folder))?;
+                let free = match image.try_lock() {
+                    Ok(()) => true,
+                    Err(TryLockError::WouldBlock) => false,
+                    Err(TryLockError::Error(error)) => return Err(file("lock", &folder)(error)),
+                };
+                let by = || {
+                    self.holder(&folder)
+                        .map_or("another".to_owned(), |by| by.pod)
+                };
+                homes.push(StoredHome {
+                    namespace: namespace.clone(),
+                    size: metadata.len(),
+                    used: metadata.blocks() * 512,
+                    user: (!free).then(by),
+                    name,
+                });
+            }
+        }
+        homes.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        Ok(homes)
+    }
+
+    /// Removes a home that nobody has, with all that is in it.
+    pub fn remove(&self, namespace: &str, name: &str) -> Result<(), HomeError> {
+        let folder = self.folder(namespace, name);
+        let locked = self.lock(namespace, name, &Holder::program("caisson home remove"))?;
+        let path = folder.join("image");
+        fs::remove_file(&path).map_err(file("remove", &path))?;
+        drop(locked);
+        // A pod may already make a new one there: then the folder stays.
+        let rest = fs::remove_file(folder.join("pod")).and_then(|()| fs::remove_dir(&folder));
+        match rest {
+            Err(error) if !retry(&error) && !not_empty(&error) => {
+                Err(file("remove", &folder)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Mounts a home that nobody has read-only at `target`, a directory. Returns the directory of its files.
+    ///
+    /// It is nobody else's until the caller has undone the mount.
+    pub fn mount(
+        &self,
+        namespace: &str,
+        name: &str,
+        target: &Path,
+        holder: &Holder,
+    ) -> Result<PathBuf, HomeError> {
+        let image = self.lock(namespace, name, holder)?;
+        image::mount_at(&image, target, true)?;
+        Ok(pod::files(target))
+    }
+
+    /// Opens a home and locks it. A pod that has it but is dead is cleaned up after.
+    fn lock(&self, namespace: &str, name: &str, holder: &Holder) -> Result<File, HomeError> {
+        let folder = self.folder(namespace, name);
+        let path = folder.join("image");
+        let missing = || HomeError::Missing(format!("{namespace}/{name}"));
+        let deadline = Instant::now() + FREE_LIMIT;
+        let image = loop {
+            let image = match File::options().read(true).write(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
+                opened => opened.map_err(file("open", &path))?,
+            };
+            match image.try_lock() {
+                Ok(()) => break image,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(file("lock", &path)(error)),
+            }
+            let by = self.holder(&folder);
+            // What the dead pod with our id left has been removed already.
+            let ends = by.as_ref().is_none_or(|by| {
+                by.id.is_some() && by.id == holder.id || self.is_removed_if_dead(by)
+            });
+            if !ends || Instant::now() > deadline {
+                return Err(HomeError::InUse {
+                    home: format!("{namespace}/{name}"),
+                    by: by.map_or("another".to_owned(), |by| by.pod),
+                });
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        // Removed while it was being opened.
+        if image.metadata().map_err(file("read", &path))?.nlink() == 0 {
+            return Err(missing());
+        }
+        self.set_holder(&folder, holder)?;
+        Ok(image)
+    }
+
+    /// Removes what a dead pod left, whereupon its home becomes free. False where the pod lives or is none.
+    fn is_removed_if_dead(&self, holder: &Holder) -> bool {
+        let Some(id) = &holder.id else {
+            return false;
+        };
+        if state::lives(&self.state_dir, id) {
+            return false;
+        }
+        // containerd's `delete` may be at it as well.
+        if let Err(error) = state::remove(&self.state_dir, id) {
+            log::debug!(pod = id; "clean up after the dead user of a home: {}", error.chain());
+        }
+        true
+    }
+
+    fn holder(&self, folder: &Path) -> Option<Holder> {
+        let text = fs::read(folder.join("pod")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn set_holder(&self, folder: &Path, holder: &Holder) -> Result<(), HomeError> {
+        let (part, path) = (folder.join(".pod"), folder.join("pod"));
+        let text =
+            serde_json::to_vec(holder).map_err(|error| file("write", &part)(error.into()))?;
+        fs::write(&part, text).map_err(file("write", &part))?;
+        fs::rename(&part, &path).map_err(file("write", &path))
+    }
+
+    fn folder(&self, namespace: &str, name: &str) -> PathBuf {
+        self.dir.join(namespace).join(name)
+    }
+}
+
+/// Whether a home could not get its name since someone else makes or removes one of that name.
+fn retry(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound
+    )
+}
+
+fn not_empty(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::DirectoryNotEmpty
+}
+
+/// The folders in a folder that can be a namespace's or a home's.
+fn names(folder: &Path) -> Result<Vec<String>, HomeError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file("read", folder))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(file("read", folder))?;
+        let name = entry.file_name().into_string().ok();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        names.extend(name.filter(|name| is_folder && is_plain_name(name)));
+    }
+    Ok(names)
+}
+
+fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HomeError {
+    let path = path.to_owned();
+    move |source| HomeError::File {
+        operation,
+        path,
+        source,
+    }
+}
