@@ -38,6 +38,8 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["open-by-handle", path] => open_by_handle(path),
         ["pause"] => pause(),
         ["posix", folder] => posix::posix(folder),
+        ["lock", path] => posix::hold_lock(path),
+        ["try-lock", path] => posix::try_lock(path),
         ["watch", path] => watch(path),
         ["echo", address] => echo(TcpListener::bind(address)?.incoming()),
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),

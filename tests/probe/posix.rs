@@ -62,6 +62,22 @@ fn try_record_lock(file: &File) -> bool {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &lock) == 0 }
 }
 
+/// Takes a record lock and keeps it until the process is killed.
+pub fn hold_lock(path: &str) -> io::Result<String> {
+    let file = both(Path::new(path))?;
+    expect(try_record_lock(&file), "the lock is free")?;
+    println!("locked");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Says whether a record lock could be had.
+pub fn try_lock(path: &str) -> io::Result<String> {
+    let free = try_record_lock(&both(Path::new(path))?);
+    Ok(if free { "free" } else { "taken" }.to_owned())
+}
+
 /// A record lock of one process is not had by another, until the first has ended.
 fn lock(path: &Path) -> io::Result<()> {
     let file = both(path)?;

@@ -5,7 +5,7 @@ use std::{fs, path::Path, thread};
 use caisson_shim::config::NodeConfig;
 use nix::unistd::{access, AccessFlags};
 
-use super::Line;
+use super::{program::on_path, Line};
 
 pub fn cpu() -> Line {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -110,6 +110,20 @@ pub fn users(config: &NodeConfig) -> Line {
         }
     }
     Line::ok(name, found)
+}
+
+pub fn homes() -> Line {
+    let name = "homes";
+    let todo = "homes can't be made: apt-get install e2fsprogs, modprobe loop";
+    let tools = ["mke2fs", "e2fsck", "resize2fs"];
+    if let Some(missing) = tools.iter().find(|tool| on_path(tool).is_none()) {
+        return Line::warn(name, format!("{missing} is not on PATH"), todo);
+    }
+    let control = "/dev/loop-control";
+    match access(control, AccessFlags::R_OK | AccessFlags::W_OK) {
+        Ok(()) => Line::ok(name, format!("e2fsprogs and {control}")),
+        Err(error) => Line::warn(name, format!("{control}: {error}"), todo),
+    }
 }
 
 #[cfg(test)]

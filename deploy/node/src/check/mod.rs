@@ -79,6 +79,7 @@ pub fn run(
         host::shared_memory(),
         host::state(&config),
         host::users(&config),
+        host::homes(),
     ]);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&lines)?);
