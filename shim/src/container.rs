@@ -220,13 +220,14 @@ impl Wishes {
                 uid: process.user().uid(),
                 gid: process.user().gid(),
             };
-            let path = home.home.obtain(config, asker, wish.clone()).await?;
+            let (path, user_namespace) = home.home.obtain(config, asker, wish.clone()).await?;
             paths.home = Some((target, Path::new(SHARES).join(HOME_TAG)));
             plugs.push(Plug {
                 vm: Device::SharedDir {
                     tag: HOME_TAG.to_owned(),
                     path,
                     read_only: false,
+                    user_namespace: Some(user_namespace),
                 },
                 guest: GuestDevice::Share(proto::Share {
                     tag: HOME_TAG.to_owned(),

@@ -106,6 +106,7 @@ impl Machine {
             tag: share::TAG.to_owned(),
             path: machine.share.path().to_owned(),
             read_only: false,
+            user_namespace: None,
         };
         let plugged = machine.vm.attach(shared).await;
         if let Err(error) = plugged.and(machine.record().await) {

@@ -16,7 +16,10 @@
 
 use std::{
     fs, io,
-    os::unix::{ffi::OsStringExt, fs::symlink, fs::PermissionsExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{symlink, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -169,7 +172,16 @@ pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
 
 /// Whether a pod's shim lives.
 pub fn lives(state_dir: &Path, id: &str) -> bool {
-    caisson_oci::id::check(id).is_ok() && shim_pid(&state_dir.join(id)).is_some()
+    caisson_oci::id::check(id).is_ok() && shim_pid(&state_dir.join(id)).is_some_and(is_alive)
+}
+
+/// Whom the VM of a pod runs as.
+pub fn credentials(state_dir: &Path, id: &str) -> io::Result<Credentials> {
+    let metadata = fs::metadata(state_dir.join(id).join("vm"))?;
+    Ok(Credentials {
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
 }
 
 /// Kills a pod's processes, unmounts what is mounted below its folder, frees its user and removes the folder. Idempotent.
@@ -316,22 +328,23 @@ fn shim_pid(pod: &Path) -> Option<u32> {
     live.first().map(|(_, pid)| *pid)
 }
 
+/// Whether a process still does something: a zombie is gone for our purpose.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, s)| s.trim().chars().next());
+    state.is_some_and(|s| s != 'Z' && s != 'X')
+}
+
 fn kill_and_wait(pids: &[u32]) {
-    let alive = |pid: &u32| {
-        // A zombie is gone for our purpose.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let state = stat
-            .rsplit_once(')')
-            .and_then(|(_, s)| s.trim().chars().next());
-        state.is_some_and(|s| s != 'Z' && s != 'X')
-    };
     for pid in pids {
         if let Err(error) = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL) {
             log::debug!("kill {pid}: {error}");
         }
     }
     let deadline = Instant::now() + Duration::from_secs(5);
-    while pids.iter().any(alive) && Instant::now() < deadline {
+    while pids.iter().any(|pid| is_alive(*pid)) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
 }

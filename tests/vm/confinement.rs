@@ -91,6 +91,28 @@ fn every_virtiofsd_has_the_listed_rights_only() -> Result<()> {
     Ok(())
 }
 
+/// The owners of a home's files are kept all the same, see `homes`.
+#[test]
+fn virtiofsd_of_a_home_runs_as_the_pods_user_and_cannot_be_root() -> Result<()> {
+    let node = Node::shared();
+    let container = node
+        .container("busybox")
+        .annotation("caisson.dev/home", "ephemeral");
+    let container = container.args(["sleep", "1000"]).start()?;
+    let uid =
+        |pid: u32| -> Result<String> { Ok(proc::status(pid)?.get("Uid").context("Uid")?.clone()) };
+    let parent = container.vm_process("virtiofsd-home")?;
+    let serving = *proc::descendants(parent).first().context("it serves")?;
+    for pid in [parent, serving] {
+        assert_eq!(uid(pid)?, uid(container.vm_process("qemu")?)?);
+        // Inside, outside, how many: as seen from here.
+        for line in fs::read_to_string(format!("/proc/{pid}/uid_map"))?.lines() {
+            assert_ne!(line.split_whitespace().nth(1), Some("0"), "{line}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn every_process_of_the_vm_has_a_network_without_anything() -> Result<()> {
     let container = running()?;

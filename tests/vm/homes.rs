@@ -104,7 +104,11 @@ fn home_of_a_killed_shim_is_free_for_the_next() -> Result<()> {
     let before = Leftovers::count(node);
     let container = with_home(node, "orphan").args(["sleep", "1000"]).start()?;
     container.sh("echo before the end | dd of=/root/note conv=fsync")?;
-    proc::kill(container.shim()?, libc::SIGKILL);
+    let shim = container.shim()?;
+    proc::kill(shim, libc::SIGKILL);
+    command::poll("the shim's end", LIMIT, || {
+        (!proc::is_running(shim)).then_some(())
+    })?;
     let next = with_home(node, "orphan").args(["cat", "/root/note"]);
     assert_eq!(next.run()?.ok()?.line(), "before the end");
     container.delete()?;

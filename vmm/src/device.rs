@@ -14,6 +14,8 @@ pub enum Device {
         path: PathBuf,
         /// Enforced by the daemon.
         read_only: bool,
+        /// The user namespace in which the daemon is root, where it is not one in which every id is the host's own.
+        user_namespace: Option<OwnedFd>,
     },
     /// A file or block device as a virtio-blk disk. Opened here; the VMM gets the descriptor.
     Disk {

@@ -52,7 +52,7 @@ pub(crate) struct Program {
 pub(crate) enum Confinement {
     /// Nothing but compute.
     Jail(Jail),
-    /// A program that confines itself, started in a directory and, if there is one, a user namespace.
+    /// A program that confines itself, started in a directory and, if there is one, as root of a user namespace.
     Itself {
         cwd: OwnedFd,
         user_namespace: Option<Arc<OwnedFd>>,
@@ -441,6 +441,18 @@ fn try_run_child(
                 check("join the user namespace", unsafe {
                     libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER)
                 })?;
+                // SAFETY: numbers and an empty list. Raw system calls, as libc's wrappers are for all threads of the parent.
+                unsafe {
+                    check("setgroups", libc::syscall(libc::SYS_setgroups, 0, 0) as i32)?;
+                    check(
+                        "setresgid",
+                        libc::syscall(libc::SYS_setresgid, 0, 0, 0) as i32,
+                    )?;
+                    check(
+                        "setresuid",
+                        libc::syscall(libc::SYS_setresuid, 0, 0, 0) as i32,
+                    )?;
+                }
             }
             // SAFETY: prctl with numbers only.
             check("no_new_privs", unsafe {

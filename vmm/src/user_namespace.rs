@@ -14,6 +14,33 @@ pub(crate) fn identity() -> io::Result<OwnedFd> {
     with_maps(&own_map("uid_map")?, &own_map("gid_map")?)
 }
 
+/// Makes a namespace in which root is `uid` and `gid` outside and every other id is the host's own. Nobody in it can be the host's root.
+pub fn with_root(uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    let maps = [("uid_map", uid), ("gid_map", gid)];
+    let [uids, gids] =
+        maps.map(|(name, root)| Ok::<_, io::Error>(root_moved(&own_map(name)?, root)));
+    with_maps(&uids?, &gids?)
+}
+
+/// An identity, but for root, which is `root` outside.
+fn root_moved(identity: &str, root: u32) -> String {
+    let mut lines = format!("0 {root} 1\n");
+    for line in identity.lines() {
+        let mut numbers = line.split(' ').filter_map(|n| n.parse::<u64>().ok());
+        let (Some(first), Some(_), Some(count)) = (numbers.next(), numbers.next(), numbers.next())
+        else {
+            continue;
+        };
+        let (end, root) = (first + count, u64::from(root));
+        for (from, to) in [(first.max(1), end.min(root)), (first.max(root + 1), end)] {
+            if from < to {
+                lines.push_str(&format!("{from} {from} {}\n", to - from));
+            }
+        }
+    }
+    lines
+}
+
 /// Makes a namespace with these mappings, in the words of `/proc/<pid>/uid_map` (user_namespaces(7)).
 pub fn with_maps(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     // The child lives until its end of the pipe's writer is closed by us.
@@ -75,6 +102,13 @@ fn own_map(name: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_is_another_outside_and_nobody_is_root_there() {
+        let moved = "0 500 1\n1 1 499\n501 501 4294966794\n";
+        assert_eq!(root_moved("0 0 4294967295\n", 500), moved);
+        assert_eq!(root_moved("0 0 501\n", 500), "0 500 1\n1 1 499\n");
+    }
 
     #[test]
     fn identity_namespace_is_not_the_host_s() {

@@ -26,6 +26,7 @@ async fn booted_guest_answers_and_its_processes_are_confined_until_they_are_gone
         tag: "pod".to_owned(),
         path,
         read_only: false,
+        user_namespace: None,
     })
     .await
     .unwrap();

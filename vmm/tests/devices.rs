@@ -24,6 +24,7 @@ async fn share(vm: &mut Box<dyn Vm>, tag: &str, path: &Path, read_only: bool) {
         tag,
         path,
         read_only,
+        user_namespace: None,
     })
     .await
     .unwrap();

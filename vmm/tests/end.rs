@@ -15,6 +15,7 @@ async fn booted(fixture: &Fixture) -> Box<dyn Vm> {
         tag: "out".to_owned(),
         path: fixture.out(),
         read_only: false,
+        user_namespace: None,
     })
     .await
     .unwrap();

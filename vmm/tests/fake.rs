@@ -27,6 +27,7 @@ async fn fake_serves_the_agent_s_ports_and_keeps_devices_until_they_go() {
         tag: tag.to_owned(),
         path: fixture.out(),
         read_only: false,
+        user_namespace: None,
     };
     fs::write(fixture.out().join("file"), "").unwrap();
     let id = vm.attach(share("pod")).await.unwrap();

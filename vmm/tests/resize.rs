@@ -33,6 +33,7 @@ async fn cpus_and_memory_grow_and_shrink_and_the_share_works_on() {
         tag: "out".to_owned(),
         path: fixture.out(),
         read_only: false,
+        user_namespace: None,
     })
     .await
     .unwrap();

@@ -2,18 +2,27 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
 };
 
 use caisson_oci::{
     annotations::is_plain_name,
     home::{Home, HomeKind},
+    volume::ReadOnly,
     NodeConfig,
 };
+use caisson_vmm::{user_namespace, Credentials};
 use nix::unistd::{chown, Gid, Uid};
 
 use super::{file, image, Holder, HomeError, HomeStore};
+use crate::{
+    bind::{bind, Bind},
+    state,
+};
 
 /// In the pod's state folder: where the file system of its home is mounted. [`crate::state::remove`] unmounts it.
 const MOUNT: &str = "home";
@@ -46,37 +55,49 @@ pub struct PodHome {
 }
 
 impl PodHome {
-    /// The directory to share; mounted when it is asked for first.
+    /// The directory to share, mounted when it is asked for first, and the user namespace for who shares it.
+    ///
+    /// Its root is the VM's own user on the host. In it the owners are those of the file system.
     pub async fn obtain(
         &self,
         config: &NodeConfig,
         asker: Asker,
         home: Home,
-    ) -> Result<PathBuf, HomeError> {
+    ) -> Result<(PathBuf, OwnedFd), HomeError> {
         let place = config.state_dir.join(&asker.id).join(MOUNT);
         let files = files(&place);
         let mut mounted = self.mounted.lock().await;
-        match mounted.as_ref() {
-            Some(has) if *has == home.kind => return Ok(files),
-            Some(has) => {
-                return Err(HomeError::Other {
-                    has: has.to_string(),
-                    asked: home.kind.to_string(),
-                })
-            }
-            None => {}
+        if let Some(has) = mounted.as_ref().filter(|has| **has != home.kind) {
+            return Err(HomeError::Other {
+                has: has.to_string(),
+                asked: home.kind.to_string(),
+            });
+        }
+        let Credentials { uid, gid } = state::credentials(&config.state_dir, &asker.id)
+            .map_err(file("read the owner of", &place))?;
+        let users = user_namespace::with_root(uid, gid);
+        let users = users.map_err(file("make a user namespace for", &files))?;
+        if mounted.is_some() {
+            return Ok((files, users));
         }
         let (kind, config) = (home.kind.clone(), config.clone());
+        let work = move || mount(&config, &asker, &home, &place, users.as_fd()).map(|()| users);
         // The home's journal may have to be played back, and its last user's writes may still be on their way.
-        let made = tokio::task::spawn_blocking(move || mount(&config, &asker, &home, &place));
-        made.await
-            .unwrap_or_else(|error| Err(file("mount", &files)(io::Error::other(error))))?;
+        let made = tokio::task::spawn_blocking(work).await;
+        let users =
+            made.unwrap_or_else(|error| Err(file("mount", &files)(io::Error::other(error))))?;
         *mounted = Some(kind);
-        Ok(files)
+        Ok((files, users))
     }
 }
 
-fn mount(config: &NodeConfig, asker: &Asker, home: &Home, place: &Path) -> Result<(), HomeError> {
+fn mount(
+    config: &NodeConfig,
+    asker: &Asker,
+    home: &Home,
+    place: &Path,
+    users: BorrowedFd<'_>,
+) -> Result<(), HomeError> {
     let store = HomeStore::new(config);
     let size = home.size;
     let image = match &home.kind {
@@ -95,6 +116,24 @@ fn mount(config: &NodeConfig, asker: &Asker, home: &Home, place: &Path) -> Resul
     fs::create_dir_all(place).map_err(file("create", place))?;
     image::mount_at(&image, place, false)?;
     make_files(place, asker)
+        .and_then(|()| map_users(&files(place), users))
+        .inspect_err(|_| {
+            // Else it would be in use by this pod, which does not have it.
+            if let Err(error) = state::unmount_below(place) {
+                log::warn!("a home stays mounted: {}", error.chain());
+            }
+        })
+}
+
+/// Lets the owners of `files` be the ids of a user namespace.
+fn map_users(files: &Path, users: BorrowedFd<'_>) -> Result<(), HomeError> {
+    let how = Bind {
+        recursive: false,
+        read_only: ReadOnly::No,
+        follows: false,
+        ids: Some(users),
+    };
+    bind(files, files, how).map_err(file("map the users of", files))
 }
 
 /// Makes what is shared, for its first user.

@@ -191,6 +191,7 @@ impl QemuVm {
         tag: String,
         path: PathBuf,
         read_only: bool,
+        user_namespace: Option<OwnedFd>,
     ) -> Result<DeviceId> {
         let id = format!("share-{tag}");
         self.check_name(&id, &tag, 36)?;
@@ -200,7 +201,9 @@ impl QemuVm {
             &tag,
             &path,
             read_only,
-            self.user_namespace.clone(),
+            user_namespace
+                .map(Arc::new)
+                .or_else(|| self.user_namespace.clone()),
         )
         .await?;
         let qmp = &self.qemu.qmp;
@@ -280,7 +283,11 @@ impl Vm for QemuVm {
                 tag,
                 path,
                 read_only,
-            } => self.attach_shared_dir(tag, path, read_only).await?,
+                user_namespace,
+            } => {
+                self.attach_shared_dir(tag, path, read_only, user_namespace)
+                    .await?
+            }
             Device::Disk {
                 serial,
                 path,
