@@ -9,8 +9,8 @@ pods = $(addprefix --test cri_,lifecycle network kills)
 more_pods = $(addprefix --test cri_,surroundings streams security users volumes homes images pod_specs probes skills)
 # A pod with hostNetwork crashes containerd 2.1.4 where the runtime has sandboxer = "shim": containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
-# Not in `make test`: resources and scale take long and much memory; nested and servers take minutes and 1 GB of Debian's packages.
-all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers)
+# Not in `make test`: resources and scale take long and much memory; nested, servers and user_data take minutes and 1 GB of Debian's packages.
+all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data)
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12

@@ -7,6 +7,9 @@ pub enum Error {
     /// `config.json` can't be read as an OCI runtime spec.
     #[error("config.json is not an OCI runtime spec")]
     Spec(#[source] serde_json::Error),
+    /// What an exec is to run can't be read as the runtime spec's `process` object.
+    #[error("the process to be executed is not as the OCI runtime spec has it")]
+    Exec(#[source] serde_json::Error),
     /// A field that must be there is not.
     #[error("config.json: {0} is missing")]
     Missing(&'static str),

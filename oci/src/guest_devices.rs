@@ -5,12 +5,12 @@
 //! | `fuse` | `/dev/fuse` | `CAP_SYS_ADMIN` | `mount`, `umount2`, `umount` |
 //! | `tun` | `/dev/net/tun` | `CAP_NET_ADMIN` | |
 //!
-//! A process of root has the capability. For other users it is in the bounding set, from where a program such as `fusermount3`
+//! A process of root has the capability, the container's as one that is executed in it. For other users it is in the bounding set, from where a program such as `fusermount3`
 //! takes it unless the container forbids it to (`allowPrivilegeEscalation: false`). It holds in the pod's own VM and nowhere else.
 
 use oci_spec::runtime::{
     Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
-    LinuxDeviceType, LinuxSeccompAction, LinuxSyscall, LinuxSyscallBuilder, Spec,
+    LinuxDeviceType, LinuxSeccompAction, LinuxSyscall, LinuxSyscallBuilder, Process, Spec,
 };
 
 use crate::{Error, Result};
@@ -58,6 +58,31 @@ impl GuestDevice {
     }
 }
 
+/// Lets a further process of a container use the devices. One without capabilities of its own has the container's.
+pub fn grant_exec(process: &mut Process, devices: &[GuestDevice]) {
+    if process.capabilities().is_some() {
+        for &device in devices {
+            grant_process(process, device);
+        }
+    }
+}
+
+fn grant_process(process: &mut Process, device: GuestDevice) {
+    let is_root = process.user().uid() == 0;
+    let mut capabilities = process.capabilities().clone().unwrap_or_default();
+    let added = |set: &Option<_>| {
+        let mut set: std::collections::HashSet<_> = set.clone().unwrap_or_default();
+        set.insert(device.capability());
+        Some(set)
+    };
+    capabilities.set_bounding(added(capabilities.bounding()));
+    if is_root {
+        capabilities.set_effective(added(capabilities.effective()));
+        capabilities.set_permitted(added(capabilities.permitted()));
+    }
+    process.set_capabilities(Some(capabilities));
+}
+
 /// Lets a container use devices.
 pub fn grant(spec: &mut Spec, devices: &[GuestDevice]) -> Result<()> {
     for &device in devices {
@@ -75,19 +100,7 @@ fn grant_one(
     device: GuestDevice,
 ) -> std::result::Result<(), oci_spec::OciSpecError> {
     if let Some(process) = spec.process_mut() {
-        let is_root = process.user().uid() == 0;
-        let mut capabilities = process.capabilities().clone().unwrap_or_default();
-        let added = |set: &Option<_>| {
-            let mut set: std::collections::HashSet<_> = set.clone().unwrap_or_default();
-            set.insert(device.capability());
-            Some(set)
-        };
-        capabilities.set_bounding(added(capabilities.bounding()));
-        if is_root {
-            capabilities.set_effective(added(capabilities.effective()));
-            capabilities.set_permitted(added(capabilities.permitted()));
-        }
-        process.set_capabilities(Some(capabilities));
+        grant_process(process, device);
     }
     let Some(linux) = spec.linux_mut() else {
         return Ok(());
@@ -196,6 +209,21 @@ mod tests {
         assert!(has(&capabilities["bounding"], "CAP_SYS_ADMIN"));
         assert!(has(&capabilities["bounding"], "CAP_NET_ADMIN"));
         assert_eq!(capabilities["effective"], json!(["CAP_CHOWN"]));
+    }
+
+    #[test]
+    fn exec_has_the_capability_beside_its_own() {
+        let process = |capabilities: Value| {
+            let user = json!({"uid": 0, "gid": 0});
+            let json = json!({"cwd": "/", "user": user, "capabilities": capabilities});
+            let mut process: Process = serde_json::from_value(json).unwrap();
+            grant_exec(&mut process, &[GuestDevice::Fuse]);
+            serde_json::to_value(process).unwrap()["capabilities"].clone()
+        };
+        let capabilities = process(json!({"effective": ["CAP_CHOWN"]}));
+        assert!(has(&capabilities["effective"], "CAP_CHOWN"));
+        assert!(has(&capabilities["effective"], "CAP_SYS_ADMIN"));
+        assert_eq!(process(Value::Null), Value::Null);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod annotations;
 pub mod config;
 pub mod devices;
 mod error;
+pub mod exec;
 pub mod guest_devices;
 pub mod home;
 pub mod id;

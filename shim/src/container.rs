@@ -8,6 +8,7 @@ use std::{
 
 use caisson_oci::{
     annotations::Annotations,
+    exec::Grants,
     guest_devices, pod,
     spec::{LinuxNamespaceType, Spec},
     GuestPaths, Limits, NodeConfig,
@@ -44,18 +45,27 @@ pub struct Container {
     pub is_task: bool,
     /// Which the VM has to have room for.
     limits: Mutex<Limits>,
+    /// What each further process of it gets.
+    pub grants: Grants,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
 impl Container {
     /// A container whose init is made.
-    pub fn new(bundle: PathBuf, init: Process, guest_pid: u32, limits: Limits) -> Self {
+    pub fn new(
+        bundle: PathBuf,
+        init: Process,
+        guest_pid: u32,
+        limits: Limits,
+        grants: Grants,
+    ) -> Self {
         Self {
             bundle,
             init: Arc::new(init),
             guest_pid: Some(guest_pid),
             is_task: true,
             limits: Mutex::new(limits),
+            grants,
             execs: Mutex::default(),
         }
     }
@@ -68,6 +78,7 @@ impl Container {
             guest_pid: None,
             is_task,
             limits: Mutex::default(),
+            grants: Grants::default(),
             execs: Mutex::default(),
         }
     }
@@ -160,6 +171,13 @@ impl Wishes {
         };
         guest_devices::grant(&mut spec, &annotations.devices)?;
         Ok(Self { spec, annotations })
+    }
+
+    /// What the annotations give to every process of the container.
+    pub fn grants(&self) -> Grants {
+        Grants {
+            devices: self.annotations.devices.clone(),
+        }
     }
 
     /// The folder on the host that `root.path` names (config.md, "Root": relative to the bundle).

@@ -8,6 +8,7 @@
 //! | `postgresql` | PostgreSQL 15 with pgbench |
 //! | `python` | pip, git |
 //! | `cargo` | cargo and rustc with a linker |
+//! | `rclone` | rclone with FUSE's `fusermount3` |
 //!
 //! All of them have busybox.
 
@@ -41,6 +42,7 @@ fn packages(name: &str) -> Option<&'static [&'static str]> {
         "postgresql" => &["postgresql-15"],
         "python" => &["python3-pip", "git"],
         "cargo" => &["cargo", "gcc", "libc6-dev"],
+        "rclone" => &["rclone", "fuse3"],
         _ => return None,
     })
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use caisson_oci::{
+    exec::Grants,
     translate::{translate, Node, Plan},
     Role,
 };
@@ -43,6 +44,7 @@ pub struct CreateRequest {
 /// A container whose root and volumes are mounted into the share.
 struct Prepared {
     plan: Plan,
+    grants: Grants,
     plugs: Vec<Plug>,
     ends: HostEnds,
 }
@@ -198,6 +200,7 @@ impl Pod {
             cpus: host_cpus(),
             memory_mib: host_memory_mib(),
         };
+        let grants = wishes.grants();
         let plan = translate(wishes.spec, id, node, &paths)?;
         for warning in &plan.warnings {
             log::warn!(container = id; "{warning}");
@@ -207,7 +210,12 @@ impl Pod {
         }
         share.mount_volumes(id, &plan.volumes)?;
         let ends = HostEnds::open(&request.stdio, id, &self.namespace).await?;
-        Ok(Prepared { plan, plugs, ends })
+        Ok(Prepared {
+            plan,
+            grants,
+            plugs,
+            ends,
+        })
     }
 
     /// Plugs a container's devices in and has the agent make it.
@@ -219,7 +227,12 @@ impl Pod {
         started: Instant,
     ) -> Result<Container> {
         let id = &request.id;
-        let Prepared { plan, plugs, ends } = prepared;
+        let Prepared {
+            plan,
+            grants,
+            plugs,
+            ends,
+        } = prepared;
         let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
         stage(id, "attached", started);
         let guest_pid = agent.create(id, &plan, ends.tokens).await?;
@@ -241,6 +254,7 @@ impl Pod {
             init,
             guest_pid,
             plan.limits,
+            grants,
         ))
     }
 }

@@ -179,6 +179,7 @@ impl Pod {
     pub fn exec(&self, id: &str, exec: &str, process_json: Vec<u8>, stdio: Stdio) -> Result<()> {
         caisson_oci::id::check(exec)?;
         let container = self.guest_container("exec", id)?;
+        let process_json = container.grants.translate(process_json)?;
         let process_id = ProcessId {
             container: id.to_owned(),
             exec: exec.to_owned(),

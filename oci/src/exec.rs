@@ -1,0 +1,47 @@
+//! A further process of a container: what its annotations give to it beside what containerd says of it, which knows the container as
+//! it was before [`crate::translate`].
+
+use oci_spec::runtime::Process;
+
+use crate::{
+    guest_devices::{self, GuestDevice},
+    Error, Result,
+};
+
+/// What every process of a container gets by the container's annotations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Devices of the guest.
+    pub devices: Vec<GuestDevice>,
+}
+
+impl Grants {
+    /// Translates the OCI `process` object of an exec, in JSON.
+    pub fn translate(&self, json: Vec<u8>) -> Result<Vec<u8>> {
+        if *self == Self::default() {
+            return Ok(json);
+        }
+        let mut process: Process = serde_json::from_slice(&json).map_err(Error::Exec)?;
+        guest_devices::grant_exec(&mut process, &self.devices);
+        serde_json::to_vec(&process).map_err(Error::Exec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exec_without_grants_is_left_alone() {
+        let json = b"not even JSON".to_vec();
+        assert_eq!(Grants::default().translate(json.clone()).unwrap(), json);
+    }
+
+    #[test]
+    fn exec_that_is_no_process_is_refused() {
+        let grants = Grants {
+            devices: vec![GuestDevice::Fuse],
+        };
+        grants.translate(b"[]".to_vec()).unwrap_err();
+    }
+}
