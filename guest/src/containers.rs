@@ -172,6 +172,7 @@ impl Containers {
             pod,
             disks: request.disks.iter().map(disk_node).collect(),
             guest_devices: request.guest_devices,
+            descriptors: request.descriptors.iter().map(descriptor).collect(),
         };
         Process::start(
             &self.reaper,
@@ -312,6 +313,7 @@ impl Containers {
             process: path.clone(),
             init: init.pid as i32,
             cgroup: container.cgroup.path().to_path_buf(),
+            descriptors: request.descriptors.iter().map(descriptor).collect(),
         };
         let started = async {
             fs::write(&path, &request.process_json).map_err(Error::file("write", &path))?;
@@ -503,6 +505,14 @@ fn disk_node(disk: &agent::DiskNode) -> runtime::nodes::DiskNode {
         uid: disk.uid,
         gid: disk.gid,
         access: disk.access.clone(),
+    }
+}
+
+fn descriptor(descriptor: &agent::Descriptor) -> runtime::descriptors::Descriptor {
+    runtime::descriptors::Descriptor {
+        directory: PathBuf::from(&descriptor.directory),
+        name: descriptor.name.clone(),
+        origin: descriptor.origin.clone(),
     }
 }
 

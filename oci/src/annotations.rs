@@ -5,6 +5,8 @@
 //! | `caisson.dev/skills` | skills for every container: `[NAME=]sha256:HEX` or `[NAME=]SKILL@VERSION`, separated by commas |
 //! | `caisson.dev/skills.CONTAINER` | further skills for the container of that name alone |
 //! | `caisson.dev/devices` | devices of the guest, separated by commas: see [`crate::guest_devices`] |
+//! | `caisson.dev/secret-fd` | `VOLUME/KEY=ENV_NAME`, separated by commas: see [`crate::secrets`] |
+//! | `caisson.dev/secret-fd.CONTAINER` | further ones for the container of that name alone |
 //! | `caisson.dev/home` | `ephemeral` or `persistent/NAME`: a file system of the node, at the container user's home: see [`crate::home`] |
 //! | `caisson.dev/home-size` | how much it holds, as a quantity of Kubernetes' |
 //! | `caisson.dev/home-path` | where it is in the container instead |
@@ -15,6 +17,7 @@ use crate::{
     error::shorten,
     guest_devices::GuestDevice,
     home::{Home, Wish},
+    secrets::{self, SecretFd},
     Error, Result,
 };
 
@@ -46,6 +49,8 @@ pub struct Annotations {
     pub skills: Vec<SkillWish>,
     /// Devices of the guest, none twice.
     pub devices: Vec<GuestDevice>,
+    /// In the order given, no variable twice.
+    pub secret_fds: Vec<SecretFd>,
     /// The home to plug in.
     pub home: Option<Home>,
 }
@@ -113,22 +118,37 @@ impl Annotations {
                         parsed.skills = skills;
                     }
                 }
+                (secrets::KEY, _) => secrets::parse(key, value, &mut parsed.secret_fds)?,
+                _ if key.starts_with(secrets::KEY_OF) => {
+                    let name = &key[secrets::KEY_OF.len()..];
+                    if !is_plain_name(name) {
+                        return Err(unknown(key));
+                    }
+                    let mut secret_fds = parsed.secret_fds.clone();
+                    secrets::parse(key, value, &mut secret_fds)?;
+                    if container.is_some_and(|container| container == name) {
+                        parsed.secret_fds = secret_fds;
+                    }
+                }
                 (DEVICES, _) => parsed.devices = parse_devices(value)?,
                 (HOME, _) => home.home = Some(value),
                 (HOME_SIZE, _) => home.size = Some(value),
                 (HOME_PATH, _) => home.path = Some(value),
-                _ => {
-                    return Err(Error::Annotation {
-                        key: shorten(key),
-                        reason: format!(
-                            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {HOME}, {HOME_SIZE}, {HOME_PATH}"
-                        ),
-                    })
-                }
+                _ => return Err(unknown(key)),
             }
         }
         parsed.home = home.parse()?;
         Ok(parsed)
+    }
+}
+
+fn unknown(key: &str) -> Error {
+    let (secret_fd, secret_fd_of) = (secrets::KEY, secrets::KEY_OF);
+    Error::Annotation {
+        key: shorten(key),
+        reason: format!(
+            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {secret_fd}, {secret_fd_of}CONTAINER, {HOME}, {HOME_SIZE}, {HOME_PATH}"
+        ),
     }
 }
 
@@ -267,6 +287,25 @@ mod tests {
         assert_eq!(of("db"), "a@1");
         parse("caisson.dev/skills.", "a@1").unwrap_err();
         parse("caisson.dev/skills.web", "nonsense").unwrap_err();
+    }
+
+    #[test]
+    fn secrets_of_a_container_are_for_that_one_alone() {
+        let of = |container: &str| {
+            let annotations = [
+                (secrets::KEY, "db/user=USER"),
+                ("caisson.dev/secret-fd.web", "db/password=PASSWORD"),
+                (CONTAINER_NAME, container),
+            ];
+            let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            let parsed = Annotations::parse(&HashMap::from(annotations)).unwrap();
+            let variables = parsed.secret_fds.into_iter().map(|secret| secret.variable);
+            variables.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("web"), "USER PASSWORD");
+        assert_eq!(of("db"), "USER");
+        parse("caisson.dev/secret-fd.", "db/user=USER").unwrap_err();
+        parse("caisson.dev/secret-fd.web", "nonsense").unwrap_err();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use oci_spec::runtime::Process;
 
 use crate::{
     guest_devices::{self, GuestDevice},
+    secrets::{self, Descriptor},
     Error, Result,
 };
 
@@ -13,6 +14,8 @@ use crate::{
 pub struct Grants {
     /// Devices of the guest.
     pub devices: Vec<GuestDevice>,
+    /// Files that it has open.
+    pub descriptors: Vec<Descriptor>,
 }
 
 impl Grants {
@@ -23,6 +26,7 @@ impl Grants {
         }
         let mut process: Process = serde_json::from_slice(&json).map_err(Error::Exec)?;
         guest_devices::grant_exec(&mut process, &self.devices);
+        secrets::set_environment(&mut process, &self.descriptors);
         serde_json::to_vec(&process).map_err(Error::Exec)
     }
 }
@@ -41,6 +45,7 @@ mod tests {
     fn exec_that_is_no_process_is_refused() {
         let grants = Grants {
             devices: vec![GuestDevice::Fuse],
+            ..Grants::default()
         };
         grants.translate(b"[]".to_vec()).unwrap_err();
     }

@@ -16,6 +16,7 @@ pub mod pod;
 mod privileged;
 mod quantity;
 pub mod rules;
+pub mod secrets;
 pub mod size;
 pub mod translate;
 pub mod users;

@@ -14,6 +14,7 @@ use crate::{
     devices::{self, BlockDevice},
     error::shorten,
     pod, privileged, rules,
+    secrets::{self, Descriptor, SecretFd},
     volume::{self, Found, Memory, Source},
     Error, IdMap, Limits, Result, Role, VmSize, Volume,
 };
@@ -33,6 +34,8 @@ pub struct GuestPaths {
     pub skills: Vec<(PathBuf, PathBuf)>,
     /// The home: mount point in the container, place in the guest.
     pub home: Option<(PathBuf, PathBuf)>,
+    /// Of the mounted volumes, what every process shall have open.
+    pub secret_fds: Vec<SecretFd>,
     /// The pid namespace that containers of a pod share if they share one.
     pub pid_namespace: PathBuf,
     /// The user namespace of a pod that has one.
@@ -63,6 +66,8 @@ pub struct Plan {
     pub disks: Vec<BlockDevice>,
     /// The container has all device nodes of the guest.
     pub guest_devices: bool,
+    /// What every process of the container has open.
+    pub descriptors: Vec<Descriptor>,
     /// What the guest runs.
     pub guest_spec: Spec,
     /// What was dropped, for the log.
@@ -138,8 +143,14 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         memory: Vec::new(),
     };
     let mut mounts = Vec::new();
-    for mount in spec.mounts().clone().unwrap_or_default() {
-        mounts.push(sources.translate(mount)?);
+    let given = spec.mounts().clone().unwrap_or_default();
+    for mount in &given {
+        mounts.push(sources.translate(mount.clone())?);
+    }
+    let descriptors = secrets::find(&paths.secret_fds, &given, &mounts)?;
+    if let Some(process) = spec.process_mut() {
+        secrets::check_environment(process, &descriptors)?;
+        secrets::set_environment(process, &descriptors);
     }
     let Sources {
         volumes, memory, ..
@@ -169,6 +180,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         memory,
         disks,
         guest_devices: privileged,
+        descriptors,
         guest_spec: spec,
         warnings,
     })
@@ -316,6 +328,7 @@ mod tests {
             found: HashMap::new(),
             skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
             home: Some(("/home/app".into(), "/g/home".into())),
+            secret_fds: Vec::new(),
             pid_namespace: "/g/pid-namespace".into(),
             user_namespace: "/g/user-namespace".into(),
         }

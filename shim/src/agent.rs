@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use caisson_oci::Plan;
+use caisson_oci::{secrets::Descriptor, Plan};
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
 use containerd_shim::protos::ttrpc::{
     self,
@@ -146,6 +146,7 @@ impl Agent {
             memory: memory.collect(),
             disks: disks.collect(),
             guest_devices: plan.guest_devices,
+            descriptors: descriptors(&plan.descriptors),
             ..Default::default()
         };
         call!(self, "create", create_container, request).map(|made| made.pid)
@@ -162,11 +163,18 @@ impl Agent {
     }
 
     /// Runs a further process in a container.
-    pub async fn exec(&self, id: &ProcessId, process_json: Vec<u8>, streams: Tokens) -> Result<()> {
+    pub async fn exec(
+        &self,
+        id: &ProcessId,
+        process_json: Vec<u8>,
+        open: &[Descriptor],
+        streams: Tokens,
+    ) -> Result<()> {
         let request = proto::ExecRequest {
             container_id: id.container.clone(),
             exec_id: id.exec.clone(),
             process_json,
+            descriptors: descriptors(open),
             streams: Some(streams.into()).into(),
             ..Default::default()
         };
@@ -266,6 +274,16 @@ impl Agent {
             .map(drop)
             .map_err(|error| translate("shutdown", error))
     }
+}
+
+fn descriptors(descriptors: &[Descriptor]) -> Vec<proto::Descriptor> {
+    let descriptor = |descriptor: &Descriptor| proto::Descriptor {
+        directory: descriptor.directory.display().to_string(),
+        name: descriptor.name.clone(),
+        origin: descriptor.origin.clone(),
+        ..Default::default()
+    };
+    descriptors.iter().map(descriptor).collect()
 }
 
 /// Where the guest has the volume that a memory is a copy of.

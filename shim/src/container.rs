@@ -177,6 +177,8 @@ impl Wishes {
     pub fn grants(&self) -> Grants {
         Grants {
             devices: self.annotations.devices.clone(),
+            // Whose places the plan says.
+            descriptors: Vec::new(),
         }
     }
 
@@ -210,6 +212,7 @@ impl Wishes {
             found: sources::look(&self.spec)?,
             skills: Vec::new(),
             home: None,
+            secret_fds: self.annotations.secret_fds.clone(),
             pid_namespace: POD_PID_NAMESPACE.into(),
             user_namespace: POD_USER_NAMESPACE.into(),
         };

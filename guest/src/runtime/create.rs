@@ -25,7 +25,10 @@ use oci_spec::runtime::Spec;
 use pathrs::Root;
 
 use super::{
-    device_filter, executor::Init, nodes, program, spec, users, Error, Made, Result, SPEC_FILE,
+    descriptors::{self, Descriptor},
+    device_filter,
+    executor::Init,
+    nodes, program, spec, users, Error, Made, Result, SPEC_FILE,
 };
 
 const CONSOLE_SOCKET: &str = "console.sock";
@@ -37,6 +40,7 @@ pub struct Wanted<'a> {
     pub disks: &'a [nodes::DiskNode],
     /// All device nodes of the guest.
     pub guest_devices: bool,
+    pub descriptors: &'a [Descriptor],
 }
 
 /// Creates the container; its init then waits for the start.
@@ -63,6 +67,7 @@ pub fn run(
     let rootfs = root.path().clone();
     fs::metadata(&rootfs).map_err(Error::file("open root", &rootfs))?;
     cross_mounts(&adapted);
+    let open = descriptors::open(wanted.descriptors)?;
     spec::oom_score_adj(process.oom_score_adj())?;
     own_stdio(users::uid(&adapted, process.user().uid()));
     make_cwd(&adapted, &rootfs, process.cwd());
@@ -88,6 +93,7 @@ pub fn run(
     let container = ContainerBuilder::new(id.to_string(), SyscallType::default())
         .with_executor(Init { process })
         .with_console_socket(terminal)
+        .with_preserved_fds(open)
         .with_root_path(state)
         .and_then(|builder| {
             let builder = builder.as_init(bundle).with_systemd(false);

@@ -29,10 +29,21 @@ use nix::{
 };
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 
-use super::{create, program, spec, users, wire, Error, Made, Result, SPEC_FILE};
+use super::{
+    create,
+    descriptors::{self, Descriptor},
+    program, spec, users, wire, Error, Made, Result, SPEC_FILE,
+};
 
 /// Starts the process; returns when its program runs.
-pub fn run(bundle: &Path, process: &Path, init: i32, cgroup: &Path) -> Result<Made> {
+pub fn run(
+    bundle: &Path,
+    process: &Path,
+    init: i32,
+    cgroup: &Path,
+    descriptors: &[Descriptor],
+) -> Result<Made> {
+    let open = descriptors::open(descriptors)?;
     let container: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
     let mut process: Process = spec::read(process, "process")?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
@@ -66,7 +77,7 @@ pub fn run(bundle: &Path, process: &Path, init: i32, cgroup: &Path) -> Result<Ma
         -1 => return Err(Error::system("fork")(std::io::Error::last_os_error())),
         0 => {
             drop((failure, near));
-            let message = match enter(&process, seccomp.as_ref(), far) {
+            let message = match enter(&process, seccomp.as_ref(), far, open) {
                 Ok(never) => match never {},
                 Err(message) => message,
             };
@@ -154,11 +165,12 @@ fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
     Ok(())
 }
 
-/// From the fork to the program. Fails in the words of runc.
+/// From the fork to the program, which gets as many descriptors as `open` beside the first three. Fails in the words of runc.
 fn enter(
     process: &Process,
     seccomp: Option<&LinuxSeccomp>,
     console: OwnedFd,
+    open: i32,
 ) -> std::result::Result<std::convert::Infallible, String> {
     let failed =
         |what: &'static str| move |error: Errno| format!("{what}: {}", program::words(error));
@@ -202,7 +214,7 @@ fn enter(
         initialize_seccomp(seccomp).map_err(|error| crate::error::chain(&error))?;
     }
     syscall
-        .close_range(0)
+        .close_range(open)
         .map_err(|error| format!("close descriptors: {error}"))?;
     program::execute(process)
 }

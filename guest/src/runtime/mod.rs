@@ -6,6 +6,7 @@
 //! the terminal if there is one. The processes that it makes become children of PID 1 when it ends.
 
 mod create;
+pub mod descriptors;
 mod device_filter;
 mod exec;
 mod executor;
@@ -49,6 +50,7 @@ pub enum Request {
         disks: Vec<nodes::DiskNode>,
         /// All device nodes of the guest.
         guest_devices: bool,
+        descriptors: Vec<descriptors::Descriptor>,
     },
     /// Makes a pid namespace with [`crate::pause`] as its init, in a user namespace of its own if there are users.
     Pause { users: Option<crate::pause::Users> },
@@ -60,6 +62,7 @@ pub enum Request {
         init: i32,
         /// The container's cgroup, a directory.
         cgroup: PathBuf,
+        descriptors: Vec<descriptors::Descriptor>,
     },
     /// Applies limits: a file with the OCI `linux.resources` object.
     Update { cgroup: PathBuf, resources: PathBuf },
@@ -112,6 +115,12 @@ enum Error {
     },
     #[error("config.json: {field} is missing")]
     Missing { field: &'static str },
+    #[error("open secret {origin}")]
+    Descriptor {
+        origin: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("disk {serial} is not there")]
     Disk { serial: String },
     #[error("create container")]
@@ -169,11 +178,13 @@ pub fn run() -> ExitCode {
             pod,
             disks,
             guest_devices,
+            descriptors,
         } => stdio_from(stdio).and_then(|()| {
             let wanted = create::Wanted {
                 pod,
                 disks: &disks,
                 guest_devices,
+                descriptors: &descriptors,
             };
             create::run(&id, &bundle, &state, &cgroup, &wanted)
         }),
@@ -190,7 +201,9 @@ pub fn run() -> ExitCode {
             process,
             init,
             cgroup,
-        } => stdio_from(stdio).and_then(|()| exec::run(&bundle, &process, init, &cgroup)),
+            descriptors,
+        } => stdio_from(stdio)
+            .and_then(|()| exec::run(&bundle, &process, init, &cgroup, &descriptors)),
         Request::Update { cgroup, resources } => update::run(&cgroup, &resources),
         Request::Graft {
             from,
@@ -224,7 +237,7 @@ struct Made {
 }
 
 fn take_over() -> io::Result<(OwnedFd, Request, Vec<OwnedFd>)> {
-    let socket = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(10))?;
+    let socket = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(descriptors::OWN))?;
     // SAFETY: fcntl(2) just gave this descriptor to us alone.
     let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(socket) };
     let (text, stdio) = wire::receive(socket.as_fd())?;

@@ -7,16 +7,20 @@ use std::{
     fmt::{self, Write as _},
     fs::File,
     io::{Read, Seek, Write},
+    os::fd::FromRawFd,
     sync::OnceLock,
 };
 
-use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::{
+    fcntl::{fcntl, FcntlArg},
+    sys::memfd::{memfd_create, MFdFlags},
+};
 use tracing::{
     field::{Field, Visit},
     span, Event, Level, Metadata, Subscriber,
 };
 
-use super::Error;
+use super::{descriptors::OWN, Error};
 
 /// Marks the line that says it all.
 const FINAL: &str = "final: ";
@@ -28,8 +32,11 @@ static FILE: OnceLock<File> = OnceLock::new();
 /// Starts to collect.
 pub fn start() {
     // Without it messages are shorter.
-    if let Ok(file) = memfd_create(CString::default().as_c_str(), MFdFlags::MFD_CLOEXEC) {
-        let _ = FILE.set(file.into());
+    let made = memfd_create(CString::default().as_c_str(), MFdFlags::MFD_CLOEXEC);
+    let made = made.and_then(|file| fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(OWN)));
+    if let Ok(file) = made {
+        // SAFETY: fcntl(2) just gave this descriptor to us alone.
+        let _ = FILE.set(unsafe { File::from_raw_fd(file) });
         let _ = tracing::subscriber::set_global_default(Collector);
     }
 }

@@ -1,6 +1,6 @@
 //! Processes in a running container.
 
-use caisson_protocol::agent::Streams;
+use caisson_protocol::agent::{CreateContainerRequest, Descriptor, ExecRequest, Streams};
 use serde_json::json;
 
 use crate::guest::*;
@@ -122,4 +122,96 @@ async fn exec_killed_has_128_and_the_signal() {
     assert_eq!(guest.wait(&id, "e").await.unwrap(), 137);
     guest.wait(&id, "").await.unwrap();
     guest.delete(&id).await.unwrap();
+}
+
+/// A volume of secrets as the kubelet writes it, in the share; the folder as the guest has it.
+fn secrets(guest: &Guest) -> String {
+    use std::os::unix::fs::{symlink, PermissionsExt};
+    let folder = guest.share.join("secrets");
+    std::fs::create_dir_all(folder.join("..1")).unwrap();
+    symlink("..1", folder.join("..data")).unwrap();
+    for (name, text) in [("user", "anna\n"), ("password", "hunter2\n")] {
+        let file = folder.join("..1").join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).unwrap();
+        symlink(format!("..data/{name}"), folder.join(name)).unwrap();
+    }
+    symlink("/etc/passwd", folder.join("link")).unwrap();
+    "/run/caisson/shares/pod/secrets".to_owned()
+}
+
+fn descriptors(folder: &str, names: &[&str]) -> Vec<Descriptor> {
+    let descriptor = |name: &&str| Descriptor {
+        directory: folder.to_owned(),
+        name: (*name).to_owned(),
+        origin: format!("db/{name}"),
+        ..Default::default()
+    };
+    names.iter().map(descriptor).collect()
+}
+
+#[tokio::test]
+async fn descriptors_are_open_for_init_and_exec_which_could_not_open_the_files() {
+    let guest = Guest::start().await;
+    let folder = secrets(&guest);
+    let wanted = descriptors(&folder, &["password", "user"]);
+    let read = sh("cat <&3; cat <&4; ls /proc/self/fd | wc -l; echo x 2>/dev/null >&3 || echo only to read; sleep 100");
+    let mut init = spec(&[]);
+    init["process"] = process(&read);
+    init["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let (id, streams) = (format!("c{}", number()), outputs());
+    let request = CreateContainerRequest {
+        container_id: id.clone(),
+        spec_json: init.to_string().into_bytes(),
+        streams: Some(streams.clone()).into(),
+        descriptors: wanted.clone(),
+        ..Default::default()
+    };
+    guest
+        .client
+        .create_container(ctx(), &request)
+        .await
+        .unwrap();
+    guest.start_container(&id).await.unwrap();
+    // The descriptor of the folder that `ls` reads is the sixth. The init has read to the end of its own.
+    let expected = "hunter2\nanna\n6\nonly to read\n";
+    let exec_streams = outputs();
+    let mut exec = process(&sh(&read[2].replace("sleep 100", "true")));
+    exec["user"] = init["process"]["user"].clone();
+    let request = ExecRequest {
+        container_id: id.clone(),
+        exec_id: "e".to_owned(),
+        process_json: exec.to_string().into_bytes(),
+        streams: Some(exec_streams.clone()).into(),
+        descriptors: wanted,
+        ..Default::default()
+    };
+    guest.client.exec(ctx(), &request).await.unwrap();
+    let (_, stdout, stderr) = guest.ended(&id, "e", &exec_streams).await;
+    assert_eq!(stdout, expected, "{stderr}");
+    guest.kill(&id, "", libc::SIGKILL).await.unwrap();
+    let (_, stdout, stderr) = guest.ended(&id, "", &streams).await;
+    assert_eq!(stdout, expected, "{stderr}");
+    guest.delete(&id).await.unwrap();
+}
+
+#[tokio::test]
+async fn descriptor_that_cannot_be_is_refused_by_its_origin() {
+    let guest = Guest::start().await;
+    let folder = secrets(&guest);
+    for (name, message) in [
+        ("nosuch", "open secret db/nosuch: No such file or directory"),
+        ("..data", "open secret db/..data: it is not a file"),
+        ("link", "open secret db/link: No such file or directory"),
+    ] {
+        let request = CreateContainerRequest {
+            container_id: format!("c{}", number()),
+            spec_json: spec(&["true"]).to_string().into_bytes(),
+            descriptors: descriptors(&folder, &[name]),
+            ..Default::default()
+        };
+        let failed = guest.client.create_container(ctx(), &request).await;
+        let (_, said) = refused(failed.unwrap_err());
+        assert!(said.contains(message), "{said}");
+    }
 }

@@ -200,8 +200,9 @@ impl Pod {
             cpus: host_cpus(),
             memory_mib: host_memory_mib(),
         };
-        let grants = wishes.grants();
+        let mut grants = wishes.grants();
         let plan = translate(wishes.spec, id, node, &paths)?;
+        grants.descriptors.clone_from(&plan.descriptors);
         for warning in &plan.warnings {
             log::warn!(container = id; "{warning}");
         }

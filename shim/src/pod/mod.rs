@@ -97,7 +97,7 @@ impl Pod {
         let started = match exec {
             "" if container.is_sandbox() => machine.agent().await.map(drop),
             "" => machine.agent().await?.start(id).await,
-            _ => self.start_exec(&machine, &process).await,
+            _ => self.start_exec(&machine, &container, &process).await,
         };
         if let Err(error) = started {
             match exec {
@@ -149,11 +149,21 @@ impl Pod {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    async fn start_exec(&self, machine: &Machine, process: &Process) -> Result<()> {
+    async fn start_exec(
+        &self,
+        machine: &Machine,
+        container: &Container,
+        process: &Process,
+    ) -> Result<()> {
         let ends = HostEnds::open(&process.stdio, &process.id.container, &self.namespace).await?;
         let agent = machine.agent().await?;
         agent
-            .exec(&process.id, process.process_json.clone(), ends.tokens)
+            .exec(
+                &process.id,
+                process.process_json.clone(),
+                &container.grants.descriptors,
+                ends.tokens,
+            )
             .await?;
         process.set_pumps(ends.connect(&machine.vm, process.name()).await?);
         Ok(())
