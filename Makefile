@@ -6,7 +6,7 @@
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
 # By CRI: where containerd's version matters, and where one version is enough.
 pods = $(addprefix --test cri_,lifecycle network kills)
-more_pods = $(addprefix --test cri_,surroundings streams security users volumes homes secrets images pod_specs probes skills)
+more_pods = $(addprefix --test cri_,surroundings streams security users volumes homes secrets late_skills images pod_specs probes skills)
 # A pod with hostNetwork crashes containerd 2.1.4 where the runtime has sandboxer = "shim": containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
 # Not in `make test`: resources and scale take long and much memory; nested, servers and user_data take minutes and 1 GB of Debian's packages.

@@ -453,6 +453,33 @@ impl Containers {
             .map(drop)
     }
 
+    /// Shows an attached disk in a container, or hides it again.
+    pub async fn show_disk(&self, request: agent::ShowDiskRequest) -> Result<()> {
+        let container = self.get(&request.container_id)?;
+        let _step = container.step.lock().await;
+        container.expect("show a disk in", &["created", "running", "paused"])?;
+        let Some(init) = container.init.get() else {
+            return Err(container.refuse("show a disk in"));
+        };
+        let target = PathBuf::from(&request.target);
+        if !target.is_absolute() {
+            return Err(Error::Argument {
+                field: "target",
+                value: request.target,
+                why: "must be absolute",
+            });
+        }
+        let task = runtime::Request::Disk {
+            init: init.pid as i32,
+            disk: devices::disk_target(&request.serial)?,
+            target,
+            shown: request.shown,
+        };
+        launch::run(&self.reaper.expect(), &task, &[])
+            .await
+            .map(drop)
+    }
+
     /// The figures of a container's cgroup.
     pub fn stats(&self, id: &str) -> Result<StatsResponse> {
         self.get(id)?.cgroup.stats()

@@ -369,6 +369,16 @@ impl agent_ttrpc::Agent for Service {
         Ok(Empty::new())
     }
 
+    async fn show_disk(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ShowDiskRequest,
+    ) -> ttrpc::Result<Empty> {
+        let containers = self.containers.clone();
+        finish(async move { containers.show_disk(request).await }).await?;
+        Ok(Empty::new())
+    }
+
     async fn stats(
         &self,
         _: &TtrpcContext,

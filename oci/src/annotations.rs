@@ -40,7 +40,7 @@ pub const HOME_PATH: &str = "caisson.dev/home-path";
 pub const MAX_SKILLS: usize = 16;
 
 /// By which containerd says a container's name in its pod.
-const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+pub const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 
 /// The annotations of a container, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -116,6 +117,37 @@ impl Agent {
             ..Default::default()
         };
         call!(self, "attach", attach, request).map(drop)
+    }
+
+    /// The guest's half of unplugging a disk.
+    pub async fn detach_disk(&self, serial: &str) -> Result<()> {
+        let disk = proto::Disk {
+            serial: serial.to_owned(),
+            ..Default::default()
+        };
+        let request = proto::DetachRequest {
+            device: Some(proto::detach_request::Device::Disk(disk)),
+            ..Default::default()
+        };
+        call!(self, "detach", detach, request).map(drop)
+    }
+
+    /// Shows an attached disk at a place of a container that is there already, or hides it again.
+    pub async fn show_disk(
+        &self,
+        container: &str,
+        serial: &str,
+        target: &Path,
+        shown: bool,
+    ) -> Result<()> {
+        let request = proto::ShowDiskRequest {
+            container_id: container.to_owned(),
+            serial: serial.to_owned(),
+            target: target.display().to_string(),
+            shown,
+            ..Default::default()
+        };
+        call!(self, "show disk", show_disk, request).map(drop)
     }
 
     /// Makes a container; its init waits for [`Agent::start`]. Returns the init's pid in the guest.

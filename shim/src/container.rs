@@ -7,7 +7,7 @@ use std::{
 };
 
 use caisson_oci::{
-    annotations::Annotations,
+    annotations::{Annotations, CONTAINER_NAME},
     exec::Grants,
     guest_devices, pod,
     spec::{LinuxNamespaceType, Spec},
@@ -47,6 +47,10 @@ pub struct Container {
     limits: Mutex<Limits>,
     /// What each further process of it gets.
     pub grants: Grants,
+    /// Its name in the pod, where CRI says one.
+    pub name: Option<String>,
+    /// The skills that it was made with: mount point, place in the guest.
+    pub skills: Vec<(PathBuf, PathBuf)>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
@@ -66,6 +70,8 @@ impl Container {
             is_task: true,
             limits: Mutex::new(limits),
             grants,
+            name: None,
+            skills: Vec::new(),
             execs: Mutex::default(),
         }
     }
@@ -79,6 +85,8 @@ impl Container {
             is_task,
             limits: Mutex::default(),
             grants: Grants::default(),
+            name: None,
+            skills: Vec::new(),
             execs: Mutex::default(),
         }
     }
@@ -171,6 +179,12 @@ impl Wishes {
         };
         guest_devices::grant(&mut spec, &annotations.devices)?;
         Ok(Self { spec, annotations })
+    }
+
+    /// The container's name in its pod, where CRI says one.
+    pub fn name(&self) -> Option<String> {
+        let annotations = self.spec.annotations().as_ref()?;
+        annotations.get(CONTAINER_NAME).cloned()
     }
 
     /// What the annotations give to every process of the container.

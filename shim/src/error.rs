@@ -78,6 +78,9 @@ pub enum Error {
     /// A skill that is asked for.
     #[error("annotation caisson.dev/skills: {0}")]
     Skill(#[from] crate::skills::SkillError),
+    /// A skill that is to come to a pod which is there.
+    #[error("attach the skill")]
+    LateSkill(#[source] crate::skills::SkillError),
     /// The home that is asked for.
     #[error("annotation caisson.dev/home: {0}")]
     Home(#[from] crate::homes::HomeError),
@@ -121,7 +124,7 @@ impl Error {
 
     fn code(&self) -> ttrpc::Code {
         match self {
-            Self::Refused(_) | Self::Request { .. } | Self::Skill(_) => {
+            Self::Refused(_) | Self::Request { .. } | Self::Skill(_) | Self::LateSkill(_) => {
                 ttrpc::Code::INVALID_ARGUMENT
             }
             Self::Home(error) => match error {

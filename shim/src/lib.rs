@@ -11,6 +11,7 @@ mod block;
 mod cgroup;
 pub mod config;
 mod container;
+pub mod control;
 mod cri;
 pub mod error;
 pub mod events;

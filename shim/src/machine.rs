@@ -10,7 +10,7 @@ use std::{
 
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
-use caisson_vmm::{Device, VmSpec, Vmm};
+use caisson_vmm::{Device, DeviceId, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 use tokio::sync::OnceCell;
 
@@ -37,6 +37,14 @@ pub struct Plug {
     pub guest: GuestDevice,
     /// A lock that is held as long as the VM has the device.
     pub hold: Option<File>,
+}
+
+/// A disk that was plugged in late, to be unplugged again. It keeps the disk's file locked.
+pub struct LateDisk {
+    serial: String,
+    place: (String, PathBuf),
+    device: DeviceId,
+    hold: Option<File>,
 }
 
 /// The VM of a pod.
@@ -165,6 +173,53 @@ impl Machine {
         let agent = self.agent().await?;
         let attached = halves.into_iter().map(|half| agent.attach(half));
         futures::future::try_join_all(attached).await.map(drop)
+    }
+
+    /// Plugs a disk in, both halves. None where the VM has it already.
+    pub async fn plug_late(&self, plug: Plug) -> Result<Option<LateDisk>> {
+        let Some(place) = place(&plug.vm) else {
+            return self.plug(vec![plug]).await.map(|()| None);
+        };
+        let agent = self.agent().await?;
+        if !self.plugged().insert(place.clone()) {
+            return agent.attach(plug.guest).await.map(|()| None);
+        }
+        let device = match self.vm.attach(plug.vm).await {
+            Ok(device) => device,
+            Err(error) => {
+                self.plugged().remove(&place);
+                return Err(error);
+            }
+        };
+        let disk = LateDisk {
+            serial: place.0.clone(),
+            place,
+            device,
+            hold: plug.hold,
+        };
+        match agent.attach(plug.guest).await {
+            Ok(()) => Ok(Some(disk)),
+            Err(error) => {
+                if let Err(left) = self.unplug(&disk).await {
+                    log::warn!("clean up after a failed attach: {}", left.chain());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Unplugs a disk, both halves. One that the guest keeps stays plugged in.
+    pub async fn unplug(&self, disk: &LateDisk) -> Result<()> {
+        self.agent().await?.detach_disk(&disk.serial).await?;
+        self.vm.detach(disk.device.clone()).await?;
+        self.plugged().remove(&disk.place);
+        Ok(())
+    }
+
+    /// Has a late disk stay until the VM's end.
+    pub fn keep(&self, disk: LateDisk) {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.extend(disk.hold);
     }
 
     fn plugged(&self) -> MutexGuard<'_, HashSet<(String, PathBuf)>> {

@@ -6,6 +6,8 @@
 //! pids              the VM's processes: "pid start-time role" a line
 //! vm/               the VMM's sockets and logs
 //! cgroup            the path of the pod's cgroup, if it has one
+//! name              "namespace/name" of a pod of Kubernetes
+//! control           a socket, see `control`
 //! shared/           what the guest sees of the host, see `share`
 //! home/             the pod's home is mounted there, see `homes`
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
@@ -99,6 +101,16 @@ impl PodDir {
         self.path.join("shared")
     }
 
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes by which name people know the pod.
+    pub fn name(&self, name: &str) -> Result<()> {
+        self.write("name", name)
+    }
+
     /// Makes a cgroup for the VM's processes.
     pub fn use_cgroup(&mut self, path: &Path) -> Result<()> {
         self.write("cgroup", &path.to_string_lossy())?;
@@ -137,6 +149,8 @@ impl Drop for PodDir {
 #[derive(Debug)]
 pub struct PodState {
     pub id: String,
+    /// `namespace/name` of a pod of Kubernetes.
+    pub name: Option<String>,
     /// The shim's pid, while it lives.
     pub shim: Option<u32>,
     /// The VM's processes that still live: role and pid.
@@ -162,6 +176,7 @@ pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
         let path = entry.path();
         pods.push(PodState {
             id,
+            name: fs::read_to_string(path.join("name")).ok(),
             shim: shim_pid(&path),
             processes: recorded(&path.join("pids")),
         });

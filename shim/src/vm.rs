@@ -21,6 +21,7 @@ pub struct VmHandle {
 
 enum Request {
     Attach(Device, oneshot::Sender<caisson_vmm::Result<DeviceId>>),
+    Detach(DeviceId, oneshot::Sender<caisson_vmm::Result<()>>),
     Connect(u32, Duration, oneshot::Sender<caisson_vmm::Connecting>),
     Pids(oneshot::Sender<Vec<(String, u32)>>),
     Stop(oneshot::Sender<caisson_vmm::Result<()>>),
@@ -43,6 +44,11 @@ impl VmHandle {
     /// Plugs a device in, the VM's half.
     pub async fn attach(&self, device: Device) -> Result<DeviceId> {
         Ok(self.ask(|reply| Request::Attach(device, reply)).await??)
+    }
+
+    /// Unplugs a device, the VM's half. The guest must have let go of it.
+    pub async fn detach(&self, id: DeviceId) -> Result<()> {
+        Ok(self.ask(|reply| Request::Detach(id, reply)).await??)
     }
 
     /// A connection to a port of the guest, see [`Vm::connect`].
@@ -100,6 +106,7 @@ async fn drive(mut vm: Box<dyn Vm>, mut queue: mpsc::Receiver<Request>) {
     while let Some(request) = queue.recv().await {
         match request {
             Request::Attach(device, reply) => drop(reply.send(vm.attach(device).await)),
+            Request::Detach(id, reply) => drop(reply.send(vm.detach(id).await)),
             Request::Connect(port, within, reply) => drop(reply.send(vm.connect(port, within))),
             Request::Pids(reply) => drop(reply.send(vm.pids())),
             Request::Stop(reply) => drop(reply.send(vm.stop().await)),

@@ -15,7 +15,8 @@ pub fn run(config: &NodeConfig) -> Result<()> {
             .iter()
             .map(|(role, pid)| format!("{role} {pid}"))
             .collect();
-        println!("{:<40} {shim:>8}  {}", pod.id, processes.join(", "));
+        let name = pod.name.as_deref().unwrap_or_default();
+        println!("{:<40} {shim:>8}  {}  {name}", pod.id, processes.join(", "));
     }
     Ok(())
 }

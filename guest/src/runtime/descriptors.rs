@@ -82,6 +82,7 @@ fn place(file: File, number: RawFd) -> io::Result<()> {
     }
 }
 
+/// The system's own error, where there is one.
 fn system(error: PathError) -> io::Error {
     match error.kind() {
         ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),

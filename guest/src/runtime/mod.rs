@@ -8,6 +8,7 @@
 mod create;
 pub mod descriptors;
 mod device_filter;
+mod disks;
 mod exec;
 mod executor;
 pub mod nodes;
@@ -66,6 +67,13 @@ pub enum Request {
     },
     /// Applies limits: a file with the OCI `linux.resources` object.
     Update { cgroup: PathBuf, resources: PathBuf },
+    /// Shows a disk that is mounted here at a place of a running container, or hides it again.
+    Disk {
+        init: i32,
+        disk: PathBuf,
+        target: PathBuf,
+        shown: bool,
+    },
     /// For tests on the host: brings a directory as the process `from` sees it to `to`.
     Graft {
         from: i32,
@@ -83,6 +91,7 @@ impl Request {
             Request::Pause { .. } => "pause",
             Request::Exec { .. } => "exec",
             Request::Update { .. } => "update",
+            Request::Disk { .. } => "disk",
             Request::Graft { .. } => "graft",
         }
     }
@@ -205,6 +214,15 @@ pub fn run() -> ExitCode {
         } => stdio_from(stdio)
             .and_then(|()| exec::run(&bundle, &process, init, &cgroup, &descriptors)),
         Request::Update { cgroup, resources } => update::run(&cgroup, &resources),
+        Request::Disk {
+            init,
+            disk,
+            target,
+            shown: true,
+        } => disks::show(init, &disk, &target),
+        Request::Disk {
+            init, disk, target, ..
+        } => disks::hide(init, &disk, &target),
         Request::Graft {
             from,
             source,

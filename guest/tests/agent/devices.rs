@@ -1,7 +1,9 @@
 //! What is plugged in. A VM that somebody else has booted has a squashfs disk `skill1` with a file `hello`, no disk
 //! `nosuch`, and for `modules_*` a disk with serial `modules`.
 
-use caisson_protocol::agent::{attach_request::Device, detach_request, DetachRequest, Disk, Share};
+use caisson_protocol::agent::{
+    attach_request::Device, detach_request, DetachRequest, Disk, Share, ShowDiskRequest,
+};
 use serde_json::json;
 
 use crate::guest::*;
@@ -90,4 +92,68 @@ async fn modules_that_the_initramfs_has_not_come_from_the_disk() {
     }
     let (status, stdout, stderr) = guest.run(&spec).await;
     assert_eq!((status, stdout.as_str()), (0, " d0\n"), "{stderr}");
+}
+
+#[tokio::test]
+async fn disk_is_shown_in_a_running_container_and_hidden_again() {
+    let mut guest = Guest::start().await;
+    if guest.is_fake() {
+        let dir = guest.share.with_file_name("skill1");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("hello"), "skill\n").unwrap();
+    }
+    guest.attach(Device::Disk(disk("skill1"))).await.unwrap();
+    let id = guest.idle(&spec(&["sleep", "100"])).await;
+    let request = |shown| ShowDiskRequest {
+        container_id: id.clone(),
+        serial: "skill1".to_owned(),
+        target: "/opt/skills/late".to_owned(),
+        shown,
+        ..Default::default()
+    };
+    for _ in 0..2 {
+        guest.client.show_disk(ctx(), &request(true)).await.unwrap();
+    }
+    let look = "cat /opt/skills/late/hello; touch /opt/skills/late/x || echo no write; grep -c /opt/skills/late /proc/mounts";
+    let (_, stdout, stderr) = guest.run_in(&id, &process(&sh(look))).await;
+    assert_eq!(stdout, "skill\nno write\n1\n", "{stderr}");
+
+    let user = process(&sh("cd /opt/skills/late && sleep 100"));
+    guest
+        .exec(&id, "user", &user, &Default::default())
+        .await
+        .unwrap();
+    let busy = async {
+        loop {
+            // Until the process is there.
+            match guest.client.show_disk(ctx(), &request(false)).await {
+                Err(error) => break refused(error).1,
+                Ok(_) => guest
+                    .client
+                    .show_disk(ctx(), &request(true))
+                    .await
+                    .map(drop)
+                    .unwrap(),
+            }
+        }
+    };
+    let said = tokio::time::timeout(LONG, busy).await.unwrap();
+    assert!(
+        said.contains("unmount /opt/skills/late: ") && said.contains("busy"),
+        "{said}"
+    );
+    guest.kill(&id, "user", libc::SIGKILL).await.unwrap();
+    guest.wait(&id, "user").await.unwrap();
+    for _ in 0..2 {
+        guest
+            .client
+            .show_disk(ctx(), &request(false))
+            .await
+            .unwrap();
+    }
+    let (_, stdout, _) = guest.run_in(&id, &process(&["ls", "/opt/skills"])).await;
+    assert_eq!(stdout, "");
+    guest.kill(&id, "", libc::SIGKILL).await.unwrap();
+    guest.wait(&id, "").await.unwrap();
+    guest.delete(&id).await.unwrap();
 }

@@ -45,6 +45,8 @@ pub struct CreateRequest {
 struct Prepared {
     plan: Plan,
     grants: Grants,
+    name: Option<String>,
+    skills: Vec<(PathBuf, PathBuf)>,
     plugs: Vec<Plug>,
     ends: HostEnds,
 }
@@ -200,7 +202,7 @@ impl Pod {
             cpus: host_cpus(),
             memory_mib: host_memory_mib(),
         };
-        let mut grants = wishes.grants();
+        let (name, mut grants) = (wishes.name(), wishes.grants());
         let plan = translate(wishes.spec, id, node, &paths)?;
         grants.descriptors.clone_from(&plan.descriptors);
         for warning in &plan.warnings {
@@ -214,6 +216,8 @@ impl Pod {
         Ok(Prepared {
             plan,
             grants,
+            name,
+            skills: paths.skills,
             plugs,
             ends,
         })
@@ -231,6 +235,8 @@ impl Pod {
         let Prepared {
             plan,
             grants,
+            name,
+            skills,
             plugs,
             ends,
         } = prepared;
@@ -250,13 +256,10 @@ impl Pod {
             }
         }
         stage(id, "streams", started);
-        Ok(Container::new(
-            request.bundle.clone(),
-            init,
-            guest_pid,
-            plan.limits,
-            grants,
-        ))
+        let mut container =
+            Container::new(request.bundle.clone(), init, guest_pid, plan.limits, grants);
+        (container.name, container.skills) = (name, skills);
+        Ok(container)
     }
 }
 

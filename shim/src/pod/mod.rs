@@ -1,12 +1,14 @@
 //! A pod: one VM and the containers in it. What the task service does, without containerd's messages.
 //!
-//! [`create`] brings containers in, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends; the rest is here.
+//! [`create`] brings containers in, [`late`] brings skills to those that are there, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends; the rest is here.
 
 mod create;
+mod late;
 mod sandbox;
 mod watch;
 
 pub use create::CreateRequest;
+use late::LateSkill;
 pub use sandbox::SandboxRequest;
 
 use std::{
@@ -63,6 +65,8 @@ pub struct Pod {
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// How many creates and starts of containers there were.
     steps: AtomicU64,
+    /// Skills that were attached late. Held while one is attached or detached; nothing else waits for it.
+    late: tokio::sync::Mutex<Vec<LateSkill>>,
 }
 
 impl Pod {
@@ -85,6 +89,7 @@ impl Pod {
             home: PodHome::default(),
             containers: Mutex::default(),
             steps: AtomicU64::new(0),
+            late: Default::default(),
         })
     }
 

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     container::{Container, Wishes},
+    control,
     error::{Error, Result},
     machine::{host_cpus, host_memory_mib, stage, Machine},
     process::Process,
@@ -86,6 +87,9 @@ impl Pod {
         let started = Instant::now();
         let asked = caisson_oci::pod::sandbox(&wishes.spec)?;
         let (dir, share) = self.folder(asked.cgroups_path.as_deref())?;
+        if let Some(name) = caisson_oci::pod::name(&wishes.spec) {
+            dir.name(&name)?;
+        }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without sums the VM begins with the node's default, and grows.
         let sums = asked.resources.as_ref();
@@ -110,6 +114,7 @@ impl Pod {
         limits: &[Limits],
     ) -> Result<Arc<Machine>> {
         let size = VmSize::of(limits.iter().copied(), &self.config.vm, host_cpus());
+        let state = dir.path().to_owned();
         let machine = self
             .machine
             .get_or_try_init(|| async {
@@ -125,6 +130,10 @@ impl Pod {
                 .await?;
                 let machine = Arc::new(machine);
                 self.watch_guest(machine.clone());
+                // Without it the pod is as it should be but for what comes late.
+                if let Err(error) = control::serve(self.clone(), &state) {
+                    log::warn!("{}", error.chain());
+                }
                 Result::Ok(machine)
             })
             .await?;

@@ -89,6 +89,8 @@ fn annotations(id: &str, config: &PodSandboxConfig) -> HashMap<String, String> {
     add(pod::CONTAINER_TYPE, "sandbox".to_owned());
     add(pod::SANDBOX_ID, id.to_owned());
     add(pod::SANDBOX_UID, config.metadata.uid.clone());
+    add(pod::SANDBOX_NAME, config.metadata.name.clone());
+    add(pod::SANDBOX_NAMESPACE, config.metadata.namespace.clone());
     if let Some(sums) = config.linux.resources.as_ref() {
         add(pod::SANDBOX_CPU_PERIOD, sums.cpu_period.to_string());
         add(pod::SANDBOX_CPU_QUOTA, sums.cpu_quota.to_string());

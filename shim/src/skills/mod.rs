@@ -29,7 +29,7 @@ pub use manifest::{ManifestError, Skill};
 pub use obtain::obtain;
 use part::digest_of;
 pub use part::Part;
-pub use plug::{place, plug};
+pub use plug::{place, plug, serial};
 
 /// What can go wrong with a skill.
 #[derive(Debug, thiserror::Error)]

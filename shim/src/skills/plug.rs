@@ -36,6 +36,6 @@ pub fn place(skill: &Skill) -> PathBuf {
 }
 
 /// Half of the digest's first half: as much as a serial number holds with a mark before it.
-fn serial(skill: &Skill) -> String {
+pub fn serial(skill: &Skill) -> String {
     format!("s-{}", &skill.digest[..16])
 }

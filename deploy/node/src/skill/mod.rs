@@ -1,5 +1,6 @@
 //! `caisson skill`: packs folders into squashfs files, keeps the node's store of them, fetches and publishes them.
 
+mod attach;
 mod fetch;
 mod pack;
 mod source;
@@ -10,6 +11,7 @@ use anyhow::{bail, Context, Result};
 use caisson_oci::annotations::SkillRef;
 use caisson_shim::{
     config::NodeConfig,
+    control::Request,
     skills::{Skill, SkillStore},
 };
 use clap::{Args, Subcommand};
@@ -52,6 +54,31 @@ pub enum Command {
     Verify {
         /// sha256:HEX or NAME@VERSION
         skills: Vec<Wanted>,
+    },
+    /// Brings a skill into the running containers of a pod
+    ///
+    /// It is a disk of the pod's VM then, mounted read-only. Containers that the pod gets later do not have it.
+    Attach {
+        /// NAMESPACE/NAME, or the sandbox's id
+        pod: String,
+        /// sha256:HEX or NAME@VERSION
+        skill: Wanted,
+        /// Mounts it at /opt/skills/NAME
+        #[arg(long)]
+        name: Option<String>,
+        /// The container's name or id; all of the pod's, when not said
+        #[arg(long)]
+        container: Option<String>,
+    },
+    /// Takes a skill that was attached out of a pod again; not while something there is in use
+    Detach {
+        /// NAMESPACE/NAME, or the sandbox's id
+        pod: String,
+        /// sha256:HEX or NAME@VERSION
+        skill: Wanted,
+        /// The container's name or id; all of the pod's, when not said
+        #[arg(long)]
+        container: Option<String>,
     },
     /// Removes skills that no running pod has
     Remove {
@@ -167,6 +194,28 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
                         .unwrap_or_default()
                 );
             }
+        }
+        Command::Attach {
+            pod,
+            skill,
+            name,
+            container,
+        } => {
+            let skill = skill.0.to_string();
+            let request = Request::AttachSkill {
+                skill,
+                name,
+                container,
+            };
+            return attach::ask(config, &pod, &request);
+        }
+        Command::Detach {
+            pod,
+            skill,
+            container,
+        } => {
+            let skill = skill.0.to_string();
+            return attach::ask(config, &pod, &Request::DetachSkill { skill, container });
         }
         Command::Verify { skills } => return verify(&store, &skills),
         Command::Remove { skills } => {

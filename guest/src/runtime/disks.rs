@@ -1,0 +1,126 @@
+//! Disks that come to a container which is there already, and leave it again: [`crate::devices`] has mounted them in the guest, this
+//! shows them in the container's mount namespace, read-only as they are.
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{open, openat2, OFlag, OpenHow, ResolveFlag},
+    mount::{umount2, MntFlags},
+    sched::{setns, CloneFlags},
+    sys::stat::{mkdirat, Mode},
+};
+
+use super::{Error, Made, Result};
+
+const NOTHING: Made = Made {
+    pid: None,
+    terminal: None,
+};
+
+/// Mounts a disk, found at `disk` here, at `target` of the container with this init. One that is mounted there already is a success.
+pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
+    let root = identity(disk)?;
+    let name = std::ffi::CString::new(disk.as_os_str().as_bytes());
+    let name = name.map_err(|_| Error::file("name", disk)(Errno::EINVAL))?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: a string that lives through the call and plain numbers.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags) };
+    let tree = Errno::result(tree).map_err(Error::file("open", disk))?;
+    // SAFETY: open_tree(2) just gave this descriptor to us alone.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
+    enter(init)?;
+    let place = make(target).map_err(Error::file("make", target))?;
+    let found = nix::sys::stat::fstat(&place).map_err(Error::file("read", target))?;
+    if (found.st_dev, found.st_ino) == root {
+        return Ok(NOTHING);
+    }
+    // SAFETY: open descriptors, strings that live through the call and plain numbers.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            place.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    Errno::result(moved).map_err(Error::file("mount at", target))?;
+    Ok(NOTHING)
+}
+
+/// Unmounts a disk from `target` of the container with this init; fails while something there is in use. Where another thing is
+/// mounted or nothing, that is the container's own doing and a success.
+pub fn hide(init: i32, disk: &Path, target: &Path) -> Result<Made> {
+    let root = identity(disk)?;
+    enter(init)?;
+    if identity(target).ok() != Some(root) {
+        return Ok(NOTHING);
+    }
+    match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) => {}
+        // A container that made the place a link.
+        Err(Errno::EINVAL) => return Ok(NOTHING),
+        Err(error) => return Err(Error::file("unmount", target)(error)),
+    }
+    // It stays where it was there before and has something in it.
+    let _ = std::fs::remove_dir(target);
+    Ok(NOTHING)
+}
+
+/// Makes a folder with those above it, and opens it. Links of the container's lead to places of its own, those of its /proc nowhere.
+///
+/// Not by `pathrs`, which needs a /proc that knows this process.
+fn make(target: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags).resolve(resolve);
+    let root = open("/", flags, Mode::empty())?;
+    let (mut path, mut place) = (PathBuf::from("."), openat2(&root, ".", how)?);
+    for part in target.components() {
+        match part {
+            Component::RootDir => continue,
+            Component::Normal(name) => {
+                match mkdirat(&place, name, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) | Err(Errno::EEXIST) => path.push(name),
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        place = openat2(&root, &path, how)?;
+    }
+    Ok(place)
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).map_err(Error::file("find", path))?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Enters the mount namespace of a container, whose root is then ours, as root of the container's users: what it makes is theirs.
+fn enter(init: i32) -> Result<()> {
+    // What processes of the container could see of us is not theirs.
+    nix::sys::prctl::set_dumpable(false).map_err(Error::system("become undumpable"))?;
+    let open = |path: String| File::open(&path).map_err(Error::file("open", path));
+    let mounts = open(format!("/proc/{init}/ns/mnt"))?;
+    let users = open(format!("/proc/{init}/ns/user"))?;
+    let own = open("/proc/self/ns/user".to_owned())?;
+    let inode = |file: &File| file.metadata().map(|metadata| metadata.ino()).ok();
+    let failed = || Error::system("enter the container's namespaces");
+    if inode(&users) != inode(&own) {
+        setns(&users, CloneFlags::CLONE_NEWUSER).map_err(failed())?;
+        nix::unistd::setresgid(0.into(), 0.into(), 0.into()).map_err(failed())?;
+        nix::unistd::setresuid(0.into(), 0.into(), 0.into()).map_err(failed())?;
+    }
+    setns(&mounts, CloneFlags::CLONE_NEWNS).map_err(failed())
+}

@@ -1,0 +1,275 @@
+//! Skills that come to a pod whose containers are there already, and leave it again: `caisson skill attach` and `detach`, by way of
+//! [`crate::control`].
+//!
+//! A container that comes later does not have them: what a pod is to have always, its annotations say.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use caisson_oci::annotations::{SkillRef, SkillWish};
+use containerd_shim::protos::ttrpc;
+
+use super::Pod;
+use crate::{
+    agent::Agent,
+    container::Container,
+    error::{Error, Result},
+    machine::{LateDisk, Machine},
+    process::State,
+    skills::{self, Skill, SkillError, SkillStore},
+};
+
+/// A skill at a place where some containers have it.
+pub struct LateSkill {
+    /// As it was asked for.
+    wanted: SkillRef,
+    skill: Skill,
+    target: PathBuf,
+    /// None where the VM has the disk for another reason.
+    disk: Option<LateDisk>,
+    /// Ids of those that have it.
+    containers: BTreeSet<String>,
+}
+
+/// What was done.
+pub struct Shown {
+    /// Mount point in the containers.
+    pub target: PathBuf,
+    /// Names of the containers, ids where they have none.
+    pub containers: Vec<String>,
+}
+
+impl LateSkill {
+    fn is(&self, wanted: &SkillRef) -> bool {
+        self.wanted == *wanted
+            || match wanted {
+                SkillRef::Digest(digest) => self.skill.digest == *digest,
+                SkillRef::Version { name, version } => {
+                    self.skill.name == *name && self.skill.version.as_ref() == Some(version)
+                }
+            }
+    }
+}
+
+impl Pod {
+    /// Plugs a skill in and shows it in the pod's containers, or in that of this name or id. Idempotent; a failure leaves nothing of it.
+    pub async fn attach_skill(&self, wish: &SkillWish, container: Option<&str>) -> Result<Shown> {
+        let mut late = self.late.lock().await;
+        let machine = self.machine(&self.id)?;
+        let agent = machine.agent().await?;
+        let chosen = self.chosen(container)?;
+        let store = SkillStore::new(&self.config.store_dir);
+        let obtained = skills::obtain(&store, &self.config, std::slice::from_ref(wish)).await;
+        let obtained = obtained.map_err(Error::LateSkill)?;
+        let Some((name, skill)) = obtained.into_iter().next() else {
+            return Err(missing("skill", &wish.skill));
+        };
+        let (target, place) = (skill.target(name.as_deref()), skills::place(&skill));
+        let taken = chosen.iter().any(|container| {
+            let mut own = container.skills.iter();
+            own.any(|(at, other)| *at == target && *other != place)
+                || late.iter().any(|other| {
+                    other.target == target
+                        && other.skill.digest != skill.digest
+                        && other.containers.contains(&container.init.id.container)
+                })
+        });
+        if taken {
+            return Err(Error::LateSkill(SkillError::SamePlace(target)));
+        }
+        let same = |other: &LateSkill| other.target == target && other.skill.digest == skill.digest;
+        let mut entry = match late.iter().position(same) {
+            Some(index) => late.swap_remove(index),
+            None => {
+                let plug = skills::plug(&store, &skill).map_err(Error::LateSkill)?;
+                LateSkill {
+                    wanted: wish.skill.clone(),
+                    disk: machine.plug_late(plug).await?,
+                    target: target.clone(),
+                    containers: BTreeSet::new(),
+                    skill,
+                }
+            }
+        };
+        let shown = self.show(agent, &mut entry, &chosen).await;
+        if !entry.containers.is_empty() {
+            late.push(entry);
+        } else if let Err(left) = self.let_go(&machine, &mut late, entry).await {
+            log::warn!("clean up after a failed attach: {}", left.chain());
+        }
+        shown?;
+        Ok(Shown {
+            target,
+            containers: chosen.iter().map(|container| name_of(container)).collect(),
+        })
+    }
+
+    /// Hides a late skill in the pod's containers, or in that of this name or id, and unplugs it where nobody else has it. What is in use
+    /// stays.
+    pub async fn detach_skill(&self, wanted: &SkillRef, container: Option<&str>) -> Result<Shown> {
+        let mut late = self.late.lock().await;
+        let machine = self.machine(&self.id)?;
+        let agent = machine.agent().await?;
+        let Some(index) = late.iter().position(|skill| skill.is(wanted)) else {
+            return Err(missing("skill that was attached late", wanted));
+        };
+        let mut entry = late.swap_remove(index);
+        let (target, place) = (entry.target.clone(), skills::place(&entry.skill));
+        let mut hidden = Vec::new();
+        for id in entry.containers.clone() {
+            let Some(found) = self
+                .running()
+                .into_iter()
+                .find(|c| c.init.id.container == id)
+            else {
+                // It has ended, and its mounts with it.
+                entry.containers.remove(&id);
+                continue;
+            };
+            if container.is_some_and(|wanted| !is_named(&found, wanted)) {
+                continue;
+            }
+            match hide(agent, &id, &place, &target).await {
+                Ok(()) => {
+                    entry.containers.remove(&id);
+                    hidden.push(name_of(&found));
+                }
+                Err(error) => {
+                    late.push(entry);
+                    return Err(error);
+                }
+            }
+        }
+        match entry.containers.is_empty() {
+            true => self.let_go(&machine, &mut late, entry).await?,
+            false => late.push(entry),
+        }
+        if let (Some(wanted), true) = (container, hidden.is_empty()) {
+            return Err(Error::NotFound {
+                what: "container with the skill",
+                id: wanted.to_owned(),
+            });
+        }
+        Ok(Shown {
+            target,
+            containers: hidden,
+        })
+    }
+
+    /// Shows a skill in all of these containers or, where that fails, in none that did not have it before.
+    async fn show(
+        &self,
+        agent: &Agent,
+        entry: &mut LateSkill,
+        chosen: &[Arc<Container>],
+    ) -> Result<()> {
+        let place = skills::place(&entry.skill);
+        let mut fresh: Vec<String> = Vec::new();
+        for container in chosen {
+            let id = &container.init.id.container;
+            let own = (entry.target.clone(), place.clone());
+            if container.skills.contains(&own) || entry.containers.contains(id) {
+                continue;
+            }
+            let serial = skills::serial(&entry.skill);
+            if let Err(error) = agent.show_disk(id, &serial, &entry.target, true).await {
+                for id in fresh {
+                    if let Err(left) = hide(agent, &id, &place, &entry.target).await {
+                        log::warn!(container = id; "clean up after a failed attach: {}", left.chain());
+                    }
+                    entry.containers.remove(&id);
+                }
+                return Err(error);
+            }
+            entry.containers.insert(id.clone());
+            fresh.push(id.clone());
+        }
+        Ok(())
+    }
+
+    /// Unplugs a skill that no container has any more by this entry.
+    async fn let_go(
+        &self,
+        machine: &Machine,
+        late: &mut Vec<LateSkill>,
+        mut entry: LateSkill,
+    ) -> Result<()> {
+        let Some(disk) = entry.disk.take() else {
+            return Ok(());
+        };
+        // The same at another place.
+        let same = |other: &&mut LateSkill| other.skill.digest == entry.skill.digest;
+        if let Some(other) = late.iter_mut().find(same) {
+            other.disk = Some(disk);
+            return Ok(());
+        }
+        let place = skills::place(&entry.skill);
+        let containers = self.lock().values().cloned().collect::<Vec<_>>();
+        if containers
+            .iter()
+            .any(|c| c.skills.iter().any(|(_, own)| *own == place))
+        {
+            machine.keep(disk);
+            return Ok(());
+        }
+        let unplugged = machine.unplug(&disk).await;
+        if unplugged.is_err() {
+            entry.disk = Some(disk);
+            late.push(entry);
+        }
+        unplugged
+    }
+
+    /// The containers that have processes, or will have when they are started.
+    fn running(&self) -> Vec<Arc<Container>> {
+        let containers = self.lock();
+        let running = containers.values().filter(|container| {
+            !container.is_sandbox() && !matches!(container.init.state(), State::Stopped(_))
+        });
+        running.cloned().collect()
+    }
+
+    /// All that run, or the one of a name or id.
+    fn chosen(&self, wanted: Option<&str>) -> Result<Vec<Arc<Container>>> {
+        let mut chosen = self.running();
+        chosen.retain(|container| wanted.is_none_or(|wanted| is_named(container, wanted)));
+        match chosen.is_empty() {
+            false => Ok(chosen),
+            true => Err(Error::NotFound {
+                what: "running container",
+                id: wanted.unwrap_or("of the pod").to_owned(),
+            }),
+        }
+    }
+}
+
+async fn hide(agent: &Agent, id: &str, place: &Path, target: &Path) -> Result<()> {
+    let serial = place.file_name().unwrap_or_default().to_string_lossy();
+    match agent.show_disk(id, &serial, target, false).await {
+        // The container has ended meanwhile.
+        Err(Error::Agent {
+            code: ttrpc::Code::NOT_FOUND | ttrpc::Code::FAILED_PRECONDITION,
+            ..
+        }) => Ok(()),
+        done => done,
+    }
+}
+
+fn is_named(container: &Container, wanted: &str) -> bool {
+    container.name.as_deref() == Some(wanted) || container.init.id.container == wanted
+}
+
+fn name_of(container: &Container) -> String {
+    let name = container.name.clone();
+    name.unwrap_or_else(|| container.init.id.container.clone())
+}
+
+fn missing(what: &'static str, wanted: &SkillRef) -> Error {
+    Error::NotFound {
+        what,
+        id: wanted.to_string(),
+    }
+}
