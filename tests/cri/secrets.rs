@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use caisson_tests::{
     command,
     cri::{Container, CriNode, Pod},
+    node::LIMIT,
     Runtime,
 };
 use rstest::rstest;
@@ -36,6 +37,42 @@ fn secret_is_read_by_init_and_exec_whose_user_may_not_open_it(#[case] kind: &str
     for _ in 0..2 {
         assert_eq!(container.sh("cat <&$DB_PASSWORD")?, SECRET);
     }
+    Ok(())
+}
+
+#[test]
+fn secret_is_read_in_a_pod_with_users_of_its_own() -> Result<()> {
+    let pod = CriNode::shared()
+        .pod()
+        .runtime(Runtime::Caisson)
+        .own_users();
+    let pod = pod.annotation(KEY, "db/password=DB_PASSWORD").start()?;
+    let volume = volume(&pod, "kubernetes.io~secret")?;
+    let container = pod.container("busybox").user(1000, None);
+    let container = container.mount_mapped(&volume, "/secrets");
+    let container = container
+        .sh("cat <&$DB_PASSWORD; exec sleep 1000")
+        .start()?;
+    container.wait_for_output(SECRET)?;
+    assert_eq!(
+        container.sh("cat <&$DB_PASSWORD; cat /secrets/password || true")?,
+        SECRET
+    );
+    Ok(())
+}
+
+#[test]
+fn secret_is_read_by_an_exec_with_a_terminal() -> Result<()> {
+    let pod = pod(KEY, "db/password=DB_PASSWORD")?;
+    let volume = volume(&pod, "kubernetes.io~secret")?;
+    let container = reading(&pod, &volume, "true")?;
+    let line = "cat <&$DB_PASSWORD; ls /proc/self/fd | tr '\\n' ' '";
+    let session = container.exec_streams(["sh", "-c", line], true)?;
+    // The fifth is that of the folder which `ls` reads.
+    assert_eq!(
+        session.finish(LIMIT)?.text(),
+        format!("{SECRET}\r\n0 1 2 3 4 ")
+    );
     Ok(())
 }
 
