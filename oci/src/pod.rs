@@ -239,16 +239,6 @@ fn sums(annotations: &HashMap<String, String>) -> Result<Option<LinuxResources>>
     })
 }
 
-/// `namespace/name`, by which people know a pod of Kubernetes.
-pub fn name(spec: &Spec) -> Option<String> {
-    let annotations = spec.annotations().as_ref()?;
-    let (namespace, name) = (
-        annotations.get(SANDBOX_NAMESPACE)?,
-        annotations.get(SANDBOX_NAME)?,
-    );
-    Some(format!("{namespace}/{name}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

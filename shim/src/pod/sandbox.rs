@@ -87,8 +87,9 @@ impl Pod {
         let started = Instant::now();
         let asked = caisson_oci::pod::sandbox(&wishes.spec)?;
         let (dir, share) = self.folder(asked.cgroups_path.as_deref())?;
-        if let Some(name) = caisson_oci::pod::name(&wishes.spec) {
-            dir.name(&name)?;
+        // One that says no name is known by its id alone.
+        if let Ok(Some((namespace, name))) = caisson_oci::pod::name(&wishes.spec) {
+            dir.name(&format!("{namespace}/{name}"))?;
         }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without sums the VM begins with the node's default, and grows.
