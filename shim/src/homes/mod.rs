@@ -324,3 +324,92 @@ fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HomeE
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 16 << 20;
+
+    fn node() -> (tempfile::TempDir, HomeStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig {
+            store_dir: dir.path().join("store"),
+            state_dir: dir.path().join("state"),
+            ..NodeConfig::default()
+        };
+        (dir, HomeStore::new(&config))
+    }
+
+    fn pod(id: &str) -> Holder {
+        Holder {
+            pod: format!("default/{id}"),
+            id: Some(id.to_owned()),
+        }
+    }
+
+    /// Writes what the shim of a pod that lives has in its state folder: here this process.
+    fn live(store: &HomeStore, id: &str) {
+        let folder = store.state_dir.join(id);
+        fs::create_dir_all(&folder).unwrap();
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let started = stat.rsplit_once(')').unwrap().1.split(' ').nth(20).unwrap();
+        let line = format!("{} {started} ", std::process::id());
+        fs::write(folder.join("shim.pid"), line).unwrap();
+    }
+
+    #[test]
+    fn home_of_a_live_pod_is_refused_naming_it() {
+        let (_dir, store) = node();
+        live(&store, "one");
+        let one = store.persistent("default", "anna", Some(SIZE), &pod("one"));
+        let refused = store.persistent("default", "anna", None, &pod("two"));
+        let error = refused.unwrap_err().to_string();
+        assert_eq!(error, "home default/anna is in use by default/one");
+        let listed = store.list().unwrap();
+        assert_eq!(listed[0].user.as_deref(), Some("default/one"));
+        drop(one.unwrap());
+        store
+            .persistent("default", "anna", None, &pod("two"))
+            .unwrap();
+    }
+
+    #[test]
+    fn home_that_a_dead_pod_still_has_is_waited_for() {
+        let (_dir, store) = node();
+        let one = store.persistent("default", "anna", Some(SIZE), &pod("dead"));
+        let freed = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(one);
+        });
+        store
+            .persistent("default", "anna", None, &pod("two"))
+            .unwrap();
+        freed.join().unwrap();
+    }
+
+    #[test]
+    fn home_that_was_removed_is_made_anew_and_one_in_use_is_not_removed() {
+        let (_dir, store) = node();
+        live(&store, "one");
+        let image = store.persistent("default", "anna", Some(SIZE), &pod("one"));
+        let refused = store.remove("default", "anna");
+        assert!(matches!(refused, Err(HomeError::InUse { .. })));
+        drop(image);
+        store.remove("default", "anna").unwrap();
+        assert_eq!(store.list().unwrap(), []);
+        let missing = store.remove("default", "anna");
+        assert!(matches!(missing, Err(HomeError::Missing(_))));
+        let again = store.persistent("default", "anna", Some(2 * SIZE), &pod("one"));
+        assert_eq!(again.unwrap().metadata().unwrap().len(), 2 * SIZE);
+    }
+
+    #[test]
+    fn home_grows_and_never_shrinks() {
+        let (_dir, store) = node();
+        for (asked, has) in [(2 * SIZE, 2 * SIZE), (4 * SIZE, 4 * SIZE), (SIZE, 4 * SIZE)] {
+            let image = store.persistent("default", "anna", Some(asked), &pod("one"));
+            assert_eq!(image.unwrap().metadata().unwrap().len(), has);
+        }
+    }
+}
