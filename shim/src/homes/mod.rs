@@ -358,6 +358,11 @@ mod tests {
         fs::write(folder.join("shim.pid"), line).unwrap();
     }
 
+    /// From here on the pod is dead, and its home waited for: a child that another test forks may have its lock for a moment.
+    fn end(store: &HomeStore, id: &str) {
+        fs::remove_dir_all(store.state_dir.join(id)).unwrap();
+    }
+
     #[test]
     fn home_of_a_live_pod_is_refused_naming_it() {
         let (_dir, store) = node();
@@ -369,6 +374,7 @@ mod tests {
         let listed = store.list().unwrap();
         assert_eq!(listed[0].user.as_deref(), Some("default/one"));
         drop(one.unwrap());
+        end(&store, "one");
         store
             .persistent("default", "anna", None, &pod("two"))
             .unwrap();
@@ -396,6 +402,7 @@ mod tests {
         let refused = store.remove("default", "anna");
         assert!(matches!(refused, Err(HomeError::InUse { .. })));
         drop(image);
+        end(&store, "one");
         store.remove("default", "anna").unwrap();
         assert_eq!(store.list().unwrap(), []);
         let missing = store.remove("default", "anna");
