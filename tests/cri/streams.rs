@@ -115,6 +115,32 @@ fn ten_thousand_lines_a_second_are_logged_without_loss(#[case] runtime: Runtime)
     Ok(())
 }
 
+/// As programs write that buffer their output.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn ten_thousand_buffered_lines_a_second_are_logged_without_loss(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    const LINES: u32 = 100_000;
+    let container = pod(runtime)?.container("busybox");
+    let last = LINES.to_string();
+    let container = container.args(["seq", "1", &last]).start()?;
+    container.wait()?;
+    container.wait_for_output(&last)?;
+    let lines = container.logs()?;
+    let wanted = (1..=LINES).map(|number| number.to_string());
+    assert!(
+        lines.iter().map(|line| line.text.clone()).eq(wanted),
+        "{} lines of {LINES}, or not in their order",
+        lines.len()
+    );
+    let logged = f64::from(LINES) / log::span(&lines).as_secs_f64();
+    println!("{runtime:?}: {logged:.0} lines a second");
+    assert!(logged >= 10_000.0, "{logged} lines a second");
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
