@@ -9,8 +9,8 @@ pods = $(addprefix --test cri_,lifecycle network kills)
 more_pods = $(addprefix --test cri_,surroundings streams security users volumes homes secrets late_skills images pod_specs probes skills)
 # A pod with hostNetwork crashes containerd 2.1.4 where the runtime has sandboxer = "shim": containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
-# Not in `make test`: resources and scale take long and much memory; nested, servers and user_data take minutes and 1 GB of Debian's packages.
-all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data)
+# Not in `make test`: resources and scale take long and much memory; nested, servers, user_data and home_posix take minutes and 1 GB of Debian's packages.
+all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data home_posix)
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
@@ -33,6 +33,7 @@ unit: ## the tests that need no VM and no root
 	cargo test --workspace --exclude caisson-tests
 
 pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD names (2, 1.7 or 1.6), sandboxes by CAISSON_TEST_SANDBOXER (shim)
+	@cargo xtask test-tools --posix
 	cargo test --no-fail-fast -p caisson-tests $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),,--test cri_sandboxer) \
 		$(if $(filter shim,$(CAISSON_TEST_SANDBOXER)),$(shim_skip))
 

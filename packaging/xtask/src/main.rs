@@ -30,7 +30,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
-  test-tools [--gvisor|--integration]
+  test-tools [--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
                               gVisor for the bench; containerd's own CRI tests
   run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration
@@ -61,6 +61,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require),
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
+        ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["deny"] => deny::check(&dirs),
         ["helpers"] => helpers::build(&dirs),

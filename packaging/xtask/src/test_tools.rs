@@ -10,7 +10,12 @@ use std::{
 
 use anyhow::{bail, Context, Result};
 
-use crate::{dirs::Dirs, files, step};
+use crate::{
+    dirs::Dirs,
+    files,
+    helpers::{self, Build},
+    step,
+};
 
 /// Debian's backported Go; `packaging/setup` installs it only where the PATH has none that is new enough.
 const BACKPORT: &str = "/usr/lib/go-1.23/bin/go";
@@ -67,6 +72,9 @@ const FAILPOINTS: [&str; 3] = [
     "github.com/containerd/containerd/v2/integration/failpoint/cmd/loopback-v2",
 ];
 
+/// Checks of file systems, from their crates.
+const POSIX: [(&str, &str); 2] = [("fsx", "0.3.2"), ("pjdfstest", "0.2.2")];
+
 /// What is built beside containerd and runc.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Further {
@@ -75,6 +83,8 @@ pub enum Further {
     Gvisor,
     /// For `cargo xtask run cri-integration`.
     Integration,
+    /// For `cri_home_posix`.
+    Posix,
 }
 
 /// Builds containerd 2.1 and runc and what is wanted beside them; unpacks containerd 1.7.
@@ -86,6 +96,7 @@ pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
         Further::Nothing => Ok(()),
         Further::Gvisor => build_tool(dirs, &GVISOR),
         Further::Integration => build_integration(dirs),
+        Further::Posix => build_posix(dirs),
     }
 }
 
@@ -113,6 +124,15 @@ fn build_integration(dirs: &Dirs) -> Result<()> {
         .current_dir(&module)
         .env("CGO_ENABLED", "0");
     step::run(&dirs.log, "failpoints", &mut build)
+}
+
+fn build_posix(dirs: &Dirs) -> Result<()> {
+    let bin = dirs.cache.join("tools/posix/bin");
+    for (name, version) in POSIX {
+        let built = helpers::installed(dirs, name, version, Build::Release)?;
+        files::copy(&built, &bin.join(name))?;
+    }
+    Ok(())
 }
 
 fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
