@@ -108,38 +108,43 @@ impl Annotations {
         let container = annotations.get(CONTAINER_NAME);
         let mut home = Wish::default();
         for (key, value) in ours {
-            match (key.as_str(), key.strip_prefix(SKILLS_OF)) {
-                (SKILLS, _) => parse_skills(key, value, &mut parsed.skills)?,
-                (_, Some(name)) if is_plain_name(name) => {
-                    // Checked also where it is another container's, so that the pod's first one says what is wrong.
-                    let mut skills = parsed.skills.clone();
-                    parse_skills(key, value, &mut skills)?;
-                    if container.is_some_and(|container| container == name) {
-                        parsed.skills = skills;
+            let skills = |skills: &mut _| parse_skills(key, value, skills);
+            let secret_fds = |secret_fds: &mut _| secrets::parse(key, value, secret_fds);
+            let named = |prefix| key.strip_prefix(prefix).filter(|name| is_plain_name(name));
+            let is_own = |name: &str| container.is_some_and(|container| container == name);
+            match key.as_str() {
+                SKILLS => skills(&mut parsed.skills)?,
+                secrets::KEY => secret_fds(&mut parsed.secret_fds)?,
+                DEVICES => parsed.devices = parse_devices(value)?,
+                HOME => home.home = Some(value),
+                HOME_SIZE => home.size = Some(value),
+                HOME_PATH => home.path = Some(value),
+                _ => match (named(SKILLS_OF), named(secrets::KEY_OF)) {
+                    (Some(name), _) => add_of_one(&mut parsed.skills, is_own(name), skills)?,
+                    (_, Some(name)) => {
+                        add_of_one(&mut parsed.secret_fds, is_own(name), secret_fds)?
                     }
-                }
-                (secrets::KEY, _) => secrets::parse(key, value, &mut parsed.secret_fds)?,
-                _ if key.starts_with(secrets::KEY_OF) => {
-                    let name = &key[secrets::KEY_OF.len()..];
-                    if !is_plain_name(name) {
-                        return Err(unknown(key));
-                    }
-                    let mut secret_fds = parsed.secret_fds.clone();
-                    secrets::parse(key, value, &mut secret_fds)?;
-                    if container.is_some_and(|container| container == name) {
-                        parsed.secret_fds = secret_fds;
-                    }
-                }
-                (DEVICES, _) => parsed.devices = parse_devices(value)?,
-                (HOME, _) => home.home = Some(value),
-                (HOME_SIZE, _) => home.size = Some(value),
-                (HOME_PATH, _) => home.path = Some(value),
-                _ => return Err(unknown(key)),
+                    _ => return Err(unknown(key)),
+                },
             }
         }
         parsed.home = home.parse()?;
         Ok(parsed)
     }
+}
+
+/// Adds what is for one container. Checked also where that is another, so that the pod's first one says what is wrong.
+fn add_of_one<T: Clone>(
+    wanted: &mut Vec<T>,
+    is_own: bool,
+    parse: impl FnOnce(&mut Vec<T>) -> Result<()>,
+) -> Result<()> {
+    let mut with = wanted.clone();
+    parse(&mut with)?;
+    if is_own {
+        *wanted = with;
+    }
+    Ok(())
 }
 
 fn unknown(key: &str) -> Error {

@@ -41,7 +41,7 @@ pub struct Plug {
 
 /// A disk that was plugged in late, to be unplugged again. It keeps the disk's file locked.
 pub struct LateDisk {
-    serial: String,
+    /// Serial and file.
     place: (String, PathBuf),
     device: DeviceId,
     hold: Option<File>,
@@ -192,7 +192,6 @@ impl Machine {
             }
         };
         let disk = LateDisk {
-            serial: place.0.clone(),
             place,
             device,
             hold: plug.hold,
@@ -210,7 +209,7 @@ impl Machine {
 
     /// Unplugs a disk, both halves. One that the guest keeps stays plugged in.
     pub async fn unplug(&self, disk: &LateDisk) -> Result<()> {
-        self.agent().await?.detach_disk(&disk.serial).await?;
+        self.agent().await?.detach_disk(&disk.place.0).await?;
         self.vm.detach(disk.device.clone()).await?;
         self.plugged().remove(&disk.place);
         Ok(())
