@@ -7,7 +7,7 @@ use caisson_tests::{
     command,
     cri::{Container, CriNode, Pod},
     node::{caisson, LIMIT},
-    Output, Runtime,
+    skill, Output, Runtime,
 };
 
 #[test]
@@ -207,9 +207,8 @@ fn run(args: &[&str]) -> Result<Output> {
 
 /// Packs a skill of this name; its digest.
 fn packed(name: &str) -> Result<String> {
-    let tree = CriNode::shared().dir().join("trees").join(name);
-    fs::create_dir_all(&tree)?;
+    let node = CriNode::shared();
+    let tree = skill::tree(node, name)?;
     fs::write(tree.join("SKILL.md"), format!("# {name}\n"))?;
-    let tree = tree.display().to_string();
-    Ok(run(&["pack", "--name", name, &tree])?.ok()?.line())
+    skill::pack(node, name, &tree)
 }

@@ -14,7 +14,7 @@ use caisson_tests::{
     command::{self, Output, Stdin},
     fixture,
     node::{caisson, LIMIT},
-    proc, Leftovers, Node,
+    proc, skill, Leftovers, Node,
 };
 
 #[test]
@@ -53,9 +53,7 @@ fn run_reads_a_skill_by_digest_and_by_file() -> Result<()> {
     pack.args(["skill", "pack", "--output"])
         .args([&file, &tree]);
     finish(pack)?.ok()?;
-    let mut add = caisson(node)?;
-    add.args(["skill", "add", "--name", "added"]).arg(&file);
-    let digest = finish(add)?.ok()?.line();
+    let digest = skill::add(node, "added", &file)?;
 
     let named = format!("other={digest}");
     let by_digest = run(
