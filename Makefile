@@ -23,7 +23,7 @@ demo: ## containers in VMs of their own, with a skill and a home, through a real
 test: ready unit ## the tests, on containerd 2.1 and, where its version matters, 1.6 and 1.7 (`make pods` has more)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(tasks)
-	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) --test cri_sandboxer
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) --test cri_sandboxer --test cri_block_roots
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings --test cri_users $(shim_skip)
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)
@@ -34,7 +34,7 @@ unit: ## the tests that need no VM and no root
 
 pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD names (2, 1.7 or 1.6), sandboxes by CAISSON_TEST_SANDBOXER (shim)
 	@cargo xtask test-tools --posix
-	cargo test --no-fail-fast -p caisson-tests $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),,--test cri_sandboxer) \
+	cargo test --no-fail-fast -p caisson-tests $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),,--test cri_sandboxer --test cri_block_roots) \
 		$(if $(filter shim,$(CAISSON_TEST_SANDBOXER)),$(shim_skip))
 
 cri: ready ## containerd's own CRI tests, with runc and with Caisson

@@ -81,7 +81,10 @@ pub fn attach_disk(disk: &Disk) -> Result<()> {
     }
     modules::load(&modules::of_fs(&disk.fs_type))?;
     make_dir(&target)?;
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let mut flags = match disk.root {
+        true => MsFlags::empty(),
+        false => MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+    };
     flags.set(MsFlags::MS_RDONLY, disk.read_only);
     let mounted = mount(
         Some(&device),

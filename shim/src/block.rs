@@ -1,4 +1,4 @@
-//! Block devices of the host that a pod's VM gets as disks: PVCs with volumeMode Block.
+//! Block devices of the host that a pod's VM gets as disks: PVCs with volumeMode Block, and roots by containerd's block snapshotters.
 
 use std::{
     fs,
@@ -7,9 +7,11 @@ use std::{
 };
 
 use caisson_oci::devices::BlockDevice;
-use caisson_protocol::agent as proto;
+use caisson_protocol::{agent as proto, path::DISKS};
 use caisson_vmm::Device;
+use containerd_shim::protos::types::mount::Mount;
 use proto::attach_request::Device as GuestDevice;
+use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Error, Result},
@@ -34,6 +36,53 @@ pub fn plug(device: &BlockDevice) -> Result<Plug> {
     })
 }
 
+/// What the guest mounts as a container's root.
+const FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
+/// Options of a mount that say nothing of the file system.
+const OPTIONS: [&str; 3] = ["rw", "ro", "loop"];
+
+/// The root that containerd has on a device or in a file of its own (snapshotters `blockfile` and `devmapper`), which then needs no
+/// virtiofs. None where it is anything else.
+pub fn root(container: &str, mounts: &[Mount]) -> Option<Plug> {
+    let [mount] = mounts else { return None };
+    let known = |option: &String| OPTIONS.contains(&option.as_str());
+    if !FILE_SYSTEMS.contains(&mount.type_.as_str()) || !mount.options.iter().all(known) {
+        return None;
+    }
+    let read_only = mount.options.iter().any(|option| option == "ro");
+    let serial = root_serial(container);
+    Some(Plug {
+        vm: Device::Disk {
+            serial: serial.clone(),
+            path: mount.source.clone().into(),
+            read_only,
+        },
+        guest: GuestDevice::Disk(proto::Disk {
+            serial,
+            fs_type: mount.type_.clone(),
+            read_only,
+            root: true,
+            ..Default::default()
+        }),
+        hold: None,
+    })
+}
+
+/// Where the guest has a root of [`root`].
+pub fn root_place(container: &str) -> PathBuf {
+    Path::new(DISKS).join(root_serial(container))
+}
+
+/// A container's id is longer than a serial may be.
+fn root_serial(container: &str) -> String {
+    let digest = Sha256::digest(container);
+    let hex: String = digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("r-{hex}")
+}
+
 /// The node in /dev with these numbers: the kernel says its name (Documentation/ABI/stable/sysfs-block, `uevent`).
 fn find(device: &BlockDevice) -> Result<PathBuf> {
     let (major, minor) = (device.major, device.minor);
@@ -48,4 +97,42 @@ fn find(device: &BlockDevice) -> Result<PathBuf> {
         return Err(Error::file("open block device", path)(other));
     }
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(fs_type: &str, options: &[&str]) -> Mount {
+        Mount {
+            type_: fs_type.to_owned(),
+            source: "/var/lib/snapshots/1".to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn root_on_a_device_is_a_disk_and_others_are_not() {
+        assert!(root("web", &[mount("ext4", &["rw", "loop"])]).is_some());
+        let read_only = root("web", &[mount("erofs", &["ro"])]).unwrap();
+        assert!(matches!(
+            read_only.vm,
+            Device::Disk {
+                read_only: true,
+                ..
+            }
+        ));
+        let overlay = mount("overlay", &["lowerdir=/a"]);
+        assert!(root("web", &[overlay]).is_none());
+        assert!(root("web", &[mount("ext4", &["rw", "subdir=x"])]).is_none());
+        assert!(root("web", &[mount("ext4", &[]), mount("ext4", &[])]).is_none());
+        assert!(root("web", &[]).is_none());
+    }
+
+    #[test]
+    fn serial_of_a_root_is_as_long_as_a_disk_can_say() {
+        assert!(root_serial(&"x".repeat(76)).len() <= 20);
+        assert_ne!(root_serial("a"), root_serial("b"));
+    }
 }

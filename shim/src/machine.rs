@@ -1,7 +1,7 @@
 //! A pod's VM, put together: state folder, shared folder, VM, agent.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -58,6 +58,8 @@ pub struct Machine {
     /// By name in the guest and place on the host, what was plugged in and may be asked for again.
     plugged: Mutex<HashSet<(String, PathBuf)>>,
     holds: Mutex<Vec<File>>,
+    /// By container, the roots that are disks.
+    roots: Mutex<HashMap<String, LateDisk>>,
     hostname: String,
     boot_timeout: Duration,
     agent: OnceCell<Agent>,
@@ -101,6 +103,7 @@ impl Machine {
             modules: Mutex::new(modules),
             plugged: Mutex::default(),
             holds: Mutex::default(),
+            roots: Mutex::default(),
             hostname,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             agent: OnceCell::new(),
@@ -213,6 +216,28 @@ impl Machine {
         self.vm.detach(disk.device.clone()).await?;
         self.plugged().remove(&disk.place);
         Ok(())
+    }
+
+    /// Plugs a container's root in, where it is a disk.
+    pub async fn plug_root(&self, container: &str, root: Option<Plug>) -> Result<()> {
+        let Some(root) = root else { return Ok(()) };
+        if let Some(disk) = self.plug_late(root).await? {
+            self.roots().insert(container.to_owned(), disk);
+        }
+        Ok(())
+    }
+
+    /// Unplugs a container's root, where it is a disk. Idempotent.
+    pub async fn unplug_root(&self, container: &str) -> Result<()> {
+        let disk = self.roots().remove(container);
+        match disk {
+            Some(disk) => self.unplug(&disk).await,
+            None => Ok(()),
+        }
+    }
+
+    fn roots(&self) -> MutexGuard<'_, HashMap<String, LateDisk>> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a late disk stay until the VM's end.

@@ -47,6 +47,8 @@ struct Prepared {
     grants: Grants,
     name: Option<String>,
     skills: Vec<(PathBuf, PathBuf)>,
+    /// Where it is a disk.
+    root: Option<Plug>,
     plugs: Vec<Plug>,
     ends: HostEnds,
 }
@@ -159,7 +161,8 @@ impl Pod {
         match created.await {
             Ok(container) => Ok((machine, container)),
             Err(error) => {
-                if let Err(left) = machine.share.remove(&request.id) {
+                let unplugged = machine.unplug_root(&request.id).await;
+                if let Err(left) = unplugged.and_then(|()| machine.share.remove(&request.id)) {
                     log::error!(container = request.id; "clean up after a failed create: {}", left.chain());
                 }
                 Err(error)
@@ -186,17 +189,22 @@ impl Pod {
     ) -> Result<Prepared> {
         let id = &request.id;
         let folder = wishes.root(&request.bundle);
-        share
-            .mount_rootfs(id, request.rootfs.clone(), &folder)
-            .await?;
+        let root = block::root(id, &request.rootfs);
+        if root.is_none() {
+            let mounts = request.rootfs.clone();
+            share.mount_rootfs(id, mounts, &folder).await?;
+        }
         let home = PodsHome {
             pod: &self.id,
             namespace: &self.namespace,
             home: &self.home,
         };
-        let (paths, mut plugs) = wishes
+        let (mut paths, mut plugs) = wishes
             .resolve(&self.config, id, &share.rootfs(id), home)
             .await?;
+        if root.is_some() {
+            paths.rootfs = block::root_place(id);
+        }
         let node = Node {
             vm: &self.config.vm,
             cpus: host_cpus(),
@@ -218,6 +226,7 @@ impl Pod {
             grants,
             name,
             skills: paths.skills,
+            root,
             plugs,
             ends,
         })
@@ -237,10 +246,15 @@ impl Pod {
             grants,
             name,
             skills,
+            root,
             plugs,
             ends,
         } = prepared;
-        let (agent, ()) = tokio::try_join!(machine.agent(), machine.plug(plugs))?;
+        let (agent, (), ()) = tokio::try_join!(
+            machine.agent(),
+            machine.plug(plugs),
+            machine.plug_root(id, root)
+        )?;
         stage(id, "attached", started);
         let guest_pid = agent.create(id, &plan, ends.tokens).await?;
         stage(id, "created", started);

@@ -281,7 +281,7 @@ impl Pod {
         } else {
             let mut ended = machine.vm.clone();
             tokio::select! {
-                deleted = async { machine.agent().await?.delete(id).await } => if let Err(error) = deleted {
+                deleted = delete_in_guest(&machine, id) => if let Err(error) = deleted {
                     // Nothing of the guest outlives the VM; the host's part goes on.
                     log::warn!(container = id; "{}", error.chain());
                 },
@@ -436,6 +436,11 @@ impl Pod {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn delete_in_guest(machine: &Machine, id: &str) -> Result<()> {
+    machine.agent().await?.delete(id).await?;
+    machine.unplug_root(id).await
 }
 
 fn wrong_state(operation: &'static str, id: &str, state: State) -> Error {
