@@ -15,7 +15,7 @@ use caisson_protocol::{
 };
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 
-use crate::{modules, Error, Result};
+use crate::{modules, verity, Error, Result};
 
 /// How long a device may take to appear after the host plugged it in.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -81,6 +81,10 @@ pub fn attach_disk(disk: &Disk) -> Result<()> {
     }
     modules::load(&modules::of_fs(&disk.fs_type))?;
     make_dir(&target)?;
+    let device = match disk.verity.as_ref() {
+        Some(verity) => verity::open(&disk.serial, &device, verity)?,
+        None => device,
+    };
     let mut flags = match disk.root {
         true => MsFlags::empty(),
         false => MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
@@ -111,7 +115,8 @@ pub fn detach_share(share: &Share) -> Result<()> {
 
 /// Unmounts a disk. One that is not there is a success.
 pub fn detach_disk(disk: &Disk) -> Result<()> {
-    let_go(&disk_target(&disk.serial)?)
+    let_go(&disk_target(&disk.serial)?)?;
+    verity::close(&disk.serial)
 }
 
 /// Brings the number of cpus that are online to `total`.

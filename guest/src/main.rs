@@ -33,6 +33,7 @@ mod reaper;
 mod runtime;
 mod service;
 mod streams;
+mod verity;
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode};
 

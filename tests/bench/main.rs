@@ -1,11 +1,12 @@
 //! `make bench`: start times, memory and sizes, beside runc (and gVisor where its binary is) on the same containerd: of single
-//! containers by `ctr`, then of pods by CRI.
+//! containers by `ctr`, of pods by CRI, and of work in their homes.
 //!
 //! What is compared is measured in turns in one run, since machines differ and so do their hours. Ends with 1 where a
-//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said; the argument `containers` or `pods` asks for one half.
+//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said; the argument `containers`, `pods` or `homes` asks for one part.
 
 mod bare;
 mod cold;
+mod home_work;
 mod pod_memory;
 mod pod_network;
 mod pod_starts;
@@ -48,14 +49,17 @@ fn main() -> ExitCode {
 fn bench() -> Result<bool> {
     exit_on_signals()?;
     let rounds = std::env::var("CAISSON_BENCH_ROUNDS").map_or(Ok(10), |text| text.parse())?;
-    let half = std::env::args().nth(1);
-    let asked = |name: &str| half.as_deref().is_none_or(|half| half == name);
+    let part = std::env::args().nth(1);
+    let asked = |name: &str| part.as_deref().is_none_or(|part| part == name);
     ensure!(
-        asked("containers") || asked("pods"),
-        "bench [containers|pods]"
+        asked("containers") || asked("pods") || asked("homes"),
+        "bench [containers|pods|homes]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
+    if asked("homes") {
+        homes()?;
+    }
     Ok(containers_are_kept && pods_are_kept)
 }
 
@@ -90,6 +94,15 @@ fn pods(rounds: usize) -> Result<bool> {
     pod_memory::measure(node)?;
     node.remove();
     Ok(second_is_kept)
+}
+
+/// Once: with emulation it takes half an hour.
+fn homes() -> Result<()> {
+    let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
+    Node::end_at_exit(node);
+    home_work::measure(node)?;
+    node.remove();
+    Ok(())
 }
 
 /// `ctr run --rm … true` with each runtime.

@@ -9,6 +9,7 @@
 //! | `python` | pip, git |
 //! | `cargo` | cargo and rustc with a linker |
 //! | `rclone` | rclone with FUSE's `fusermount3` |
+//! | `work` | what a programmer has: git, npm, cargo with a linker |
 //!
 //! All of them have busybox.
 
@@ -43,6 +44,7 @@ fn packages(name: &str) -> Option<&'static [&'static str]> {
         "python" => &["python3-pip", "git"],
         "cargo" => &["cargo", "gcc", "libc6-dev"],
         "rclone" => &["rclone", "fuse3"],
+        "work" => &["git", "npm", "cargo", "gcc", "libc6-dev"],
         _ => return None,
     })
 }

@@ -15,8 +15,14 @@ use crate::{
 
 /// Packs a tree; the digest as an annotation has it.
 pub fn pack(node: &Node, name: &str, tree: &Path) -> Result<String> {
+    pack_with(node, name, tree, &[])
+}
+
+/// Packs a tree with further options of `caisson skill pack`.
+pub fn pack_with(node: &Node, name: &str, tree: &Path, options: &[&str]) -> Result<String> {
     let mut pack = caisson(node)?;
-    pack.args(["skill", "pack", "--name", name]).arg(tree);
+    pack.args(["skill", "pack", "--name", name]);
+    pack.args(options).arg(tree);
     Ok(command::run(&mut pack, None, LIMIT)?.ok()?.line())
 }
 

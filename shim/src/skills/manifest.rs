@@ -14,6 +14,8 @@ use super::{file, SkillError};
 
 /// The largest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 << 10;
+/// Of data and of hashes, in bytes.
+pub const VERITY_BLOCK: u64 = 4096;
 
 /// A skill's manifest, `<sha256>.json` in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,19 @@ pub struct Skill {
     pub mount_path: Option<PathBuf>,
     /// Seconds since 1970.
     pub created: u64,
+    /// By which the guest checks what it reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verity: Option<Verity>,
+}
+
+/// A tree of sha256 hashes at the file's end, as dm-verity has it: blocks of 4096 bytes, no salt, no superblock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verity {
+    /// 64 lower-case hex digits.
+    pub root_hash: String,
+    /// Before the tree.
+    pub data_blocks: u64,
 }
 
 impl Skill {
@@ -45,6 +60,7 @@ impl Skill {
             size: 0,
             mount_path: None,
             created: now.map_or(0, |since| since.as_secs()),
+            verity: None,
         }
     }
 
@@ -81,6 +97,17 @@ impl Skill {
         }
         if !is_sha256(&self.digest) {
             return refuse("digest", &self.digest, "is not 64 lower-case hex digits");
+        }
+        if let Some(verity) = &self.verity {
+            if !is_sha256(&verity.root_hash) {
+                let rule = "is not 64 lower-case hex digits";
+                return refuse("verity.root_hash", &verity.root_hash, rule);
+            }
+            let data = verity.data_blocks.checked_mul(VERITY_BLOCK);
+            if !data.is_some_and(|data| 0 < data && data < self.size) {
+                let rule = "leaves no room for the tree of hashes";
+                return refuse("verity.data_blocks", &verity.data_blocks.to_string(), rule);
+            }
         }
         if let Some(version) = &self.version {
             if !is_version(version) {
@@ -131,9 +158,10 @@ pub enum ManifestError {
 mod tests {
     use super::*;
 
-    fn manifest(field: &str, value: &str) -> Result<Skill, ManifestError> {
+    fn manifest(field: &str, value: impl Into<serde_json::Value>) -> Result<Skill, ManifestError> {
         let mut json = serde_json::json!({
-            "name": "pptx", "version": "1.4", "digest": "0".repeat(64), "size": 1, "created": 0,
+            "name": "pptx", "version": "1.4", "digest": "0".repeat(64), "size": 8192, "created": 0,
+            "verity": {"root_hash": "0".repeat(64), "data_blocks": 1},
         });
         json[field] = value.into();
         Skill::parse(json.to_string().as_bytes())
@@ -154,6 +182,11 @@ mod tests {
             assert!(error.contains(field), "{error}");
         }
         manifest("colour", "blue").unwrap_err();
+        for (root, blocks) in [("-", 1), (&*"0".repeat(64), 0), (&"0".repeat(64), 2)] {
+            let verity = serde_json::json!({"root_hash": root, "data_blocks": blocks});
+            let error = manifest("verity", verity).unwrap_err().to_string();
+            assert!(error.contains("verity."), "{error}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::{
 use caisson_oci::annotations::{is_sha256, SkillRef};
 
 use image::fs_type;
-pub use manifest::{ManifestError, Skill};
+pub use manifest::{ManifestError, Skill, Verity, VERITY_BLOCK};
 pub use obtain::obtain;
 use part::digest_of;
 pub use part::Part;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use caisson_protocol::{
-    agent::{attach_request::Device as GuestDevice, Disk},
+    agent::{attach_request::Device as GuestDevice, Disk, Verity},
     path::DISKS,
 };
 use caisson_vmm::Device;
@@ -14,6 +14,11 @@ use crate::machine::Plug;
 /// The two halves of plugging one in.
 pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
     let opened = store.open(skill)?;
+    let verity = skill.verity.as_ref().map(|verity| Verity {
+        root_hash: verity.root_hash.clone(),
+        data_blocks: verity.data_blocks,
+        ..Default::default()
+    });
     Ok(Plug {
         vm: Device::Disk {
             serial: serial(skill),
@@ -24,6 +29,7 @@ pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
             serial: serial(skill),
             fs_type: opened.fs_type.to_owned(),
             read_only: true,
+            verity: verity.into(),
             ..Default::default()
         }),
         hold: Some(opened.file),

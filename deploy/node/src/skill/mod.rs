@@ -29,6 +29,9 @@ pub enum Command {
         /// Writes the file there instead of adding it to the store
         #[arg(short, long)]
         output: Option<PathBuf>,
+        /// Adds hashes of all blocks, by which the VMs check what they read (dm-verity)
+        #[arg(long, conflicts_with = "output")]
+        verity: bool,
     },
     /// Adds a squashfs or EROFS file to this node's store
     Add {
@@ -153,14 +156,18 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             dir,
             manifest,
             output,
+            verity,
         } => {
-            let skill = manifest.of(&dir)?;
+            let mut skill = manifest.of(&dir)?;
             if let Some(output) = output {
                 return pack::pack(&dir, &output);
             }
             let folder = tempfile::tempdir().context("make a temporary folder")?;
             let file = folder.path().join("skill.squashfs");
             pack::pack(&dir, &file)?;
+            if verity {
+                skill.verity = Some(pack::seal(&file)?);
+            }
             print(&store.add(&file, skill)?);
         }
         Command::Add { file, manifest } => print(&store.add(&file, manifest.of(&file)?)?),

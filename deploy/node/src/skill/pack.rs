@@ -1,8 +1,9 @@
-//! `caisson skill pack`: a squashfs file of a folder, the same for the same tree.
+//! `caisson skill pack`: a squashfs file of a folder, the same for the same tree; on request with hashes of its blocks.
 
 use std::{path::Path, process::Command as Process};
 
 use anyhow::{bail, ensure, Context, Result};
+use caisson_shim::skills::{Verity, VERITY_BLOCK};
 
 /// Writes the squashfs of a folder. A file that is there is replaced.
 pub fn pack(dir: &Path, output: &Path) -> Result<()> {
@@ -32,6 +33,47 @@ pub fn pack(dir: &Path, output: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Appends a tree of hashes to a file, by which a guest can check what it reads.
+pub fn seal(file: &Path) -> Result<Verity> {
+    let size = std::fs::metadata(file).context("read the size")?.len();
+    // As mksquashfs pads it.
+    ensure!(
+        size % VERITY_BLOCK == 0,
+        "{} has {size} bytes, which is not a number of whole blocks",
+        file.display()
+    );
+    let data_blocks = size / VERITY_BLOCK;
+    let result = Process::new("veritysetup")
+        .args(["format", "--no-superblock", "--salt=-", "--hash=sha256"])
+        .args([
+            format!("--data-block-size={VERITY_BLOCK}"),
+            format!("--hash-block-size={VERITY_BLOCK}"),
+            format!("--data-blocks={data_blocks}"),
+            format!("--hash-offset={size}"),
+        ])
+        .args([file, file])
+        .env("LC_ALL", "C")
+        .output()
+        .context("start veritysetup (apt-get install cryptsetup-bin)")?;
+    let (output, errors) = (
+        String::from_utf8_lossy(&result.stdout),
+        String::from_utf8_lossy(&result.stderr),
+    );
+    ensure!(
+        result.status.success(),
+        "veritysetup {}: {}",
+        file.display(),
+        errors.trim()
+    );
+    let mut lines = output.lines();
+    let root_hash = lines.find_map(|line| line.strip_prefix("Root hash:"));
+    let root_hash = root_hash.context("veritysetup said no root hash")?.trim();
+    Ok(Verity {
+        root_hash: root_hash.to_owned(),
+        data_blocks,
+    })
 }
 
 #[cfg(test)]
