@@ -104,6 +104,7 @@ impl Containers {
             .and_then(|process| process.terminal());
         let shares_pids = PodPids::wanted(&spec);
         let users = PodPids::users(&spec);
+        let among_others = PodPids::shared(&spec);
         let shares = shares_pids || users.is_some();
         let made = async {
             let pod = match shares {
@@ -117,7 +118,7 @@ impl Containers {
         match made {
             Ok(process) => {
                 let pid = process.pid;
-                if shares_pids {
+                if among_others {
                     end_with_init(&container, &process);
                 }
                 if terminal == Some(true) {

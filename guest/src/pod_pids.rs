@@ -37,6 +37,14 @@ impl PodPids {
         joins(spec, LinuxNamespaceType::Pid, POD_PID_NAMESPACE)
     }
 
+    /// Whether a container with this spec has its processes among those of others: then they do not end with its init by themselves.
+    pub fn shared(spec: &Spec) -> bool {
+        let linux = spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+        let mut namespaces = namespaces.into_iter().flatten();
+        namespaces.any(|ns| ns.typ() == LinuxNamespaceType::Pid && ns.path().is_some())
+    }
+
     /// The users of the pod, if a container with this spec is to be in their namespace.
     pub fn users(spec: &Spec) -> Option<Users> {
         let linux = spec.linux().as_ref()?;

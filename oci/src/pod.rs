@@ -105,6 +105,20 @@ pub fn name(spec: &Spec) -> Result<Option<(String, String)>> {
     Ok(Some((value(SANDBOX_NAMESPACE)?, value(SANDBOX_NAME)?)))
 }
 
+/// The path of the pid namespace that a container is to join; none where it gets its own.
+pub fn joined_pids(spec: &Spec) -> Option<&Path> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    let mut namespaces = namespaces.iter();
+    let pids = namespaces.find(|ns| ns.typ() == LinuxNamespaceType::Pid)?;
+    pids.path().as_deref()
+}
+
+/// The process whose pid namespace a path is, as containerd names it (internal/cri/opts `GetPIDNamespace`).
+pub fn pid_of(namespace: &Path) -> Option<u32> {
+    let rest = namespace.to_str()?.strip_prefix("/proc/")?;
+    rest.strip_suffix("/ns/pid")?.parse().ok()
+}
+
 /// What a pod asks for with its sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -259,6 +273,19 @@ mod tests {
             },
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn pid_is_taken_from_a_namespaces_path_and_from_nothing_else() {
+        assert_eq!(pid_of(Path::new("/proc/17/ns/pid")), Some(17));
+        for other in [
+            "/proc/self/ns/pid",
+            "/proc/17/ns/net",
+            "/run/17/ns/pid",
+            "/proc/-1/ns/pid",
+        ] {
+            assert_eq!(pid_of(Path::new(other)), None);
+        }
     }
 
     #[test]

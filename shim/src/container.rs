@@ -28,6 +28,7 @@ use crate::{
     share::Share,
     skills::{self, SkillError, SkillStore},
     sources,
+    stand_in::StandIn,
 };
 
 /// The tag of the home's virtiofs device.
@@ -39,6 +40,9 @@ const MAX_SPEC: u64 = 16 << 20;
 pub struct Container {
     pub bundle: PathBuf,
     pub init: Arc<Process>,
+    /// What containerd has for its processes' pid on the host: the VMM's, or in a pod that of [`StandIn`].
+    pub pid: u32,
+    stand_in: Option<StandIn>,
     /// Of the init, as the guest numbers it; none for the sandbox, which is the VM itself.
     pub guest_pid: Option<u32>,
     /// containerd has a task for it, so it hears of it by events.
@@ -51,6 +55,8 @@ pub struct Container {
     pub name: Option<String>,
     /// The skills that it was made with: mount point, place in the guest.
     pub skills: Vec<(PathBuf, PathBuf)>,
+    /// Where the guest has the pid namespace that it joined; none where it has its own.
+    pub pid_namespace: Option<PathBuf>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
@@ -59,6 +65,7 @@ impl Container {
     pub fn new(
         bundle: PathBuf,
         init: Process,
+        pid: u32,
         guest_pid: u32,
         limits: Limits,
         grants: Grants,
@@ -66,27 +73,39 @@ impl Container {
         Self {
             bundle,
             init: Arc::new(init),
+            pid,
+            stand_in: None,
             guest_pid: Some(guest_pid),
             is_task: true,
             limits: Mutex::new(limits),
             grants,
             name: None,
             skills: Vec::new(),
+            pid_namespace: None,
             execs: Mutex::default(),
         }
     }
 
+    /// Gives it a pid of its own, for as long as it is there.
+    pub fn stand_in(&mut self, stand_in: StandIn) {
+        self.pid = stand_in.pid;
+        self.stand_in = Some(stand_in);
+    }
+
     /// The sandbox of a pod: containerd's pause container, or what its sandbox service asks for, which is no task.
-    pub fn sandbox(bundle: PathBuf, init: Process, is_task: bool) -> Self {
+    pub fn sandbox(bundle: PathBuf, init: Process, pid: u32, is_task: bool) -> Self {
         Self {
             bundle,
             init: Arc::new(init),
+            pid,
+            stand_in: None,
             guest_pid: None,
             is_task,
             limits: Mutex::default(),
             grants: Grants::default(),
             name: None,
             skills: Vec::new(),
+            pid_namespace: None,
             execs: Mutex::default(),
         }
     }

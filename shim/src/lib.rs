@@ -28,6 +28,7 @@ mod sandbox;
 mod share;
 pub mod skills;
 mod sources;
+mod stand_in;
 pub mod state;
 mod stats;
 pub mod streams;

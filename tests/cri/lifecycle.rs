@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context, Result};
 use caisson_tests::{
     command,
-    cri::{api::ContainerState, CriNode, Pod},
+    cri::{
+        api::{ContainerState, NamespaceMode},
+        CriNode, Pod,
+    },
     Runtime,
 };
 use rstest::rstest;
@@ -222,6 +225,30 @@ fn shared_pid_namespace_shows_the_other_container(#[case] runtime: Runtime) -> R
     assert_ne!(second.sh("tr '\\0' ' ' < /proc/1/cmdline")?, "sleep 1000");
     second.sh("kill $(ps | awk '/[s]leep 2345/ { print $1 }')")?;
     assert_eq!(first.wait()?.exit_code, 143);
+    Ok(())
+}
+
+/// As `kubectl debug --target` asks for it.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn ephemeral_container_is_among_the_processes_of_its_target(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    let pod = pod(runtime)?;
+    let target = pod.container("busybox").args(["sleep", "2345"]).start()?;
+    let _other = sleeping(pod)?;
+    let debug = pod.container("busybox").args(["sleep", "3456"]);
+    let debug = debug.security(|security| {
+        let namespaces = security.namespace_options.get_or_insert_default();
+        namespaces.pid = NamespaceMode::Target.into();
+        namespaces.target_id = target.id().to_owned();
+    });
+    let debug = debug.start()?;
+    let sleeping = "ps -o args | grep '^sleep'";
+    assert_eq!(debug.sh(sleeping)?, "sleep 2345\nsleep 3456");
+    debug.stop(Duration::ZERO)?;
+    assert_eq!(target.sh(sleeping)?, "sleep 2345");
     Ok(())
 }
 

@@ -11,9 +11,12 @@ use std::{
 
 use caisson_oci::{
     exec::Grants,
+    pod,
+    spec::Spec,
     translate::{translate, Node, Plan},
     Role,
 };
+use caisson_protocol::path::POD_PID_NAMESPACE;
 use containerd_shim::protos::{
     events::task::{TaskCreate, TaskIO},
     types::mount::Mount,
@@ -28,6 +31,7 @@ use crate::{
     machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
     process::Process,
     share::Share,
+    stand_in::StandIn,
     state::PodDir,
     streams::{HostEnds, Stdio},
 };
@@ -47,6 +51,8 @@ struct Prepared {
     grants: Grants,
     name: Option<String>,
     skills: Vec<(PathBuf, PathBuf)>,
+    /// Where it is not its own.
+    pid_namespace: Option<PathBuf>,
     /// Where it is a disk.
     root: Option<Plug>,
     plugs: Vec<Plug>,
@@ -88,11 +94,11 @@ impl Pod {
                 ..Default::default()
             })
             .into(),
-            pid: machine.pid,
+            pid: container.pid,
             ..Default::default()
         });
-        self.watch(machine.clone(), container.init.clone(), &container);
-        Ok(machine.pid)
+        self.watch(machine, container.init.clone(), &container);
+        Ok(container.pid)
     }
 
     /// Refuses an id that can't be one or is taken.
@@ -156,7 +162,10 @@ impl Pod {
             let prepared = self.prepare(&machine.share, request, wishes).await?;
             stage(&request.id, "prepare", started);
             self.make_room(&machine, &[prepared.plan.limits]).await?;
-            self.bring_in(&machine, request, prepared, started).await
+            let stand_in = StandIn::start()?;
+            let mut container = self.bring_in(&machine, request, prepared, started).await?;
+            container.stand_in(stand_in);
+            Ok(container)
         };
         match created.await {
             Ok(container) => Ok((machine, container)),
@@ -205,6 +214,10 @@ impl Pod {
         if root.is_some() {
             paths.rootfs = block::root_place(id);
         }
+        let pid_namespace = self.pid_namespace(&wishes.spec)?;
+        if let Some(place) = &pid_namespace {
+            paths.pid_namespace.clone_from(place);
+        }
         let node = Node {
             vm: &self.config.vm,
             cpus: host_cpus(),
@@ -226,10 +239,41 @@ impl Pod {
             grants,
             name,
             skills: paths.skills,
+            pid_namespace,
             root,
             plugs,
             ends,
         })
+    }
+
+    /// Where the guest has the pid namespace that a spec asks to join: the pod's, named by the sandbox' pid, or that of another container,
+    /// named by that one's, as an ephemeral container has it for its target (CRI, `NamespaceMode` TARGET).
+    fn pid_namespace(&self, spec: &Spec) -> Result<Option<PathBuf>> {
+        // One that is in no pod is refused where it names any.
+        let path = match Role::of(spec)? {
+            Role::Alone => None,
+            _ => pod::joined_pids(spec),
+        };
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        let pods = PathBuf::from(POD_PID_NAMESPACE);
+        let Some(pid) = pod::pid_of(path) else {
+            return Ok(Some(pods));
+        };
+        if self.pid() == Some(pid) {
+            return Ok(Some(pods));
+        }
+        let containers = self.lock();
+        let target = containers.values().find(|target| target.pid == pid);
+        let target = target.ok_or_else(|| Error::NotFound {
+            what: "container of this pod whose processes are to be seen, with the pid",
+            id: pid.to_string(),
+        })?;
+        let own = target
+            .guest_pid
+            .map(|pid| format!("/proc/{pid}/ns/pid").into());
+        Ok(target.pid_namespace.clone().or(own))
     }
 
     /// Plugs a container's devices in and has the agent make it.
@@ -246,6 +290,7 @@ impl Pod {
             grants,
             name,
             skills,
+            pid_namespace,
             root,
             plugs,
             ends,
@@ -270,9 +315,16 @@ impl Pod {
             }
         }
         stage(id, "streams", started);
-        let mut container =
-            Container::new(request.bundle.clone(), init, guest_pid, plan.limits, grants);
+        let mut container = Container::new(
+            request.bundle.clone(),
+            init,
+            machine.pid,
+            guest_pid,
+            plan.limits,
+            grants,
+        );
         (container.name, container.skills) = (name, skills);
+        container.pid_namespace = pid_namespace;
         Ok(container)
     }
 }

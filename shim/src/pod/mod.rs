@@ -112,7 +112,7 @@ impl Pod {
             }
             return Err(error);
         }
-        let (container_id, pid) = (id.to_owned(), machine.pid);
+        let (container_id, pid) = (id.to_owned(), container.pid);
         match exec {
             "" if !container.is_task => {}
             "" => self.events.send(TaskStart {
@@ -211,8 +211,8 @@ impl Pod {
     /// A process, the folder of its container and the pid to be told.
     pub fn process(&self, id: &str, exec: &str) -> Result<(Arc<Process>, PathBuf, u32)> {
         let container = self.container(id)?;
-        let pid = self.machine(id)?.pid;
-        Ok((container.process(exec)?, container.bundle.clone(), pid))
+        let process = container.process(exec)?;
+        Ok((process, container.bundle.clone(), container.pid))
     }
 
     /// Signals a process, or all of its container.
@@ -273,7 +273,7 @@ impl Pod {
         process.drain(DRAIN_LIMIT).await;
         if !exec.is_empty() {
             container.remove_exec(exec);
-            return Ok((exit, machine.pid));
+            return Ok((exit, container.pid));
         }
         if container.is_sandbox() {
             machine.shutdown().await;
@@ -292,12 +292,12 @@ impl Pod {
         }
         self.events.send(TaskDelete {
             container_id: id.to_owned(),
-            pid: machine.pid,
+            pid: container.pid,
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
         });
-        Ok((exit, machine.pid))
+        Ok((exit, container.pid))
     }
 
     /// Freezes a container.
@@ -332,17 +332,16 @@ impl Pod {
         Ok(())
     }
 
-    /// The pids of a container: the VM's on the host for its init, as everywhere; the others as the guest numbers them.
+    /// The pids of a container: that on the host for its init, as everywhere; the others as the guest numbers them.
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
         let container = self.container(id)?;
-        let machine = self.machine(id)?;
         if container.is_sandbox() {
-            return Ok(vec![machine.pid]);
+            return Ok(vec![container.pid]);
         }
-        let mut pids = machine.agent().await?.pids(id).await?;
+        let mut pids = self.machine(id)?.agent().await?.pids(id).await?;
         for pid in &mut pids {
             if Some(*pid) == container.guest_pid {
-                *pid = machine.pid;
+                *pid = container.pid;
             }
         }
         Ok(pids)

@@ -102,7 +102,7 @@ impl Pod {
         machine.agent().await?.set_sysctls(sysctls).await?;
         stage(&self.id, "sandbox", started);
         let init = Process::new(init_id(&request.id), request.stdio.clone(), Vec::new());
-        let container = Container::sandbox(request.bundle.clone(), init, is_task);
+        let container = Container::sandbox(request.bundle.clone(), init, machine.pid, is_task);
         Ok((machine, container))
     }
 

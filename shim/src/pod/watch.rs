@@ -31,6 +31,7 @@ impl Pod {
     ) {
         let pod = self.clone();
         let (is_sandbox, is_task) = (container.is_sandbox(), container.is_task);
+        let pid = container.pid;
         tokio::spawn(async move {
             let status = match is_sandbox {
                 true => status_with_the_vm(&machine).await,
@@ -57,7 +58,7 @@ impl Pod {
                     id.exec
                 },
                 container_id: id.container,
-                pid: machine.pid,
+                pid,
                 exit_status: status,
                 exited_at: Some(timestamp(at)).into(),
                 ..Default::default()
