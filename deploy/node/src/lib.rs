@@ -6,6 +6,7 @@ mod check;
 mod gc;
 mod home;
 mod list;
+mod node;
 mod run;
 pub mod shim;
 mod skill;
@@ -37,6 +38,9 @@ enum Command {
     /// Lists, archives and removes the persistent homes of this node
     #[command(subcommand)]
     Home(home::Command),
+    /// Makes this machine a node whose pods can have VMs, and takes that back
+    #[command(subcommand)]
+    Node(node::Command),
     /// Shows what this node has for running VMs, and what to do where it falls short
     Check(check::Arguments),
     /// Removes what dead shims and killed runs left
@@ -55,6 +59,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    // It is what puts a configuration here, and what says why there is none.
+    if let Command::Node(command) = command {
+        return node::run(command);
+    }
     let config = caisson_shim::config::load();
     if let Command::Check(arguments) = command {
         return check::run(&arguments, config);
@@ -66,7 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Skill(command) => skill::run(command, &config)?,
         Command::Home(command) => home::run(command, &config)?,
         Command::Gc => gc::run(&config)?,
-        Command::Check(_) => {}
+        Command::Check(_) | Command::Node(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
