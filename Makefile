@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit pods cri bench soak image dist lint deny clean
+.PHONY: help demo test unit pods cri bench soak cluster cluster-down test-k8s image dist lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -13,7 +13,7 @@ shim_skip = -- --skip host_network_is_refused_with_a_reason
 all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data home_posix)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' Makefile | expand -t 16
 
 demo: ## containers in VMs of their own, with a skill and a home, through a real containerd
 	@packaging/setup demo
@@ -46,6 +46,15 @@ bench: ready ## start times, memory and network of containers and pods beside ru
 
 soak: ready ## 200 containers one after another, then nothing may be left
 	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture
+
+cluster: ## a Kubernetes of one node with Caisson in it, or the one that kubectl points at
+	@packaging/setup cluster
+	@cargo xtask dist
+	@cargo xtask cluster-tools
+	@cargo run --quiet --package caisson-local -- up
+
+cluster-down: ## nothing is left of it
+	@cargo run --quiet --package caisson-local -- down
 
 image: ## the guest image alone: target/dist/guest
 	@packaging/setup demo

@@ -33,7 +33,7 @@ pub mod events;
 pub mod exec;
 pub mod faults;
 pub mod fixture;
-pub mod image;
+
 pub mod leftovers;
 pub mod node;
 pub mod paths;
@@ -45,6 +45,7 @@ pub mod sweep;
 pub mod task;
 pub mod terminal;
 
+pub use caisson_local::image;
 pub use command::Output;
 pub use container::{Container, ContainerBuilder, Runtime};
 pub use leftovers::Leftovers;

@@ -4,7 +4,7 @@
 //! image ------> target/dist/guest/{vmlinux,initramfs.cpio,modules.squashfs,manifest.json}
 //! helpers ----> target/dist/libexec/{virtiofsd,vhost-device-vsock}
 //! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson}, image and helpers
-//! test-tools -> target/cache/tools/
+//! test-tools, cluster-tools -> target/cache/tools/
 //! ```
 
 mod deny;
@@ -33,6 +33,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   test-tools [--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
                               gVisor for the bench; containerd's own CRI tests
+  cluster-tools               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`
   run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration
   deny                        licences, bans and sources of the dependencies
 ";
@@ -63,6 +64,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
+        ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["deny"] => deny::check(&dirs),
         ["helpers"] => helpers::build(&dirs),
         ["run", program, args @ ..] => run::run(&dirs, program, args),

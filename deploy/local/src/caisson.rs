@@ -1,0 +1,20 @@
+//! Caisson in the cluster. This is the one place that the chart's installation takes: `helm install deploy/chart` with `--prefix <dir>/opt`,
+//! `--containerd-config <dir>/containerd.toml`, `--containerd-socket <dir>/c.sock` and `--restart signal`. Until then the runtime is in
+//! containerd's configuration from the beginning ([`crate::containerd`]) and the RuntimeClass comes from here.
+
+use anyhow::Result;
+
+use crate::Cluster;
+
+const RUNTIME_CLASS: &str = "\
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata:
+  name: sandbox
+handler: sandbox
+";
+
+/// Makes `runtimeClassName: sandbox` work in the cluster.
+pub fn install(cluster: &Cluster) -> Result<()> {
+    cluster.apply(RUNTIME_CLASS)
+}
