@@ -109,16 +109,21 @@ const KUBERNETES: [Tool; 4] = [
         name: None,
         ldflags: "",
     },
-    Tool {
-        module: "helm",
-        to: "kubernetes",
-        packages: &["helm.sh/helm/v3/cmd/helm"],
-        tags: "",
-        cgo: false,
-        name: None,
-        ldflags: "",
-    },
+    HELM,
 ];
+
+const HELM: Tool = Tool {
+    module: "helm",
+    to: "kubernetes",
+    packages: &["helm.sh/helm/v3/cmd/helm"],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: "",
+};
+
+/// The API's description, in the module that the cluster is built from.
+const API: (&str, &str) = ("k8s.io/kubernetes", "api/openapi-spec/swagger.json");
 
 /// The release of Debian whose containerd is 1.7, and that version's beginning.
 const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
@@ -145,15 +150,21 @@ pub enum Further {
     Integration,
     /// For `cri_home_posix`.
     Posix,
+    /// For `chart`, and nothing beside it.
+    Chart,
 }
 
 /// Builds containerd 2.1 and runc and what is wanted beside them; unpacks containerd 1.7.
 pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
+    if further == Further::Chart {
+        build_tool(dirs, &HELM)?;
+        return copy_api(dirs);
+    }
     build_tool(dirs, &CONTAINERD)?;
     build_tool(dirs, &RUNC)?;
     unpack_containerd_1_7(dirs)?;
     match further {
-        Further::Nothing => Ok(()),
+        Further::Nothing | Further::Chart => Ok(()),
         Further::Gvisor => build_tool(dirs, &GVISOR),
         Further::Integration => build_integration(dirs),
         Further::Posix => build_posix(dirs),
@@ -167,6 +178,27 @@ pub fn build_cluster(dirs: &Dirs) -> Result<()> {
     KUBERNETES
         .iter()
         .try_for_each(|tool| build_tool(dirs, tool))
+}
+
+/// The description of Kubernetes' API, which the chart is checked against. Go checks the module by the sums of the cluster's.
+fn copy_api(dirs: &Dirs) -> Result<()> {
+    let (module, path) = API;
+    let to = dirs.cache.join("tools/kubernetes/swagger.json");
+    if to.exists() {
+        return Ok(());
+    }
+    let mut download = Command::new(go());
+    download
+        .args(["mod", "download", "-json", module])
+        .current_dir(dirs.root.join("packaging/test-tools/kubernetes"))
+        .env("GOTOOLCHAIN", "auto");
+    eprintln!("  kubernetes: getting the module {module} ...");
+    let said: serde_json::Value = serde_json::from_slice(&step::output(&mut download)?)
+        .context("understand go mod download")?;
+    let dir = said["Dir"]
+        .as_str()
+        .context("go mod download names no Dir")?;
+    files::copy(&Path::new(dir).join(path), &to)
 }
 
 /// Go's own cache makes it quick when nothing has changed.
