@@ -38,11 +38,11 @@ enum Command {
     /// Lists, archives and removes the persistent homes of this node
     #[command(subcommand)]
     Home(home::Command),
-    /// Makes this machine a node whose pods can have VMs, and takes that back
-    #[command(subcommand)]
-    Node(node::Command),
     /// Shows what this node has for running VMs, and what to do where it falls short
     Check(check::Arguments),
+    /// Puts Caisson on a node and takes it off again
+    #[command(subcommand)]
+    Node(node::Command),
     /// Removes what dead shims and killed runs left
     Gc,
 }
@@ -59,9 +59,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    // It is what puts a configuration here, and what says why there is none.
-    if let Command::Node(command) = command {
-        return node::run(command);
+    if let Command::Node(command) = &command {
+        node::run(command)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let config = caisson_shim::config::load();
     if let Command::Check(arguments) = command {

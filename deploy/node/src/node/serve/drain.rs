@@ -32,7 +32,7 @@ pub struct Arguments {
 
 /// Returns when no node has the condition any more, which a node has from the first step of an installation to the last of its
 /// removal. The error names those that still do.
-pub async fn run(arguments: Arguments) -> Result<()> {
+pub async fn run(arguments: &Arguments) -> Result<()> {
     let client = connect().await?;
     tell(&client, &arguments.daemonset).await?;
     let nodes: Api<Node> = Api::all(client);

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{bail, Context, Result};
-use caisson_vmm::Accelerator;
 use nix::sched::{setns, CloneFlags};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -35,22 +34,8 @@ pub async fn caisson(arguments: &[OsString]) -> Result<()> {
     run(Path::new("/proc/self/exe"), arguments).await.map(drop)
 }
 
-/// What the installed version runs VMs with.
-pub async fn accelerator(installed: &Path) -> Result<String> {
-    let said = run(installed, &["node".into(), "accelerator".into()]).await?;
-    Ok(said.trim().to_owned())
-}
-
-/// The name of an accelerator, as the label has it.
-pub fn accelerator_name(accelerator: Accelerator) -> &'static str {
-    match accelerator {
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg",
-    }
-}
-
 /// Runs a program in the node's mount namespace and returns its output.
-async fn run(program: &Path, arguments: &[OsString]) -> Result<String> {
+pub async fn run(program: &Path, arguments: &[OsString]) -> Result<String> {
     let shown = shown(arguments);
     let namespace = File::open(NODE).with_context(|| format!("open {NODE}"))?;
     let mut command = Command::new(program);

@@ -23,11 +23,10 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use clap::{Args, Subcommand};
 use tokio::{
     signal::unix::{signal, SignalKind},
@@ -57,9 +56,6 @@ pub enum Command {
     Drain(drain::Arguments),
     /// Fails where this pod has the same kernel as its node, the one that NODE_NAME names
     CompareKernels,
-    /// Prints what runs this node's VMs: kvm or tcg
-    #[command(hide = true)]
-    Accelerator,
 }
 
 #[derive(Args)]
@@ -97,23 +93,19 @@ pub struct Arguments {
 }
 
 /// Does what `command` says.
-pub fn run(command: Command) -> Result<ExitCode> {
+pub fn run(command: &Command) -> Result<()> {
     match command {
-        Command::Serve(arguments) => block_on(serve(arguments))?,
-        Command::Ready if Path::new(READY).exists() => {}
+        Command::Serve(arguments) => block_on(serve(arguments)),
         Command::Ready => {
-            println!("the node is not ready; this pod's log and the node's condition CaissonReady say why");
-            return Ok(ExitCode::FAILURE);
+            ensure!(
+                Path::new(READY).exists(),
+                "the node is not ready; this pod's log and the node's condition CaissonReady say why"
+            );
+            Ok(())
         }
-        Command::Drain(arguments) => block_on(drain::run(arguments))?,
-        Command::CompareKernels => block_on(kernels::compare())?,
-        Command::Accelerator => {
-            let config = caisson_shim::config::load()?;
-            let chosen = block_on(async { Ok(caisson_shim::accelerator::choose(&config).await?) })?;
-            println!("{}", host::accelerator_name(chosen));
-        }
+        Command::Drain(arguments) => block_on(drain::run(arguments)),
+        Command::CompareKernels => block_on(kernels::compare()),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn block_on<T>(work: impl std::future::Future<Output = Result<T>>) -> Result<T> {
@@ -132,7 +124,7 @@ fn node_name() -> Result<String> {
 }
 
 /// Ends at SIGTERM, but not in the middle of an installation.
-async fn serve(arguments: Arguments) -> Result<()> {
+async fn serve(arguments: &Arguments) -> Result<()> {
     set_ready(false)?;
     let node = NodeApi::connect(&node_name()?).await?;
     let mut end = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
@@ -140,7 +132,7 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let watching = api::watch_wanted(node.client(), &arguments.daemonset, tell);
     tokio::select! {
         never = watching => match never? {},
-        result = work(&arguments, &node, &mut wanted) => result,
+        result = work(arguments, &node, &mut wanted) => result,
         _ = end.recv() => {
             println!("SIGTERM: the node stays as it is");
             Ok(())
@@ -196,16 +188,18 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
         Wanted::Installed => {
             node.publish(&Standing::Installing).await?;
             host::caisson(&install_arguments(arguments)).await?;
+            // The installed one: what the accelerator was found out with lies beside it.
             let installed = arguments.prefix.join("current/bin/caisson");
+            let status = host::run(&installed, &on_node(arguments, &["status", "--json"])).await?;
             Ok(Standing::Ready {
-                accelerator: host::accelerator(&installed).await?,
+                accelerator: accelerator(&status)?,
             })
         }
         Wanted::Removed => {
             // No pod may come to the node while it is taken apart; the scheduler goes by the label.
             set_ready(false)?;
             node.publish(&Standing::Removing).await?;
-            host::caisson(&["node".into(), "uninstall".into()]).await?;
+            host::caisson(&on_node(arguments, &["uninstall"])).await?;
             Ok(Standing::Removed)
         }
     }
@@ -231,8 +225,15 @@ async fn announce(node: &NodeApi, standing: &Standing) {
     }
 }
 
+/// What `caisson node status --json` says runs the VMs; none: no VM has run yet.
+fn accelerator(status: &str) -> Result<Option<String>> {
+    let status: serde_json::Value =
+        serde_json::from_str(status).context("understand caisson node status")?;
+    Ok(status["accelerator"].as_str().map(str::to_owned))
+}
+
 fn install_arguments(arguments: &Arguments) -> Vec<OsString> {
-    let mut all: Vec<OsString> = vec!["node".into(), "install".into()];
+    let mut all = on_node(arguments, &["install"]);
     let mut option = |name: &str, value: &OsStr| {
         all.push(name.into());
         all.push(value.into());
@@ -246,9 +247,6 @@ fn install_arguments(arguments: &Arguments) -> Vec<OsString> {
     if let Some(path) = &arguments.containerd_config {
         option("--containerd-config", path.as_ref());
     }
-    if let Some(path) = &arguments.containerd_socket {
-        option("--containerd-socket", path.as_ref());
-    }
     if let Some(how) = &arguments.restart {
         option("--restart", how.as_ref());
     }
@@ -257,6 +255,17 @@ fn install_arguments(arguments: &Arguments) -> Vec<OsString> {
     }
     if arguments.no_self_test {
         all.push("--no-self-test".into());
+    }
+    all
+}
+
+/// A subcommand of `caisson node`, with what each of them is told.
+fn on_node(arguments: &Arguments, command: &[&str]) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec!["node".into()];
+    all.extend(command.iter().map(OsString::from));
+    if let Some(path) = &arguments.containerd_socket {
+        all.push("--containerd-socket".into());
+        all.push(path.into());
     }
     all
 }
@@ -271,4 +280,76 @@ fn set_ready(ready: bool) -> Result<()> {
         }
     };
     done.with_context(|| format!("write {READY}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn arguments(words: &[&str]) -> Arguments {
+        let all = ["caisson", "serve", "--daemonset=ns/name"];
+        let parsed = Program::parse_from(all.iter().chain(words));
+        match parsed.command {
+            Command::Serve(arguments) => arguments,
+            _ => panic!("not serve"),
+        }
+    }
+
+    fn words(all: &[OsString]) -> String {
+        let words: Vec<_> = all.iter().map(|word| word.to_string_lossy()).collect();
+        let root = format!("/proc/{}/root", std::process::id());
+        words.join(" ").replace(&root, "ROOT")
+    }
+
+    #[test]
+    fn installation_takes_the_release_and_the_settings_out_of_the_container() {
+        let arguments = arguments(&["--settings=/etc/caisson/settings/settings.toml"]);
+        assert_eq!(
+            words(&install_arguments(&arguments)),
+            "node install --from ROOT/usr/lib/caisson --prefix /opt/caisson --handler sandbox \
+             --settings ROOT/etc/caisson/settings/settings.toml"
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_containerd_is_passed_on() {
+        let arguments = arguments(&[
+            "--containerd-config=/c.toml",
+            "--containerd-socket=/c.sock",
+            "--restart=signal",
+            "--no-self-test",
+        ]);
+        let install = words(&install_arguments(&arguments));
+        for part in [
+            "--containerd-config /c.toml",
+            "--containerd-socket /c.sock",
+            "--restart signal",
+            "--no-self-test",
+        ] {
+            assert!(install.contains(part), "{install}");
+        }
+        let uninstall = on_node(&arguments, &["uninstall"]);
+        assert_eq!(
+            words(&uninstall),
+            "node uninstall --containerd-socket /c.sock"
+        );
+    }
+
+    #[test]
+    fn accelerator_is_the_one_of_the_nodes_status() {
+        assert_eq!(
+            accelerator(r#"{"accelerator": "tcg"}"#).unwrap().as_deref(),
+            Some("tcg")
+        );
+        assert_eq!(accelerator(r#"{"accelerator": null}"#).unwrap(), None);
+        assert!(accelerator("no JSON").is_err());
+    }
 }

@@ -29,7 +29,8 @@ pub enum Standing {
     Installing,
     /// A VM has run.
     Ready {
-        accelerator: String,
+        /// None: nothing has found it out yet.
+        accelerator: Option<String>,
     },
     /// What was wanted, and what the command said.
     Failed {
@@ -78,7 +79,10 @@ impl Standing {
             Self::Installing => ("False", "Installing", text("Caisson is being installed")),
             Self::Ready { accelerator } => {
                 let version = env!("CARGO_PKG_VERSION");
-                let message = format!("Caisson {version} runs VMs by {accelerator}");
+                let message = match accelerator {
+                    Some(name) => format!("Caisson {version} runs VMs by {name}"),
+                    None => format!("Caisson {version} is installed"),
+                };
                 ("True", "Installed", message)
             }
             Self::Failed {
@@ -100,7 +104,7 @@ impl Standing {
             Self::Ready { accelerator } => (
                 Some("true"),
                 Some(env!("CARGO_PKG_VERSION")),
-                Some(accelerator.as_str()),
+                accelerator.as_deref(),
             ),
             _ => (None, None, None),
         };
@@ -223,7 +227,7 @@ mod tests {
 
     fn ready() -> Standing {
         Standing::Ready {
-            accelerator: "kvm".to_owned(),
+            accelerator: Some("kvm".to_owned()),
         }
     }
 
