@@ -59,7 +59,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     dpkg.env("SOURCE_DATE_EPOCH", EPOCH)
         .args([
             "--root-owner-group",
-            "-Zxz",
+            "-Zgzip",
             "-z6",
             "--threads-max=1",
             "--build",

@@ -40,6 +40,8 @@ const USAGE: &str = "usage: cargo xtask JOB
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
   deb                         dist, and a Debian package of it
   release                     dist, node image, Debian package, SBOM, licences and SHA256SUMS of them all
+                              these three with --as-is: of what is in target/dist, with --locked: as dist
+  release --check-reproducible  packs target/dist twice and compares
   test-tools [--chart|--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
                               gVisor for the bench; containerd's own CRI tests; --chart: only helm and the
@@ -78,15 +80,25 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["deny"] => deny::check(&dirs),
-        ["node-image"] => release::node_image(&dirs, image::Pins::Prefer),
-        ["deb"] => release::deb(&dirs, image::Pins::Prefer),
-        ["release"] => release::all(&dirs, image::Pins::Require),
+        ["node-image", from @ ..] => release::node_image(&dirs, where_from(from)?),
+        ["deb", from @ ..] => release::deb(&dirs, where_from(from)?),
+        ["release", "--check-reproducible"] => release::check_reproducible(&dirs),
+        ["release", from @ ..] => release::all(&dirs, where_from(from)?),
         ["helpers"] => helpers::build(&dirs),
         ["run", program, args @ ..] => run::run(&dirs, program, args),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
         }
+        _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
+    }
+}
+
+fn where_from(args: &[&str]) -> Result<release::From> {
+    match args {
+        [] => Ok(release::From::Built(image::Pins::Prefer)),
+        ["--locked"] => Ok(release::From::Built(image::Pins::Require)),
+        ["--as-is"] => Ok(release::From::AsIs),
         _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
     }
 }

@@ -2,32 +2,72 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 
-use crate::{deb, dirs::Dirs, dist, files, image::Pins, node_image, papers};
+use crate::{
+    deb,
+    dirs::Dirs,
+    dist, files,
+    image::Pins,
+    node_image::{self, FILE},
+    papers,
+};
 
 const SUMS: &str = "SHA256SUMS";
 
+/// Where the programs and the guest image come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// They are built.
+    Built(Pins),
+    /// They are in `target/dist` already.
+    AsIs,
+}
+
 /// The node image, with everything that goes into it.
-pub fn node_image(dirs: &Dirs, pins: Pins) -> Result<()> {
-    dist::build(dirs, pins)?;
-    papers::build(dirs)?;
+pub fn node_image(dirs: &Dirs, from: From) -> Result<()> {
+    contents(dirs, from)?;
     node_image::build(dirs)
 }
 
 /// The Debian package, likewise.
-pub fn deb(dirs: &Dirs, pins: Pins) -> Result<()> {
-    dist::build(dirs, pins)?;
-    papers::build(dirs)?;
+pub fn deb(dirs: &Dirs, from: From) -> Result<()> {
+    contents(dirs, from)?;
     deb::build(dirs)
 }
 
 /// All of it, and the checksums.
-pub fn all(dirs: &Dirs, pins: Pins) -> Result<()> {
-    node_image(dirs, pins)?;
+pub fn all(dirs: &Dirs, from: From) -> Result<()> {
+    contents(dirs, from)?;
+    node_image::build(dirs)?;
     deb::build(dirs)?;
     let text = sums(&dirs.dist)?;
     files::write(&dirs.dist.join(SUMS), text.as_bytes(), 0o644)
+}
+
+/// Packs `target/dist` twice and fails unless that gives the same bytes. (`image --check-reproducible` is for what is packed.)
+pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
+    all(dirs, From::AsIs)?;
+    let first = files::read_text(&dirs.dist.join(SUMS))?;
+    for name in [FILE, &deb::name()] {
+        let path = dirs.dist.join(name);
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    all(dirs, From::AsIs)?;
+    let second = files::read_text(&dirs.dist.join(SUMS))?;
+    ensure!(
+        first == second,
+        "packed twice, other bytes:\n{first}\n{second}"
+    );
+    println!("packed twice, the same bytes");
+    Ok(())
+}
+
+fn contents(dirs: &Dirs, from: From) -> Result<()> {
+    if let From::Built(pins) = from {
+        dist::build(dirs, pins)?;
+    }
+    papers::build(dirs)
 }
 
 /// As `sha256sum -c` reads it: every file below `dist`, by its path there, sorted.

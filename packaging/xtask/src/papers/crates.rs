@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
@@ -21,8 +21,8 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 pub struct Crate {
     pub name: String,
     pub version: String,
-    /// An SPDX expression.
-    pub licence: String,
+    /// An SPDX expression; none: what the files say.
+    pub licence: Option<String>,
     /// The files that come with it.
     pub texts: Vec<String>,
 }
@@ -32,7 +32,10 @@ impl Crate {
     pub fn component(&self) -> Value {
         let purl = format!("pkg:cargo/{}@{}", self.name, self.version);
         let mut component = super::component(&self.name, &self.version, &purl);
-        component["licenses"] = json!([{ "expression": self.licence }]);
+        component["licenses"] = match &self.licence {
+            Some(expression) => json!([{ "expression": expression }]),
+            None => json!([{ "license": { "name": "its own file, see licences.txt" } }]),
+        };
         component
     }
 }
@@ -185,16 +188,22 @@ fn describe(package: &PackageMetadata) -> Result<Crate> {
     }
     paths.sort();
     let text = |path: &PathBuf| Ok(String::from_utf8_lossy(&files::read(path)?).into_owned());
+    let texts: Vec<_> = paths.iter().map(text).collect::<Result<_>>()?;
+    ensure!(
+        package.license.is_some() || !texts.is_empty(),
+        "{} {} says no licence and has no file with one",
+        package.name,
+        package.version
+    );
     Ok(Crate {
         name: package.name.clone(),
         version: package.version.clone(),
         // A slash is what `OR` was written as before SPDX expressions.
         licence: package
             .license
-            .as_deref()
-            .unwrap_or("NOASSERTION")
-            .replace('/', " OR "),
-        texts: paths.iter().map(text).collect::<Result<_>>()?,
+            .as_ref()
+            .map(|licence| licence.replace('/', " OR ")),
+        texts,
     })
 }
 
@@ -234,6 +243,6 @@ mod tests {
         let crates = linked(&metadata, &["root"], |_| true).unwrap();
         let names: Vec<_> = crates.iter().map(|found| found.name.as_str()).collect();
         assert_eq!(names, ["far", "near", "root"]);
-        assert_eq!(crates[0].licence, "MIT OR Apache-2.0");
+        assert_eq!(crates[0].licence.as_deref(), Some("MIT OR Apache-2.0"));
     }
 }

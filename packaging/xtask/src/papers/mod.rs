@@ -85,7 +85,8 @@ fn licences(crates: &[Crate], packages: &[Package]) -> String {
     let mut owners: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut without = Vec::new();
     for krate in crates {
-        let owner = format!("{} {} ({})", krate.name, krate.version, krate.licence);
+        let licence = krate.licence.as_deref().unwrap_or("as follows");
+        let owner = format!("{} {} ({licence})", krate.name, krate.version);
         if krate.texts.is_empty() {
             without.push(owner);
             continue;
@@ -138,7 +139,7 @@ mod tests {
         Crate {
             name: name.to_owned(),
             version: "1.0.0".to_owned(),
-            licence: "MIT".to_owned(),
+            licence: Some("MIT".to_owned()),
             texts: texts.iter().map(|text| (*text).to_owned()).collect(),
         }
     }
