@@ -1,0 +1,1 @@
+//! Deployments: what the RuntimeClass changes in one, and a rolling update.

@@ -1,0 +1,6 @@
+//! On a real Kubernetes, by `kubectl`: `make test-k8s`.
+
+mod deployments;
+mod errors;
+mod kubectl;
+mod services;
