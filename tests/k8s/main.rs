@@ -2,5 +2,6 @@
 
 mod deployments;
 mod errors;
+mod examples;
 mod kubectl;
 mod services;
