@@ -41,6 +41,13 @@ cri: ready ## containerd's own CRI tests, with runc and with Caisson
 	@cargo xtask test-tools --integration
 	@cargo xtask run cri-integration
 
+test-k8s: ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples
+	@packaging/setup test
+	@packaging/setup cluster
+	@cargo xtask dist
+	@cargo xtask cluster-tools
+	cargo test -p caisson-tests --test k8s -- --test-threads 3
+
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
 

@@ -18,6 +18,7 @@
 //! - [`command`]: a program with an end of time, and what it printed;
 //! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
 //! - [`cri`]: pods and their containers, as a kubelet asks for them;
+//! - [`k8s`]: a cluster, by `kubectl`;
 //! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name; [`debian`]: those of Debian packages;
 //! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: where they come from, and how that goes wrong;
 //! - [`bridge`]: network namespaces as CNI leaves them;
@@ -34,6 +35,7 @@ pub mod exec;
 pub mod faults;
 pub mod fixture;
 
+pub mod k8s;
 pub mod leftovers;
 pub mod node;
 pub mod paths;

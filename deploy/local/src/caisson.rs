@@ -6,12 +6,18 @@ use anyhow::Result;
 
 use crate::Cluster;
 
+/// The overhead is added to the pod's limit, in whose cgroup the VM is: 128 MiB that the guest has beside the containers' limits, the VM's
+/// processes, and what emulation keeps of translated code. With less, a pod with limits is killed by the kernel.
 const RUNTIME_CLASS: &str = "\
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata:
   name: sandbox
 handler: sandbox
+overhead:
+  podFixed:
+    cpu: 50m
+    memory: 384Mi
 ";
 
 /// Makes `runtimeClassName: sandbox` work in the cluster.

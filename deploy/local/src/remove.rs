@@ -2,6 +2,7 @@
 //! itself, which may be half dead.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -22,12 +23,15 @@ const KUBELETS: [&str; 4] = [
     "/var/log/containers",
     "/var/log/pods",
 ];
+/// Where the controller manager makes volumes.
+const VOLUMES: &str = "/tmp/hostpath_pv";
+/// Characters of a UUID.
+const UUID: usize = 36;
 /// Sockets of shims, named by a hash of containerd's address, the namespace and the id.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
 /// Removes all of it; nothing there is no error.
 pub fn all(layout: &Layout) -> Result<()> {
-    end_supervisor(layout)?;
     end_processes(layout)?;
     sysctl::restore(layout)?;
     let sockets = shim_sockets(layout);
@@ -51,6 +55,7 @@ pub fn all(layout: &Layout) -> Result<()> {
             .with_context(|| socket.display().to_string())?;
     }
     remove_kubelets(layout);
+    remove_volumes(layout)?;
     let dir = layout.dir();
     fs::remove_dir_all(dir)
         .or_else(gone)
@@ -121,28 +126,8 @@ pub fn mounts(layout: &Layout) -> Vec<PathBuf> {
         .collect()
 }
 
-/// First the supervisor, which would start again what ends; it ends the others in their order.
-fn end_supervisor(layout: &Layout) -> Result<()> {
-    let is_supervisor = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|&b| b == 0).any(|word| word == b"supervise")
-    };
-    let mut supervisors = processes(layout);
-    supervisors.retain(is_supervisor);
-    for &pid in &supervisors {
-        kill(pid, libc::SIGTERM);
-    }
-    process::wait_for(
-        "the supervisor's end",
-        Duration::from_secs(15),
-        || match supervisors.iter().find(|&&pid| !is_zombie(pid)) {
-            Some(pid) => bail!("process {pid} is there"),
-            None => Ok(()),
-        },
-    )
-}
-
-/// A killed shim's children may be seen only after their parent is gone: until nothing is found.
+/// Nothing of a cluster is to be kept, so nothing is asked to end by itself. The supervisor may start something again before its own end, and a killed
+/// shim's children may be seen only after their parent is gone: until nothing is found.
 fn end_processes(layout: &Layout) -> Result<()> {
     process::wait_for("the end of all processes", Duration::from_secs(20), || {
         let left = processes(layout);
@@ -214,6 +199,37 @@ fn remove_kubelets(layout: &Layout) {
     }
 }
 
+/// The controller manager makes volumes in a place of its own (`--enable-hostpath-provisioner`), each named by a UUID. Which are this cluster's is
+/// in what etcd stored; a volume that was deleted is gone already.
+fn remove_volumes(layout: &Layout) -> Result<()> {
+    for dir in ["etcd/member/snap", "etcd/member/wal"].map(|below| layout.path(below)) {
+        for name in names(&dir) {
+            let stored = fs::read(dir.join(name)).unwrap_or_default();
+            for volume in volumes(&stored) {
+                let path = Path::new(VOLUMES).join(volume);
+                fs::remove_dir_all(&path)
+                    .or_else(gone)
+                    .with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+    }
+    // Fails where another cluster has one.
+    let _ = fs::remove_dir(VOLUMES);
+    Ok(())
+}
+
+/// The names of volumes that are mentioned in these bytes.
+fn volumes(stored: &[u8]) -> BTreeSet<String> {
+    let place = format!("{VOLUMES}/").into_bytes();
+    let found = stored
+        .windows(place.len() + UUID)
+        .filter(|window| window.starts_with(&place));
+    found
+        .map(|window| String::from_utf8_lossy(&window[place.len()..]).into_owned())
+        .filter(|name| name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-'))
+        .collect()
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -225,5 +241,15 @@ fn gone(error: std::io::Error) -> std::io::Result<()> {
     match error.kind() {
         std::io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn volumes_are_those_whose_names_are_uuids() {
+        let stored = b"\x12/tmp/hostpath_pv/0b6c8a3e-6f0f-4b9e-9d53-1d5f6f2a7c11\x1a /tmp/hostpath_pv/../../etc/and-so-on-until-it-is-long";
+        let found: Vec<_> = super::volumes(stored).into_iter().collect();
+        assert_eq!(found, ["0b6c8a3e-6f0f-4b9e-9d53-1d5f6f2a7c11"]);
     }
 }
