@@ -131,6 +131,7 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             json!("/srv/config.toml"),
             "value: /srv/config.toml",
         ),
+        ("install.nodeProcess", json!(7), "--node-process=7"),
         ("install.retrySeconds", json!(3), "--retry=3"),
         ("install.retryMaxSeconds", json!(33), "--retry-max=33"),
         (

@@ -4,14 +4,10 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::{
-    components::PAUSE,
-    layout::Layout,
-    programs::{Programs, CNI_PLUGINS},
-};
+use crate::{components::PAUSE, layout::Layout, programs::CNI_PLUGINS};
 
-/// Writes both. Caisson's runtime and the paths into `target/dist` are what the chart will bring.
-pub fn write(layout: &Layout, programs: &Programs) -> Result<()> {
+/// Writes both. Caisson's runtime comes by the chart ([`crate::caisson`]).
+pub fn write(layout: &Layout) -> Result<()> {
     let dir = layout.dir().display();
     let mark = layout.mark();
     let config = format!(
@@ -56,32 +52,15 @@ default_runtime_name = "runc"
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.sandbox]
-runtime_type = "io.containerd.caisson.v2"
-pod_annotations = ["caisson.dev/*"]
-container_annotations = ["caisson.dev/*"]
-privileged_without_host_devices = true
 "#
     );
     let path = layout.containerd_config();
     fs::write(&path, config).with_context(|| path.display().to_string())?;
 
-    let dist = programs.dist();
-    let dist = dist.display();
     let caisson = format!(
         r#"# {mark}
 state_dir = "{dir}/state"
 store_dir = "{dir}/store"
-
-[hypervisor]
-virtiofsd = "{dist}/libexec/virtiofsd"
-vsock_daemon = "{dist}/libexec/vhost-device-vsock"
-
-[guest]
-kernel = "{dist}/guest/vmlinux"
-initramfs = "{dist}/guest/initramfs.cpio"
-modules = "{dist}/guest/modules.squashfs"
 
 [vm]
 default_cpus = 1

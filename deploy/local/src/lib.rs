@@ -91,7 +91,7 @@ impl Cluster {
         network::write_cni(layout)?;
         pki::write(layout, &node)?;
         let plan = components::write(layout, programs, &node)?;
-        containerd::write(layout, programs)?;
+        containerd::write(layout)?;
         fs::write(layout.path("plan.json"), serde_json::to_vec_pretty(&plan)?)?;
         sysctl::keep(layout)?;
         make_cgroups(layout)?;

@@ -1,4 +1,4 @@
-//! Runs `caisson` in the mount namespace of the node's first process: there are containerd's configuration and systemd's socket.
+//! Runs `caisson` in the node's mount namespace: there are containerd's configuration and systemd's socket.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -15,8 +15,6 @@ use tokio::{
     process::Command,
 };
 
-/// The mount namespace of the node, where this container sees the node's processes (`hostPID`).
-const NODE: &str = "/proc/1/ns/mnt";
 /// How many of the last lines of a command's errors say why it failed.
 const LINES: usize = 5;
 
@@ -29,15 +27,20 @@ pub fn seen_from_the_node(path: impl AsRef<Path>) -> PathBuf {
     }
 }
 
-/// Runs this program with other arguments, on the node; what it prints goes to our output. The error has what it said last.
-pub async fn caisson(arguments: &[OsString]) -> Result<()> {
-    run(Path::new("/proc/self/exe"), arguments).await.map(drop)
+/// Runs this program with other arguments, on the node.
+pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
+    let program = Path::new("/proc/self/exe");
+    run(process, program, arguments).await.map(drop)
 }
 
-/// Runs a program in the node's mount namespace and returns its output.
-pub async fn run(program: &Path, arguments: &[OsString]) -> Result<String> {
+/// Runs a program in the mount namespace of `process` and returns its output; whatever it prints is also shown here. The error has what
+/// it said last.
+pub async fn run(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
     let shown = shown(arguments);
-    let namespace = File::open(NODE).with_context(|| format!("open {NODE}"))?;
+    let path = format!("/proc/{process}/ns/mnt");
+    let namespace = File::open(&path).with_context(|| {
+        format!("enter the node's mount namespace, {path} (--node-process names another process)")
+    })?;
     let mut command = Command::new(program);
     command
         .args(arguments)

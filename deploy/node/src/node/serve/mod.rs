@@ -84,6 +84,9 @@ pub struct Arguments {
     /// Calls a node ready on which no VM has run
     #[arg(long)]
     no_self_test: bool,
+    /// The process whose mount namespace is the node's
+    #[arg(long, value_name = "PID", default_value_t = 1)]
+    node_process: u32,
     /// Seconds until it is tried again after a failure, twice as many after each further one
     #[arg(long, default_value_t = 10)]
     retry: u64,
@@ -184,13 +187,19 @@ async fn work(
 
 /// Installs or uninstalls, and says how the node stands then. The error is what the command said last.
 async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<Standing> {
+    let process = arguments.node_process;
     match wanted {
         Wanted::Installed => {
             node.publish(&Standing::Installing).await?;
-            host::caisson(&install_arguments(arguments)).await?;
+            host::caisson(process, &install_arguments(arguments)).await?;
             // The installed one: what the accelerator was found out with lies beside it.
             let installed = arguments.prefix.join("current/bin/caisson");
-            let status = host::run(&installed, &on_node(arguments, &["status", "--json"])).await?;
+            let status = host::run(
+                process,
+                &installed,
+                &on_node(arguments, &["status", "--json"]),
+            )
+            .await?;
             Ok(Standing::Ready {
                 accelerator: accelerator(&status)?,
             })
@@ -199,7 +208,7 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
             // No pod may come to the node while it is taken apart; the scheduler goes by the label.
             set_ready(false)?;
             node.publish(&Standing::Removing).await?;
-            host::caisson(&on_node(arguments, &["uninstall"])).await?;
+            host::caisson(process, &on_node(arguments, &["uninstall"])).await?;
             Ok(Standing::Removed)
         }
     }
