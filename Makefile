@@ -23,7 +23,7 @@ demo: ## containers in VMs of their own, with a skill and a home, through a real
 test: ready unit ## the tests, on containerd 2.1 and, where its version matters, 1.6 and 1.7 (`make pods` has more)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(tasks)
-	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) --test cri_sandboxer
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) --test cri_sandboxer --test node_install
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings --test cri_users $(shim_skip)
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)

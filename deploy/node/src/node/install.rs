@@ -104,7 +104,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             containerd: None,
         },
     };
-    record.restart = restart;
+    let handler = Handler {
+        name: arguments.handler.clone(),
+        shim: payload::shim(&arguments.prefix),
+    };
+    let switch = Switch {
+        store: &store,
+        containerd: &containerd,
+        config: main,
+        handler: &handler,
+        restart: &restart,
+        limit,
+    };
+    // Before anything is changed.
+    if let Err(error) = switch.plan(&record) {
+        if store.load()?.is_none() {
+            store.remove()?;
+            for dir in made.iter().rev() {
+                files::remove_empty(dir)?;
+            }
+        }
+        return Err(error);
+    }
+    record.restart.clone_from(&restart);
     record.socket.clone_from(&containerd.socket);
     record.add_made(made);
     let versions = payload::versions_dir(&arguments.prefix);
@@ -138,18 +160,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     step("current", &payload.name);
 
-    let handler = Handler {
-        name: arguments.handler.clone(),
-        shim: payload::shim(&arguments.prefix),
-    };
-    let switch = Switch {
-        store: &store,
-        containerd: &containerd,
-        config: main,
-        handler: &handler,
-        restart: &record.restart.clone(),
-        limit,
-    };
     let outcome = switch.put_in(&mut record)?;
     let file = record
         .containerd

@@ -43,6 +43,18 @@ struct Place {
     kind: Kind,
 }
 
+/// A change that containerd would take.
+#[derive(Debug)]
+pub struct Plan {
+    place: Place,
+    /// The file's bytes without us, with which it goes back; `None` where there was none.
+    base: Option<Vec<u8>>,
+    now: Option<Vec<u8>>,
+    new: String,
+    /// Whether the file is so already.
+    written: bool,
+}
+
 /// What came of it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -55,33 +67,52 @@ pub enum Outcome {
 }
 
 impl Switch<'_> {
-    /// Puts the handler in and has containerd come up with it. Idempotent, also after a kill.
-    pub fn put_in(&self, record: &mut Record) -> Result<Outcome> {
+    /// What would be written where, checked by containerd's own program. Changes nothing.
+    pub fn plan(&self, record: &Record) -> Result<Plan> {
         let main = files::read_text(self.config)?;
         let place = self.place(main.as_deref(), record)?;
-        if record
-            .containerd
-            .as_ref()
-            .is_some_and(|edit| edit.file != place.file)
-        {
+        let edit = record.containerd.as_ref();
+        let edit = edit.filter(|edit| edit.file == place.file);
+        let now = files::read(&place.file)?;
+        let base = self.base(&place, edit, now.as_deref())?;
+        let new = self.with_handler(&place, base.as_deref(), main.as_deref())?;
+        let written = now.as_deref() == Some(new.as_bytes());
+        if !written {
+            self.check(&place, main.as_deref(), &new)?;
+        }
+        Ok(Plan {
+            place,
+            base,
+            now,
+            new,
+            written,
+        })
+    }
+
+    /// Puts the handler in and has containerd come up with it. Idempotent, also after a kill.
+    pub fn put_in(&self, record: &mut Record) -> Result<Outcome> {
+        let mut plan = self.plan(record)?;
+        let elsewhere = |edit: &Edit| edit.file != plan.place.file;
+        if record.containerd.as_ref().is_some_and(elsewhere) {
             // k3s reads another template by now, or somebody moved the file.
             take_out(self.store, record)?;
             record.containerd = None;
             self.store.save(record)?;
+            plan = self.plan(record)?;
         }
         let before = record.containerd.clone();
-        let now = files::read(&place.file)?;
-        let base = self.base(&place, before.as_ref(), now.as_deref())?;
-        let new = self.with_handler(&place, base.as_deref(), main.as_deref())?;
-        let written = now.as_deref() == Some(new.as_bytes());
+        let Plan {
+            place,
+            base,
+            now,
+            new,
+            written,
+        } = plan;
         if written && before.as_ref().is_some_and(|edit| edit.in_force) {
             let handlers = self.containerd.handlers()?;
             if handlers.contains(&self.handler.name) {
                 return Ok(Outcome::AsItWas);
             }
-        }
-        if !written {
-            self.check(&place, main.as_deref(), &new)?;
         }
         let existed = base.is_some();
         if let Some(base) = &base {

@@ -49,7 +49,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return finish(&config, &config_file);
     };
     let Some(mut record) = store.load()? else {
-        store.remove()?;
         return finish(&config, &config_file);
     };
     if !arguments.force {
@@ -114,9 +113,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             remove_trace(&path)?;
         }
     }
+    let (around, others): (Vec<_>, Vec<_>) = record
+        .made
+        .iter()
+        .rev()
+        .partition(|dir| store.dir.starts_with(dir));
+    for dir in others {
+        files::remove_empty(dir)?;
+    }
+    // From here on nothing is known but what finish looks for.
     store.remove()?;
-    // Also those of a run that was killed: it is said in the record which were made.
-    for dir in record.made.iter().rev() {
+    for dir in around {
         files::remove_empty(dir)?;
     }
     finish(&config, &config_file)
@@ -127,6 +134,7 @@ fn finish(config: &NodeConfig, config_file: &Path) -> Result<()> {
     let node = config.store_dir.join("node");
     if node.exists() {
         record::remove_dir(&node)?;
+        files::remove_empty(&config.store_dir)?;
     }
     let kept: Vec<_> = ["skills", "homes"]
         .map(|name| config.store_dir.join(name))
