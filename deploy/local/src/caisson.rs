@@ -21,10 +21,26 @@ pub fn install(cluster: &Cluster) -> Result<()> {
         image.display()
     );
     cluster.import(&image)?;
+    upgrade(cluster, &[])?;
+    // helm calls a DaemonSet ready that may have one pod unavailable.
+    cluster
+        .kubectl(&[
+            "rollout",
+            "status",
+            "daemonset/caisson",
+            "--namespace",
+            NAMESPACE,
+            "--timeout=10m",
+        ])
+        .map(drop)
+}
+
+/// Gives the release the values of a local cluster and `further` ones, and installs it where there is none. Does not wait for the node.
+pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chart");
     let layout = cluster.layout();
     let mut helm = helm(cluster, "upgrade");
-    helm.args(["--install", "--create-namespace", "--wait", "--timeout=10m"])
+    helm.args(["--install", "--create-namespace"])
         .arg(RELEASE)
         .arg(&chart)
         .arg("--values")
@@ -39,18 +55,10 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     }
     helm.arg("--set")
         .arg(format!("install.nodeProcess={}", supervisor(cluster)?));
-    process::output(&mut helm, "")?;
-    // helm calls a DaemonSet ready that may have one pod unavailable.
-    cluster
-        .kubectl(&[
-            "rollout",
-            "status",
-            "daemonset/caisson",
-            "--namespace",
-            NAMESPACE,
-            "--timeout=10m",
-        ])
-        .map(drop)
+    for (value, is) in further {
+        helm.arg("--set-string").arg(format!("{value}={is}"));
+    }
+    process::output(&mut helm, "").map(drop)
 }
 
 /// The process that has the mount namespace which containerd and kubelet run in, and that lives as long as the cluster: containerd's

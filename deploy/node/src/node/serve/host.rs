@@ -30,12 +30,23 @@ pub fn seen_from_the_node(path: impl AsRef<Path>) -> PathBuf {
 /// Runs this program with other arguments, on the node.
 pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
     let program = Path::new("/proc/self/exe");
-    run(process, program, arguments).await.map(drop)
+    let show = |line: &str| println!("{line}");
+    run(process, program, arguments, show).await.map(drop)
 }
 
-/// Runs a program in the mount namespace of `process` and returns its output; whatever it prints is also shown here. The error has what
-/// it said last.
-pub async fn run(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
+/// Runs a program on the node for what it prints.
+pub async fn ask(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
+    run(process, program, arguments, |_| ()).await
+}
+
+/// Runs a program in the mount namespace of `process` and returns its output, each line of which is shown; so are its errors. The error has
+/// what it said last.
+async fn run(
+    process: u32,
+    program: &Path,
+    arguments: &[OsString],
+    show: impl Fn(&str),
+) -> Result<String> {
     let shown = shown(arguments);
     let path = format!("/proc/{process}/ns/mnt");
     let namespace = File::open(&path).with_context(|| {
@@ -59,7 +70,7 @@ pub async fn run(process: u32, program: &Path, arguments: &[OsString]) -> Result
         .with_context(|| format!("start {shown} on the node"))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (output, errors) = tokio::join!(
-        pass_on(stdout, |line| println!("{line}")),
+        pass_on(stdout, show),
         pass_on(stderr, |line| eprintln!("{line}"))
     );
     let status = child

@@ -194,7 +194,7 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
             host::caisson(process, &install_arguments(arguments)).await?;
             // The installed one: what the accelerator was found out with lies beside it.
             let installed = arguments.prefix.join("current/bin/caisson");
-            let status = host::run(
+            let status = host::ask(
                 process,
                 &installed,
                 &on_node(arguments, &["status", "--json"]),
