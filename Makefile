@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit pods cri bench soak image dist lint deny clean
+.PHONY: help demo test unit packages pods cri bench soak cluster cluster-down test-k8s image dist release lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -17,17 +17,17 @@ shim_skip = -- --skip host_network_is_refused_with_a_reason
 all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data home_posix)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' Makefile | expand -t 16
 
 demo: ## containers in VMs of their own, with a skill and a home, through a real containerd
 	@packaging/setup demo
 	@cargo xtask dist
 	@cargo xtask run demo
 
-test: ready unit ## the tests, on containerd 2.1 and, where its version matters, 1.6 and 1.7 (`make pods` has more)
+test: ready unit packages ## the tests, on containerd 2.1 and, where its version matters, 1.6 and 1.7 (`make pods` has more)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(tasks)
-	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) $(pods_of_2)
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) $(pods_of_2) --test node_install
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings --test cri_users $(shim_skip)
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)
@@ -35,6 +35,12 @@ test: ready unit ## the tests, on containerd 2.1 and, where its version matters,
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
 	cargo test --workspace --exclude caisson-tests
+
+packages: ## the chart, the node image and the Debian package: the tests that need no VM
+	@packaging/setup test
+	@cargo xtask test-tools --chart
+	@cargo xtask release
+	cargo test -p caisson-tests --test chart --test packages
 
 pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD names (2, 1.7 or 1.6), sandboxes by CAISSON_TEST_SANDBOXER (shim)
 	@cargo xtask test-tools --posix
@@ -45,11 +51,28 @@ cri: ready ## containerd's own CRI tests, with runc and with Caisson
 	@cargo xtask test-tools --integration
 	@cargo xtask run cri-integration
 
+test-k8s: ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart
+	@packaging/setup test
+	@packaging/setup cluster
+	@cargo xtask node-image
+	@cargo xtask cluster-tools
+	cargo test -p caisson-tests --test k8s -- --test-threads 3
+	cargo test -p caisson-tests --test k8s_chart
+
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
 
 soak: ready ## 200 containers one after another, then nothing may be left
 	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture
+
+cluster: ## a Kubernetes of one node with Caisson in it, or the one that kubectl points at
+	@packaging/setup cluster
+	@cargo xtask node-image
+	@cargo xtask cluster-tools
+	@cargo run --quiet --package caisson-local -- up
+
+cluster-down: ## nothing is left of it
+	@cargo run --quiet --package caisson-local -- down
 
 image: ## the guest image alone: target/dist/guest
 	@packaging/setup demo
@@ -58,6 +81,10 @@ image: ## the guest image alone: target/dist/guest
 dist: ## what a node gets: target/dist
 	@packaging/setup demo
 	@cargo xtask dist
+
+release: ## target/dist with the node image, the Debian package, SBOM, licences and checksums
+	@packaging/setup demo
+	@cargo xtask release
 
 lint: ## format, clippy, shell syntax, licences
 	cargo fmt --all -- --check

@@ -55,6 +55,18 @@ pub async fn choose(config: &NodeConfig) -> Result<Accelerator> {
     }
 }
 
+/// As [`choose`], without a probe: `None` before there was one.
+pub fn known(config: &NodeConfig) -> Option<Accelerator> {
+    match config.hypervisor.accelerator {
+        config::Accelerator::Kvm => Some(Accelerator::Kvm),
+        config::Accelerator::Tcg => Some(Accelerator::Tcg),
+        config::Accelerator::Auto => {
+            let result = remembered(&remembered_path(config), &key(config));
+            Some(result?.accelerator)
+        }
+    }
+}
+
 /// The probe's result, remembered or fresh. Pods that start together wait for one probe.
 async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     let path = remembered_path(config);

@@ -1,7 +1,7 @@
 //! Reads the node's configuration: `/etc/caisson/config.toml`, then `/etc/caisson/config.d/*.toml` by name.
 //!
 //! The environment variable `CAISSON_CONFIG` names another file (with its `config.d` beside it); containerd hands its
-//! environment on to the shims that it starts. What the keys mean is in [`caisson_oci::config`].
+//! environment on to the shims that it starts. Before all files counts the release that the running program is of. What the keys mean is in [`caisson_oci::config`].
 
 use std::{
     env, fs, io,
@@ -30,12 +30,23 @@ pub fn files() -> Result<Vec<PathBuf>> {
 
 /// Reads and checks the configuration. Files that do not exist are no error: everything has a default.
 pub fn load() -> Result<NodeConfig> {
-    load_from(&path())
+    load_with(&path(), None)
 }
 
-fn load_from(main: &Path) -> Result<NodeConfig> {
-    let mut files = Vec::new();
-    for path in paths(main)? {
+/// As [`load`], of another main file and as if one of its drop-ins had this text.
+pub fn load_with(main: &Path, drop_in: Option<(&Path, &str)>) -> Result<NodeConfig> {
+    let mut files: Vec<_> = beside().into_iter().collect();
+    let mut paths = paths(main)?;
+    if let Some((path, _)) = drop_in.filter(|(path, _)| !paths.iter().any(|p| p == path)) {
+        paths.push(path.to_owned());
+        // The main file stays the first.
+        paths[1..].sort();
+    }
+    for path in paths {
+        if let Some((_, text)) = drop_in.filter(|(replaced, _)| *replaced == path) {
+            files.push((path.display().to_string(), text.to_owned()));
+            continue;
+        }
         match fs::read_to_string(&path) {
             Ok(text) => files.push((path.display().to_string(), text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -43,6 +54,31 @@ fn load_from(main: &Path) -> Result<NodeConfig> {
         }
     }
     Ok(NodeConfig::parse(&files)?)
+}
+
+/// The daemons and the guest image that lie beside the running program, as in a release: `../libexec` and `../guest`. What the files say
+/// goes over it. So a process keeps the version that it was started with, whatever is installed meanwhile.
+fn beside() -> Option<(String, String)> {
+    let program = env::current_exe().ok()?;
+    let release = program.parent()?.parent()?;
+    release_at(release).map(|text| ("(beside the program)".to_owned(), text))
+}
+
+/// Only whole releases count: `/usr/libexec` may have a distribution's virtiofsd.
+fn release_at(dir: &Path) -> Option<String> {
+    // A literal string of TOML has no quote in it.
+    let file = |key: &str, name: &str| {
+        let path = dir.join(name).to_str()?.to_owned();
+        let plain = !path.contains(|c: char| c == '\'' || c.is_control());
+        (plain && Path::new(&path).is_file()).then(|| format!("{key} = '{path}'\n"))
+    };
+    let hypervisor = file("virtiofsd", "libexec/virtiofsd")?
+        + &file("vsock_daemon", "libexec/vhost-device-vsock")?;
+    let guest = file("kernel", "guest/vmlinux")? + &file("initramfs", "guest/initramfs.cpio")?;
+    let modules = file("modules", "guest/modules.squashfs").unwrap_or_default();
+    Some(format!(
+        "[hypervisor]\n{hypervisor}[guest]\n{guest}{modules}"
+    ))
 }
 
 /// In the order in which they are read.
@@ -71,7 +107,7 @@ fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The three files that a guest boots from, where the configuration does not say otherwise in `<store_dir>/guest`.
+/// The three files that a guest boots from: those of the configuration or the running program's release, else those in `<store_dir>/guest`.
 pub fn guest_image(config: &NodeConfig) -> caisson_vmm::Guest {
     let dir = config.store_dir.join("guest");
     let or_default =
@@ -107,7 +143,7 @@ mod tests {
         )
         .unwrap();
         fs::write(dir.path().join("config.d/30.bak"), "nonsense").unwrap();
-        assert_eq!(load_from(&main).unwrap().vm.default_cpus, 20);
+        assert_eq!(load_with(&main, None).unwrap().vm.default_cpus, 20);
         let names = ["config.toml", "config.d/10.toml", "config.d/20.toml"];
         assert_eq!(
             paths(&main).unwrap(),
@@ -118,7 +154,53 @@ mod tests {
     #[test]
     fn config_that_is_not_there_is_the_default() {
         let dir = tempfile::tempdir().unwrap();
-        let config = load_from(&dir.path().join("config.toml")).unwrap();
+        let config = load_with(&dir.path().join("config.toml"), None).unwrap();
         assert_eq!(config, NodeConfig::default());
+    }
+
+    #[test]
+    fn drop_in_that_is_not_written_yet_is_read_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let main = dir.path().join("config.toml");
+        fs::create_dir(dir.path().join("config.d")).unwrap();
+        let drop_in = |name: &str| dir.path().join("config.d").join(name);
+        fs::write(&main, "[vm]\ndefault_cpus = 1").unwrap();
+        fs::write(drop_in("60.toml"), "[vm]\ndefault_memory_mib = 600").unwrap();
+        let text = "[vm]\ndefault_cpus = 5\ndefault_memory_mib = 500";
+        let config = load_with(&main, Some((&drop_in("50.toml"), text))).unwrap();
+        assert_eq!(config.vm.default_cpus, 5);
+        assert_eq!(config.vm.default_memory_mib, 600);
+    }
+
+    #[test]
+    fn release_beside_the_program_counts_where_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("libexec")).unwrap();
+        fs::create_dir_all(dir.path().join("guest")).unwrap();
+        for file in [
+            "libexec/virtiofsd",
+            "libexec/vhost-device-vsock",
+            "guest/vmlinux",
+        ] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        assert_eq!(release_at(dir.path()), None);
+        fs::write(dir.path().join("guest/initramfs.cpio"), "").unwrap();
+        let text = release_at(dir.path()).unwrap();
+        let named = "[guest]\nkernel = \"/own/vmlinux\"".to_owned();
+        let files = [
+            ("beside".to_owned(), text),
+            ("config.toml".to_owned(), named),
+        ];
+        let config = NodeConfig::parse(&files).unwrap();
+        assert_eq!(config.guest.kernel, Some("/own/vmlinux".into()));
+        assert_eq!(
+            config.guest.initramfs,
+            Some(dir.path().join("guest/initramfs.cpio"))
+        );
+        assert_eq!(
+            config.hypervisor.virtiofsd,
+            dir.path().join("libexec/virtiofsd")
+        );
     }
 }

@@ -20,10 +20,12 @@ const MAY_SEE: &[(&str, &[&str])] = &[
         &["caisson-oci", "caisson-protocol", "caisson-vmm"],
     ),
     ("caisson", &["caisson-shim", "caisson-oci", "caisson-vmm"]),
+    ("caisson-local", &[]),
     (
         "caisson-tests",
         &[
             "caisson",
+            "caisson-local",
             "caisson-shim",
             "caisson-oci",
             "caisson-vmm",

@@ -18,6 +18,7 @@
 //! - [`command`]: a program with an end of time, and what it printed;
 //! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
 //! - [`cri`]: pods and their containers, as a kubelet asks for them;
+//! - [`k8s`]: a cluster, by `kubectl`;
 //! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name; [`debian`]: those of Debian packages;
 //! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: where they come from, and how that goes wrong;
 //! - [`bridge`]: network namespaces as CNI leaves them;
@@ -33,7 +34,8 @@ pub mod events;
 pub mod exec;
 pub mod faults;
 pub mod fixture;
-pub mod image;
+
+pub mod k8s;
 pub mod leftovers;
 pub mod node;
 pub mod paths;
@@ -45,6 +47,7 @@ pub mod sweep;
 pub mod task;
 pub mod terminal;
 
+pub use caisson_local::image;
 pub use command::Output;
 pub use container::{Container, ContainerBuilder, Runtime};
 pub use leftovers::Leftovers;

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
         Mutex, OnceLock,
     },
     time::Duration,
@@ -332,8 +332,35 @@ impl Node {
         Ok(())
     }
 
+    /// Starts containerd again, as often as it ends without [`Node::stop_containerd`], while `work` runs: what systemd is on a real node.
+    pub fn supervised<T>(&self, work: impl FnOnce() -> T) -> T {
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    let ended = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
+                    if self.slot().as_mut().is_some_and(ended) {
+                        // One that can't be started is tried again.
+                        let _ = self.spawn_containerd();
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+            let _end = EndAtDrop(&end);
+            work()
+        })
+    }
+
     /// Starts containerd on this node's folder and waits until it answers.
     pub fn start_containerd(&self) -> Result<()> {
+        self.spawn_containerd()?;
+        let answers = command::poll("containerd to answer", Duration::from_secs(30), || {
+            self.ctr(["version"]).ok().filter(|output| output.code == 0)
+        });
+        answers.map(drop).with_context(|| self.log())
+    }
+
+    fn spawn_containerd(&self) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -351,10 +378,7 @@ impl Node {
             .spawn()
             .context("start containerd")?;
         *self.slot() = Some(child);
-        let answers = command::poll("containerd to answer", Duration::from_secs(30), || {
-            self.ctr(["version"]).ok().filter(|output| output.code == 0)
-        });
-        answers.map(drop).with_context(|| self.log())
+        Ok(())
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
@@ -381,6 +405,14 @@ impl Node {
         if let Err(error) = sweep::remove(&self.tag, &self.dir) {
             let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.dir.display());
         }
+    }
+}
+
+struct EndAtDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndAtDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

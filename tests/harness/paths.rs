@@ -76,17 +76,22 @@ pub fn agent() -> PathBuf {
 
 /// The `probe` program, built beside the running test.
 pub fn probe() -> Result<PathBuf> {
+    program("probe")
+}
+
+/// A program of this crate, built beside the running test.
+pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let found = test
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|dir| dir.join("probe"))
+        .map(|dir| dir.join(name))
         .find(|p| p.exists());
     match found {
         Some(path) => Ok(path),
         None => bail!(
-            "no probe beside {}: cargo build -p caisson-tests --bins",
+            "no {name} beside {}: cargo build -p caisson-tests --bins",
             test.display()
         ),
     }

@@ -6,6 +6,7 @@ mod check;
 mod gc;
 mod home;
 mod list;
+mod node;
 mod run;
 pub mod shim;
 mod skill;
@@ -39,6 +40,9 @@ enum Command {
     Home(home::Command),
     /// Shows what this node has for running VMs, and what to do where it falls short
     Check(check::Arguments),
+    /// Puts Caisson on a node and takes it off again
+    #[command(subcommand)]
+    Node(node::Command),
     /// Removes what dead shims and killed runs left
     Gc,
 }
@@ -55,6 +59,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    if let Command::Node(command) = &command {
+        node::run(command)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = caisson_shim::config::load();
     if let Command::Check(arguments) = command {
         return check::run(&arguments, config);
@@ -66,7 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Skill(command) => skill::run(command, &config)?,
         Command::Home(command) => home::run(command, &config)?,
         Command::Gc => gc::run(&config)?,
-        Command::Check(_) => {}
+        Command::Check(_) | Command::Node(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

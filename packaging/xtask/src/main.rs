@@ -4,9 +4,12 @@
 //! image ------> target/dist/guest/{vmlinux,initramfs.cpio,modules.squashfs,manifest.json}
 //! helpers ----> target/dist/libexec/{virtiofsd,vhost-device-vsock}
 //! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson}, image and helpers
-//! test-tools -> target/cache/tools/
+//! release ----> target/dist/{node-image.tar,caisson_VERSION_amd64.deb,sbom.cdx.json,licences.txt,SHA256SUMS}
+//! test-tools, cluster-tools -> target/cache/tools/
 //! ```
 
+mod archive;
+mod deb;
 mod deny;
 mod dirs;
 mod dist;
@@ -14,6 +17,10 @@ mod files;
 mod helpers;
 mod image;
 mod inputs;
+mod node_image;
+mod papers;
+mod payload;
+mod release;
 mod run;
 mod step;
 mod test_tools;
@@ -30,9 +37,16 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
-  test-tools [--gvisor|--integration|--posix]
+  node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
+  deb                         dist, and a Debian package of it
+  release                     dist, node image, Debian package, SBOM, licences and SHA256SUMS of them all
+                              these three with --as-is: of what is in target/dist, with --locked: as dist
+  release --check-reproducible  packs target/dist twice and compares
+  test-tools [--chart|--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
-                              gVisor for the bench; containerd's own CRI tests
+                              gVisor for the bench; containerd's own CRI tests; --chart: only helm and the
+                              description of Kubernetes' API
+  cluster-tools               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`
   run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration
   deny                        licences, bans and sources of the dependencies
 ";
@@ -62,14 +76,29 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
+        ["test-tools", "--chart"] => test_tools::build(&dirs, Further::Chart),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
+        ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["deny"] => deny::check(&dirs),
+        ["node-image", from @ ..] => release::node_image(&dirs, where_from(from)?),
+        ["deb", from @ ..] => release::deb(&dirs, where_from(from)?),
+        ["release", "--check-reproducible"] => release::check_reproducible(&dirs),
+        ["release", from @ ..] => release::all(&dirs, where_from(from)?),
         ["helpers"] => helpers::build(&dirs),
         ["run", program, args @ ..] => run::run(&dirs, program, args),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
         }
+        _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
+    }
+}
+
+fn where_from(args: &[&str]) -> Result<release::From> {
+    match args {
+        [] => Ok(release::From::Built(image::Pins::Prefer)),
+        ["--locked"] => Ok(release::From::Built(image::Pins::Require)),
+        ["--as-is"] => Ok(release::From::AsIs),
         _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
     }
 }

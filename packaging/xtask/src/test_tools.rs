@@ -1,6 +1,6 @@
 //! `cargo xtask test-tools`: what the tests and the bench compare with and Debian 12 does not have, from the Go modules
-//! under `packaging/test-tools`, whose go.mod and go.sum are the pins; containerd 1.7 from Debian 13. Nothing of this is
-//! shipped, nothing is installed.
+//! under `packaging/test-tools`, whose go.mod and go.sum are the pins; containerd 1.7 from Debian 13. `cargo xtask cluster-tools`:
+//! Kubernetes, likewise. Nothing of this is shipped, nothing is installed.
 
 use std::{
     ffi::OsString,
@@ -21,6 +21,7 @@ use crate::{
 const BACKPORT: &str = "/usr/lib/go-1.23/bin/go";
 
 /// A binary set built from one module of `packaging/test-tools`.
+#[derive(Debug)]
 struct Tool {
     /// The module's folder.
     module: &'static str,
@@ -29,6 +30,10 @@ struct Tool {
     packages: &'static [&'static str],
     tags: &'static str,
     cgo: bool,
+    /// The program's name, where it is not that of its (only) package.
+    name: Option<&'static str>,
+    /// For the linker, beside `-s -w`.
+    ldflags: &'static str,
 }
 
 const CONTAINERD: Tool = Tool {
@@ -41,6 +46,8 @@ const CONTAINERD: Tool = Tool {
     ],
     tags: "no_btrfs",
     cgo: false,
+    name: None,
+    ldflags: "",
 };
 
 const RUNC: Tool = Tool {
@@ -49,6 +56,8 @@ const RUNC: Tool = Tool {
     packages: &["github.com/opencontainers/runc"],
     tags: "seccomp",
     cgo: true,
+    name: None,
+    ldflags: "",
 };
 
 const GVISOR: Tool = Tool {
@@ -58,7 +67,63 @@ const GVISOR: Tool = Tool {
     tags: "",
     // With cgo runsc dies in the empty root that it gives itself.
     cgo: false,
+    name: None,
+    ldflags: "",
 };
+
+/// A whole Kubernetes, for `make cluster`.
+const KUBERNETES: [Tool; 4] = [
+    Tool {
+        module: "etcd",
+        to: "kubernetes",
+        packages: &["go.etcd.io/etcd/server/v3"],
+        tags: "",
+        cgo: false,
+        name: Some("etcd"),
+        ldflags: "",
+    },
+    Tool {
+        module: "kubernetes",
+        to: "kubernetes",
+        packages: &[
+            "k8s.io/kubernetes/cmd/kube-apiserver",
+            "k8s.io/kubernetes/cmd/kube-controller-manager",
+            "k8s.io/kubernetes/cmd/kube-proxy",
+            "k8s.io/kubernetes/cmd/kube-scheduler",
+            "k8s.io/kubernetes/cmd/kubectl",
+            "k8s.io/kubernetes/cmd/kubelet",
+            "./pause",
+        ],
+        tags: "",
+        cgo: false,
+        name: None,
+        // Charts ask for the version; as in go.mod.
+        ldflags: "-X k8s.io/component-base/version.gitVersion=v1.33.4",
+    },
+    Tool {
+        module: "coredns",
+        to: "kubernetes",
+        packages: &["github.com/coredns/coredns"],
+        tags: "",
+        cgo: false,
+        name: None,
+        ldflags: "",
+    },
+    HELM,
+];
+
+const HELM: Tool = Tool {
+    module: "helm",
+    to: "kubernetes",
+    packages: &["helm.sh/helm/v3/cmd/helm"],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: "",
+};
+
+/// The API's description, in the module that the cluster is built from.
+const API: (&str, &str) = ("k8s.io/kubernetes", "api/openapi-spec/swagger.json");
 
 /// The release of Debian whose containerd is 1.7, and that version's beginning.
 const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
@@ -85,19 +150,55 @@ pub enum Further {
     Integration,
     /// For `cri_home_posix`.
     Posix,
+    /// For `chart`, and nothing beside it.
+    Chart,
 }
 
 /// Builds containerd 2.1 and runc and what is wanted beside them; unpacks containerd 1.7.
 pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
+    if further == Further::Chart {
+        build_tool(dirs, &HELM)?;
+        return copy_api(dirs);
+    }
     build_tool(dirs, &CONTAINERD)?;
     build_tool(dirs, &RUNC)?;
     unpack_containerd_1_7(dirs)?;
     match further {
-        Further::Nothing => Ok(()),
+        Further::Nothing | Further::Chart => Ok(()),
         Further::Gvisor => build_tool(dirs, &GVISOR),
         Further::Integration => build_integration(dirs),
         Further::Posix => build_posix(dirs),
     }
+}
+
+/// Builds what a cluster of one node consists of, containerd and runc included.
+pub fn build_cluster(dirs: &Dirs) -> Result<()> {
+    build_tool(dirs, &CONTAINERD)?;
+    build_tool(dirs, &RUNC)?;
+    KUBERNETES
+        .iter()
+        .try_for_each(|tool| build_tool(dirs, tool))
+}
+
+/// The description of Kubernetes' API, which the chart is checked against. Go checks the module by the sums of the cluster's.
+fn copy_api(dirs: &Dirs) -> Result<()> {
+    let (module, path) = API;
+    let to = dirs.cache.join("tools/kubernetes/swagger.json");
+    if to.exists() {
+        return Ok(());
+    }
+    let mut download = Command::new(go());
+    download
+        .args(["mod", "download", "-json", module])
+        .current_dir(dirs.root.join("packaging/test-tools/kubernetes"))
+        .env("GOTOOLCHAIN", "auto");
+    eprintln!("  kubernetes: getting the module {module} ...");
+    let said: serde_json::Value = serde_json::from_slice(&step::output(&mut download)?)
+        .context("understand go mod download")?;
+    let dir = said["Dir"]
+        .as_str()
+        .context("go mod download names no Dir")?;
+    files::copy(&Path::new(dir).join(path), &to)
 }
 
 /// Go's own cache makes it quick when nothing has changed.
@@ -142,7 +243,7 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
     let stamp = [
         files::read_text(&module.join("go.mod"))?,
         files::read_text(&module.join("go.sum"))?,
-        include_str!("test_tools.rs").to_owned(),
+        format!("{tool:?}"),
     ]
     .concat();
     if std::fs::read_to_string(&stamp_path).is_ok_and(|old| old == stamp) {
@@ -159,10 +260,13 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
     let mut build = Command::new(go);
     build
         .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false"])
+        .args(["-ldflags", &format!("-s -w {}", tool.ldflags)])
         .args(["-tags", tool.tags, "-o"])
-        .arg(&bin)
+        .arg(tool.name.map_or(bin.clone(), |name| bin.join(name)))
         .args(tool.packages)
         .current_dir(&module)
+        // A module that wants a newer Go than there is gets it from Go's proxy, checked as any module.
+        .env("GOTOOLCHAIN", "auto")
         .env("CGO_ENABLED", if tool.cgo { "1" } else { "0" });
     step::run(&dirs.log, tool.module, &mut build)?;
     files::write(&stamp_path, stamp.as_bytes(), 0o644)

@@ -110,7 +110,12 @@ impl CriNode {
 
     /// Starts a node of a version.
     pub fn start_version(version: Containerd) -> Result<Self> {
-        Self::over(Node::start_cri(version, |_| {})?)
+        Self::start_version_with(version, |_| {})
+    }
+
+    /// Starts a node of a version whose Caisson configuration was changed by `edit`.
+    pub fn start_version_with(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
+        Self::over(Node::start_cri(version, edit)?)
     }
 
     fn over(node: Node) -> Result<Self> {

@@ -16,7 +16,7 @@ mod kernel;
 mod modules;
 mod vmlinux;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
@@ -26,7 +26,7 @@ pub use debian::Pins;
 use crate::{
     dirs::Dirs,
     files,
-    inputs::{self, Inputs},
+    inputs::{self, Inputs, Kernel},
 };
 use cpio::Archive;
 use kernel::Parts;
@@ -60,6 +60,12 @@ pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
     let agent = agent::build(dirs, pins, &dirs.target)?;
     assemble(&parts, &package, &agent, &dirs.dist.join("guest"))?;
     Ok(())
+}
+
+/// The kernel's package that is built from, and its file.
+pub fn kernel_package(dirs: &Dirs, inputs: &Inputs, pins: Pins) -> Result<(Kernel, PathBuf)> {
+    let package = debian::fetch(dirs, &inputs.kernel, pins)?;
+    Ok((package.kernel, package.deb))
 }
 
 /// Pins what Debian has now.

@@ -1,4 +1,4 @@
-//! OCI image archives made here: one layer out of files that a test names, no network.
+//! OCI image archives made here: one layer out of files that are named one by one, no network. Also for the tests, by whose harness it is used.
 
 use std::{
     fs::File,

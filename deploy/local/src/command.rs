@@ -1,0 +1,87 @@
+//! The command `caisson-local`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::{down, supervise, up, Layout, Programs};
+
+/// Where `make cluster` has its cluster.
+const DIR: &str = "/var/tmp/caisson";
+
+/// A Kubernetes of one node on this machine, with Caisson in it.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Starts the cluster, or takes the one that runs.
+    Up {
+        /// Everything of the cluster is in this folder.
+        #[arg(long, default_value = DIR)]
+        dir: PathBuf,
+    },
+    /// Removes the cluster and everything in it.
+    Down {
+        #[arg(long, default_value = DIR)]
+        dir: PathBuf,
+    },
+    /// Keeps the programs of a cluster running; `up` starts it.
+    #[command(hide = true)]
+    Supervise { dir: PathBuf },
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    match run(Arguments::parse().what) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("caisson-local: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(what: What) -> Result<()> {
+    match what {
+        What::Up { dir } => start(&Layout::new(&dir)?),
+        What::Down { dir } => down(&Layout::new(&dir)?),
+        What::Supervise { dir } => supervise::run(&Layout::new(&dir)?),
+    }
+}
+
+fn start(layout: &Layout) -> Result<()> {
+    let programs = Programs::find(&target())?;
+    let own = std::env::current_exe().context("find this program")?;
+    let started = Instant::now();
+    let cluster = up(layout, &programs, &own, &mut |step| {
+        eprintln!("  {:>5.1} s  {step}", started.elapsed().as_secs_f32());
+    })?;
+    println!(
+        "The cluster is ready. To look at it:\n\n  export KUBECONFIG={}\n  export PATH={}:$PATH\n  kubectl get pods --all-namespaces\n\n\
+         Pods with `runtimeClassName: sandbox` run in a VM. Images are brought in by\n\n  {} --address {} --namespace k8s.io images import IMAGE_TAR\n\n\
+         `make cluster-down` removes the cluster.",
+        cluster.layout().kubeconfig().display(),
+        programs.kubernetes("").display().to_string().trim_end_matches('/'),
+        programs.containerd("ctr").display(),
+        layout.containerd_socket().display(),
+    );
+    Ok(())
+}
+
+/// The `target/` that this program was built into.
+fn target() -> PathBuf {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let target = checkout.join(target);
+    target.canonicalize().unwrap_or(target)
+}

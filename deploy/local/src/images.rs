@@ -1,0 +1,72 @@
+//! Images of the cluster itself, made of programs that were built here, and how images come into its containerd: there is no registry.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::{
+    components::PAUSE,
+    image::{root, ImageBuilder},
+    layout::Layout,
+    process,
+    programs::Programs,
+};
+
+/// CoreDNS' image.
+pub const COREDNS: &str = "registry.k8s.io/coredns/coredns:v1.12.1";
+
+/// Makes and imports the images that every cluster needs.
+pub fn import_own(layout: &Layout, programs: &Programs) -> Result<()> {
+    for (program, name) in [("pause", PAUSE), ("coredns", COREDNS)] {
+        let dir = tempfile::tempdir_in(layout.dir()).context("make a folder for an image")?;
+        let mut image = ImageBuilder::new(dir.path())?;
+        image.copy(&programs.kubernetes(program), program, root(0o755))?;
+        for dir in ["dev", "etc", "proc", "sys", "tmp"] {
+            image.dir(dir, root(0o755))?;
+        }
+        image.config("Entrypoint", json!([format!("/{program}")]));
+        image.config("Cmd", json!(null));
+        let archive = dir.path().join("image.tar");
+        image.finish(name, &archive)?;
+        import(layout, programs, &archive)?;
+    }
+    Ok(())
+}
+
+/// Imports an OCI archive under the name that it gives itself, for the cluster's pods.
+pub fn import(layout: &Layout, programs: &Programs, archive: &Path) -> Result<()> {
+    let mut ctr = Command::new(programs.containerd("ctr"));
+    ctr.arg("--address").arg(layout.containerd_socket());
+    ctr.args(["--namespace", "k8s.io", "images", "import", "--local"])
+        .arg(archive);
+    process::output(&mut ctr, "")
+        .map(drop)
+        .with_context(|| format!("import {}", archive.display()))
+}
+
+/// Gives an image of the cluster another name.
+pub fn tag(layout: &Layout, programs: &Programs, from: &str, to: &str) -> Result<()> {
+    let mut ctr = Command::new(programs.containerd("ctr"));
+    ctr.arg("--address").arg(layout.containerd_socket());
+    ctr.args([
+        "--namespace",
+        "k8s.io",
+        "images",
+        "tag",
+        "--force",
+        from,
+        to,
+    ]);
+    process::output(&mut ctr, "").map(drop)
+}
+
+/// Whether containerd answers.
+pub fn containerd_answers(layout: &Layout, programs: &Programs) -> Result<()> {
+    fs::metadata(layout.containerd_socket()).context("containerd's socket")?;
+    let mut ctr = Command::new(programs.containerd("ctr"));
+    ctr.arg("--address")
+        .arg(layout.containerd_socket())
+        .arg("version");
+    process::output(&mut ctr, "").map(drop)
+}

@@ -1,0 +1,204 @@
+//! A Kubernetes of one node on this machine: etcd, API server, controllers, scheduler, kubelet, kube-proxy, CoreDNS and a containerd of its
+//! own, everything in one folder and one network namespace, so that nothing is left after [`down`].
+//!
+//! ```text
+//! up: network ─▶ pki, configuration ─▶ supervisor ─▶ API ─▶ addons, images ─▶ node Ready ─▶ DNS ─▶ Caisson
+//! ```
+//!
+//! - [`layout`]: the folder; [`programs`]: what was built for it;
+//! - [`network`], [`pki`], [`components`], [`containerd`]: what is made before anything runs;
+//! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away, dead or alive;
+//! - [`image`], [`images`]: images without a registry; [`caisson`]: the way Caisson gets in.
+
+pub mod caisson;
+pub mod command;
+pub mod components;
+pub mod containerd;
+pub mod image;
+pub mod images;
+pub mod layout;
+pub mod network;
+pub mod pki;
+pub mod process;
+pub mod programs;
+pub mod remove;
+pub mod supervise;
+pub mod sysctl;
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+
+pub use crate::{layout::Layout, programs::Programs};
+
+/// How long each step may take; a machine that is busy with VMs is slow.
+const LIMIT: Duration = Duration::from_secs(180);
+/// Of two that would start or remove clusters at once, one waits.
+const GATE: &str = "/run/lock/caisson-local";
+
+/// A cluster that runs.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    layout: Layout,
+    programs: Programs,
+}
+
+/// Starts the cluster of this folder, or takes the one that runs there. `supervisor` is a program that answers to `supervise DIR`, which
+/// [`command::main`] does; each step is told to `progress` before it is begun.
+pub fn up(
+    layout: &Layout,
+    programs: &Programs,
+    supervisor: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Cluster> {
+    ensure!(nix::unistd::geteuid().is_root(), "a cluster needs root");
+    let cluster = Cluster {
+        layout: layout.clone(),
+        programs: programs.clone(),
+    };
+    let _gate = gate()?;
+    if cluster.is_ready() {
+        progress("the cluster runs already");
+        return Ok(cluster);
+    }
+    if layout.dir().exists() {
+        progress("removing what is left of an earlier cluster");
+    }
+    remove::all(layout)?;
+    let started = cluster.start(supervisor, progress);
+    started.with_context(|| format!("the logs are in {}", layout.text("log")))?;
+    Ok(cluster)
+}
+
+/// Takes the cluster of this folder away. One that is not there is no error.
+pub fn down(layout: &Layout) -> Result<()> {
+    let _gate = gate()?;
+    remove::all(layout)
+}
+
+impl Cluster {
+    fn start(&self, supervisor: &Path, progress: &mut dyn FnMut(&str)) -> Result<()> {
+        let (layout, programs) = (&self.layout, &self.programs);
+        progress("network, certificates, configuration");
+        fs::create_dir_all(layout.dir())?;
+        let node = network::create(layout)?;
+        network::write_cni(layout)?;
+        pki::write(layout, &node)?;
+        let plan = components::write(layout, programs, &node)?;
+        containerd::write(layout)?;
+        fs::write(layout.path("plan.json"), serde_json::to_vec_pretty(&plan)?)?;
+        sysctl::keep(layout)?;
+        make_cgroups(layout)?;
+        supervise::start(supervisor, layout)?;
+        progress("etcd and the API server");
+        process::wait_for("the API server", LIMIT, || {
+            self.kubectl(&["get", "--raw", "/readyz"])
+        })?;
+        // RBAC's bootstrap roles and the namespaces may take a moment longer.
+        process::wait_for("the namespace kube-system", LIMIT, || {
+            self.kubectl(&["get", "namespace", "kube-system"])
+        })?;
+        let addons = include_str!("addons.yaml")
+            .replace("COREDNS", images::COREDNS)
+            .replace("DNS_SERVICE", network::DNS_SERVICE);
+        self.apply(&addons)?;
+        progress("containerd and the cluster's own images");
+        process::wait_for("containerd", LIMIT, || {
+            images::containerd_answers(layout, programs)
+        })?;
+        images::import_own(layout, programs)?;
+        progress("the node");
+        process::wait_for("the node", LIMIT, || {
+            self.kubectl(&[
+                "wait",
+                "--for=condition=Ready",
+                "node",
+                pki::NODE,
+                "--timeout=60s",
+            ])
+        })?;
+        progress("DNS");
+        process::wait_for("DNS", LIMIT, || {
+            self.kubectl(&[
+                "-n",
+                "kube-system",
+                "rollout",
+                "status",
+                "deployment/coredns",
+                "--timeout=60s",
+            ])
+        })?;
+        progress("Caisson");
+        caisson::install(self)?;
+        fs::write(layout.path("ready"), "")?;
+        Ok(())
+    }
+
+    /// The cluster's folder.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The programs it is made of.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// `kubectl` as the administrator, arguments to follow.
+    pub fn kubectl_command(&self) -> Command {
+        let mut kubectl = Command::new(self.programs.kubernetes("kubectl"));
+        kubectl
+            .env("KUBECONFIG", self.layout.kubeconfig())
+            // It would keep what it knows of the API in the user's home.
+            .env("KUBECACHEDIR", self.layout.path("kubectl-cache"));
+        kubectl
+    }
+
+    /// Runs `kubectl` to its end; what it printed.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        process::output(self.kubectl_command().args(args), "")
+    }
+
+    /// Applies a manifest.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
+        let mut kubectl = self.kubectl_command();
+        kubectl.args(["apply", "--filename", "-"]);
+        process::output(&mut kubectl, manifest).map(drop)
+    }
+
+    /// Imports an OCI archive under the name that it gives itself.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        images::import(&self.layout, &self.programs, archive)
+    }
+
+    /// Whether it was started to the end and is supervised.
+    fn is_ready(&self) -> bool {
+        let layout = &self.layout;
+        let supervised = File::open(layout.path("supervisor.lock"))
+            .is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
+        supervised
+            && layout.path("ready").exists()
+            && self.kubectl(&["get", "--raw", "/readyz"]).is_ok()
+    }
+}
+
+/// The kubelet makes what is below its root, not the root itself.
+fn make_cgroups(layout: &Layout) -> Result<()> {
+    for hierarchy in remove::hierarchies() {
+        let dir = hierarchy.join(layout.mark());
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn gate() -> Result<Flock<File>> {
+    fs::create_dir_all("/run/lock")?;
+    let file = File::create(GATE).context(GATE)?;
+    Ok(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?)
+}

@@ -1,0 +1,66 @@
+//! Where the programs are that a cluster consists of: below `target/`, made by `cargo xtask dist` and `cargo xtask cluster-tools`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{ensure, Result};
+
+/// Debian's `containernetworking-plugins`.
+pub const CNI_PLUGINS: &str = "/usr/lib/cni";
+
+/// Folders with programs.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    target: PathBuf,
+}
+
+impl Programs {
+    /// What was built into this `target/`; checked, with what to do where something is not there.
+    pub fn find(target: &Path) -> Result<Self> {
+        let programs = Self {
+            target: target.to_owned(),
+        };
+        for (program, advice) in [
+            (
+                programs.kubernetes("kube-apiserver"),
+                "cargo xtask cluster-tools",
+            ),
+            (programs.kubernetes("helm"), "cargo xtask cluster-tools"),
+            (
+                programs.containerd("containerd"),
+                "cargo xtask cluster-tools",
+            ),
+            (programs.dist().join("bin/caisson"), "cargo xtask dist"),
+            (
+                Path::new(CNI_PLUGINS).join("bridge"),
+                "packaging/setup cluster",
+            ),
+        ] {
+            ensure!(program.exists(), "no {}: {advice}", program.display());
+        }
+        Ok(programs)
+    }
+
+    /// A program of Kubernetes, etcd, CoreDNS or helm.
+    pub fn kubernetes(&self, name: &str) -> PathBuf {
+        self.target.join("cache/tools/kubernetes/bin").join(name)
+    }
+
+    /// A program of containerd 2.1, or runc.
+    pub fn containerd(&self, name: &str) -> PathBuf {
+        self.target
+            .join("cache/tools/containerd-2.1/bin")
+            .join(name)
+    }
+
+    /// What a node gets.
+    pub fn dist(&self) -> PathBuf {
+        self.target.join("dist")
+    }
+
+    /// `PATH` of containerd, by which it finds shims and runc.
+    pub fn path(&self) -> String {
+        let (dist, containerd) = (self.dist().join("bin"), self.containerd(""));
+        let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        format!("{}:{}:{system}", dist.display(), containerd.display())
+    }
+}

@@ -1,0 +1,507 @@
+//! The containerd that runs on the node: which process it is, what it makes of a configuration, whether it has a runtime handler, and
+//! its restart.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::{self, File},
+    io::Read,
+    os::unix::{net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    str::FromStr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{bail, ensure, Context, Result};
+use caisson_shim::config::CONFIG_ENV;
+use containerd_client::tonic::{self, client::Grpc, transport::Channel};
+use nix::{
+    sys::{
+        signal::{kill, Signal},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+/// Where a socket is that nobody named: containerd's own, then k3s's and RKE2's.
+const SOCKETS: [&str; 2] = [
+    "/run/containerd/containerd.sock",
+    "/run/k3s/containerd/containerd.sock",
+];
+const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
+/// For one call, and for one program that only reads.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// For a process to end after SIGTERM, or for systemctl.
+const STOP_LIMIT: Duration = Duration::from_secs(90);
+
+/// How containerd is restarted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Restart {
+    /// By `systemctl restart` of that unit.
+    Systemd(String),
+    /// By SIGTERM: whoever started it starts it again.
+    Signal,
+    /// Not by us.
+    None,
+}
+
+impl FromStr for Restart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("systemd:")) {
+            ("signal", _) => Ok(Self::Signal),
+            ("none", _) => Ok(Self::None),
+            (_, Some(unit)) if !unit.is_empty() && !unit.starts_with('-') => {
+                Ok(Self::Systemd(unit.to_owned()))
+            }
+            _ => Err(format!("{text:?} is none of systemd:UNIT, signal and none")),
+        }
+    }
+}
+
+impl TryFrom<String> for Restart {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Restart> for String {
+    fn from(restart: Restart) -> Self {
+        restart.to_string()
+    }
+}
+
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Systemd(unit) => write!(f, "systemd:{unit}"),
+            Self::Signal => write!(f, "signal"),
+            Self::None => write!(f, "none"),
+        }
+    }
+}
+
+/// The process that serves containerd's socket.
+#[derive(Debug)]
+pub struct Containerd {
+    pub socket: PathBuf,
+    pub pid: i32,
+    /// Of the configuration that it reads.
+    pub config: PathBuf,
+    /// The configuration of Caisson that its shims read, where it is not the default.
+    pub caisson_config: Option<PathBuf>,
+    /// The systemd unit that it is in.
+    unit: Option<String>,
+    arguments: Vec<String>,
+    started: Option<u64>,
+}
+
+impl Containerd {
+    /// Finds it by its socket; by the usual sockets where none is named.
+    pub fn find(socket: Option<&Path>) -> Result<Self> {
+        let Some(socket) = socket else {
+            let found = SOCKETS
+                .iter()
+                .find_map(|socket| Self::at(Path::new(socket)).ok());
+            return found.with_context(|| {
+                format!(
+                    "no containerd answers at {}: say with --containerd-socket where one is",
+                    SOCKETS.join(" or ")
+                )
+            });
+        };
+        Self::at(socket)
+    }
+
+    fn at(socket: &Path) -> Result<Self> {
+        let what = || format!("containerd does not answer at {}", socket.display());
+        let stream = UnixStream::connect(socket).with_context(what)?;
+        let pid = getsockopt(&stream, PeerCredentials)
+            .with_context(what)?
+            .pid();
+        ensure!(
+            pid > 0,
+            "containerd at {} is in another pid namespace",
+            socket.display()
+        );
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let arguments = strings(&proc.join("cmdline"))?;
+        let environment = strings(&proc.join("environ"))?;
+        let caisson_config = environment.iter().find_map(|variable| {
+            variable
+                .strip_prefix(CONFIG_ENV)?
+                .strip_prefix('=')
+                .map(PathBuf::from)
+        });
+        let cwd = fs::read_link(proc.join("cwd")).unwrap_or_else(|_| "/".into());
+        let config = config_argument(&arguments).unwrap_or_else(|| DEFAULT_CONFIG.to_owned());
+        Ok(Self {
+            socket: socket.to_owned(),
+            pid,
+            config: cwd.join(config),
+            caisson_config,
+            unit: unit(&fs::read_to_string(proc.join("cgroup")).unwrap_or_default()),
+            arguments,
+            started: started(pid),
+        })
+    }
+
+    /// How it is restarted where nobody says it.
+    pub fn restart(&self) -> Restart {
+        let systemd = Path::new("/run/systemd/system").exists();
+        match self.unit.clone().filter(|_| systemd) {
+            Some(unit) => Restart::Systemd(unit),
+            None => Restart::Signal,
+        }
+    }
+
+    /// Version, such as `1.6.20`.
+    pub fn version(&self) -> Result<String> {
+        let output = self.run(&["--version"])?;
+        // containerd github.com/containerd/containerd v2.1.4 REVISION
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text
+            .split_whitespace()
+            .nth(2)
+            .context("containerd --version")?;
+        Ok(version.trim_start_matches('v').to_owned())
+    }
+
+    /// The format of a configuration that does not say one.
+    pub fn format(&self) -> Result<i64> {
+        Ok(if self.version()?.starts_with("1.") {
+            2
+        } else {
+            3
+        })
+    }
+
+    /// What it makes of a configuration, with all that is imported and the defaults; the error is in its own words.
+    pub fn dump(&self, config: &Path) -> Result<String> {
+        let config = config.to_str().context("a path that is no text")?;
+        let output = self.run(&["-c", config, "config", "dump"])?;
+        ensure!(
+            output.status.success(),
+            "containerd says: {}",
+            last_lines(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs the very program that serves the socket, whatever is on the disk by now.
+    fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(format!("/proc/{}/exe", self.pid));
+        // k3s is one program with many names.
+        command.arg0(self.arguments.first().map_or("containerd", String::as_str));
+        command.args(arguments);
+        output(&mut command, CALL_LIMIT).context("run containerd's program")
+    }
+
+    /// Whether it is still the process that it was.
+    pub fn is_running(&self) -> bool {
+        self.started.is_some() && started(self.pid) == self.started
+    }
+
+    /// The runtime handlers that its CRI plugin has.
+    pub fn handlers(&self) -> Result<Vec<String>> {
+        handlers(&self.socket)
+    }
+
+    /// Ends it or has it restarted.
+    pub fn stop_or_restart(&self, how: &Restart) -> Result<()> {
+        match how {
+            Restart::None => Ok(()),
+            Restart::Systemd(unit) => systemctl_restart(unit),
+            Restart::Signal => {
+                match kill(Pid::from_raw(self.pid), Signal::SIGTERM) {
+                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                    Err(error) => bail!("SIGTERM to containerd, process {}: {error}", self.pid),
+                }
+                let end = Instant::now() + STOP_LIMIT;
+                while self.is_running() {
+                    ensure!(
+                        Instant::now() < end,
+                        "containerd, process {}, does not end",
+                        self.pid
+                    );
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Restarts a unit.
+pub fn systemctl_restart(unit: &str) -> Result<()> {
+    // One that failed too often does not start before it is told to forget that.
+    let _ = output(
+        Command::new("systemctl").args(["reset-failed", unit]),
+        CALL_LIMIT,
+    );
+    let mut command = Command::new("systemctl");
+    let output = output(command.args(["restart", unit]), STOP_LIMIT)?;
+    let errors = last_lines(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "systemctl restart {unit}: {errors}"
+    );
+    Ok(())
+}
+
+/// What a unit logged last.
+pub fn journal(unit: &str) -> Option<String> {
+    let mut command = Command::new("journalctl");
+    command.args(["--no-pager", "--output=cat", "--lines=5", "--unit", unit]);
+    let output = output(&mut command, CALL_LIMIT).ok()?;
+    let text = last_lines(&output.stdout);
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// Waits until another process than `old` serves the socket and Kubernetes can use it, with the handler where one is named.
+pub fn wait_for(
+    socket: &Path,
+    old: Option<(i32, Option<u64>)>,
+    handler: Option<&str>,
+    limit: Duration,
+) -> Result<Containerd> {
+    let end = Instant::now() + limit;
+    loop {
+        let look = || {
+            let found = Containerd::at(socket)?;
+            ensure!(
+                old != Some((found.pid, found.started)),
+                "containerd, process {}, goes on as it was",
+                found.pid
+            );
+            let handlers = found.handlers()?;
+            if let Some(handler) = handler.filter(|name| !handlers.iter().any(|has| has == name)) {
+                bail!("containerd answers, but has no handler {handler:?}");
+            }
+            Ok(found)
+        };
+        match look() {
+            Ok(found) => return Ok(found),
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+impl Containerd {
+    /// Tells this process from a later one.
+    pub fn identity(&self) -> (i32, Option<u64>) {
+        (self.pid, self.started)
+    }
+}
+
+/// runtime.v1 of Kubernetes' CRI, api.proto: the part of it that is asked for.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusRequest {
+    #[prost(bool, tag = "1")]
+    verbose: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusResponse {
+    #[prost(map = "string, string", tag = "2")]
+    info: HashMap<String, String>,
+}
+
+/// What containerd's CRI plugin says of its configuration (internal/cri/server/status.go).
+fn handlers(socket: &Path) -> Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let call = async {
+        let channel: Channel = containerd_client::connect(socket)
+            .await
+            .context("connect containerd")?;
+        let mut client = Grpc::new(channel);
+        client.ready().await.context("connect containerd")?;
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(
+            "/runtime.v1.RuntimeService/Status",
+        );
+        let request = tonic::Request::new(StatusRequest { verbose: true });
+        let codec = tonic_prost::ProstCodec::<StatusRequest, StatusResponse>::default();
+        let response = client.unary(request, path, codec).await;
+        let response = response.map_err(|status| anyhow::anyhow!("{}", status.message()));
+        let response = response.context(
+            "containerd's CRI plugin, without which Kubernetes can't use it, does not answer",
+        )?;
+        let info = response.into_inner().info;
+        let config = info.get("config").context("CRI's status has no config")?;
+        let config: serde_json::Value = serde_json::from_str(config).context("CRI's status")?;
+        let runtimes = config["containerd"]["runtimes"].as_object();
+        Ok(runtimes
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name.clone())
+            .collect())
+    };
+    runtime.context("start the call")?.block_on(async {
+        let answer = tokio::time::timeout(CALL_LIMIT, call).await;
+        answer.with_context(|| {
+            format!("containerd's CRI plugin does not answer within {CALL_LIMIT:?}")
+        })?
+    })
+}
+
+/// The path that `-c` or `--config` has, in the ways that Go's flags can be written.
+fn config_argument(arguments: &[String]) -> Option<String> {
+    let names = ["-c", "--c", "-config", "--config"];
+    let mut rest = arguments.iter().skip(1);
+    while let Some(argument) = rest.next() {
+        if names.contains(&argument.as_str()) {
+            return rest.next().cloned();
+        }
+        let value = argument
+            .split_once('=')
+            .filter(|(name, _)| names.contains(name));
+        if let Some((_, value)) = value {
+            return Some(value.to_owned());
+        }
+    }
+    None
+}
+
+/// The service of `/proc/PID/cgroup` (cgroups(7)): of the hierarchy of systemd, or the only one.
+fn unit(cgroups: &str) -> Option<String> {
+    let lines = cgroups.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        (controllers.is_empty() || controllers == "name=systemd").then_some(path)
+    });
+    let units = lines.flat_map(|path| path.rsplit('/'));
+    units
+        .filter(|name| name.ends_with(".service"))
+        .map(str::to_owned)
+        .next()
+}
+
+/// Field 22 of `/proc/<pid>/stat` (proc(5)); `None` for a process that has gone or is a zombie.
+fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let gone = matches!(*fields.first()?, "Z" | "X");
+    fields.get(19)?.parse().ok().filter(|_| !gone)
+}
+
+fn strings(path: &Path) -> Result<Vec<String>> {
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let strings = bytes
+        .split(|byte| *byte == 0)
+        .filter(|bytes| !bytes.is_empty());
+    Ok(strings
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .collect())
+}
+
+/// Runs a program to its end, which it has to come to within a time.
+pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {name}"))?;
+    let collect = |pipe: Option<File>| {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            // What can't be read is not there.
+            pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+            bytes
+        })
+    };
+    let stdout = collect(
+        child
+            .stdout
+            .take()
+            .map(|pipe| File::from(std::os::fd::OwnedFd::from(pipe))),
+    );
+    let stderr = collect(
+        child
+            .stderr
+            .take()
+            .map(|pipe| File::from(std::os::fd::OwnedFd::from(pipe))),
+    );
+    let end = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait().context("wait")? {
+            break status;
+        }
+        if Instant::now() > end {
+            child.kill().and_then(|()| child.wait()).context("kill")?;
+            bail!("{name}: not within {limit:?}");
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    Ok(Output {
+        status,
+        stdout: stdout.join().unwrap_or_default(),
+        stderr: stderr.join().unwrap_or_default(),
+    })
+}
+
+/// The end of what a program wrote, where it says why it failed.
+pub fn last_lines(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(5)..].join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(arguments: &[&str]) -> Option<String> {
+        config_argument(
+            &arguments
+                .iter()
+                .map(|a| (*a).to_owned())
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn config_is_found_in_every_way_to_write_it() {
+        assert_eq!(found(&["containerd"]), None);
+        assert_eq!(
+            found(&["containerd", "-l", "debug", "-c", "/a"]),
+            Some("/a".into())
+        );
+        assert_eq!(found(&["containerd", "--config=/b"]), Some("/b".into()));
+        assert_eq!(found(&["containerd", "-config", "c"]), Some("c".into()));
+    }
+
+    #[test]
+    fn unit_is_that_of_systemds_hierarchy() {
+        assert_eq!(
+            unit("0::/system.slice/containerd.service\n"),
+            Some("containerd.service".into())
+        );
+        let both = "4:memory:/x.service\n1:name=systemd:/system.slice/k3s.service\n0::/\n";
+        assert_eq!(unit(both), Some("k3s.service".into()));
+        assert_eq!(unit("0::/user.slice/session-1.scope\n"), None);
+    }
+
+    #[test]
+    fn restart_is_read_as_it_is_written() {
+        for text in ["signal", "none", "systemd:containerd.service"] {
+            assert_eq!(text.parse::<Restart>().unwrap().to_string(), text);
+        }
+        assert!("systemd:".parse::<Restart>().is_err() && "systemd:-x".parse::<Restart>().is_err());
+    }
+}

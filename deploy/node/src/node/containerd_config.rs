@@ -1,0 +1,427 @@
+//! The text of containerd's configuration: a runtime handler of ours comes in and goes out, and nothing else changes.
+//!
+//! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md. The handler comes as a marked
+//! block at the end, so that every other byte stays; only where the runtimes are a table in one line does it go in there.
+
+use std::{fmt, path::PathBuf};
+
+use caisson_shim::RUNTIME;
+use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
+
+/// Where each format has the CRI plugin's runtimes.
+const CRI: [(i64, &str); 2] = [
+    (2, "io.containerd.grpc.v1.cri"),
+    (3, "io.containerd.cri.v1.runtime"),
+];
+/// By which `disabled_plugins` turns CRI off.
+const CRI_NAMES: [&str; 4] = [
+    "cri",
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.cri.v1.images",
+];
+const BEGIN: &str =
+    "# BEGIN caisson: `caisson node install` wrote this, `caisson node uninstall` takes it out";
+const END: &str = "# END caisson";
+/// What of k3s's own configuration comes first in a template.
+const K3S_BASE: &str = "{{ template \"base\" . }}\n";
+
+/// A runtime handler, as a RuntimeClass names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handler {
+    /// The RuntimeClass' `handler`.
+    pub name: String,
+    /// The shim's program.
+    pub shim: PathBuf,
+}
+
+/// Why a configuration is left as it is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// In the words of the parser.
+    Toml(String),
+    /// A format without a handler's place in it.
+    Version(i64),
+    /// Kubernetes can't use this containerd.
+    CriDisabled(String),
+    /// Another runtime has the handler's name.
+    Taken { handler: String, runtime: String },
+    /// Something else is where a table has to be.
+    NoTable(String),
+    /// The handler could not be added without changing something else.
+    Unclear,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Toml(error) => write!(f, "it is no TOML: {}", error.trim_end()),
+            Self::Version(version) => write!(
+                f,
+                "its format is version {version}; 2 and 3 are possible: `containerd config migrate` prints it in a newer one"
+            ),
+            Self::CriDisabled(name) => write!(
+                f,
+                "`disabled_plugins` has {name:?}, so that Kubernetes can't use this containerd: take it out"
+            ),
+            Self::Taken { handler, runtime } => write!(
+                f,
+                "the handler {handler:?} is there already, with the runtime {runtime:?}: rename it, or choose another handler"
+            ),
+            Self::NoTable(path) => write!(f, "{path} is no table"),
+            Self::Unclear => write!(f, "a handler can't be added without changing something else"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The text with the handler in it; `format` for a file that says none because it says nothing. Idempotent.
+pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigError> {
+    let mut document = parse(text)?;
+    let empty = document.is_empty();
+    if empty {
+        document["version"] = value(format);
+    }
+    let path = path(cri(&document)?, &handler.name);
+    let settings = settings(handler);
+    if let Some(there) = find(document.as_item(), &path) {
+        let runtime = runtime_type(there).unwrap_or_default();
+        if runtime != RUNTIME {
+            return Err(ConfigError::Taken {
+                handler: handler.name.clone(),
+                runtime: runtime.to_owned(),
+            });
+        }
+        if let Some(block) = block_in(text) {
+            let without = format!("{}{}", &text[..block.start], &text[block.end..]);
+            let again = add(&without, handler, format)?;
+            // The block is at the end unless somebody wrote something after it: then it stays where it is.
+            return Ok(if again.len() == text.len() && same(&again, text) {
+                text.to_owned()
+            } else {
+                again
+            });
+        }
+        return adjust(document, text, &path, &settings);
+    }
+    let mut inline = false;
+    for length in 1..path.len() {
+        match find(document.as_item(), &path[..length]) {
+            Some(item) if item.is_table_like() => inline |= item.is_inline_table(),
+            Some(_) => return Err(ConfigError::NoTable(path[..length].join("."))),
+            None => break,
+        }
+    }
+    if !inline {
+        let version = empty.then_some(format);
+        let added = format!("{text}{}", block(text, handler, version, path[1]));
+        if adds_only(text, &added, &path) {
+            return Ok(added);
+        }
+    }
+    let entry = match inline {
+        true => Item::Value(settings.into_inline_table().into()),
+        false => Item::Table(settings),
+    };
+    put(document.as_item_mut(), &path, entry).ok_or(ConfigError::Unclear)?;
+    let added = document.to_string();
+    match adds_only(text, &added, &path) {
+        true => Ok(added),
+        false => Err(ConfigError::Unclear),
+    }
+}
+
+/// The text without the handler, if that is ours. What [`add`] made for it and holds nothing else goes too.
+pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
+    if let Some(block) = block_in(text) {
+        return Ok(format!("{}{}", &text[..block.start], &text[block.end..]));
+    }
+    let mut document = parse(text)?;
+    let mut found = false;
+    for (_, cri) in CRI {
+        let path = path(cri, handler);
+        let there = find(document.as_item(), &path);
+        if there.and_then(runtime_type) == Some(RUNTIME) {
+            take(document.as_item_mut(), &path);
+            found = true;
+        }
+    }
+    Ok(if found {
+        document.to_string()
+    } else {
+        text.to_owned()
+    })
+}
+
+/// Whether a configuration has the handler as it would be written, in our words or in others.
+pub fn has(text: &str, handler: &Handler) -> bool {
+    let Ok(document) = parse(text) else {
+        return false;
+    };
+    CRI.iter().any(|(_, cri)| {
+        find(document.as_item(), &path(cri, &handler.name)).is_some_and(|there| {
+            settings(handler)
+                .iter()
+                .all(|(key, item)| there.get(key).and_then(plain) == plain(item))
+        })
+    })
+}
+
+/// A file of its own, that a configuration of format 3 imports.
+pub fn drop_in(handler: &Handler) -> String {
+    block("", handler, Some(3), CRI[1].1)
+}
+
+/// What a configuration imports, as it says it.
+pub fn imports(text: &str) -> Vec<String> {
+    let document = parse(text).unwrap_or_default();
+    let imports = document.get("imports").and_then(Item::as_array);
+    let imports = imports.into_iter().flatten().filter_map(Value::as_str);
+    imports.map(str::to_owned).collect()
+}
+
+/// The text with one more import, to see what containerd would make of it.
+pub fn with_import(text: &str, import: &str) -> Result<String, ConfigError> {
+    let mut document = parse(text)?;
+    let imports = document.entry("imports").or_insert(value(Array::new()));
+    imports
+        .as_array_mut()
+        .ok_or(ConfigError::Unclear)?
+        .push(import);
+    Ok(document.to_string())
+}
+
+/// The version of the format; `None` where the file says none.
+pub fn format(text: &str) -> Result<Option<i64>, ConfigError> {
+    Ok(parse(text)?.get("version").and_then(Item::as_integer))
+}
+
+/// A template of k3s's (a Go template, so no TOML) with the handler in it; the one that stands for none where there is none.
+pub fn add_to_template(text: Option<&str>, handler: &Handler, format: i64) -> String {
+    let text = text.map_or_else(|| K3S_BASE.to_owned(), remove_from_template);
+    let cri = CRI
+        .iter()
+        .find(|(of, _)| *of == format)
+        .unwrap_or(&CRI[0])
+        .1;
+    let block = block(&text, handler, None, cri);
+    text + &block
+}
+
+/// The template without our block.
+pub fn remove_from_template(text: &str) -> String {
+    match block_in(text) {
+        Some(block) => format!("{}{}", &text[..block.start], &text[block.end..]),
+        None => text.to_owned(),
+    }
+}
+
+/// Whether two configurations say the same but for the handler, comments, `imports` and the order of keys.
+pub fn differ_in_handler_only(one: &str, other: &str, handler: &str) -> bool {
+    let without = |text: &str| {
+        let mut table: toml::Table = text.parse().ok()?;
+        table.remove("imports");
+        for (_, cri) in CRI {
+            prune(&mut table, &path(cri, handler));
+        }
+        Some(table)
+    };
+    matches!((without(one), without(other)), (Some(one), Some(other)) if one == other)
+}
+
+fn parse(text: &str) -> Result<DocumentMut, ConfigError> {
+    text.parse()
+        .map_err(|error: toml_edit::TomlError| ConfigError::Toml(error.to_string()))
+}
+
+/// The CRI plugin's name, where it is not turned off.
+fn cri(document: &DocumentMut) -> Result<&'static str, ConfigError> {
+    // containerd takes a file that says none for version 1.
+    let version = document
+        .get("version")
+        .and_then(Item::as_integer)
+        .unwrap_or(1);
+    let disabled = document.get("disabled_plugins").and_then(Item::as_array);
+    let mut names = disabled.into_iter().flatten().filter_map(Value::as_str);
+    if let Some(name) = names.find(|name| CRI_NAMES.contains(name)) {
+        return Err(ConfigError::CriDisabled(name.to_owned()));
+    }
+    let found = CRI.iter().find(|(of, _)| *of == version);
+    found
+        .map(|(_, name)| *name)
+        .ok_or(ConfigError::Version(version))
+}
+
+fn path<'a>(cri: &'a str, handler: &'a str) -> [&'a str; 5] {
+    ["plugins", cri, "containerd", "runtimes", handler]
+}
+
+fn settings(handler: &Handler) -> Table {
+    let ours = || value(Array::from_iter(["caisson.dev/*"]));
+    let mut table = Table::new();
+    table.insert("runtime_type", value(RUNTIME));
+    table.insert("runtime_path", value(handler.shim.display().to_string()));
+    table.insert("privileged_without_host_devices", value(true));
+    table.insert("pod_annotations", ours());
+    table.insert("container_annotations", ours());
+    table
+}
+
+/// The block as it follows a text, in whose kind of line ends it is.
+fn block(text: &str, handler: &Handler, version: Option<i64>, cri: &str) -> String {
+    let mut lines = vec![BEGIN.to_owned()];
+    lines.extend(version.map(|version| format!("version = {version}")));
+    let name = &handler.name;
+    lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
+    for (key, item) in settings(handler).iter() {
+        lines.push(format!("  {key} = {}", item.to_string().trim()));
+    }
+    lines.push(END.to_owned());
+    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let whole = text.is_empty() || text.ends_with('\n');
+    let start = if whole { "" } else { end };
+    format!("{start}{}{end}", lines.join(end))
+}
+
+/// Where the block is, its line ends included.
+fn block_in(text: &str) -> Option<std::ops::Range<usize>> {
+    let start = text.find(BEGIN)?;
+    let end = start + text[start..].find(END)? + END.len();
+    let rest = &text[end..];
+    let line_end = rest.find('\n').map_or(rest.len(), |at| at + 1);
+    rest[..line_end]
+        .trim()
+        .is_empty()
+        .then_some(start..end + line_end)
+}
+
+fn runtime_type(handler: &Item) -> Option<&str> {
+    handler.get("runtime_type").and_then(Item::as_str)
+}
+
+fn find<'i>(item: &'i Item, path: &[&str]) -> Option<&'i Item> {
+    path.iter().try_fold(item, |item, key| item.get(key))
+}
+
+/// Changes a handler of ours that is written otherwise. What more it says stays.
+fn adjust(
+    mut document: DocumentMut,
+    text: &str,
+    path: &[&str; 5],
+    settings: &Table,
+) -> Result<String, ConfigError> {
+    let mut item = document.as_item_mut();
+    for key in path {
+        item = item.get_mut(key).ok_or(ConfigError::Unclear)?;
+    }
+    let there: &mut dyn TableLike = item.as_table_like_mut().ok_or(ConfigError::Unclear)?;
+    let mut changed = false;
+    for (key, wanted) in settings.iter() {
+        if there.get(key).and_then(plain) != plain(wanted) {
+            there.insert(key, wanted.clone());
+            changed = true;
+        }
+    }
+    Ok(match changed {
+        true => document.to_string(),
+        false => text.to_owned(),
+    })
+}
+
+/// A value as it would be compared, however it is written.
+fn plain(item: &Item) -> Option<String> {
+    let text = format!("x = {}", item.to_string().trim());
+    let table: toml::Table = text.parse().ok()?;
+    table.get("x").map(ToString::to_string)
+}
+
+/// Puts a table at a path, with those on the way made where there are none.
+fn put(item: &mut Item, path: &[&str], entry: Item) -> Option<()> {
+    let (key, rest) = path.split_first()?;
+    // A table in one line can have no header below it.
+    let inline = item.is_inline_table();
+    let table = item.as_table_like_mut()?;
+    if rest.is_empty() {
+        table.insert(key, entry);
+        return Some(());
+    }
+    if !table.contains_key(key) {
+        let made = match inline {
+            true => Item::Value(InlineTable::new().into()),
+            false => {
+                let mut made = Table::new();
+                // Without a header of its own.
+                made.set_implicit(true);
+                Item::Table(made)
+            }
+        };
+        table.insert(key, made);
+    }
+    put(table.get_mut(key)?, rest, entry)
+}
+
+/// Removes what is at `path`, and the tables on the way that have no header and nothing else in them.
+fn take(item: &mut Item, path: &[&str]) {
+    let (Some((key, rest)), Some(table)) = (path.split_first(), item.as_table_like_mut()) else {
+        return;
+    };
+    if rest.is_empty() {
+        table.remove(key);
+        return;
+    }
+    let Some(inner) = table.get_mut(key) else {
+        return;
+    };
+    take(inner, rest);
+    let left = inner.as_table();
+    if left.is_some_and(|left| left.is_implicit() && left.is_empty()) {
+        table.remove(key);
+    }
+}
+
+/// Whether the second text says what the first says, and what is at `path`.
+fn adds_only(before: &str, after: &str, path: &[&str; 5]) -> bool {
+    let table = |text: &str| {
+        text.trim_start_matches('\u{feff}')
+            .parse::<toml::Table>()
+            .ok()
+    };
+    let (Some(mut before), Some(mut after)) = (table(before), table(after)) else {
+        return false;
+    };
+    if before.is_empty() {
+        after.remove("version");
+    }
+    let added =
+        parse(&after.to_string()).is_ok_and(|document| find(document.as_item(), path).is_some());
+    prune(&mut before, path);
+    prune(&mut after, path);
+    added && before == after
+}
+
+/// Removes what is at `path`, and what is empty then.
+fn prune(table: &mut toml::Table, path: &[&str]) {
+    let Some((key, rest)) = path.split_first() else {
+        return;
+    };
+    if rest.is_empty() {
+        table.remove(*key);
+        return;
+    }
+    let Some(toml::Value::Table(inner)) = table.get_mut(*key) else {
+        return;
+    };
+    prune(inner, rest);
+    if inner.is_empty() {
+        table.remove(*key);
+    }
+}
+
+fn same(one: &str, other: &str) -> bool {
+    one == other
+        || matches!((one.parse::<toml::Table>(), other.parse::<toml::Table>()), (Ok(one), Ok(other)) if one == other)
+}
+
+#[cfg(test)]
+mod tests;

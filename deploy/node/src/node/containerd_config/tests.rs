@@ -1,0 +1,207 @@
+use std::{collections::BTreeMap, fs, path::Path};
+
+use super::*;
+
+fn ours() -> Handler {
+    Handler {
+        name: "sandbox".into(),
+        shim: "/opt/caisson/current/bin/containerd-shim-caisson-v2".into(),
+    }
+}
+
+/// The files of `tests/configs` whose names end so, with their text.
+fn configs(end: &str) -> BTreeMap<String, String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs");
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path))
+        .filter(|(name, _)| name.ends_with(end))
+        .map(|(name, path)| (name, fs::read_to_string(path).unwrap()))
+        .collect()
+}
+
+/// Those that a handler can be added to.
+fn good() -> BTreeMap<String, String> {
+    let mut configs = configs(".toml");
+    configs.retain(|name, _| !name.starts_with("refused-"));
+    assert!(configs.len() >= 30, "{} configurations", configs.len());
+    configs
+}
+
+#[test]
+fn configuration_after_add_and_remove_is_the_same_to_the_byte() {
+    for (name, text) in good() {
+        let added = add(&text, &ours(), 2).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(has(&added, &ours()), "{name}: not there in\n{added}");
+        // Its handler is that of somebody who followed the README: what install changes, the saved bytes give back.
+        if name != "handler-of-ours-by-hand.toml" {
+            assert_eq!(
+                remove(&added, "sandbox").unwrap(),
+                with_end(&text, &added),
+                "{name}"
+            );
+        }
+    }
+}
+
+/// A line that had no end keeps the one that it got, since something may follow by now.
+fn with_end(text: &str, added: &str) -> String {
+    let grown =
+        !text.is_empty() && !text.ends_with('\n') && added.starts_with(&format!("{text}\n"));
+    format!("{text}{}", if grown { "\n" } else { "" })
+}
+
+#[test]
+fn add_changes_no_other_setting() {
+    for (name, text) in good() {
+        let added = add(&text, &ours(), 2).unwrap();
+        let document: toml::Table = text.trim_start_matches('\u{feff}').parse().unwrap();
+        if !document.is_empty() && name != "byte-order-mark.toml" {
+            assert!(
+                differ_in_handler_only(&text, &added, "sandbox"),
+                "{name}\n{added}"
+            );
+        }
+        // No byte of what was there is another, unless the runtimes are in one line.
+        if !name.starts_with("inline-") && name != "handler-of-ours-by-hand.toml" {
+            assert!(added.starts_with(&text), "{name}");
+        }
+    }
+}
+
+#[test]
+fn add_a_second_time_changes_nothing() {
+    for (name, text) in good() {
+        let added = add(&text, &ours(), 2).unwrap();
+        assert_eq!(add(&added, &ours(), 2).unwrap(), added, "{name}");
+    }
+}
+
+#[test]
+fn handler_of_another_prefix_is_replaced() {
+    let elsewhere = Handler {
+        shim: "/elsewhere/shim".into(),
+        ..ours()
+    };
+    for (name, text) in good() {
+        let first = add(&text, &ours(), 2).unwrap();
+        let second = add(&first, &elsewhere, 2).unwrap();
+        assert!(has(&second, &elsewhere) && !has(&second, &ours()), "{name}");
+    }
+}
+
+#[test]
+fn configuration_that_cannot_be_is_refused_with_the_reason() {
+    let reasons = [
+        ("refused-cri-disabled-v3.toml", "`disabled_plugins` has"),
+        ("refused-docker-version-2.toml", "`disabled_plugins` has"),
+        ("refused-docker.toml", "`disabled_plugins` has \"cri\""),
+        (
+            "refused-no-table.toml",
+            "plugins.io.containerd.grpc.v1.cri.containerd is no table",
+        ),
+        ("refused-runtimes-in-an-array.toml", "runtimes is no table"),
+        ("refused-syntax.toml", "it is no TOML"),
+        (
+            "refused-taken.toml",
+            "the handler \"sandbox\" is there already",
+        ),
+        ("refused-twice.toml", "it is no TOML"),
+        ("refused-version-1.toml", "its format is version 1"),
+        ("refused-version-4.toml", "its format is version 4"),
+    ];
+    let mut configs = configs(".toml");
+    configs.retain(|name, _| name.starts_with("refused-"));
+    let names: Vec<_> = configs.keys().map(String::as_str).collect();
+    assert_eq!(names, reasons.map(|(name, _)| name));
+    for (name, reason) in reasons {
+        let error = add(&configs[name], &ours(), 2).unwrap_err().to_string();
+        assert!(error.contains(reason), "{name}: {error}");
+    }
+}
+
+#[test]
+fn handler_is_taken_out_of_a_file_that_another_tool_has_written_anew() {
+    for (name, text) in good() {
+        let added = add(&text, &ours(), 2).unwrap();
+        let rewritten = toml::to_string(
+            &added
+                .trim_start_matches('\u{feff}')
+                .parse::<toml::Table>()
+                .unwrap(),
+        );
+        let removed = remove(&rewritten.unwrap(), "sandbox").unwrap();
+        assert!(
+            !has(&removed, &ours()) && parse(&removed).is_ok(),
+            "{name}\n{removed}"
+        );
+    }
+}
+
+#[test]
+fn what_others_wrote_after_the_block_stays() {
+    let added = add("version = 2", &ours(), 2).unwrap();
+    let removed = remove(&format!("{added}[debug]\nlevel = 'info'\n"), "sandbox").unwrap();
+    assert_eq!(removed, "version = 2\n[debug]\nlevel = 'info'\n");
+}
+
+#[test]
+fn handler_by_hand_keeps_what_more_it_says() {
+    let text =
+        "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.sandbox]\n\
+        runtime_type = 'io.containerd.caisson.v2'\nsandboxer = 'shim' # mine\n";
+    let added = add(text, &ours(), 3).unwrap();
+    assert!(
+        has(&added, &ours()) && added.contains("sandboxer = 'shim' # mine"),
+        "{added}"
+    );
+}
+
+#[test]
+fn block_has_the_files_line_ends() {
+    let added = add("version = 2\r\n", &ours(), 2).unwrap();
+    assert!(!added.replace("\r\n", "").contains('\n'), "{added:?}");
+}
+
+#[test]
+fn file_without_settings_gets_the_format_that_containerd_reads() {
+    assert!(add("", &ours(), 3)
+        .unwrap()
+        .contains("io.containerd.cri.v1.runtime"));
+    assert!(add("# nothing\n", &ours(), 2)
+        .unwrap()
+        .contains("io.containerd.grpc.v1.cri"));
+}
+
+#[test]
+fn template_of_k3s_is_the_same_after_add_and_remove() {
+    let templates = configs(".tmpl");
+    assert_eq!(templates.len(), 3);
+    for (name, text) in templates {
+        let added = add_to_template(Some(&text), &ours(), 2);
+        assert!(
+            added.starts_with(&text) && added.len() > text.len(),
+            "{name}"
+        );
+        assert_eq!(
+            add_to_template(Some(&added), &ours(), 2),
+            with_end(&added, &added)
+        );
+        assert_eq!(
+            remove_from_template(&added).trim_end(),
+            text.trim_end(),
+            "{name}"
+        );
+    }
+    let made = add_to_template(None, &ours(), 3);
+    assert!(made.starts_with("{{ template \"base\" . }}\n") && made.contains("cri.v1.runtime"));
+}
+
+#[test]
+fn imports_are_read_and_one_more_is_said() {
+    let text = "version = 3\nimports = ['/a/*.toml', \"b.toml\"] # c\n";
+    assert_eq!(imports(text), ["/a/*.toml", "b.toml"]);
+    let more = with_import(text, "/c").unwrap();
+    assert_eq!(imports(&more), ["/a/*.toml", "b.toml", "/c"]);
+    assert!(differ_in_handler_only(text, &more, "sandbox"));
+}

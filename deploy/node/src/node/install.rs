@@ -1,0 +1,279 @@
+//! `caisson node install`: a release comes onto the node, is tried, and containerd gets a runtime handler for it.
+//!
+//! Every step looks whether it is done already, so a run after a killed one goes on, and a run after a whole one changes nothing.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_shim::config::{self, NodeConfig, CONFIG_ENV};
+use clap::Args;
+use nix::unistd::geteuid;
+
+use super::{
+    containerd::{wait_for, Containerd, Restart},
+    containerd_config::Handler,
+    files,
+    payload::{self, Payload},
+    record::{traces, Record, Store},
+    self_test, settings,
+    switch::{restart_again, take_out, Outcome, Switch},
+};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// A release: a folder with bin, libexec and guest [default: the one that this program is in]
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    /// Where versions are put
+    #[arg(long, value_name = "DIR", default_value = "/opt/caisson", value_parser = absolute)]
+    prefix: PathBuf,
+    /// containerd's configuration [default: the one that the running containerd was started with]
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    containerd_config: Option<PathBuf>,
+    /// containerd's socket [default: containerd's own or k3s's]
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    containerd_socket: Option<PathBuf>,
+    /// How containerd is restarted: systemd:UNIT, signal (SIGTERM, and whoever started it starts it again) or none [default: its systemd unit, else signal]
+    #[arg(long, value_name = "HOW")]
+    restart: Option<Restart>,
+    /// How long containerd may take to come up, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    restart_limit: u64,
+    /// The runtime handler's name, as a RuntimeClass has it
+    #[arg(long, value_name = "NAME", default_value = "sandbox", value_parser = label)]
+    handler: String,
+    /// Settings of this node: becomes config.d/50-node.toml beside Caisson's configuration. Without it what is there stays
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// Does not try whether a VM runs
+    #[arg(long)]
+    no_self_test: bool,
+}
+
+/// Does all of it, with a line for each step.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(geteuid().is_root(), "caisson node install needs root");
+    let limit = Duration::from_secs(arguments.restart_limit);
+    let socket = arguments.containerd_socket.as_deref();
+    let containerd = match Containerd::find(socket) {
+        Ok(containerd) => containerd,
+        Err(error) => recover(limit).with_context(|| format!("{error:#}"))?,
+    };
+    containerd.handlers()?;
+    let main = arguments
+        .containerd_config
+        .as_deref()
+        .unwrap_or(&containerd.config);
+    step(
+        "containerd",
+        &format!("{}, {}", containerd.version()?, main.display()),
+    );
+
+    let config_file = config_file(Some(&containerd));
+    let config = wanted(arguments, &config_file)?;
+    let qemu = &config.hypervisor.qemu;
+    ensure!(
+        qemu.is_file(),
+        "no QEMU at {}: install it from the node's packages (Debian, Ubuntu: qemu-system-x86; Fedora, RHEL: qemu-kvm), or set hypervisor.qemu",
+        qemu.display()
+    );
+    let from = match &arguments.from {
+        Some(from) => from.clone(),
+        None => own_release()?,
+    };
+    let payload = Payload::read(&from)?;
+
+    let (store, made) = Store::create(&config.store_dir)?;
+    let restart = arguments
+        .restart
+        .clone()
+        .unwrap_or_else(|| containerd.restart());
+    let mut record = match store.load()? {
+        Some(record) => continued(record, arguments)?,
+        None => Record {
+            prefix: arguments.prefix.clone(),
+            handler: arguments.handler.clone(),
+            socket: containerd.socket.clone(),
+            restart: restart.clone(),
+            made: Vec::new(),
+            found: found(&config),
+            containerd: None,
+        },
+    };
+    let handler = Handler {
+        name: arguments.handler.clone(),
+        shim: payload::shim(&arguments.prefix),
+    };
+    let switch = Switch {
+        store: &store,
+        containerd: &containerd,
+        config: main,
+        handler: &handler,
+        restart: &restart,
+        limit,
+    };
+    // Before anything is changed.
+    if let Err(error) = switch.plan(&record) {
+        if store.load()?.is_none() {
+            store.remove()?;
+            for dir in made.iter().rev() {
+                files::remove_empty(dir)?;
+            }
+        }
+        return Err(error);
+    }
+    record.restart.clone_from(&restart);
+    record.socket.clone_from(&containerd.socket);
+    record.add_made(made);
+    let versions = payload::versions_dir(&arguments.prefix);
+    record.add_made(files::missing(&versions));
+    store.save(&record)?;
+
+    fs::create_dir_all(&versions).with_context(|| format!("create {}", versions.display()))?;
+    let copied = payload.install(&arguments.prefix)?;
+    let dir = payload.dir(&arguments.prefix);
+    step(
+        if copied { "copied" } else { "there" },
+        &dir.display().to_string(),
+    );
+
+    if let Some(file) = &arguments.settings {
+        settings::write(&config_file, &settings_text(file)?)?;
+        step(
+            "settings",
+            &settings::path(&config_file).display().to_string(),
+        );
+    }
+    if arguments.no_self_test {
+        step("self-test", "left out");
+    } else {
+        let said = self_test::run(&dir, &config_file, &store.self_test())?;
+        step("self-test", &said);
+    }
+    if payload::current_name(&arguments.prefix).as_ref() != Some(&payload.name) {
+        let target = Path::new("versions").join(&payload.name);
+        files::link(&payload::current(&arguments.prefix), &target)?;
+    }
+    step("current", &payload.name);
+
+    let outcome = switch.put_in(&mut record)?;
+    let file = record
+        .containerd
+        .as_ref()
+        .map(|edit| edit.file.display().to_string());
+    let file = file.unwrap_or_default();
+    let said = match outcome {
+        Outcome::AsItWas => format!("{:?} is there, in {file}", handler.name),
+        Outcome::InForce => format!(
+            "{:?} is in {file}, containerd has come up with it",
+            handler.name
+        ),
+        Outcome::Written => format!("{:?} is in {file}: restart containerd", handler.name),
+    };
+    step("handler", &said);
+    for name in payload::remove_unused(&arguments.prefix, Some(&payload.name))? {
+        step("removed", &format!("version {name}, which no pod uses"));
+    }
+    println!("installed: {}", payload.name);
+    Ok(())
+}
+
+/// The main file of Caisson's configuration: of the environment, of containerd's, or the default.
+pub fn config_file(containerd: Option<&Containerd>) -> PathBuf {
+    let of_containerd = containerd.and_then(|containerd| containerd.caisson_config.clone());
+    match env::var_os(CONFIG_ENV) {
+        Some(path) => path.into(),
+        None => of_containerd.unwrap_or_else(config::path),
+    }
+}
+
+/// The configuration as it will be.
+fn wanted(arguments: &Arguments, config_file: &Path) -> Result<NodeConfig> {
+    let now = config::load_with(config_file, None)?;
+    let Some(file) = &arguments.settings else {
+        return Ok(now);
+    };
+    let text = settings_text(file)?;
+    let wanted = config::load_with(config_file, Some((&settings::path(config_file), &text)))?;
+    ensure!(
+        wanted.store_dir == now.store_dir || Record::of(&now.store_dir)?.is_none(),
+        "{} sets another store_dir than {}: uninstall first",
+        file.display(),
+        now.store_dir.display()
+    );
+    Ok(wanted)
+}
+
+fn settings_text(file: &Path) -> Result<String> {
+    files::read_text(file)?.with_context(|| format!("no {}", file.display()))
+}
+
+/// What was installed is gone on with, not installed beside.
+fn continued(record: Record, arguments: &Arguments) -> Result<Record> {
+    ensure!(
+        record.prefix == arguments.prefix && record.handler == arguments.handler,
+        "installed in {} with the handler {:?}: uninstall that first",
+        record.prefix.display(),
+        record.handler
+    );
+    Ok(record)
+}
+
+fn found(config: &NodeConfig) -> Vec<PathBuf> {
+    let mut found = traces(&config.state_dir, &config.store_dir);
+    found.retain(|path| path.exists());
+    found
+}
+
+/// A run that was killed while containerd did not come up: the configuration goes back to what it was.
+fn recover(limit: Duration) -> Result<Containerd> {
+    let config = config::load_with(&config_file(None), None)?;
+    let store = Store::open(&config.store_dir)?.context("containerd has to run")?;
+    let mut record = store.load()?.context("containerd has to run")?;
+    let half = record
+        .containerd
+        .as_ref()
+        .is_some_and(|edit| !edit.in_force);
+    ensure!(half, "containerd has to run");
+    take_out(&store, &mut record)?;
+    record.containerd = None;
+    store.save(&record)?;
+    step(
+        "containerd",
+        "is down, by a change that was broken off: taken back",
+    );
+    restart_again(&record.socket, &record.restart)?;
+    wait_for(&record.socket, None, None, limit)
+}
+
+/// The release that this program is of.
+fn own_release() -> Result<PathBuf> {
+    let own = env::current_exe().context("this program's path")?;
+    let dir = own.parent().and_then(Path::parent);
+    dir.map(Path::to_owned).context("this program's folder")
+}
+
+fn step(what: &str, found: &str) {
+    println!("{what:<11} {found}");
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    path.is_absolute()
+        .then_some(path)
+        .ok_or_else(|| "it has to be an absolute path".to_owned())
+}
+
+/// As Kubernetes wants a handler: a DNS label (RFC 1123).
+fn label(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let fits = (1..=63).contains(&text.len()) && text.chars().all(plain);
+    match fits && !text.starts_with('-') && !text.ends_with('-') {
+        true => Ok(text.to_owned()),
+        false => Err("lower case letters, digits and - only, as a RuntimeClass has it".to_owned()),
+    }
+}

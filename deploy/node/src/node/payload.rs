@@ -1,0 +1,279 @@
+//! The versions on a node: `<prefix>/versions/<version>-<digest>/{bin,libexec,guest}`, and `<prefix>/current`, a link to the one that
+//! pods start with.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{ensure, Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::files;
+use crate::shim::PROGRAM;
+
+/// What a release is not whole without.
+const REQUIRED: [&str; 6] = [
+    "bin/containerd-shim-caisson-v2",
+    "bin/caisson",
+    "libexec/virtiofsd",
+    "libexec/vhost-device-vsock",
+    "guest/vmlinux",
+    "guest/initramfs.cpio",
+];
+/// Begins the names of folders that are being made or removed.
+const PART: &str = ".";
+
+/// A release in a folder such as `target/dist`.
+#[derive(Debug)]
+pub struct Payload {
+    from: PathBuf,
+    /// Relative.
+    files: Vec<PathBuf>,
+    /// `<version>-<first 12 digits of the sha256 of all files>`.
+    pub name: String,
+}
+
+impl Payload {
+    /// Looks at a folder and reads all of it.
+    pub fn read(from: &Path) -> Result<Self> {
+        for name in REQUIRED {
+            let path = from.join(name);
+            ensure!(
+                path.is_file(),
+                "no release of Caisson in {}: {name} is missing; say with --from where one is",
+                from.display()
+            );
+        }
+        let (files, digest) = digest(from)?;
+        Ok(Self {
+            from: from.to_owned(),
+            files,
+            name: format!("{}-{}", env!("CARGO_PKG_VERSION"), &digest[..12]),
+        })
+    }
+
+    /// Where it is installed.
+    pub fn dir(&self, prefix: &Path) -> PathBuf {
+        versions_dir(prefix).join(&self.name)
+    }
+
+    /// Copies it to its place, if it is not there; says whether it did. One that is there and was changed is made anew.
+    pub fn install(&self, prefix: &Path) -> Result<bool> {
+        let dir = self.dir(prefix);
+        if dir.exists() {
+            let whole = digest(&dir).is_ok_and(|(_, digest)| self.name.ends_with(&digest[..12]));
+            if whole {
+                return Ok(false);
+            }
+            discard(&dir)?;
+        }
+        let part = dir.with_file_name(format!("{PART}{}", self.name));
+        files::remove_tree(&part)?;
+        for file in &self.files {
+            let (from, to) = (self.from.join(file), part.join(file));
+            let copy = || {
+                fs::create_dir_all(to.parent().unwrap_or(&part))?;
+                fs::copy(&from, &to)?;
+                // Whatever the umask is and the source's owner could do.
+                let mode = fs::metadata(&from)?.permissions().mode() & 0o111;
+                let mode = if mode == 0 { 0o644 } else { 0o755 };
+                fs::set_permissions(&to, fs::Permissions::from_mode(mode))?;
+                fs::File::open(&to)?.sync_all()
+            };
+            copy().with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+        }
+        fs::rename(&part, &dir).with_context(|| format!("move to {}", dir.display()))?;
+        files::sync_parent(&dir)?;
+        Ok(true)
+    }
+}
+
+/// Where the versions are.
+pub fn versions_dir(prefix: &Path) -> PathBuf {
+    prefix.join("versions")
+}
+
+/// The versions that are there.
+pub fn names(prefix: &Path) -> Vec<String> {
+    let entries = fs::read_dir(versions_dir(prefix))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with(PART)).collect();
+    names.sort();
+    names
+}
+
+/// The link to the version that pods start with.
+pub fn current(prefix: &Path) -> PathBuf {
+    prefix.join("current")
+}
+
+/// The name of the version that pods start with.
+pub fn current_name(prefix: &Path) -> Option<String> {
+    let target = fs::read_link(current(prefix)).ok()?;
+    Some(target.file_name()?.to_string_lossy().into_owned())
+}
+
+/// The shim, by the link.
+pub fn shim(prefix: &Path) -> PathBuf {
+    current(prefix).join("bin").join(PROGRAM)
+}
+
+/// The version that a path is in.
+pub fn version_of(prefix: &Path, path: &Path) -> Option<String> {
+    let inner = path.strip_prefix(versions_dir(prefix)).ok()?;
+    Some(
+        inner
+            .components()
+            .next()?
+            .as_os_str()
+            .to_string_lossy()
+            .into_owned(),
+    )
+}
+
+/// Which versions processes run from, and which processes; this one does not count.
+pub fn used(prefix: &Path) -> BTreeMap<String, Vec<u32>> {
+    let prefix = prefix.canonicalize().unwrap_or_else(|_| prefix.to_owned());
+    let mut used: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let Some(pid) = pid.filter(|pid| *pid != std::process::id()) else {
+            continue;
+        };
+        let program = fs::read_link(entry.path().join("exe"));
+        if let Some(version) = program.ok().and_then(|path| version_of(&prefix, &path)) {
+            used.entry(version).or_default().push(pid);
+        }
+    }
+    used
+}
+
+/// Removes the versions that no process runs from, but for `keep`, and what killed runs left. Gives what it removed.
+pub fn remove_unused(prefix: &Path, keep: Option<&str>) -> Result<Vec<String>> {
+    let used = used(prefix);
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(versions_dir(prefix))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PART) {
+            files::remove_tree(&entry.path())?;
+        } else if keep != Some(&name) && !used.contains_key(&name) {
+            discard(&entry.path())?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes a version, which is not seen half.
+fn discard(dir: &Path) -> Result<()> {
+    let name = dir
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let part = dir.with_file_name(format!("{PART}old-{name}"));
+    files::remove_tree(&part)?;
+    fs::rename(dir, &part).with_context(|| format!("move {} away", dir.display()))?;
+    files::remove_tree(&part)
+}
+
+/// The files of a release by name, and the sha256 over names, whether they are programs, and contents.
+fn digest(dir: &Path) -> Result<(Vec<PathBuf>, String)> {
+    let mut found = Vec::new();
+    for room in ["bin", "libexec", "guest"] {
+        let mut next = vec![PathBuf::from(room)];
+        while let Some(relative) = next.pop() {
+            let path = dir.join(&relative);
+            let entries =
+                fs::read_dir(&path).with_context(|| format!("read {}", path.display()))?;
+            for entry in entries {
+                let entry = entry.with_context(|| format!("read {}", path.display()))?;
+                let relative = relative.join(entry.file_name());
+                match fs::metadata(entry.path()) {
+                    Ok(metadata) if metadata.is_dir() => next.push(relative),
+                    Ok(metadata) if metadata.is_file() => found.push(relative),
+                    _ => {}
+                }
+            }
+        }
+    }
+    found.sort();
+    let mut all = Sha256::new();
+    for relative in &found {
+        let path = dir.join(relative);
+        let read = || -> std::io::Result<_> {
+            let mut file = fs::File::open(&path)?;
+            let program = file.metadata()?.permissions().mode() & 0o111 != 0;
+            let mut digest = Sha256::new();
+            std::io::copy(&mut file, &mut digest)?;
+            Ok((program, digest.finalize()))
+        };
+        let (program, digest) = read().with_context(|| format!("read {}", path.display()))?;
+        all.update(format!("{} {program} {digest:x}\n", relative.display()));
+    }
+    Ok((found, format!("{:x}", all.finalize())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn release(dir: &Path, what: &str) {
+        for name in REQUIRED {
+            fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+            fs::write(dir.join(name), what).unwrap();
+        }
+    }
+
+    #[test]
+    fn version_is_installed_once_and_removed_when_it_is_not_current() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, prefix) = (dir.path().join("from"), dir.path().join("opt"));
+        release(&from, "one");
+        let one = Payload::read(&from).unwrap();
+        fs::create_dir_all(versions_dir(&prefix)).unwrap();
+        assert!(one.install(&prefix).unwrap());
+        assert!(!one.install(&prefix).unwrap());
+        release(&from, "two");
+        let two = Payload::read(&from).unwrap();
+        assert_ne!(one.name, two.name);
+        assert!(two.install(&prefix).unwrap());
+        assert_eq!(remove_unused(&prefix, Some(&two.name)).unwrap(), [one.name]);
+    }
+
+    #[test]
+    fn version_that_was_changed_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, prefix) = (dir.path().join("from"), dir.path().join("opt"));
+        release(&from, "whole");
+        fs::create_dir_all(versions_dir(&prefix)).unwrap();
+        let payload = Payload::read(&from).unwrap();
+        payload.install(&prefix).unwrap();
+        let file = payload.dir(&prefix).join("guest/vmlinux");
+        fs::write(&file, "half").unwrap();
+        assert!(payload.install(&prefix).unwrap());
+        assert_eq!(fs::read_to_string(file).unwrap(), "whole");
+    }
+
+    #[test]
+    fn release_that_is_not_whole_is_refused_by_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        release(dir.path(), "");
+        fs::remove_file(dir.path().join("guest/vmlinux")).unwrap();
+        let error = Payload::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("guest/vmlinux is missing"), "{error}");
+    }
+}

@@ -1,0 +1,114 @@
+//! The settings of a node that `caisson node install --settings` was given, as a drop-in of the configuration: `config.d/50-node.toml`.
+//!
+//! The file says itself that it is ours and which folders came with it, since it may say where the record of everything else is: it comes
+//! first and goes last.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{bail, Context, Result};
+
+use super::files;
+
+const HEADER: &str =
+    "# `caisson node install --settings` wrote this, `caisson node uninstall` removes it.";
+const MADE: &str = "# Folders that came with it: ";
+
+/// Where the settings are, for a main file.
+pub fn path(config_file: &Path) -> PathBuf {
+    config_file.with_file_name("config.d").join("50-node.toml")
+}
+
+/// Writes the settings. A file of that name that is not ours is left alone, with an error.
+pub fn write(config_file: &Path, text: &str) -> Result<()> {
+    let path = path(config_file);
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let old = files::read_text(&path)?;
+    let made = match &old {
+        Some(old) => made(old, &path)?,
+        None => {
+            let mut made = files::missing(dir);
+            // What a run left that was killed between making a folder and the file.
+            for dir in dir
+                .ancestors()
+                .take(2)
+                .filter(|dir| is_empty(dir, &made))
+                .collect::<Vec<_>>()
+            {
+                made.insert(0, dir.to_owned());
+            }
+            made
+        }
+    };
+    let made_line = serde_json::to_string(&made).context("folders")?;
+    let new = format!("{HEADER}\n{MADE}{made_line}\n{text}");
+    if old.as_deref() == Some(&new) {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    files::write(&path, new.as_bytes())
+}
+
+/// Removes the settings and the folders that came with them; says whether there were any.
+pub fn remove(config_file: &Path) -> Result<bool> {
+    let path = path(config_file);
+    let Some(old) = files::read_text(&path)? else {
+        return Ok(false);
+    };
+    let Ok(made) = made(&old, &path) else {
+        return Ok(false);
+    };
+    files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
+    for dir in made.iter().rev() {
+        files::remove_empty(dir)?;
+    }
+    Ok(true)
+}
+
+fn made(text: &str, path: &Path) -> Result<Vec<PathBuf>> {
+    let mut lines = text.lines();
+    if lines.next() != Some(HEADER) {
+        bail!("{} is there and not ours: move it away", path.display());
+    }
+    let made = lines.next().and_then(|line| line.strip_prefix(MADE));
+    Ok(made
+        .and_then(|made| serde_json::from_str(made).ok())
+        .unwrap_or_default())
+}
+
+fn is_empty(dir: &Path, but: &[PathBuf]) -> bool {
+    fs::read_dir(dir)
+        .is_ok_and(|entries| entries.flatten().all(|entry| but.contains(&entry.path())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_come_and_go_with_their_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("etc/caisson/config.toml");
+        write(&config, "[vm]\ndefault_cpus = 2\n").unwrap();
+        write(&config, "[vm]\ndefault_cpus = 3\n").unwrap();
+        assert!(fs::read_to_string(path(&config))
+            .unwrap()
+            .ends_with("[vm]\ndefault_cpus = 3\n"));
+        assert!(remove(&config).unwrap());
+        assert!(is_empty(dir.path(), &[]));
+        assert!(!remove(&config).unwrap());
+    }
+
+    #[test]
+    fn settings_of_another_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.toml");
+        fs::create_dir(dir.path().join("config.d")).unwrap();
+        fs::write(path(&config), "[vm]\n").unwrap();
+        assert!(write(&config, "").is_err());
+        assert!(!remove(&config).unwrap());
+        assert_eq!(fs::read_to_string(path(&config)).unwrap(), "[vm]\n");
+    }
+}

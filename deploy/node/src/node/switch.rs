@@ -1,0 +1,462 @@
+//! The runtime handler comes into containerd's configuration and goes out of it: checked before anything is replaced, and back to what was
+//! when containerd does not come up.
+//!
+//! ```text
+//! place --> new text beside the old --> `containerd config dump` of both --> saved, recorded, renamed --> restart --> CRI has it
+//!                                              | refused: nothing changed                           | not: the old bytes, restart
+//! ```
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+
+use super::{
+    containerd::{journal, systemctl_restart, wait_for, Containerd, Restart},
+    containerd_config::{self as text, Handler},
+    files,
+    record::{Edit, Kind, Record, Store},
+};
+
+/// The name of a file that a configuration imports.
+const DROP_IN: &str = "50-caisson.toml";
+
+/// What it takes to change the configuration of a containerd that runs.
+pub struct Switch<'a> {
+    pub store: &'a Store,
+    pub containerd: &'a Containerd,
+    /// The main file.
+    pub config: &'a Path,
+    pub handler: &'a Handler,
+    pub restart: &'a Restart,
+    /// For containerd to come up.
+    pub limit: Duration,
+}
+
+/// Where the handler goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    file: PathBuf,
+    kind: Kind,
+}
+
+/// A change that containerd would take.
+#[derive(Debug)]
+pub struct Plan {
+    place: Place,
+    /// The file's bytes without us, with which it goes back; `None` where there was none.
+    base: Option<Vec<u8>>,
+    now: Option<Vec<u8>>,
+    new: String,
+    /// Whether the file is so already.
+    written: bool,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was so.
+    AsItWas,
+    /// containerd has come up with the handler.
+    InForce,
+    /// It is in the file; nobody was to restart containerd.
+    Written,
+}
+
+impl Switch<'_> {
+    /// What would be written where, checked by containerd's own program. Changes nothing.
+    pub fn plan(&self, record: &Record) -> Result<Plan> {
+        let main = files::read_text(self.config)?;
+        let place = self.place(main.as_deref(), record)?;
+        let edit = record.containerd.as_ref();
+        let edit = edit.filter(|edit| edit.file == place.file);
+        let now = files::read(&place.file)?;
+        let base = self.base(&place, edit, now.as_deref())?;
+        let new = self.with_handler(&place, base.as_deref(), main.as_deref())?;
+        let written = now.as_deref() == Some(new.as_bytes());
+        if !written {
+            self.check(&place, main.as_deref(), &new)?;
+        }
+        Ok(Plan {
+            place,
+            base,
+            now,
+            new,
+            written,
+        })
+    }
+
+    /// Puts the handler in and has containerd come up with it. Idempotent, also after a kill.
+    pub fn put_in(&self, record: &mut Record) -> Result<Outcome> {
+        let mut plan = self.plan(record)?;
+        let elsewhere = |edit: &Edit| edit.file != plan.place.file;
+        if record.containerd.as_ref().is_some_and(elsewhere) {
+            // k3s reads another template by now, or somebody moved the file.
+            take_out(self.store, record)?;
+            record.containerd = None;
+            self.store.save(record)?;
+            plan = self.plan(record)?;
+        }
+        let before = record.containerd.clone();
+        let Plan {
+            place,
+            base,
+            now,
+            new,
+            written,
+        } = plan;
+        if written && before.as_ref().is_some_and(|edit| edit.in_force) {
+            let handlers = self.containerd.handlers()?;
+            if handlers.contains(&self.handler.name) {
+                return Ok(Outcome::AsItWas);
+            }
+        }
+        let existed = base.is_some();
+        if let Some(base) = &base {
+            // The mode is that of the file, which may hold secrets.
+            fs::copy(&place.file, self.store.saved()).context("save the configuration")?;
+            files::write(&self.store.saved(), base)?;
+        }
+        record.add_made(files::missing(
+            place.file.parent().unwrap_or(Path::new("/")),
+        ));
+        record.containerd = Some(Edit {
+            file: place.file.clone(),
+            kind: place.kind,
+            existed,
+            written: files::digest(new.as_bytes()),
+            in_force: false,
+        });
+        self.store.save(record)?;
+        if !written {
+            if let Some(dir) = place.file.parent() {
+                fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+            }
+            files::write(&place.file, new.as_bytes())?;
+        }
+        if *self.restart == Restart::None {
+            return Ok(Outcome::Written);
+        }
+        if let Err(error) = self.restart_with_handler() {
+            // The file as this run found it; where a killed one wrote it, as that found it.
+            let (old, edit) = if written { (base, None) } else { (now, before) };
+            return Err(self.fall_back(record, &place.file, old, edit, error));
+        }
+        if let Some(edit) = &mut record.containerd {
+            edit.in_force = true;
+        }
+        self.store.save(record)?;
+        Ok(Outcome::InForce)
+    }
+
+    fn restart_with_handler(&self) -> Result<()> {
+        let old = Some(self.containerd.identity());
+        self.containerd.stop_or_restart(self.restart)?;
+        let handler = Some(self.handler.name.as_str());
+        wait_for(&self.containerd.socket, old, handler, self.limit).map(drop)
+    }
+
+    /// Gives back what was, and the error that says so.
+    fn fall_back(
+        &self,
+        record: &mut Record,
+        file: &Path,
+        old: Option<Vec<u8>>,
+        edit: Option<Edit>,
+        error: anyhow::Error,
+    ) -> anyhow::Error {
+        let said = match self.restart {
+            Restart::Systemd(unit) => journal(unit),
+            _ => None,
+        };
+        let said = said.map_or_else(String::new, |said| format!("; it says: {said}"));
+        let why = format!("{error:#}{said}");
+        let mut back = || {
+            match &old {
+                Some(bytes) => files::write(file, bytes)?,
+                None => files::remove(file)?,
+            }
+            record.containerd = edit.clone();
+            self.store.save(record)?;
+            restart_again(&self.containerd.socket, self.restart)?;
+            wait_for(&self.containerd.socket, None, None, self.limit)
+        };
+        match back() {
+            Ok(_) => anyhow!(
+                "containerd did not come up with the handler, so its configuration is as it was and it runs with that: {why}"
+            ),
+            Err(again) => anyhow!(
+                "containerd did not come up with the handler ({why}), and with its configuration as it was neither: {again:#}"
+            ),
+        }
+    }
+
+    fn place(&self, main: Option<&str>, record: &Record) -> Result<Place> {
+        let config = fs::canonicalize(self.config).unwrap_or_else(|_| self.config.to_owned());
+        let format = main
+            .map(text::format)
+            .transpose()
+            .map_err(|error| self.refused(error))?;
+        let format = format.flatten();
+        if is_generated(&config, main.unwrap_or_default()) {
+            let name = if format == Some(3) {
+                "config-v3.toml.tmpl"
+            } else {
+                "config.toml.tmpl"
+            };
+            return Ok(Place {
+                file: config.with_file_name(name),
+                kind: Kind::Template,
+            });
+        }
+        let main_place = Place {
+            file: config.clone(),
+            kind: Kind::Main,
+        };
+        let Some(main) = main else {
+            return Ok(main_place);
+        };
+        let recorded = record.containerd.as_ref().map(|edit| &edit.file);
+        let there = text::add(main, self.handler, 2).is_ok_and(|added| added == *main);
+        // Before containerd 2 (format 3) an import replaces the whole plugin's settings.
+        if format != Some(3) || there || recorded == Some(&config) {
+            return Ok(main_place);
+        }
+        let folder = text::imports(main).into_iter().find_map(|import| {
+            let import = config.with_file_name("").join(import);
+            (import.file_name()? == "*.toml").then(|| import.with_file_name(DROP_IN))
+        });
+        let Some(file) = folder else {
+            return Ok(main_place);
+        };
+        let drop_in = Place {
+            file,
+            kind: Kind::DropIn,
+        };
+        let merges = recorded == Some(&drop_in.file)
+            || self
+                .check(&drop_in, Some(main), &text::drop_in(self.handler))
+                .is_ok();
+        Ok(if merges { drop_in } else { main_place })
+    }
+
+    /// The file's bytes without us; `None` where there would be no file.
+    fn base(
+        &self,
+        place: &Place,
+        edit: Option<&Edit>,
+        now: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>> {
+        let (Some(now), Some(edit)) = (now, edit) else {
+            return Ok(now.map(<[u8]>::to_vec));
+        };
+        let saved = match edit.existed {
+            true => files::read(&self.store.saved())?,
+            false => None,
+        };
+        if files::digest(now) == edit.written || saved.as_deref() == Some(now) {
+            return Ok(saved);
+        }
+        // Somebody has changed it since.
+        let now = std::str::from_utf8(now).context("containerd's configuration is not UTF-8")?;
+        let base = match place.kind {
+            Kind::DropIn => String::new(),
+            Kind::Template => text::remove_from_template(now),
+            Kind::Main => {
+                text::remove(now, &self.handler.name).map_err(|error| self.refused(error))?
+            }
+        };
+        let ours = !edit.existed && base.trim().is_empty() || place.kind == Kind::DropIn;
+        Ok((!ours).then(|| base.into_bytes()))
+    }
+
+    fn with_handler(
+        &self,
+        place: &Place,
+        base: Option<&[u8]>,
+        main: Option<&str>,
+    ) -> Result<String> {
+        let base = base.map(std::str::from_utf8).transpose();
+        let base = base.context("containerd's configuration is not UTF-8")?;
+        match place.kind {
+            Kind::DropIn => {
+                ensure!(
+                    base.is_none(),
+                    "{} is there and not ours: move it away",
+                    place.file.display()
+                );
+                Ok(text::drop_in(self.handler))
+            }
+            Kind::Template => {
+                let format =
+                    text::format(main.unwrap_or_default()).map_err(|error| self.refused(error))?;
+                Ok(text::add_to_template(
+                    base,
+                    self.handler,
+                    format.unwrap_or(2),
+                ))
+            }
+            Kind::Main => {
+                let format = self.containerd.format()?;
+                let added = text::add(base.unwrap_or_default(), self.handler, format);
+                added.map_err(|error| self.refused(error))
+            }
+        }
+    }
+
+    /// Has containerd's own program read what its configuration would be. Nothing of it may be lost by the change.
+    fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
+        let old = match main {
+            Some(_) => Some(
+                self.containerd
+                    .dump(self.config)
+                    .context("containerd's configuration is broken as it is")?,
+            ),
+            None => None,
+        };
+        // A template's outcome is seen when k3s has made it; this is what it will be like.
+        let main = main.unwrap_or_default();
+        let (part_of, drop_in) = match place.kind {
+            Kind::Main => (new.to_owned(), None),
+            Kind::Template => {
+                let added = text::add(main, self.handler, 2);
+                (added.map_err(|error| self.refused(error))?, None)
+            }
+            Kind::DropIn => {
+                let part = files::part(&place.file);
+                let with = text::with_import(main, &part.display().to_string());
+                (with.map_err(|error| self.refused(error))?, Some(part))
+            }
+        };
+        let made = files::missing(place.file.parent().unwrap_or(Path::new("/")));
+        let look = || {
+            if let Some(dir) = place.file.parent() {
+                fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+            }
+            if drop_in.is_some() {
+                files::write_part(&place.file, new.as_bytes())?;
+            }
+            let part = files::write_part(self.config, part_of.as_bytes())?;
+            self.containerd.dump(&part)
+        };
+        let dumped = look();
+        for path in [Some(files::part(self.config)), drop_in]
+            .into_iter()
+            .flatten()
+        {
+            files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        for dir in made.iter().rev() {
+            files::remove_empty(dir)?;
+        }
+        let refused = || format!("{} is left as it was", place.file.display());
+        let dumped = dumped.with_context(refused)?;
+        if !text::has(&dumped, self.handler) {
+            bail!("{}: containerd would not see the handler in it", refused());
+        }
+        let nothing_lost =
+            |old: &String| text::differ_in_handler_only(old, &dumped, &self.handler.name);
+        if !old.as_ref().is_none_or(nothing_lost) {
+            bail!(
+                "{}: containerd would lose other settings by the change",
+                refused()
+            );
+        }
+        Ok(())
+    }
+
+    fn refused(&self, error: text::ConfigError) -> anyhow::Error {
+        anyhow!("{} is left as it was: {error}", self.config.display())
+    }
+}
+
+/// Takes the handler out of the file that it went into: the saved bytes where nobody changed it since, else only what is ours. Says
+/// whether containerd has to be restarted for it. The record still has the edit then.
+pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
+    let handler = record.handler.clone();
+    let Some(edit) = &mut record.containerd else {
+        return Ok(false);
+    };
+    let (edit, was_in_force) = {
+        let was = edit.in_force;
+        edit.in_force = false;
+        (edit.clone(), was)
+    };
+    store.save(record)?;
+    let Some(now) = files::read(&edit.file)? else {
+        return Ok(true);
+    };
+    let saved = match edit.existed {
+        true => files::read(&store.saved())?,
+        false => None,
+    };
+    if saved.as_ref() == Some(&now) {
+        return Ok(!was_in_force);
+    }
+    if files::digest(&now) == edit.written {
+        match saved {
+            Some(saved) => files::write(&edit.file, &saved)?,
+            None => files::remove(&edit.file)?,
+        }
+        return Ok(true);
+    }
+    let now =
+        String::from_utf8(now).with_context(|| format!("{} is not UTF-8", edit.file.display()))?;
+    let without = match edit.kind {
+        Kind::DropIn => String::new(),
+        Kind::Template => text::remove_from_template(&now),
+        Kind::Main => {
+            let removed = text::remove(&now, &handler);
+            removed.map_err(|error| anyhow!("{}: {error}", edit.file.display()))?
+        }
+    };
+    if without.trim().is_empty() && !edit.existed {
+        files::remove(&edit.file)?;
+    } else if without != now {
+        files::write(&edit.file, without.as_bytes())?;
+    }
+    Ok(true)
+}
+
+/// Restarts whatever containerd there is, also one that is about to come up or can't.
+pub fn restart_again(socket: &Path, restart: &Restart) -> Result<()> {
+    match restart {
+        Restart::Systemd(unit) => systemctl_restart(unit),
+        Restart::Signal => match Containerd::find(Some(socket)) {
+            Ok(containerd) => containerd.stop_or_restart(restart),
+            // Whoever starts it again will.
+            Err(_) => Ok(()),
+        },
+        Restart::None => Ok(()),
+    }
+}
+
+/// Whether k3s or RKE2 makes this file.
+fn is_generated(config: &Path, text: &str) -> bool {
+    let head = text.lines().take(3);
+    config.ends_with("agent/etc/containerd/config.toml")
+        || head
+            .into_iter()
+            .any(|line| line.starts_with("# File generated by") && line.contains("DO NOT EDIT"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_configuration_is_known_by_its_place_or_its_head() {
+        let rke2 = Path::new("/var/lib/rancher/rke2/agent/etc/containerd/config.toml");
+        assert!(is_generated(rke2, ""));
+        let head =
+            "# File generated by k3s. DO NOT EDIT. Use config.toml.tmpl instead.\nversion = 2\n";
+        assert!(is_generated(Path::new("/data/config.toml"), head));
+        assert!(!is_generated(
+            Path::new("/etc/containerd/config.toml"),
+            "version = 2\n"
+        ));
+    }
+}

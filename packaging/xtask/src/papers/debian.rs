@@ -1,0 +1,94 @@
+//! Debian packages that files in what is shipped come from.
+
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+
+use crate::{
+    dirs::Dirs,
+    files,
+    image::{self, Pins},
+    inputs::Inputs,
+    payload::Entry,
+    step,
+};
+
+/// One package.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Package {
+    pub name: String,
+    pub version: String,
+    /// Its `copyright` file.
+    pub copyright: String,
+    /// Of the .deb, where it is pinned.
+    pub sha256: Option<String>,
+}
+
+impl Package {
+    /// Of the SBOM.
+    pub fn component(&self) -> Value {
+        // The only characters of Debian's versions that a purl does not have as they are.
+        let version = self.version.replace('+', "%2B").replace(':', "%3A");
+        let purl = format!(
+            "pkg:deb/debian/{}@{version}?arch=amd64&distro=debian-12",
+            self.name
+        );
+        let mut component = super::component(&self.name, &self.version, &purl);
+        if let Some(sha256) = &self.sha256 {
+            component["hashes"] = json!([{ "alg": "SHA-256", "content": sha256 }]);
+        }
+        component
+    }
+}
+
+/// The packages that files of this machine belong to.
+pub fn owners(files: &[Entry]) -> Result<Vec<Package>> {
+    let mut names = BTreeSet::new();
+    for file in files {
+        let said = step::output(Command::new("dpkg-query").arg("-S").arg(&file.from))?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        // `libc6:amd64: /lib/…`
+        let (name, _) = said
+            .split_once(':')
+            .with_context(|| format!("dpkg-query -S {} said: {said}", file.from.display()))?;
+        names.insert(name.to_owned());
+    }
+    names.iter().map(|name| installed(name)).collect()
+}
+
+/// A package of this machine.
+pub fn installed(name: &str) -> Result<Package> {
+    let mut query = Command::new("dpkg-query");
+    let version = step::output(query.args(["-W", "-f", "${Version}\n", name]))?;
+    let version = String::from_utf8_lossy(&version).into_owned();
+    let path = Path::new("/usr/share/doc").join(name).join("copyright");
+    Ok(Package {
+        name: name.to_owned(),
+        // A line for each architecture that it is installed for.
+        version: version.lines().next().unwrap_or_default().to_owned(),
+        copyright: files::read_text(&path)?,
+        sha256: None,
+    })
+}
+
+/// The guest's kernel and its modules.
+pub fn kernel(dirs: &Dirs) -> Result<Package> {
+    let inputs = Inputs::read(&dirs.inputs())?;
+    let (kernel, deb) = image::kernel_package(dirs, &inputs, Pins::Prefer)?;
+    let path = format!("./usr/share/doc/{}/copyright", kernel.package);
+    let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
+    let tar = temp.path().join("files.tar");
+    let mut unpack = Command::new("sh");
+    unpack
+        .args(["-c", "dpkg-deb --fsys-tarfile \"$1\" >\"$2\"", "sh"])
+        .args([&deb, &tar]);
+    step::run(&dirs.log, "kernel-copyright", &mut unpack)?;
+    let copyright = step::output(Command::new("tar").arg("-xOf").arg(&tar).arg(&path))?;
+    Ok(Package {
+        name: kernel.package,
+        version: kernel.version,
+        copyright: String::from_utf8_lossy(&copyright).into_owned(),
+        sha256: Some(kernel.sha256),
+    })
+}

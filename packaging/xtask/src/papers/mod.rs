@@ -1,0 +1,176 @@
+//! `cargo xtask papers`: what is in the things that are shipped, and under which licences: an SBOM (CycloneDX) and all licence texts.
+
+mod crates;
+mod debian;
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use anyhow::Result;
+use serde_json::{json, Value};
+
+use crate::{dirs::Dirs, files, inputs::Inputs, node_image, payload::Entry};
+use crates::Crate;
+use debian::Package;
+
+/// The files in `target/dist`.
+pub const ALL: [&str; 3] = ["LICENSE", LICENCES, SBOM];
+const LICENCES: &str = "licences.txt";
+const SBOM: &str = "sbom.cdx.json";
+
+/// The workspace's crates that become binaries.
+const ROOTS: [&str; 3] = ["caisson", "caisson-guest", "caisson-shim"];
+/// What the agent is statically linked with, from the building machine.
+const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
+
+/// Writes them; the binaries have to be in `target/dist`.
+pub fn build(dirs: &Dirs) -> Result<()> {
+    let inputs = Inputs::read(&dirs.inputs())?;
+    let mut crates = crates::of_workspace(dirs, &ROOTS)?;
+    for (name, version) in &inputs.helpers {
+        crates.extend(crates::of_helper(name, version)?);
+    }
+    crates.sort();
+    crates.dedup();
+
+    let libraries = node_image::libraries(&dirs.dist.join("bin/caisson"))?;
+    let mut packages = debian::owners(&libraries)?;
+    for name in STATIC {
+        packages.push(debian::installed(name)?);
+    }
+    packages.push(debian::kernel(dirs)?);
+    packages.sort();
+    packages.dedup();
+
+    files::copy(&dirs.root.join("LICENSE"), &dirs.dist.join("LICENSE"))?;
+    let mut sbom = serde_json::to_string_pretty(&sbom(&crates, &packages))?;
+    sbom.push('\n');
+    files::write(&dirs.dist.join(SBOM), sbom.as_bytes(), 0o644)?;
+    let text = licences(&crates, &packages);
+    files::write(&dirs.dist.join(LICENCES), text.as_bytes(), 0o644)
+}
+
+/// The copyright files of the Debian packages that these files are of, by package.
+pub fn copyrights_of(files: &[Entry]) -> Result<BTreeMap<String, String>> {
+    let packages = debian::owners(files)?;
+    Ok(packages
+        .into_iter()
+        .map(|package| (package.name, package.copyright))
+        .collect())
+}
+
+/// A CycloneDX document. No serial number and no time: the same content gives the same bytes.
+fn sbom(crates: &[Crate], packages: &[Package]) -> Value {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut components: Vec<Value> = crates.iter().map(Crate::component).collect();
+    components.extend(packages.iter().map(Package::component));
+    json!({
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "application",
+                "bom-ref": format!("caisson@{version}"),
+                "name": "caisson",
+                "version": version,
+                "licenses": [{ "expression": "Apache-2.0" }],
+            },
+        },
+        "components": components,
+    })
+}
+
+/// Each text once, with everything that it is of above it.
+fn licences(crates: &[Crate], packages: &[Package]) -> String {
+    let mut owners: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut without = Vec::new();
+    for krate in crates {
+        let licence = krate.licence.as_deref().unwrap_or("as follows");
+        let owner = format!("{} {} ({licence})", krate.name, krate.version);
+        if krate.texts.is_empty() {
+            without.push(owner);
+            continue;
+        }
+        for text in &krate.texts {
+            owners.entry(text.trim()).or_default().push(owner.clone());
+        }
+    }
+    for package in packages {
+        let owner = format!("{} {} (Debian)", package.name, package.version);
+        owners
+            .entry(package.copyright.trim())
+            .or_default()
+            .push(owner);
+    }
+    let mut texts: Vec<_> = owners.into_iter().collect();
+    texts.sort_by(|(one, owners), (two, others)| (owners, one).cmp(&(others, two)));
+
+    let mut all = String::from(
+        "What Caisson's programs and its guest image are made of besides Caisson, which is under the Apache License 2.0 (LICENSE).\n\
+         Sources: of crates by their name and version from the Rust project's registry, of Debian's packages by theirs from Debian.\n",
+    );
+    if !without.is_empty() {
+        all.push_str("\nUnder the licences named, without a text of their own:\n");
+        for owner in without {
+            let _ = writeln!(all, "  {owner}");
+        }
+    }
+    for (text, owners) in texts {
+        let line = "-".repeat(80);
+        let _ = write!(all, "\n{line}\n");
+        for owner in owners {
+            let _ = writeln!(all, "{owner}");
+        }
+        let _ = write!(all, "\n{text}\n");
+    }
+    all
+}
+
+/// A component of the SBOM.
+fn component(name: &str, version: &str, purl: &str) -> Value {
+    json!({ "type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn krate(name: &str, texts: &[&str]) -> Crate {
+        Crate {
+            name: name.to_owned(),
+            version: "1.0.0".to_owned(),
+            licence: Some("MIT".to_owned()),
+            texts: texts.iter().map(|text| (*text).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn licence_that_two_crates_share_is_printed_once() {
+        let crates = [krate("a", &["the text"]), krate("b", &["the text\n"])];
+        let all = licences(&crates, &[]);
+        assert_eq!(all.matches("the text").count(), 1);
+        assert!(
+            all.contains("a 1.0.0 (MIT)\nb 1.0.0 (MIT)\n\nthe text\n"),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn crate_without_a_text_is_named_with_its_licence() {
+        let all = licences(&[krate("bare", &[])], &[]);
+        assert!(all.contains("\n  bare 1.0.0 (MIT)\n"), "{all}");
+    }
+
+    #[test]
+    fn sbom_names_crates_and_packages_by_purl() {
+        let package = Package {
+            name: "libc6".to_owned(),
+            version: "2.36-9+deb12u1".to_owned(),
+            ..Default::default()
+        };
+        let sbom = sbom(&[krate("a", &[])], &[package]);
+        assert_eq!(sbom["components"][0]["purl"], "pkg:cargo/a@1.0.0");
+        let purl = "pkg:deb/debian/libc6@2.36-9%2Bdeb12u1?arch=amd64&distro=debian-12";
+        assert_eq!(sbom["components"][1]["purl"], purl);
+    }
+}

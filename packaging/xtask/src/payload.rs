@@ -1,0 +1,65 @@
+//! What of `target/dist` a node gets, in the same order and with the same modes wherever it is put: the node image, the Debian package.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::dirs::Dirs;
+
+/// The folders of `target/dist` that go to a node.
+pub const FOLDERS: [&str; 3] = ["bin", "guest", "libexec"];
+/// Where they are in the node image and in the Debian package, without the leading slash.
+pub const PLACE: &str = "usr/lib/caisson";
+/// Where its papers are: licences and SBOM.
+pub const PAPERS: &str = "usr/share/doc/caisson";
+
+/// One file to put somewhere.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Without a leading slash.
+    pub to: String,
+    pub from: PathBuf,
+    /// 0755 or 0644.
+    pub mode: u32,
+}
+
+/// The programs, the guest image, licences and SBOM, sorted.
+pub fn entries(dirs: &Dirs) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for folder in FOLDERS {
+        let dir = dirs.dist.join(folder);
+        for found in fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
+            let from = found
+                .with_context(|| format!("read {}", dir.display()))?
+                .path();
+            let name = name(&from);
+            entries.push(entry(&from, format!("{PLACE}/{folder}/{name}"))?);
+        }
+    }
+    for paper in crate::papers::ALL {
+        entries.push(entry(&dirs.dist.join(paper), format!("{PAPERS}/{paper}"))?);
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// `from` as it is to be at `to`: executable or not, nothing else of its mode.
+pub fn entry(from: &Path, to: String) -> Result<Entry> {
+    let meta = fs::metadata(from).with_context(|| format!("look at {}", from.display()))?;
+    let executable = meta.permissions().mode() & 0o100 != 0;
+    Ok(Entry {
+        to,
+        from: from.to_owned(),
+        mode: if executable { 0o755 } else { 0o644 },
+    })
+}
+
+/// The last part of a path.
+pub fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}

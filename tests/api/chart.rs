@@ -1,0 +1,582 @@
+//! The chart `deploy/chart`, rendered by helm and checked against the schemas of Kubernetes' API as strictly as `kubectl apply
+//! --validate=strict` does. Needs `cargo xtask test-tools --chart`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::OnceLock,
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_tests::paths;
+use jsonschema::Validator;
+use serde_json::{json, Value};
+
+/// Kubernetes' version in the schemas, and the one that helm renders for.
+const KUBERNETES: &str = "1.33.4";
+const OVERLAYS: [Option<&str>; 3] = [None, Some("values-local.yaml"), Some("values-prod.yaml")];
+
+/// Each value of `values.yaml`: another one, and what is then rendered.
+fn values() -> Vec<(&'static str, Value, &'static str)> {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    vec![
+        (
+            "image.repository",
+            json!("r.example/n"),
+            "image: r.example/n:",
+        ),
+        ("image.tag", json!("9.9"), "image: caisson.dev/node:9.9"),
+        (
+            "image.digest",
+            json!(digest),
+            "image: caisson.dev/node@sha256:0a0a",
+        ),
+        (
+            "image.pullPolicy",
+            json!("Always"),
+            "imagePullPolicy: Always",
+        ),
+        (
+            "image.pullSecrets",
+            json!([{ "name": "s3cret" }]),
+            "- name: s3cret",
+        ),
+        ("runtimeClass.name", json!("vm"), "runtimeClassName: vm"),
+        (
+            "runtimeClass.handler",
+            json!("vm-handler"),
+            "--handler=vm-handler",
+        ),
+        (
+            "runtimeClass.overhead",
+            json!({ "memory": "999Mi" }),
+            "memory: 999Mi",
+        ),
+        (
+            "runtimeClass.nodeSelector",
+            json!({ "pool": "vms" }),
+            "pool: vms",
+        ),
+        (
+            "runtimeClass.tolerations",
+            json!([{ "key": "vms", "operator": "Exists" }]),
+            "key: vms",
+        ),
+        (
+            "node.nodeSelector",
+            json!({ "pool": "these" }),
+            "pool: these",
+        ),
+        (
+            "node.tolerations",
+            json!([{ "key": "mine", "operator": "Equal", "value": "x", "effect": "NoExecute" }]),
+            "key: mine",
+        ),
+        (
+            "node.affinity",
+            json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "a", "operator": "Exists" }] }] } } }),
+            "nodeSelectorTerms:",
+        ),
+        (
+            "node.priorityClassName",
+            json!("mine"),
+            "priorityClassName: mine",
+        ),
+        (
+            "node.updateStrategy",
+            json!({ "type": "OnDelete", "rollingUpdate": null }),
+            "type: OnDelete",
+        ),
+        (
+            "node.resources",
+            json!({ "limits": { "memory": "7Gi" } }),
+            "memory: 7Gi",
+        ),
+        (
+            "node.podAnnotations",
+            json!({ "a.example/b": "true" }),
+            "a.example/b: \"true\"",
+        ),
+        ("node.podLabels", json!({ "team": "t" }), "team: t"),
+        (
+            "node.terminationGracePeriodSeconds",
+            json!(77),
+            "terminationGracePeriodSeconds: 77",
+        ),
+        (
+            "install.prefix",
+            json!("/srv/caisson"),
+            "--prefix=/srv/caisson",
+        ),
+        (
+            "install.containerdConfig",
+            json!("/etc/c.toml"),
+            "--containerd-config=/etc/c.toml",
+        ),
+        (
+            "install.containerdSocket",
+            json!("/run/c.sock"),
+            "--containerd-socket=/run/c.sock",
+        ),
+        (
+            "install.restart",
+            json!("systemd:k3s.service"),
+            "--restart=systemd:k3s.service",
+        ),
+        ("install.selfTest", json!(false), "--no-self-test"),
+        (
+            "install.configFile",
+            json!("/srv/config.toml"),
+            "value: /srv/config.toml",
+        ),
+        ("install.nodeProcess", json!(7), "--node-process=7"),
+        ("install.retrySeconds", json!(3), "--retry=3"),
+        ("install.retryMaxSeconds", json!(33), "--retry-max=33"),
+        (
+            "config",
+            json!("[vm]\ndefault_cpus = 2\n"),
+            "default_cpus = 2",
+        ),
+        ("drain.enabled", json!(false), ""),
+        ("drain.timeoutSeconds", json!(55), "--timeout=55"),
+        ("test.image", json!("r.example/t:1"), "image: r.example/t:1"),
+        (
+            "test.resources",
+            json!({ "limits": { "memory": "99Mi" } }),
+            "memory: 99Mi",
+        ),
+    ]
+}
+
+/// Values that can't be, and what helm says of them.
+fn refused() -> Vec<(&'static str, Value)> {
+    vec![
+        ("image.digest", json!("sha256:short")),
+        ("image.pullPolicy", json!("Sometimes")),
+        ("image.repository", json!("")),
+        ("runtimeClass.name", json!("Sand box")),
+        ("runtimeClass.overhead", json!({ "memory": "much" })),
+        ("runtimeClass.tolerations", json!([{ "operator": "Is" }])),
+        ("node.updateStrategy", json!({ "type": "Recreate" })),
+        ("node.podLabels", json!({ "n": 1 })),
+        ("install.prefix", json!("opt/caisson")),
+        ("install.containerdConfig", json!("etc/c.toml")),
+        ("install.restart", json!("docker")),
+        ("install.selfTest", json!("yes")),
+        ("install.retrySeconds", json!(0)),
+        ("config", json!({ "vm": { "default_cpus": 2 } })),
+        ("drain.timeoutSeconds", json!("10m")),
+    ]
+}
+
+#[test]
+fn chart_passes_helms_lint_with_each_overlay() -> Result<()> {
+    for overlay in OVERLAYS {
+        let mut helm = helm("lint")?;
+        helm.arg("--strict");
+        run(with(&mut helm, overlay, None)?).with_context(|| format!("{overlay:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn objects_fit_the_schemas_with_each_overlay() -> Result<()> {
+    for overlay in OVERLAYS {
+        let text = render(overlay, None)?;
+        check(&text).with_context(|| format!("{overlay:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_value_changes_what_is_rendered_and_fits_the_schemas() -> Result<()> {
+    let default = render(None, None)?;
+    for (path, value, expected) in values() {
+        let text = render(None, Some(at(path, &value)))?;
+        ensure!(text != default, "{path} changes nothing");
+        ensure!(
+            text.contains(expected),
+            "{path}: no {expected:?} in\n{text}"
+        );
+        check(&text).with_context(|| path.to_owned())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_value_of_the_file_is_exercised() -> Result<()> {
+    let known: BTreeSet<_> = values()
+        .iter()
+        .map(|(path, ..)| (*path).to_owned())
+        .collect();
+    let mut found = BTreeSet::new();
+    leaves(&default_values()?, "", &known, &mut found);
+    assert_eq!(found, known);
+    Ok(())
+}
+
+#[test]
+fn values_of_the_overlays_are_known_to_the_file() -> Result<()> {
+    let known: BTreeSet<_> = values()
+        .iter()
+        .map(|(path, ..)| (*path).to_owned())
+        .collect();
+    for overlay in OVERLAYS.into_iter().flatten() {
+        let mut found = BTreeSet::new();
+        leaves(
+            &yaml(&fs::read_to_string(chart().join(overlay))?)?[0],
+            "",
+            &known,
+            &mut found,
+        );
+        assert!(found.is_subset(&known), "{overlay}: {found:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_key_of_the_values_has_a_comment() -> Result<()> {
+    let text = fs::read_to_string(chart().join("values.yaml"))?;
+    for (path, ..) in values() {
+        let (depth, key) = (path.matches('.').count(), path.rsplit('.').next());
+        let begin = format!("{}{}:", "  ".repeat(depth), key.unwrap_or_default());
+        let lines: Vec<_> = text.lines().collect();
+        let commented = lines
+            .windows(2)
+            .any(|two| two[1].starts_with(&begin) && two[0].trim_start().starts_with('#'));
+        assert!(commented, "{path} has no comment above it");
+    }
+    Ok(())
+}
+
+#[test]
+fn value_that_is_not_known_is_refused_at_each_place() -> Result<()> {
+    let mut places: BTreeSet<_> = values()
+        .iter()
+        .filter_map(|(path, ..)| Some(path.rsplit_once('.')?.0))
+        .collect();
+    places.insert("");
+    for place in places {
+        let path = format!("{place}.nosuch");
+        let error = refuse(at(path.trim_start_matches('.'), &json!(1)))?;
+        let says = "additional properties 'nosuch' not allowed";
+        ensure!(error.contains(says), "{path}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn value_that_cannot_be_is_refused_by_its_name() -> Result<()> {
+    for (path, value) in refused() {
+        let error = refuse(at(path, &value))?;
+        let pointer = format!("/{}", path.replace('.', "/"));
+        ensure!(error.contains(&pointer), "{path}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn schemas_find_a_field_that_is_not_known() -> Result<()> {
+    for (from, to) in [
+        ("hostPID: true", "hostPid: true"),
+        ("privileged: true", "privileged: \"true\""),
+        ("podFixed:", "podfixed:"),
+        ("resourceNames:", "names:"),
+    ] {
+        let text = render(None, None)?;
+        ensure!(text.contains(from), "no {from}");
+        ensure!(check(&text.replace(from, to)).is_err(), "{to} is let pass");
+    }
+    Ok(())
+}
+
+#[test]
+fn rights_are_these_and_no_more() -> Result<()> {
+    let mut rights = BTreeSet::new();
+    for object in yaml(&render(None, None)?)? {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            let words = |key: &str| -> Vec<_> {
+                let all = rule[key].as_array().into_iter().flatten();
+                all.filter_map(Value::as_str).map(str::to_owned).collect()
+            };
+            rights.insert(format!(
+                "{} {}: {} {} {}",
+                object["kind"].as_str().unwrap_or_default(),
+                object["metadata"]["name"].as_str().unwrap_or_default(),
+                words("verbs").join(","),
+                words("resources").join(","),
+                words("resourceNames").join(","),
+            ));
+        }
+    }
+    let expected = [
+        "ClusterRole caisson-drain: list nodes ",
+        "ClusterRole caisson-test: get nodes ",
+        "ClusterRole caisson: get,patch nodes ",
+        "ClusterRole caisson: patch nodes/status ",
+        "Role caisson-drain: patch daemonsets caisson",
+        "Role caisson-events: create events ",
+        "Role caisson: watch daemonsets caisson",
+    ];
+    assert_eq!(rights, expected.map(str::to_owned).into());
+    Ok(())
+}
+
+#[test]
+fn daemonset_does_not_select_the_other_pods() -> Result<()> {
+    let objects = yaml(&render(None, None)?)?;
+    let of = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
+    let daemonset = of("DaemonSet").context("no DaemonSet")?;
+    let selector = daemonset["spec"]["selector"]["matchLabels"].as_object();
+    let selector = selector.context("no selector")?;
+    let selects = |labels: &Value| selector.iter().all(|(key, value)| &labels[key] == value);
+    assert!(selects(
+        &daemonset["spec"]["template"]["metadata"]["labels"]
+    ));
+    assert!(!selects(
+        &of("Job").context("no Job")?["spec"]["template"]["metadata"]["labels"]
+    ));
+    assert!(!selects(
+        &of("Pod").context("no Pod")?["metadata"]["labels"]
+    ));
+    Ok(())
+}
+
+#[test]
+fn removal_and_test_are_hooks_with_all_that_they_need() -> Result<()> {
+    let objects = yaml(&render(None, None)?)?;
+    for (suffix, hook) in [("-drain", "pre-delete"), ("-test", "test")] {
+        for object in &objects {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            if name.ends_with(suffix) {
+                let found = &object["metadata"]["annotations"]["helm.sh/hook"];
+                assert_eq!(found, hook, "{} {name}", object["kind"]);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn settings_are_the_same_text_for_the_node() -> Result<()> {
+    let config = "# a comment\n[vm]\n  default_cpus = 2\n\n[log]\nlevel = \"warn\"\n";
+    let text = render(None, Some(json!({ "config": config })))?;
+    let objects = yaml(&text)?;
+    let map = objects.iter().find(|object| object["kind"] == "ConfigMap");
+    let settings = map.context("no ConfigMap")?["data"]["settings.toml"].as_str();
+    assert_eq!(settings.unwrap_or_default().trim_end(), config.trim_end());
+    Ok(())
+}
+
+#[test]
+fn versions_of_chart_and_programs_are_one() -> Result<()> {
+    let chart = &yaml(&fs::read_to_string(chart().join("Chart.yaml"))?)?[0];
+    assert_eq!(chart["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+    Ok(())
+}
+
+/// Each key of `values` that is known or has nothing below it, by its path.
+fn leaves(values: &Value, path: &str, known: &BTreeSet<String>, found: &mut BTreeSet<String>) {
+    match values.as_object() {
+        Some(object) if !known.contains(path) && !object.is_empty() => {
+            for (key, value) in object {
+                let below = format!("{path}.{key}");
+                leaves(value, below.trim_start_matches('.'), known, found);
+            }
+        }
+        _ => {
+            found.insert(path.to_owned());
+        }
+    }
+}
+
+/// Values with one at a path like `a.b`.
+fn at(path: &str, value: &Value) -> Value {
+    path.rsplit('.')
+        .fold(value.clone(), |below, key| json!({ key: below }))
+}
+
+fn chart() -> PathBuf {
+    paths::workspace().join("deploy/chart")
+}
+
+fn default_values() -> Result<Value> {
+    let values = yaml(&fs::read_to_string(chart().join("values.yaml"))?)?;
+    values.into_iter().next().context("no values")
+}
+
+fn tool(name: &str) -> Result<PathBuf> {
+    let path = paths::target().join("cache/tools/kubernetes").join(name);
+    ensure!(
+        path.exists(),
+        "no {}: cargo xtask test-tools --chart",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// helm with a subcommand; it looks at no configuration of this machine.
+fn helm(subcommand: &str) -> Result<Command> {
+    let mut helm = Command::new(tool("bin/helm")?);
+    helm.arg(subcommand)
+        .args([
+            "--namespace",
+            "caisson-system",
+            "--kube-version",
+            KUBERNETES,
+        ])
+        .env("HELM_CONFIG_HOME", "/nonexistent")
+        .env("KUBECONFIG", "/nonexistent");
+    Ok(helm)
+}
+
+/// Adds the values and the chart.
+fn with<'h>(
+    helm: &'h mut Command,
+    overlay: Option<&str>,
+    values: Option<&tempfile::NamedTempFile>,
+) -> Result<&'h mut Command> {
+    if let Some(overlay) = overlay {
+        helm.arg("--values").arg(chart().join(overlay));
+    }
+    if let Some(values) = values {
+        helm.arg("--values").arg(values.path());
+    }
+    Ok(helm.arg(chart()))
+}
+
+fn run(helm: &mut Command) -> Result<String> {
+    let output = helm.output().context("start helm")?;
+    ensure!(
+        output.status.success(),
+        "helm: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn render(overlay: Option<&str>, values: Option<Value>) -> Result<String> {
+    let mut helm = helm("template")?;
+    helm.arg("caisson");
+    let file = match values {
+        Some(values) => {
+            let file = tempfile::NamedTempFile::new()?;
+            fs::write(&file, values.to_string())?;
+            Some(file)
+        }
+        None => None,
+    };
+    run(with(&mut helm, overlay, file.as_ref())?)
+}
+
+/// What helm says of values that it must refuse.
+fn refuse(values: Value) -> Result<String> {
+    let shown = values.to_string();
+    match render(None, Some(values)) {
+        Ok(_) => anyhow::bail!("{shown} is not refused"),
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+/// The documents of a YAML text that have something in them.
+fn yaml(text: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("understand YAML")?;
+    Ok(documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect())
+}
+
+/// Every object of the text is one that the API has, without a field that it does not have.
+fn check(text: &str) -> Result<()> {
+    let objects = yaml(text)?;
+    ensure!(objects.len() > 5, "{} objects", objects.len());
+    for object in objects {
+        let kind = format!(
+            "{} {}",
+            object["apiVersion"].as_str().unwrap_or_default(),
+            object["kind"].as_str().unwrap_or_default()
+        );
+        let name = &object["metadata"]["name"];
+        let validator = validators()?.get(&kind);
+        let validator = validator.with_context(|| format!("the API has no {kind}"))?;
+        let errors: Vec<_> = validator
+            .iter_errors(&object)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        ensure!(errors.is_empty(), "{kind} {name}: {}", errors.join("\n"));
+    }
+    Ok(())
+}
+
+/// By `APIVERSION KIND`, for the kinds that the chart has.
+fn validators() -> Result<&'static BTreeMap<String, Validator>> {
+    static VALIDATORS: OnceLock<Result<BTreeMap<String, Validator>, String>> = OnceLock::new();
+    let made = VALIDATORS.get_or_init(|| make_validators().map_err(|error| format!("{error:#}")));
+    made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+fn make_validators() -> Result<BTreeMap<String, Validator>> {
+    let api: Value = serde_json::from_slice(&fs::read(tool("swagger.json")?)?)?;
+    let mut definitions = api["definitions"].clone();
+    let all = definitions.as_object_mut().context("no definitions")?;
+    let mut kinds = BTreeMap::new();
+    for (name, definition) in all.iter_mut() {
+        // Strict: nothing beside what is described. What has no properties is free, such as what a webhook gets.
+        if definition["properties"].is_object() && definition["additionalProperties"].is_null() {
+            definition["additionalProperties"] = json!(false);
+        }
+        for kind in definition["x-kubernetes-group-version-kind"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            let text = |key: &str| kind[key].as_str().unwrap_or_default();
+            let group = text("group");
+            let version = if group.is_empty() {
+                text("version").to_owned()
+            } else {
+                format!("{group}/{}", text("version"))
+            };
+            kinds.insert(format!("{version} {}", text("kind")), name.clone());
+        }
+    }
+    // These two are strings in the description and also numbers in the API (their UnmarshalJSON).
+    for name in [
+        "io.k8s.apimachinery.pkg.api.resource.Quantity",
+        "io.k8s.apimachinery.pkg.util.intstr.IntOrString",
+    ] {
+        let definition = all.get_mut(name).with_context(|| format!("no {name}"))?;
+        definition["type"] = json!(["string", "number"]);
+    }
+    let wanted = [
+        "apps/v1 DaemonSet",
+        "batch/v1 Job",
+        "node.k8s.io/v1 RuntimeClass",
+        "rbac.authorization.k8s.io/v1 ClusterRole",
+        "rbac.authorization.k8s.io/v1 ClusterRoleBinding",
+        "rbac.authorization.k8s.io/v1 Role",
+        "rbac.authorization.k8s.io/v1 RoleBinding",
+        "v1 ConfigMap",
+        "v1 Pod",
+        "v1 ServiceAccount",
+    ];
+    wanted
+        .into_iter()
+        .map(|kind| {
+            let name = kinds.get(kind).with_context(|| format!("no {kind}"))?;
+            let schema = json!({
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "$ref": format!("#/definitions/{name}"),
+                "definitions": definitions,
+            });
+            let validator = jsonschema::validator_for(&schema).with_context(|| kind.to_owned())?;
+            Ok((kind.to_owned(), validator))
+        })
+        .collect()
+}

@@ -1,0 +1,201 @@
+//! A real cluster, spoken to by `kubectl` alone.
+//!
+//! ```no_run
+//! use caisson_tests::{k8s::TestCluster, Runtime};
+//!
+//! let namespace = TestCluster::shared().namespace()?;
+//! let pod = namespace.pod("web").runtime(Runtime::Caisson).sh("sleep 1000").start()?;
+//! assert_ne!(pod.exec("uname -r")?, "");
+//! # anyhow::Ok(())
+//! ```
+//!
+//! All tests of a run share the cluster, each has a [`Namespace`] of its own, which goes with everything in it.
+
+mod namespace;
+mod pod;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        Mutex, OnceLock, PoisonError,
+    },
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_local::{images, Cluster, Layout, Programs};
+use serde_json::Value;
+
+pub use self::{
+    namespace::Namespace,
+    pod::{Pod, PodBuilder},
+};
+use crate::{
+    command::{self, Output},
+    fixture, paths, proc, Runtime,
+};
+
+/// How long something in the cluster may take that a test waits for; VMs on a busy machine are slow.
+pub const LIMIT: Duration = Duration::from_secs(120);
+/// Every folder of a cluster is this and the pid of the run.
+const FOLDERS: &str = "/var/tmp/csl";
+
+static SHARED: OnceLock<TestCluster> = OnceLock::new();
+
+/// A cluster of the tests.
+pub struct TestCluster {
+    cluster: Cluster,
+    /// One of the environment's is not removed.
+    ours: bool,
+    namespaces: AtomicU32,
+    images: Mutex<BTreeSet<(String, String)>>,
+}
+
+impl TestCluster {
+    /// The one cluster of this run, started by the first test that asks and removed when the process exits; or the one whose folder
+    /// `CAISSON_TEST_CLUSTER` names, which stays.
+    ///
+    /// Panics when it can't be started: no test can go on without it.
+    pub fn shared() -> &'static TestCluster {
+        SHARED.get_or_init(|| {
+            let cluster = Self::start().unwrap_or_else(|error| panic!("no cluster: {error:#}"));
+            // SAFETY: the function has the C ABI, takes nothing and lets no panic out.
+            unsafe { libc::atexit(remove_shared) };
+            cluster
+        })
+    }
+
+    fn start() -> Result<Self> {
+        let named = std::env::var("CAISSON_TEST_CLUSTER").ok();
+        let dir = match &named {
+            Some(dir) => dir.clone(),
+            None => {
+                remove_dead()?;
+                format!("{FOLDERS}{}", std::process::id())
+            }
+        };
+        let layout = Layout::new(Path::new(&dir))?;
+        let programs = Programs::find(&paths::target())?;
+        let supervisor = paths::program("k8s-cluster")?;
+        let cluster = caisson_local::up(&layout, &programs, &supervisor, &mut |_| {})?;
+        // What a probe VM found out about KVM takes seconds.
+        let remembered = paths::target().join("tests-accelerator.json");
+        let _ = fs::copy(remembered, layout.path("store/accelerator.json"));
+        Ok(Self {
+            cluster,
+            ours: named.is_none(),
+            namespaces: AtomicU32::new(1),
+            images: Mutex::default(),
+        })
+    }
+
+    /// A namespace that no other test has.
+    pub fn namespace(&self) -> Result<Namespace<'_>> {
+        let number = self.namespaces.fetch_add(1, Ordering::Relaxed);
+        Namespace::new(self, format!("t{}-{number}", std::process::id()))
+    }
+
+    /// What `kubectl` says to these arguments, whatever its exit code is.
+    pub fn kubectl(&self, args: &[&str]) -> Result<Output> {
+        command::run(self.cluster.kubectl_command().args(args), None, LIMIT)
+    }
+
+    /// `kubectl`, arguments to follow.
+    pub fn kubectl_command(&self) -> Command {
+        self.cluster.kubectl_command()
+    }
+
+    /// The `caisson` command on the cluster's node.
+    pub fn caisson(&self) -> Command {
+        let mut caisson = Command::new(self.cluster.programs().dist().join("bin/caisson"));
+        caisson.env("CAISSON_CONFIG", self.cluster.layout().caisson_config());
+        caisson
+    }
+
+    /// Brings an image of [`fixture`] in as `name`.
+    pub fn image_as(&self, fixture: &str, name: &str) -> Result<()> {
+        let mut there = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (fixture.to_owned(), name.to_owned());
+        if there.contains(&key) {
+            return Ok(());
+        }
+        let dir = tempfile::tempdir_in(self.cluster.layout().dir())?;
+        let archive = fixture::archive(fixture, dir.path())?;
+        self.cluster.import(&archive)?;
+        let full = fixture::full_name(fixture);
+        if full != name {
+            images::tag(self.cluster.layout(), self.cluster.programs(), &full, name)?;
+        }
+        there.insert(key);
+        Ok(())
+    }
+
+    /// Brings an image of [`fixture`] in; its name.
+    pub fn image(&self, fixture: &str) -> Result<String> {
+        let full = fixture::full_name(fixture);
+        self.image_as(fixture, &full)?;
+        Ok(full)
+    }
+
+    /// The cluster itself.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+/// Gives the pods of this spec (a PodSpec) the RuntimeClass, or none.
+pub fn set_class(spec: &mut Value, runtime: Runtime) {
+    if runtime == Runtime::Caisson {
+        spec["runtimeClassName"] = "sandbox".into();
+    }
+}
+
+extern "C" fn remove_shared() {
+    let Some(cluster) = SHARED.get() else { return };
+    if !cluster.ours || std::env::var_os("CAISSON_TEST_KEEP").is_some() {
+        return;
+    }
+    let _ = std::panic::catch_unwind(|| {
+        let layout = cluster.cluster.layout();
+        let _ = fs::copy(
+            layout.path("store/accelerator.json"),
+            paths::target().join("tests-accelerator.json"),
+        );
+        if let Err(error) = caisson_local::down(layout) {
+            eprintln!("{}: {error:#}", layout.dir().display());
+        }
+    });
+}
+
+/// Removes what killed runs left.
+fn remove_dead() -> Result<()> {
+    let folders = Path::new(FOLDERS);
+    let parent = folders.parent().context("a folder's parent")?;
+    for entry in fs::read_dir(parent)?.flatten() {
+        let path = entry.path();
+        let number = path.to_str().and_then(|text| text.strip_prefix(FOLDERS));
+        let Some(pid) = number.and_then(|number| number.parse().ok()) else {
+            continue;
+        };
+        if !proc::is_running(pid) {
+            caisson_local::down(&Layout::new(&path)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fails with all that was printed unless `output` is that of a success; else its first stream without the white space around it.
+pub fn line(output: Output) -> Result<String> {
+    ensure!(
+        output.code == 0,
+        "exit code {}: {}{}",
+        output.code,
+        output.text(),
+        output.errors()
+    );
+    Ok(output.line())
+}

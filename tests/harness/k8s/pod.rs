@@ -1,0 +1,177 @@
+//! A pod of the cluster with one container, `main`.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+
+use super::{line, set_class, Namespace, LIMIT};
+use crate::{
+    command::{self, Output},
+    fixture, Runtime,
+};
+
+/// A pod to be made.
+pub struct PodBuilder<'n> {
+    namespace: &'n Namespace<'n>,
+    name: String,
+    runtime: Runtime,
+    object: Value,
+}
+
+impl<'n> PodBuilder<'n> {
+    pub(super) fn new(namespace: &'n Namespace<'n>, name: &str) -> Self {
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name, "labels": { "app": name } },
+            "spec": {
+                "terminationGracePeriodSeconds": 1,
+                "enableServiceLinks": false,
+                "containers": [{ "name": "main", "image": fixture::full_name("busybox") }],
+            },
+        });
+        Self {
+            namespace,
+            name: name.to_owned(),
+            runtime: Runtime::Caisson,
+            object,
+        }
+    }
+
+    /// What runs it; a VM when not said.
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// A line of the shell as the container's command.
+    pub fn sh(mut self, line: &str) -> Self {
+        self.container()["command"] = json!(["sh", "-c", line]);
+        self
+    }
+
+    /// A label of the pod; `app` is its name when not said.
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.object["metadata"]["labels"][key] = value.into();
+        self
+    }
+
+    /// An annotation of the pod.
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.object["metadata"]["annotations"][key] = value.into();
+        self
+    }
+
+    /// Changes the pod's spec.
+    pub fn spec(mut self, edit: impl FnOnce(&mut Value)) -> Self {
+        edit(&mut self.object["spec"]);
+        self
+    }
+
+    /// Changes the container.
+    pub fn main(mut self, edit: impl FnOnce(&mut Value)) -> Self {
+        edit(self.container());
+        self
+    }
+
+    /// Has it made, and does not wait.
+    pub fn create(mut self) -> Result<Pod<'n>> {
+        self.namespace.cluster().image("busybox")?;
+        set_class(&mut self.object["spec"], self.runtime);
+        self.namespace.apply(&self.object)?;
+        Ok(Pod::new(self.namespace, &self.name))
+    }
+
+    /// Has it made and waits until it is ready.
+    pub fn start(self) -> Result<Pod<'n>> {
+        let pod = self.create()?;
+        pod.wait("condition=Ready")?;
+        Ok(pod)
+    }
+
+    fn container(&mut self) -> &mut Value {
+        &mut self.object["spec"]["containers"][0]
+    }
+}
+
+/// A pod that is there.
+pub struct Pod<'n> {
+    namespace: &'n Namespace<'n>,
+    name: String,
+}
+
+impl<'n> Pod<'n> {
+    pub(super) fn new(namespace: &'n Namespace<'n>, name: &str) -> Self {
+        Self {
+            namespace,
+            name: name.to_owned(),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits as `kubectl wait --for` does.
+    pub fn wait(&self, what: &str) -> Result<()> {
+        self.namespace.wait(&format!("pod/{}", self.name), what)
+    }
+
+    /// Standard output of a line of the shell, which ends with 0, without the white space around it.
+    pub fn exec(&self, shell: &str) -> Result<String> {
+        line(self.try_exec(shell)?).with_context(|| format!("exec in {}: {shell}", self.name))
+    }
+
+    /// As [`Pod::exec`], however it ends.
+    pub fn try_exec(&self, shell: &str) -> Result<Output> {
+        self.namespace
+            .kubectl(&["exec", &self.name, "--", "sh", "-c", shell])
+    }
+
+    /// What its container logged.
+    pub fn logs(&self) -> Result<String> {
+        Ok(self.namespace.kubectl(&["logs", &self.name])?.ok()?.text())
+    }
+
+    /// Waits until its container has logged a text.
+    pub fn wait_for_log(&self, text: &str) -> Result<()> {
+        command::poll(
+            &format!("{text:?} in the log of {}", self.name),
+            LIMIT,
+            || self.logs().ok().filter(|log| log.contains(text)).map(drop),
+        )
+    }
+
+    /// Its address.
+    pub fn ip(&self) -> Result<String> {
+        self.get("{.status.podIP}")
+    }
+
+    /// One value of it, by a JSONPath.
+    pub fn get(&self, path: &str) -> Result<String> {
+        self.namespace.get(&format!("pod/{}", self.name), path)
+    }
+
+    /// Waits until `kubectl describe pod` says all of these texts.
+    pub fn described(&self, texts: &[&str]) -> Result<String> {
+        self.namespace
+            .described(&format!("pod/{}", self.name), texts)
+    }
+
+    /// `kubectl VERB OPTIONS… POD`, further arguments to follow.
+    pub fn kubectl_command(&self, verb: &str, options: &[&str]) -> Command {
+        let mut kubectl = self.namespace.kubectl_command();
+        kubectl.arg(verb).args(options).arg(&self.name);
+        kubectl
+    }
+
+    /// Deletes it and waits until it is gone.
+    pub fn delete(self) -> Result<()> {
+        self.namespace
+            .kubectl(&["delete", "pod", &self.name])?
+            .ok()
+            .map(drop)
+    }
+}

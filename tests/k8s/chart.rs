@@ -1,0 +1,175 @@
+//! The chart on a real cluster: `make test-k8s`. Its tests change the one node, so they take turns.
+
+use std::{
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_local::caisson;
+use caisson_tests::{
+    command::poll,
+    k8s::{Pod, TestCluster},
+    Runtime,
+};
+use serde_json::Value;
+
+/// A self-test and a restart of containerd, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(240);
+const READY: &str = "caisson.dev/ready";
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The cluster with the chart installed as `make cluster` does it, this test's alone.
+fn cluster() -> Result<(MutexGuard<'static, ()>, &'static TestCluster)> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let shared = TestCluster::shared();
+    caisson::install(shared.cluster())?;
+    Ok((turn, shared))
+}
+
+#[test]
+fn node_that_is_set_up_has_labels_condition_and_event() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let node = node(cluster)?;
+    let labels = &node["metadata"]["labels"];
+    assert_eq!(labels[READY], "true");
+    assert_eq!(labels["caisson.dev/version"], env!("CARGO_PKG_VERSION"));
+    let accelerator = labels["caisson.dev/accelerator"].as_str();
+    assert!(
+        matches!(accelerator, Some("kvm" | "tcg")),
+        "{accelerator:?}"
+    );
+    assert_eq!(condition(&node)["status"], "True");
+    let described = cluster.kubectl(&["describe", "nodes"])?.ok()?.text();
+    assert!(described.contains("CaissonInstalled"), "{described}");
+    Ok(())
+}
+
+#[test]
+fn helm_test_finds_a_kernel_of_the_pods_own() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let said = caisson::test(cluster.cluster())?;
+    assert!(said.contains("the pod has a kernel of its own"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn node_that_cannot_be_set_up_says_why_and_gets_no_pods() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let broken = "[vm]\nnosuch = 1";
+    caisson::upgrade(cluster.cluster(), &[("config", broken)])?;
+    let failed = poll("the node to say why", LIMIT, || {
+        let node = node(cluster).ok()?;
+        (condition(&node)["reason"] == "InstallFailed").then_some(node)
+    })?;
+    let message = condition(&failed)["message"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(message.contains("nosuch"), "{message}");
+    // The labels go right after the condition has come.
+    poll("the label to go", LIMIT, || {
+        let node = node(cluster).ok()?;
+        node["metadata"]["labels"][READY].is_null().then_some(())
+    })?;
+    let described = cluster.kubectl(&["describe", "nodes"])?.ok()?.text();
+    assert!(described.contains("CaissonInstallFailed"), "{described}");
+
+    let namespace = cluster.namespace()?;
+    let pod = namespace
+        .pod("waits")
+        .runtime(Runtime::Caisson)
+        .sh("sleep 1000");
+    pod.create()?
+        .described(&["FailedScheduling", "node selector"])?;
+    Ok(())
+}
+
+#[test]
+fn pods_go_on_while_the_chart_is_upgraded() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let namespace = cluster.namespace()?;
+    let start = |n| {
+        let pod = namespace.pod(&format!("pod-{n}")).runtime(Runtime::Caisson);
+        pod.sh("sleep 100000").start()
+    };
+    let pods: Vec<Pod<'_>> = (0..5).map(start).collect::<Result<_>>()?;
+    let boot = |pod: &Pod<'_>| pod.exec("cat /proc/sys/kernel/random/boot_id");
+    let before: Vec<_> = pods.iter().map(boot).collect::<Result<_>>()?;
+    caisson::upgrade(cluster.cluster(), &[("config", "[log]\nlevel = \"debug\"")])?;
+    let rollout = ["rollout", "status", "daemonset/caisson", "--timeout=5m"];
+    let namespaced = [&rollout[..], &["--namespace", "caisson-system"]].concat();
+    cluster.kubectl(&namespaced)?.ok()?;
+    let settings = cluster
+        .cluster()
+        .layout()
+        .path("caisson/config.d/50-node.toml");
+    assert!(fs::read_to_string(settings)?.contains("debug"));
+    let after: Vec<_> = pods.iter().map(boot).collect::<Result<_>>()?;
+    assert_eq!(before, after);
+    Ok(())
+}
+
+#[test]
+fn removal_waits_for_pods_and_gives_the_node_back() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let namespace = cluster.namespace()?;
+    let pod = namespace.pod("last").runtime(Runtime::Caisson);
+    let pod = pod.sh("sleep 100000").start()?;
+    let layout = cluster.cluster().layout().clone();
+    std::thread::scope(|scope| -> Result<()> {
+        let removal = scope.spawn(|| caisson::uninstall(cluster.cluster()));
+        let reason = || {
+            let node = node(cluster).ok()?;
+            let condition = condition(&node);
+            (condition["reason"] == "UninstallFailed").then(|| condition["message"].clone())
+        };
+        let waits = poll("the node to say what it waits for", LIMIT, reason);
+        // It has to end whatever comes out here.
+        let ran = pod.exec("echo runs");
+        pod.delete()?;
+        let removed = removal.join().map_err(|_| anyhow::anyhow!("panic"))?;
+        let waits = waits?;
+        ensure!(
+            waits.as_str().unwrap_or_default().contains("last"),
+            "{waits}"
+        );
+        assert_eq!(ran?, "runs");
+        removed
+    })?;
+
+    let node = node(cluster)?;
+    assert!(condition(&node).is_null());
+    let labels = node["metadata"]["labels"]
+        .as_object()
+        .context("no labels")?;
+    assert!(
+        !labels.keys().any(|label| label.starts_with("caisson.dev/")),
+        "{labels:?}"
+    );
+    assert!(!layout.path("opt").exists());
+    assert!(!layout.path("caisson/config.d").exists());
+    let left = fs::read_to_string(layout.containerd_config())?;
+    caisson_local::containerd::write(&layout)?;
+    assert_eq!(left, fs::read_to_string(layout.containerd_config())?);
+    Ok(())
+}
+
+/// The one node.
+fn node(cluster: &TestCluster) -> Result<Value> {
+    let nodes = cluster.kubectl(&["get", "nodes", "--output=json"])?.ok()?;
+    let nodes: Value = serde_json::from_slice(&nodes.stdout)?;
+    Ok(nodes["items"][0].clone())
+}
+
+/// Its condition of ours, or null.
+fn condition(node: &Value) -> Value {
+    let all = node["status"]["conditions"].as_array();
+    let ours = all
+        .into_iter()
+        .flatten()
+        .find(|found| found["type"] == "CaissonReady");
+    ours.cloned().unwrap_or_default()
+}

@@ -1,0 +1,7 @@
+//! `k8s-cluster`: the supervisor of the tests' cluster.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    caisson_local::command::main()
+}

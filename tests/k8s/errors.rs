@@ -1,0 +1,61 @@
+//! What `kubectl describe pod` says of a pod that can't be.
+
+use anyhow::Result;
+use caisson_tests::k8s::TestCluster;
+use serde_json::json;
+
+const SKILLS: &str = "caisson.dev/skills";
+const HOME: &str = "caisson.dev/home";
+
+#[test]
+fn skill_that_is_not_there_is_named() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let pod = namespace
+        .pod("worker")
+        .annotation(SKILLS, "compiler@1.2")
+        .sh("sleep 1000")
+        .create()?;
+    pod.described(&["compiler@1.2", "caisson skill"])?;
+    Ok(())
+}
+
+#[test]
+fn home_in_use_names_the_pod_that_has_it() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let first = namespace
+        .pod("first")
+        .annotation(HOME, "persistent/work")
+        .sh("sleep 1000")
+        .start()?;
+    let second = namespace
+        .pod("second")
+        .annotation(HOME, "persistent/work")
+        .sh("sleep 1000")
+        .create()?;
+    let expected = format!("home {0}/work is in use by {0}/first", namespace.name());
+    second.described(&[&expected])?;
+    // The kubelet tries again, and the home is free then.
+    first.delete()?;
+    second.wait("condition=Ready")
+}
+
+#[test]
+fn host_network_is_refused_with_a_reason() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let pod = namespace.pod("host").sh("sleep 1000");
+    let pod = pod
+        .spec(|spec| spec["hostNetwork"] = true.into())
+        .create()?;
+    pod.described(&["ask for no hostNetwork"])?;
+    Ok(())
+}
+
+#[test]
+fn limit_above_what_a_vm_can_have_is_named() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let resources = json!({ "requests": { "memory": "16Mi" }, "limits": { "memory": "9Ti" } });
+    let pod = namespace.pod("large").sh("sleep 1000");
+    let pod = pod.main(|main| main["resources"] = resources).create()?;
+    pod.described(&["memory", "max_memory_mib"])?;
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! What is in `deploy/examples`, as it is there.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt};
+
+use anyhow::{Context, Result};
+use caisson_tests::{
+    command,
+    k8s::{Namespace, Pod, TestCluster, LIMIT},
+    paths, Runtime,
+};
+
+#[test]
+fn every_example_has_a_test() -> Result<()> {
+    let files = fs::read_dir(paths::workspace().join("deploy/examples"))?;
+    let names: BTreeSet<_> = files
+        .flatten()
+        .map(|file| file.file_name().to_string_lossy().into_owned())
+        .collect();
+    let own = fs::read_to_string(paths::workspace().join("tests/k8s/examples.rs"))?;
+    for name in names {
+        let stem = name
+            .strip_suffix(".yaml")
+            .context("an example is a .yaml")?;
+        assert!(
+            own.contains(&format!("apply(&namespace, \"{stem}\")")),
+            "{name}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn web_serves_and_is_updated_without_a_failed_request() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    apply(&namespace, "web")?;
+    namespace.rolled_out("deployment/web")?;
+    assert_runs_in_vms(&namespace, "app=web", 2)?;
+    let client = namespace.pod("client").runtime(Runtime::Runc).sh(
+        "until timeout 5 wget -q -O /dev/null http://web/index.html; do sleep 0.2; done; \
+         while :; do timeout 20 wget -q -O - http://web/index.html || echo failed; sleep 0.1; done",
+    );
+    let client = client.start()?;
+    client.wait_for_log("Served from a VM")?;
+    namespace
+        .kubectl(&["rollout", "restart", "deployment/web"])?
+        .ok()?;
+    namespace.rolled_out("deployment/web")?;
+    let log = client.logs()?;
+    assert!(!log.contains("failed"), "{log}");
+    assert!(log.lines().count() > 10, "{log}");
+    Ok(())
+}
+
+#[test]
+fn statefulset_finds_its_volume_again() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    apply(&namespace, "statefulset")?;
+    namespace.rolled_out("statefulset/journal")?;
+    assert_runs_in_vms(&namespace, "app=journal", 2)?;
+    namespace.existing("journal-1").delete()?;
+    namespace.rolled_out("statefulset/journal")?;
+    let journal = |name: &str| namespace.existing(name).exec("cat /data/journal");
+    assert_eq!(
+        journal("journal-1")?,
+        "journal-1 started\njournal-1 started"
+    );
+    assert_eq!(journal("journal-0")?, "journal-0 started");
+    // By name, from one pod to the other.
+    let other = namespace
+        .existing("journal-0")
+        .exec("wget -q -O - http://journal-1.journal:8080/journal")?;
+    assert_eq!(other.lines().next(), Some("journal-1 started"));
+    Ok(())
+}
+
+#[test]
+fn job_does_every_piece() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    apply(&namespace, "job")?;
+    namespace.wait("job/sums", "condition=Complete")?;
+    let output = namespace
+        .kubectl(&["logs", "--selector", "job-name=sums", "--tail=-1"])?
+        .ok()?;
+    let text = output.text();
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort();
+    assert_eq!(lines, ["piece 0 0", "piece 1 500500", "piece 2 1001000"]);
+    Ok(())
+}
+
+#[test]
+fn cron_job_runs_at_the_full_minute() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    apply(&namespace, "cronjob")?;
+    let done = command::poll("a report", LIMIT, || {
+        let output = namespace
+            .kubectl(&["get", "pods", "--output", "name"])
+            .ok()?;
+        let pod = output
+            .line()
+            .lines()
+            .next()?
+            .strip_prefix("pod/")?
+            .to_owned();
+        let log = namespace.existing(&pod).logs().ok()?;
+        log.starts_with("report by ").then_some(log)
+    });
+    let log = done.with_context(|| namespace.describe("cronjob/report"))?;
+    assert_ne!(log.trim(), format!("report by {}", host_kernel()?));
+    Ok(())
+}
+
+#[test]
+fn workspace_has_its_skill_and_finds_its_home_again() -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    let tree = tempfile::tempdir()?;
+    let program = tree.path().join("hello");
+    fs::write(&program, "#!/bin/sh\necho hello from $(hostname)\n")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let mut pack = cluster.caisson();
+    pack.args(["skill", "pack", "--name", "greeting", "--version", "1.0"])
+        .arg(tree.path());
+    command::run(&mut pack, None, LIMIT)?.ok()?;
+    apply(&namespace, "workspace")?;
+    namespace.rolled_out("deployment/workspace")?;
+    assert_runs_in_vms(&namespace, "app=workspace", 1)?;
+    let first = only_pod(&namespace, "app=workspace")?;
+    let greeting = format!("hello from {}", first.name());
+    wait_for_visits(&first, 1)?;
+    assert_eq!(first.exec("cat ~/visits")?, greeting);
+    let (name, write) = (
+        first.name().to_owned(),
+        first.try_exec("echo x > /opt/skills/greeting/hello")?,
+    );
+    assert!(
+        write.errors().contains("Read-only file system"),
+        "{}",
+        write.errors()
+    );
+    namespace
+        .kubectl(&["rollout", "restart", "deployment/workspace"])?
+        .ok()?;
+    namespace.rolled_out("deployment/workspace")?;
+    let second = only_pod(&namespace, "app=workspace")?;
+    assert_ne!(second.name(), name);
+    wait_for_visits(&second, 2)?;
+    assert_eq!(
+        second.exec("cat ~/visits")?,
+        format!("{greeting}\nhello from {}", second.name())
+    );
+    Ok(())
+}
+
+fn apply(namespace: &Namespace<'_>, example: &str) -> Result<()> {
+    namespace
+        .cluster()
+        .image_as("busybox", "docker.io/library/busybox:1.37")?;
+    namespace.cluster().image("busybox")?;
+    let path = paths::workspace().join(format!("deploy/examples/{example}.yaml"));
+    namespace.apply_text(&fs::read_to_string(path)?)
+}
+
+fn assert_runs_in_vms(namespace: &Namespace<'_>, label: &str, count: usize) -> Result<()> {
+    let pods = namespace.pods(label)?;
+    assert_eq!(pods.len(), count, "{pods:?}");
+    for pod in pods {
+        assert_ne!(namespace.existing(&pod).exec("uname -r")?, host_kernel()?);
+    }
+    Ok(())
+}
+
+fn only_pod<'n>(namespace: &'n Namespace<'n>, label: &str) -> Result<Pod<'n>> {
+    let pods = namespace.pods(label)?;
+    assert_eq!(pods.len(), 1, "{pods:?}");
+    Ok(namespace.existing(&pods[0]))
+}
+
+fn wait_for_visits(pod: &Pod<'_>, count: usize) -> Result<()> {
+    command::poll("the visit", LIMIT, || {
+        let visits = pod.exec("cat ~/visits").ok()?;
+        (visits.lines().count() == count).then_some(())
+    })
+}
+
+fn host_kernel() -> Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .trim()
+        .to_owned())
+}

@@ -1,0 +1,7 @@
+//! On a real Kubernetes, by `kubectl`: `make test-k8s`.
+
+mod deployments;
+mod errors;
+mod examples;
+mod kubectl;
+mod services;

@@ -1,0 +1,477 @@
+//! `caisson node install` and `uninstall` on real containerds, which the test starts again when they end, as systemd would.
+//!
+//! What was there before is compared to the byte: see [`Snapshot`].
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{symlink, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_tests::{
+    command::{self, Output},
+    cri::CriNode,
+    node::caisson,
+    paths::{self, Containerd},
+};
+use rstest::rstest;
+
+const HANDLER: &str = "installed";
+const LIMIT: Duration = Duration::from_secs(300);
+/// What a node's owner wrote by hand into a configuration.
+const BY_HAND: &str =
+    "\n# by hand: keep this\n[timeouts] # and\n\t\"io.containerd.timeout.shim.cleanup\"   =  '7s'";
+
+/// From nothing to a pod in a VM, and back to nothing.
+#[rstest]
+#[case::containerd_1_6(Containerd::V1_6)]
+#[case::containerd_1_7(Containerd::V1_7)]
+#[case::containerd_2(Containerd::V2)]
+fn installed_handler_runs_a_pod_and_uninstall_leaves_nothing(
+    #[case] version: Containerd,
+) -> Result<()> {
+    let site = Site::start(version)?;
+    let before = site.snapshot()?;
+    let installed = site.run(site.install()?)?.ok()?;
+    assert!(
+        installed.text().contains("\nself-test   Linux "),
+        "{}",
+        installed.text()
+    );
+
+    let pod = site.node.pod().handler(HANDLER).start()?;
+    site.node.image("busybox")?;
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    assert_ne!(container.sh("uname -r")?, host.trim());
+    let status = site.status()?;
+    assert_eq!(status["ready"], true, "{status}");
+    assert_eq!(status["pods"][0]["version"], status["version"], "{status}");
+
+    let refused = site.run(site.uninstall()?)?;
+    let name = format!("tests/{}", pod.hostname());
+    assert!(
+        refused.code != 0 && refused.errors().contains(&name),
+        "{}",
+        refused.errors()
+    );
+    assert_eq!(container.sh("echo goes on")?, "goes on");
+    container.stop(Duration::ZERO)?;
+    container.remove()?;
+    pod.stop()?;
+    pod.remove()?;
+
+    site.run(site.uninstall()?)?.ok()?;
+    assert_eq!(site.snapshot()?, before);
+    Ok(())
+}
+
+#[test]
+fn install_a_second_time_changes_nothing() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    site.run(site.install_small()?)?.ok()?;
+    let (installed, pid) = (site.snapshot()?, site.containerd()?);
+    site.run(site.install_small()?)?.ok()?;
+    assert_eq!(site.snapshot()?, installed);
+    assert_eq!(site.containerd()?, pid, "containerd was restarted");
+    Ok(())
+}
+
+/// containerd goes on with what it read; the file on the disk is one that it would not start with.
+#[rstest]
+#[case::no_toml("\n[plugins\n")]
+#[case::a_type_that_is_wrong("\n[metrics]\naddress = 5\n")]
+fn configuration_that_containerd_refuses_is_left_as_it_was(#[case] broken: &str) -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let config = site.dir().join("containerd.toml");
+    let text = fs::read_to_string(&config)? + broken;
+    fs::write(&config, &text)?;
+    let (before, pid) = (site.snapshot()?, site.containerd()?);
+    let refused = site.run(site.install_small()?)?;
+    assert_eq!(refused.code, 1, "{}", refused.text());
+    assert_eq!(site.snapshot()?, before);
+    assert_eq!(site.containerd()?, pid, "containerd was restarted");
+    Ok(())
+}
+
+#[test]
+fn containerd_that_does_not_come_up_gets_its_old_configuration_back() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let before = fs::read(site.dir().join("containerd.toml"))?;
+    // A containerd that finds no way to start with our handler.
+    let program = site.dir().join(site.node.tag());
+    let real = fs::read_link(&program)?;
+    let config = site.dir().join("containerd.toml");
+    let script = format!(
+        "#!/bin/sh\nif grep -q 'runtimes.{HANDLER}' {}; then echo no; exit 1; fi\nexec {} \"$@\"\n",
+        config.display(),
+        real.display()
+    );
+    fs::remove_file(&program)?;
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let mut install = site.install_small()?;
+    install.args(["--restart-limit", "5"]);
+    let failed = site.run(install)?;
+    fs::remove_file(&program)?;
+    symlink(real, &program)?;
+    let errors = failed.errors();
+    assert_eq!(failed.code, 1, "{}", failed.text());
+    assert!(
+        errors.contains("its configuration is as it was and it runs with that"),
+        "{errors}"
+    );
+    assert_eq!(fs::read(&config)?, before);
+    site.containerd()?;
+    // With a containerd that does, it goes on from there.
+    site.run(site.install_small()?)?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn configuration_that_was_changed_since_loses_the_handler_only() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let config = site.dir().join("containerd.toml");
+    let text = fs::read_to_string(&config)?;
+    site.run(site.install_small()?)?.ok()?;
+    let added = "\n# later\n[metrics]\n  grpc_histogram = false\n";
+    fs::write(&config, fs::read_to_string(&config)? + added)?;
+    site.run(site.uninstall()?)?.ok()?;
+    assert_eq!(fs::read_to_string(&config)?, format!("{text}\n{added}"));
+    Ok(())
+}
+
+/// On containerd 2, where a drop-in adds to the runtimes and does not replace them.
+#[test]
+fn folder_of_imports_gets_a_file_and_the_configuration_is_not_touched() -> Result<()> {
+    let site = Site::start(Containerd::V2)?;
+    let config = site.dir().join("containerd.toml");
+    let imports = format!("imports = [\"{}/conf.d/*.toml\"]\n", site.dir().display());
+    fs::write(&config, imports + &fs::read_to_string(&config)?)?;
+    let before = site.snapshot()?;
+    let text = fs::read(&config)?;
+    site.run(site.install_small()?)?.ok()?;
+    assert_eq!(fs::read(&config)?, text);
+    let drop_in = fs::read_to_string(site.dir().join("conf.d/50-caisson.toml"))?;
+    assert!(drop_in.contains(HANDLER), "{drop_in}");
+    site.run(site.uninstall()?)?.ok()?;
+    assert_eq!(site.snapshot()?, before);
+    Ok(())
+}
+
+#[test]
+fn version_that_a_pod_runs_with_stays_until_the_pod_has_ended() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let before = site.snapshot()?;
+    let mut install = site.install()?;
+    install.arg("--no-self-test");
+    site.run(install)?.ok()?;
+    let old = site.status()?["version"].clone();
+    let pod = site.node.pod().handler(HANDLER).start()?;
+    site.run(site.install_small()?)?.ok()?;
+    let status = site.status()?;
+    assert_eq!(status["pods"][0]["version"], old, "{status}");
+    assert_ne!(status["version"], old, "{status}");
+    assert_eq!(
+        status["versions"].as_array().map(Vec::len),
+        Some(2),
+        "{status}"
+    );
+
+    let mut force = site.uninstall()?;
+    force.arg("--force");
+    let left = site.run(force)?.ok()?;
+    assert!(
+        left.text().contains(old.as_str().context("a version")?),
+        "{}",
+        left.text()
+    );
+    assert!(pod.is_ready()?);
+    pod.stop()?;
+    pod.remove()?;
+    site.run(site.uninstall()?)?.ok()?;
+    assert_eq!(site.snapshot()?, before);
+    Ok(())
+}
+
+/// SIGKILL at each system call by which install changes something; then it is run again, and undone.
+#[test]
+fn install_killed_anywhere_goes_on_and_is_taken_back() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let before = site.snapshot()?;
+    let kills = site.killed_at_each_call(
+        "install",
+        || site.install_small(),
+        |at| {
+            site.run(site.install_small()?)?
+                .ok()
+                .with_context(|| at.clone())?;
+            let status = site.status()?;
+            ensure!(status["ready"] == true, "{at}: {status}");
+            site.run(site.uninstall()?)?
+                .ok()
+                .with_context(|| at.clone())?;
+            site.is_as(&before, &at)
+        },
+    )?;
+    ensure!(kills > 5, "only {kills} kills");
+    Ok(())
+}
+
+/// As above, undone at once.
+#[test]
+fn install_killed_anywhere_is_taken_back_by_uninstall_alone() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let before = site.snapshot()?;
+    site.killed_at_each_call(
+        "install",
+        || site.install_small(),
+        |at| {
+            site.run(site.uninstall()?)?
+                .ok()
+                .with_context(|| at.clone())?;
+            site.is_as(&before, &at)
+        },
+    )?;
+    Ok(())
+}
+
+#[test]
+fn uninstall_killed_anywhere_goes_on() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let before = site.snapshot()?;
+    let installed = || {
+        site.run(site.install_small()?)?.ok()?;
+        site.uninstall()
+    };
+    let kills = site.killed_at_each_call("uninstall", installed, |at| {
+        site.run(site.uninstall()?)?
+            .ok()
+            .with_context(|| at.clone())?;
+        site.is_as(&before, &at)
+    })?;
+    ensure!(kills > 5, "only {kills} kills");
+    Ok(())
+}
+
+/// The command, killed before its so-many-th system call of that name.
+fn traced(command: Command, call: &str, number: u32, dir: &Path) -> Command {
+    let mut traced = Command::new("strace");
+    traced.arg("-o").arg(dir.join("logs/strace"));
+    traced.args(["-e", &format!("inject={call}:signal=KILL:when={number}")]);
+    traced.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => traced.env(name, value),
+            None => traced.env_remove(name),
+        };
+    }
+    traced
+}
+
+/// A containerd with CRI, a hand-edited configuration and a place to install to.
+struct Site {
+    node: CriNode,
+}
+
+impl Site {
+    fn start(version: Containerd) -> Result<Self> {
+        let node = CriNode::start_version_with(version, |config| {
+            // These are the release's.
+            config["guest"] = serde_json::json!({});
+            for key in ["virtiofsd", "vsock_daemon"] {
+                config["hypervisor"]
+                    .as_object_mut()
+                    .map(|table| table.remove(key));
+            }
+            // No probe is remembered.
+            config["hypervisor"]["accelerator"] = "tcg".into();
+        })?;
+        let _ = fs::remove_file(node.store_dir().join("accelerator.json"));
+        let config = node.dir().join("containerd.toml");
+        fs::write(&config, fs::read_to_string(&config)? + BY_HAND)?;
+        let site = Self { node };
+        site.small_release()?;
+        Ok(site)
+    }
+
+    fn dir(&self) -> &Path {
+        self.node.dir()
+    }
+
+    /// A release that is quick to copy: its shim and daemons are never run.
+    fn small_release(&self) -> Result<()> {
+        for file in [
+            "bin/caisson",
+            "bin/containerd-shim-caisson-v2",
+            "libexec/virtiofsd",
+            "libexec/vhost-device-vsock",
+            "guest/vmlinux",
+            "guest/initramfs.cpio",
+        ] {
+            let path = self.dir().join("small").join(file);
+            fs::create_dir_all(path.parent().context("a folder")?)?;
+            fs::write(path, file)?;
+        }
+        let settings = self.dir().join("small/settings.toml");
+        fs::write(settings, "[vm]\ndefault_memory_mib = 300\n")?;
+        Ok(())
+    }
+
+    fn command(&self, what: &str) -> Result<Command> {
+        let mut command = caisson(&self.node)?;
+        // It is in containerd's environment.
+        command.env_remove("CAISSON_CONFIG");
+        command
+            .args(["node", what, "--containerd-socket"])
+            .arg(self.node.socket());
+        Ok(command)
+    }
+
+    fn install_from(&self, release: &Path) -> Result<Command> {
+        let mut install = self.command("install")?;
+        install.args(["--restart", "signal", "--handler", HANDLER, "--prefix"]);
+        install
+            .arg(self.dir().join("prefix"))
+            .arg("--from")
+            .arg(release);
+        Ok(install)
+    }
+
+    fn install(&self) -> Result<Command> {
+        self.install_from(&paths::dist())
+    }
+
+    fn install_small(&self) -> Result<Command> {
+        let mut install = self.install_from(&self.dir().join("small"))?;
+        install.arg("--no-self-test").arg("--settings");
+        install.arg(self.dir().join("small/settings.toml"));
+        Ok(install)
+    }
+
+    fn uninstall(&self) -> Result<Command> {
+        self.command("uninstall")
+    }
+
+    fn run(&self, mut command: Command) -> Result<Output> {
+        self.node
+            .supervised(|| command::run(&mut command, None, LIMIT))
+    }
+
+    fn status(&self) -> Result<serde_json::Value> {
+        let mut status = self.command("status")?;
+        status.arg("--json");
+        Ok(serde_json::from_slice(&self.run(status)?.ok()?.stdout)?)
+    }
+
+    /// The process that serves the socket.
+    fn containerd(&self) -> Result<i32> {
+        use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+        let stream = std::os::unix::net::UnixStream::connect(self.node.socket())?;
+        Ok(getsockopt(&stream, PeerCredentials)?.pid())
+    }
+
+    /// Kills the command before its first, second, … system call that changes something, and has `then` look.
+    /// Gives how often it was killed.
+    fn killed_at_each_call(
+        &self,
+        what: &str,
+        make: impl Fn() -> Result<Command>,
+        then: impl Fn(String) -> Result<()>,
+    ) -> Result<u32> {
+        // Every one with CAISSON_TEST_FULL; else those that are some apart.
+        let step = match std::env::var_os("CAISSON_TEST_FULL") {
+            Some(_) => 1,
+            None => 4,
+        };
+        let calls = [
+            "mkdir", "fsync", "rename", "symlink", "unlink", "unlinkat", "rmdir", "kill",
+        ];
+        let mut kills = 0;
+        for call in calls {
+            for number in (1..).step_by(step) {
+                let output = self.run(traced(make()?, call, number, self.dir()))?;
+                let at = format!("{what} killed at {call} {number}");
+                ensure!([0, 137].contains(&output.code), "{at}: {}", output.errors());
+                then(at)?;
+                if output.code == 0 {
+                    break;
+                }
+                kills += 1;
+            }
+        }
+        Ok(kills)
+    }
+
+    fn is_as(&self, before: &Snapshot, at: &str) -> Result<()> {
+        let now = self.snapshot()?;
+        ensure!(now == *before, "{at}: {}", now.since(before));
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::of(self.dir())
+    }
+}
+
+/// Every file and folder of a node that is not containerd's own: mode, owner, and contents or target.
+#[derive(Debug, PartialEq, Eq)]
+struct Snapshot(BTreeMap<PathBuf, String>);
+
+impl Snapshot {
+    fn of(dir: &Path) -> Result<Self> {
+        let containerds = [
+            "root",
+            "run",
+            "logs",
+            "opt",
+            "small",
+            "cni",
+            "c.sock",
+            "c.sock.ttrpc",
+            "shims",
+        ];
+        let mut found = BTreeMap::new();
+        let mut next = vec![dir.to_owned()];
+        while let Some(folder) = next.pop() {
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                let relative = path.strip_prefix(dir)?.to_owned();
+                if containerds.iter().any(|name| relative == Path::new(name)) {
+                    continue;
+                }
+                let metadata = fs::symlink_metadata(&path)?;
+                let what = if metadata.is_dir() {
+                    next.push(path);
+                    String::new()
+                } else if metadata.is_symlink() {
+                    fs::read_link(&path)?.display().to_string()
+                } else if metadata.is_file() {
+                    String::from_utf8_lossy(&fs::read(&path)?).into_owned()
+                } else {
+                    continue;
+                };
+                let owner = (metadata.uid(), metadata.gid());
+                found.insert(relative, format!("{:o} {owner:?} {what}", metadata.mode()));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// What is otherwise, for an error.
+    fn since(&self, before: &Self) -> String {
+        let differs = |path: &&PathBuf| self.0.get(*path) != before.0.get(*path);
+        let mut paths: Vec<_> = self
+            .0
+            .keys()
+            .chain(before.0.keys())
+            .filter(differs)
+            .collect();
+        paths.dedup();
+        format!("{paths:?}")
+    }
+}
