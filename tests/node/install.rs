@@ -66,8 +66,7 @@ fn installed_handler_runs_a_pod_and_uninstall_leaves_nothing(
     pod.remove()?;
 
     site.run(site.uninstall()?)?.ok()?;
-    assert_eq!(site.snapshot()?, before);
-    Ok(())
+    site.is_as(&before, "uninstalled")
 }
 
 #[test]
@@ -159,8 +158,7 @@ fn folder_of_imports_gets_a_file_and_the_configuration_is_not_touched() -> Resul
     let drop_in = fs::read_to_string(site.dir().join("conf.d/50-caisson.toml"))?;
     assert!(drop_in.contains(HANDLER), "{drop_in}");
     site.run(site.uninstall()?)?.ok()?;
-    assert_eq!(site.snapshot()?, before);
-    Ok(())
+    site.is_as(&before, "uninstalled")
 }
 
 #[test]
@@ -194,8 +192,7 @@ fn version_that_a_pod_runs_with_stays_until_the_pod_has_ended() -> Result<()> {
     pod.stop()?;
     pod.remove()?;
     site.run(site.uninstall()?)?.ok()?;
-    assert_eq!(site.snapshot()?, before);
-    Ok(())
+    site.is_as(&before, "uninstalled")
 }
 
 /// SIGKILL at each system call by which install changes something; then it is run again, and undone.

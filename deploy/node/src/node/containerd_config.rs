@@ -3,10 +3,15 @@
 //! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md. The handler comes as a marked
 //! block at the end, so that every other byte stays; only where the runtimes are a table in one line does it go in there.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use caisson_shim::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
+
+use crate::shim::PROGRAM;
 
 /// Where each format has the CRI plugin's runtimes.
 const CRI: [(i64, &str); 2] = [
@@ -33,6 +38,8 @@ pub struct Handler {
     pub name: String,
     /// The shim's program.
     pub shim: PathBuf,
+    /// Whether the program is the type: containerd 1.6 takes no heed of `runtime_path` (1.6.20, `WithRuntimePath` in task_opts.go).
+    pub by_type: bool,
 }
 
 /// Why a configuration is left as it is.
@@ -87,7 +94,7 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
     let settings = settings(handler);
     if let Some(there) = find(document.as_item(), &path) {
         let runtime = runtime_type(there).unwrap_or_default();
-        if runtime != RUNTIME {
+        if !is_ours(runtime) {
             return Err(ConfigError::Taken {
                 handler: handler.name.clone(),
                 runtime: runtime.to_owned(),
@@ -142,7 +149,7 @@ pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
     for (_, cri) in CRI {
         let path = path(cri, handler);
         let there = find(document.as_item(), &path);
-        if there.and_then(runtime_type) == Some(RUNTIME) {
+        if there.and_then(runtime_type).is_some_and(is_ours) {
             take(document.as_item_mut(), &path);
             found = true;
         }
@@ -181,14 +188,19 @@ pub fn imports(text: &str) -> Vec<String> {
     imports.map(str::to_owned).collect()
 }
 
-/// The text with one more import, to see what containerd would make of it.
-pub fn with_import(text: &str, import: &str) -> Result<String, ConfigError> {
+/// The text as it imports the same from another folder than `dir`, and perhaps one more.
+pub fn importing(text: &str, dir: &Path, one_more: Option<&Path>) -> Result<String, ConfigError> {
+    let mut all: Vec<_> = imports(text)
+        .iter()
+        .map(|import| dir.join(import))
+        .collect();
+    if all.is_empty() && one_more.is_none() {
+        return Ok(text.to_owned());
+    }
+    all.extend(one_more.map(Path::to_owned));
     let mut document = parse(text)?;
-    let imports = document.entry("imports").or_insert(value(Array::new()));
-    imports
-        .as_array_mut()
-        .ok_or(ConfigError::Unclear)?
-        .push(import);
+    let all = all.iter().map(|import| import.display().to_string());
+    document["imports"] = value(Array::from_iter(all));
     Ok(document.to_string())
 }
 
@@ -260,8 +272,13 @@ fn path<'a>(cri: &'a str, handler: &'a str) -> [&'a str; 5] {
 fn settings(handler: &Handler) -> Table {
     let ours = || value(Array::from_iter(["caisson.dev/*"]));
     let mut table = Table::new();
-    table.insert("runtime_type", value(RUNTIME));
-    table.insert("runtime_path", value(handler.shim.display().to_string()));
+    let shim = value(handler.shim.display().to_string());
+    if handler.by_type {
+        table.insert("runtime_type", shim);
+    } else {
+        table.insert("runtime_type", value(RUNTIME));
+        table.insert("runtime_path", shim);
+    }
     table.insert("privileged_without_host_devices", value(true));
     table.insert("pod_annotations", ours());
     table.insert("container_annotations", ours());
@@ -294,6 +311,10 @@ fn block_in(text: &str) -> Option<std::ops::Range<usize>> {
         .trim()
         .is_empty()
         .then_some(start..end + line_end)
+}
+
+fn is_ours(runtime: &str) -> bool {
+    runtime == RUNTIME || Path::new(runtime).ends_with(PROGRAM)
 }
 
 fn runtime_type(handler: &Item) -> Option<&str> {

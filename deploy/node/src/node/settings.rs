@@ -29,8 +29,10 @@ pub fn write(config_file: &Path, text: &str) -> Result<()> {
     let made = match &old {
         Some(old) => made(old, &path)?,
         None => {
+            // What a run left that was killed meanwhile.
+            let part = files::part(&path);
+            files::remove(&part).with_context(|| format!("remove {}", part.display()))?;
             let mut made = files::missing(dir);
-            // What a run left that was killed between making a folder and the file.
             for dir in dir
                 .ancestors()
                 .take(2)

@@ -116,9 +116,10 @@ impl Switch<'_> {
         }
         let existed = base.is_some();
         if let Some(base) = &base {
-            // The mode is that of the file, which may hold secrets.
-            fs::copy(&place.file, self.store.saved()).context("save the configuration")?;
-            files::write(&self.store.saved(), base)?;
+            let saved = self.store.saved();
+            if files::read(&saved)?.as_ref() != Some(base) {
+                files::write(&saved, base)?;
+            }
         }
         record.add_made(files::missing(
             place.file.parent().unwrap_or(Path::new("/")),
@@ -319,39 +320,25 @@ impl Switch<'_> {
         };
         // A template's outcome is seen when k3s has made it; this is what it will be like.
         let main = main.unwrap_or_default();
-        let (part_of, drop_in) = match place.kind {
-            Kind::Main => (new.to_owned(), None),
-            Kind::Template => {
-                let added = text::add(main, self.handler, 2);
-                (added.map_err(|error| self.refused(error))?, None)
-            }
-            Kind::DropIn => {
-                let part = files::part(&place.file);
-                let with = text::with_import(main, &part.display().to_string());
-                (with.map_err(|error| self.refused(error))?, Some(part))
-            }
+        let dir = self.store.check();
+        let drop_in = dir.join("drop-in.toml");
+        let (text, import) = match place.kind {
+            Kind::Main => (Ok(new.to_owned()), None),
+            Kind::Template => (text::add(main, self.handler, 2), None),
+            Kind::DropIn => (Ok(main.to_owned()), Some(drop_in.as_path())),
         };
-        let made = files::missing(place.file.parent().unwrap_or(Path::new("/")));
+        // Read from another folder, it imports the same.
+        let own = self.config.parent().unwrap_or(Path::new("/"));
+        let text = text.and_then(|text| text::importing(&text, own, import));
+        let text = text.map_err(|error| self.refused(error))?;
         let look = || {
-            if let Some(dir) = place.file.parent() {
-                fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-            }
-            if drop_in.is_some() {
-                files::write_part(&place.file, new.as_bytes())?;
-            }
-            let part = files::write_part(self.config, part_of.as_bytes())?;
-            self.containerd.dump(&part)
+            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+            files::write(&drop_in, new.as_bytes())?;
+            files::write(&dir.join("config.toml"), text.as_bytes())?;
+            self.containerd.dump(&dir.join("config.toml"))
         };
         let dumped = look();
-        for path in [Some(files::part(self.config)), drop_in]
-            .into_iter()
-            .flatten()
-        {
-            files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-        for dir in made.iter().rev() {
-            files::remove_empty(dir)?;
-        }
+        files::remove_tree(&dir)?;
         let refused = || format!("{} is left as it was", place.file.display());
         let dumped = dumped.with_context(refused)?;
         if !text::has(&dumped, self.handler) {
@@ -386,6 +373,8 @@ pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
         (edit.clone(), was)
     };
     store.save(record)?;
+    let part = files::part(&edit.file);
+    files::remove(&part).with_context(|| format!("remove {}", part.display()))?;
     let Some(now) = files::read(&edit.file)? else {
         return Ok(true);
     };
