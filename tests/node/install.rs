@@ -17,6 +17,7 @@ use caisson_tests::{
     cri::CriNode,
     node::caisson,
     paths::{self, Containerd},
+    Runtime,
 };
 use rstest::rstest;
 
@@ -121,6 +122,32 @@ fn containerd_that_does_not_come_up_gets_its_old_configuration_back() -> Result<
     site.containerd()?;
     // With a containerd that does, it goes on from there.
     site.run(site.install_small()?)?.ok()?;
+    Ok(())
+}
+
+/// containerd 1.x forgets its default runtimes where a file names one.
+#[rstest]
+#[case::containerd_1_6(Containerd::V1_6)]
+#[case::containerd_1_7(Containerd::V1_7)]
+#[case::containerd_2(Containerd::V2)]
+fn runc_stays_where_the_configuration_names_no_runtime(#[case] version: Containerd) -> Result<()> {
+    let site = Site::start(version)?;
+    let config = site.dir().join("containerd.toml");
+    let text = fs::read_to_string(&config)?;
+    let mut table: toml::Table = text.parse()?;
+    for (_, plugin) in table["plugins"].as_table_mut().context("plugins")? {
+        plugin
+            .as_table_mut()
+            .map(|plugin| plugin.remove("containerd"));
+    }
+    fs::write(&config, table.to_string())?;
+    site.run(site.install_small()?)?.ok()?;
+    let pod = site.node.pod().runtime(Runtime::Runc).start()?;
+    pod.stop()?;
+    pod.remove()?;
+    let before = table.to_string();
+    site.run(site.uninstall()?)?.ok()?;
+    assert_eq!(fs::read_to_string(&config)?, before);
     Ok(())
 }
 
