@@ -85,6 +85,16 @@ impl std::error::Error for ConfigError {}
 
 /// The text with the handler in it; `format` for a file that says none because it says nothing. Idempotent.
 pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigError> {
+    add_beside(text, handler, format, &toml::Table::new())
+}
+
+/// As [`add`], with other runtimes too, for a file that has none: containerd 1.x forgets its own default, runc, when a file names one.
+pub fn add_beside(
+    text: &str,
+    handler: &Handler,
+    format: i64,
+    others: &toml::Table,
+) -> Result<String, ConfigError> {
     let mut document = parse(text)?;
     let empty = document.is_empty();
     if empty {
@@ -102,7 +112,7 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
         }
         if let Some(block) = block_in(text) {
             let without = format!("{}{}", &text[..block.start], &text[block.end..]);
-            let again = add(&without, handler, format)?;
+            let again = add_beside(&without, handler, format, others)?;
             // The block is at the end unless somebody wrote something after it: then it stays where it is.
             return Ok(if again.len() == text.len() && same(&again, text) {
                 text.to_owned()
@@ -122,8 +132,9 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
     }
     if !inline {
         let version = empty.then_some(format);
-        let added = format!("{text}{}", block(text, handler, version, path[1]));
-        if adds_only(text, &added, &path) {
+        let block = block(text, handler, version, path[1], others);
+        let added = format!("{text}{block}");
+        if adds_only(text, &added, &path, others) {
             return Ok(added);
         }
     }
@@ -133,7 +144,7 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
     };
     put(document.as_item_mut(), &path, entry).ok_or(ConfigError::Unclear)?;
     let added = document.to_string();
-    match adds_only(text, &added, &path) {
+    match adds_only(text, &added, &path, others) {
         true => Ok(added),
         false => Err(ConfigError::Unclear),
     }
@@ -177,7 +188,31 @@ pub fn has(text: &str, handler: &Handler) -> bool {
 
 /// A file of its own, that a configuration of format 3 imports.
 pub fn drop_in(handler: &Handler) -> String {
-    block("", handler, Some(3), CRI[1].1)
+    block("", handler, Some(3), CRI[1].1, &toml::Table::new())
+}
+
+/// Whether a file says nothing.
+pub fn is_empty(text: &str) -> bool {
+    parse(text).is_ok_and(|document| document.is_empty())
+}
+
+/// The runtimes that a configuration names, but for the handler.
+pub fn runtimes(text: &str, handler: &str) -> toml::Table {
+    let table: toml::Table = text
+        .trim_start_matches('\u{feff}')
+        .parse()
+        .unwrap_or_default();
+    let runtimes = CRI.iter().find_map(|(_, cri)| {
+        let path = ["plugins", cri, "containerd", "runtimes"];
+        let mut at = &table;
+        for key in path {
+            at = at.get(key)?.as_table()?;
+        }
+        Some(at.clone())
+    });
+    let mut runtimes = runtimes.unwrap_or_default();
+    runtimes.remove(handler);
+    runtimes
 }
 
 /// What a configuration imports, as it says it.
@@ -217,7 +252,7 @@ pub fn add_to_template(text: Option<&str>, handler: &Handler, format: i64) -> St
         .find(|(of, _)| *of == format)
         .unwrap_or(&CRI[0])
         .1;
-    let block = block(&text, handler, None, cri);
+    let block = block(&text, handler, None, cri, &toml::Table::new());
     text + &block
 }
 
@@ -286,13 +321,28 @@ fn settings(handler: &Handler) -> Table {
 }
 
 /// The block as it follows a text, in whose kind of line ends it is.
-fn block(text: &str, handler: &Handler, version: Option<i64>, cri: &str) -> String {
+fn block(
+    text: &str,
+    handler: &Handler,
+    version: Option<i64>,
+    cri: &str,
+    others: &toml::Table,
+) -> String {
     let mut lines = vec![BEGIN.to_owned()];
     lines.extend(version.map(|version| format!("version = {version}")));
     let name = &handler.name;
     lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
     for (key, item) in settings(handler).iter() {
         lines.push(format!("  {key} = {}", item.to_string().trim()));
+    }
+    if !others.is_empty() {
+        let mut table = others.clone();
+        for key in ["runtimes", "containerd", cri, "plugins"] {
+            table = toml::Table::from_iter([(key.to_owned(), table.into())]);
+        }
+        lines.push("# containerd's own default, which it forgets where one is named.".to_owned());
+        let rest = table.to_string();
+        lines.extend(rest.lines().map(str::to_owned));
     }
     lines.push(END.to_owned());
     let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
@@ -402,7 +452,7 @@ fn take(item: &mut Item, path: &[&str]) {
 }
 
 /// Whether the second text says what the first says, and what is at `path`.
-fn adds_only(before: &str, after: &str, path: &[&str; 5]) -> bool {
+fn adds_only(before: &str, after: &str, path: &[&str; 5], others: &toml::Table) -> bool {
     let table = |text: &str| {
         text.trim_start_matches('\u{feff}')
             .parse::<toml::Table>()
@@ -417,6 +467,10 @@ fn adds_only(before: &str, after: &str, path: &[&str; 5]) -> bool {
     let added =
         parse(&after.to_string()).is_ok_and(|document| find(document.as_item(), path).is_some());
     prune(&mut before, path);
+    for name in others.keys() {
+        let [plugins, cri, containerd, runtimes, _] = *path;
+        prune(&mut after, &[plugins, cri, containerd, runtimes, name]);
+    }
     prune(&mut after, path);
     added && before == after
 }

@@ -301,52 +301,64 @@ impl Switch<'_> {
                 ))
             }
             Kind::Main => {
+                let base = base.unwrap_or_default();
                 let format = self.containerd.format()?;
-                let added = text::add(base.unwrap_or_default(), self.handler, format);
+                let mut others = text::runtimes(base, &self.handler.name);
+                if others.is_empty() && format < 3 {
+                    let dumped = self.dump(base, None);
+                    let dumped = dumped.context("containerd's configuration is broken as it is")?;
+                    others = text::runtimes(&dumped, &self.handler.name);
+                } else {
+                    others.clear();
+                }
+                let added = text::add_beside(base, self.handler, format, &others);
                 added.map_err(|error| self.refused(error))
             }
         }
     }
 
-    /// Has containerd's own program read what its configuration would be. Nothing of it may be lost by the change.
-    fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
-        let old = match main {
-            Some(_) => Some(
-                self.containerd
-                    .dump(self.config)
-                    .context("containerd's configuration is broken as it is")?,
-            ),
-            None => None,
-        };
-        // A template's outcome is seen when k3s has made it; this is what it will be like.
-        let main = main.unwrap_or_default();
+    /// What containerd's own program makes of a text in the configuration's place, and perhaps of a file that it imports.
+    fn dump(&self, text: &str, drop_in: Option<&str>) -> Result<String> {
         let dir = self.store.check();
-        let drop_in = dir.join("drop-in.toml");
-        let (text, import) = match place.kind {
-            Kind::Main => (Ok(new.to_owned()), None),
-            Kind::Template => (text::add(main, self.handler, 2), None),
-            Kind::DropIn => (Ok(main.to_owned()), Some(drop_in.as_path())),
-        };
+        let (file, import) = (dir.join("config.toml"), dir.join("drop-in.toml"));
         // Read from another folder, it imports the same.
         let own = self.config.parent().unwrap_or(Path::new("/"));
-        let text = text.and_then(|text| text::importing(&text, own, import));
+        let text = match text::is_empty(text) {
+            true => Ok(format!("version = {}\n", self.containerd.format()?)),
+            false => text::importing(text, own, drop_in.map(|_| import.as_path())),
+        };
         let text = text.map_err(|error| self.refused(error))?;
         let look = || {
             fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-            files::write(&drop_in, new.as_bytes())?;
-            files::write(&dir.join("config.toml"), text.as_bytes())?;
-            self.containerd.dump(&dir.join("config.toml"))
+            files::write(&import, drop_in.unwrap_or_default().as_bytes())?;
+            files::write(&file, text.as_bytes())?;
+            self.containerd.dump(&file)
         };
         let dumped = look();
         files::remove_tree(&dir)?;
+        dumped
+    }
+
+    /// Has containerd's own program read what its configuration would be. Nothing of it may be lost by the change.
+    fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
+        let main = main.unwrap_or_default();
+        let old = self.dump(main, None);
+        let old = old.context("containerd's configuration is broken as it is")?;
+        let dumped = match place.kind {
+            Kind::Main => self.dump(new, None),
+            Kind::DropIn => self.dump(main, Some(new)),
+            // What comes of it is seen when k3s has made it; this is what it will be like.
+            Kind::Template => {
+                let added = text::add(main, self.handler, 2);
+                self.dump(&added.map_err(|error| self.refused(error))?, None)
+            }
+        };
         let refused = || format!("{} is left as it was", place.file.display());
         let dumped = dumped.with_context(refused)?;
         if !text::has(&dumped, self.handler) {
             bail!("{}: containerd would not see the handler in it", refused());
         }
-        let nothing_lost =
-            |old: &String| text::differ_in_handler_only(old, &dumped, &self.handler.name);
-        if !old.as_ref().is_none_or(nothing_lost) {
+        if !text::differ_in_handler_only(&old, &dumped, &self.handler.name) {
             bail!(
                 "{}: containerd would lose other settings by the change",
                 refused()

@@ -174,6 +174,18 @@ fn handler_whose_type_is_the_program_is_known_as_ours() {
 }
 
 #[test]
+fn runtimes_that_containerd_would_forget_are_written_out() {
+    let dump = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+        runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n\
+        SystemdCgroup = false\n";
+    let others = runtimes(dump, "sandbox");
+    let added = add_beside("version = 2\n", &ours(), 2, &others).unwrap();
+    assert_eq!(runtimes(&added, "sandbox"), others, "{added}");
+    assert_eq!(add_beside(&added, &ours(), 2, &others).unwrap(), added);
+    assert_eq!(remove(&added, "sandbox").unwrap(), "version = 2\n");
+}
+
+#[test]
 fn block_has_the_files_line_ends() {
     let added = add("version = 2\r\n", &ours(), 2).unwrap();
     assert!(!added.replace("\r\n", "").contains('\n'), "{added:?}");
