@@ -15,6 +15,16 @@ pub enum Error {
     /// The VM or one of its devices.
     #[error("the pod's VM")]
     Vm(#[from] caisson_vmm::Error),
+    /// The VM did not start, and it has more memory than the machine.
+    #[error(
+        "the pod's VM of {vm_mib} MiB did not start on a node with {node_mib} MiB: lower the containers' memory limits, by which it is sized"
+    )]
+    TooLarge {
+        vm_mib: u64,
+        node_mib: u64,
+        #[source]
+        source: caisson_vmm::Error,
+    },
     /// The VM ended while something was to be done in it.
     #[error("the pod's VM has ended: {0}")]
     VmEnded(String),
@@ -153,6 +163,7 @@ impl Error {
             Self::NoFreeUser(_) => ttrpc::Code::RESOURCE_EXHAUSTED,
             Self::VmEnded(_) => ttrpc::Code::UNAVAILABLE,
             Self::Vm(_)
+            | Self::TooLarge { .. }
             | Self::Spawn(_)
             | Self::File { .. }
             | Self::Cgroup { .. }

@@ -18,7 +18,7 @@ use crate::{
     accelerator,
     agent::Agent,
     config,
-    error::Result,
+    error::{Error, Result},
     network::Network,
     share::{self, Share},
     state::PodDir,
@@ -93,7 +93,18 @@ impl Machine {
             max_memory: memory.max(config.vm.max_memory_mib.min(host_memory_mib()) << 20),
             credentials: dir.credentials,
         };
-        let vm = VmHandle::new(vmm.boot(spec).await?);
+        let vm = vmm.boot(spec).await.map_err(|source| {
+            let node_mib = host_memory_mib();
+            if size.memory_mib <= node_mib {
+                return source.into();
+            }
+            Error::TooLarge {
+                vm_mib: size.memory_mib,
+                node_mib,
+                source,
+            }
+        });
+        let vm = VmHandle::new(vm?);
         let pids = vm.pids().await?;
         let machine = Self {
             vm,

@@ -56,6 +56,20 @@ fn limit_above_what_a_vm_can_have_is_named() -> Result<()> {
     let resources = json!({ "requests": { "memory": "16Mi" }, "limits": { "memory": "9Ti" } });
     let pod = namespace.pod("large").sh("sleep 1000");
     let pod = pod.main(|main| main["resources"] = resources).create()?;
-    pod.described(&["memory", "max_memory_mib"])?;
+    pod.described(&[
+        "did not start on a node with",
+        "lower the containers' memory limits",
+        "qemu",
+    ])?;
+    Ok(())
+}
+
+#[test]
+fn request_above_what_the_node_has_is_not_scheduled() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let resources = json!({ "requests": { "memory": "9Ti" } });
+    let pod = namespace.pod("hungry").sh("sleep 1000");
+    let pod = pod.main(|main| main["resources"] = resources).create()?;
+    pod.described(&["FailedScheduling", "Insufficient memory"])?;
     Ok(())
 }

@@ -4,4 +4,5 @@ mod deployments;
 mod errors;
 mod examples;
 mod kubectl;
+mod local;
 mod services;

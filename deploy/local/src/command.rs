@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use crate::{down, supervise, up, Layout, Programs};
+use crate::{down, existing, supervise, up, Layout, Programs};
 
 /// Where `make cluster` has its cluster.
 const DIR: &str = "/var/tmp/caisson";
@@ -23,8 +23,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Starts the cluster, or takes the one that runs.
+    /// Starts the cluster, or takes the one that runs: that of Docker Desktop, kind or k3s on this machine, if kubectl points at it.
     Up {
+        /// Never takes the one that kubectl points at.
+        #[arg(long)]
+        own: bool,
         /// Everything of the cluster is in this folder.
         #[arg(long, default_value = DIR)]
         dir: PathBuf,
@@ -52,14 +55,22 @@ pub fn main() -> ExitCode {
 
 fn run(what: What) -> Result<()> {
     match what {
-        What::Up { dir } => start(&Layout::new(&dir)?),
-        What::Down { dir } => down(&Layout::new(&dir)?),
+        What::Up { own, dir } => start(&Layout::new(&dir)?, own),
+        What::Down { dir } => stop(&Layout::new(&dir)?),
         What::Supervise { dir } => supervise::run(&Layout::new(&dir)?),
     }
 }
 
-fn start(layout: &Layout) -> Result<()> {
+fn start(layout: &Layout, own: bool) -> Result<()> {
     let programs = Programs::find(&target())?;
+    if let Some(there) = existing::find(&programs).filter(|_| !own && !layout.dir().exists()) {
+        eprintln!(
+            "kubectl points at a cluster on this machine: {there:?}; installing Caisson there"
+        );
+        there.install(&programs)?;
+        println!("Pods with `runtimeClassName: sandbox` run in a VM. `make cluster-down` takes Caisson away again.");
+        return Ok(());
+    }
     let own = std::env::current_exe().context("find this program")?;
     let started = Instant::now();
     let cluster = up(layout, &programs, &own, &mut |step| {
@@ -75,6 +86,18 @@ fn start(layout: &Layout) -> Result<()> {
         layout.containerd_socket().display(),
     );
     Ok(())
+}
+
+/// A cluster of our own is removed; from one that was there Caisson is.
+fn stop(layout: &Layout) -> Result<()> {
+    let there = Programs::find(&target()).ok().and_then(|programs| {
+        let existing = existing::find(&programs).filter(|_| !layout.dir().exists());
+        existing.map(|existing| (existing, programs))
+    });
+    match there {
+        Some((existing, programs)) => existing.uninstall(&programs),
+        None => down(layout),
+    }
 }
 
 /// The `target/` that this program was built into.

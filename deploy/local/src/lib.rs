@@ -8,12 +8,14 @@
 //! - [`layout`]: the folder; [`programs`]: what was built for it;
 //! - [`network`], [`pki`], [`components`], [`containerd`]: what is made before anything runs;
 //! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away, dead or alive;
+//! - [`existing`]: instead of all this, a cluster that is there;
 //! - [`image`], [`images`]: images without a registry; [`caisson`]: the way Caisson gets in.
 
 pub mod caisson;
 pub mod command;
 pub mod components;
 pub mod containerd;
+pub mod existing;
 pub mod image;
 pub mod images;
 pub mod layout;
