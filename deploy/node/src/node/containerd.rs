@@ -34,8 +34,8 @@ const SOCKETS: [&str; 2] = [
 const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
 /// For one call, and for one program that only reads.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// For a process to end after SIGTERM, or for systemctl.
-const STOP_LIMIT: Duration = Duration::from_secs(90);
+/// For a process to end after SIGTERM, or for systemctl: k3s is up when its API server is.
+const STOP_LIMIT: Duration = Duration::from_secs(180);
 
 /// How containerd is restarted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

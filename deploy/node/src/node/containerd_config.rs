@@ -3,10 +3,15 @@
 //! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md. The handler comes as a marked
 //! block at the end, so that every other byte stays; only where the runtimes are a table in one line does it go in there.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use caisson_shim::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
+
+use crate::shim::PROGRAM;
 
 /// Where each format has the CRI plugin's runtimes.
 const CRI: [(i64, &str); 2] = [
@@ -33,6 +38,8 @@ pub struct Handler {
     pub name: String,
     /// The shim's program.
     pub shim: PathBuf,
+    /// Whether the program is the type: containerd 1.6 takes no heed of `runtime_path` (1.6.20, `WithRuntimePath` in task_opts.go).
+    pub by_type: bool,
 }
 
 /// Why a configuration is left as it is.
@@ -78,6 +85,16 @@ impl std::error::Error for ConfigError {}
 
 /// The text with the handler in it; `format` for a file that says none because it says nothing. Idempotent.
 pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigError> {
+    add_beside(text, handler, format, &toml::Table::new())
+}
+
+/// As [`add`], with other runtimes too, for a file that has none: containerd 1.x forgets its own default, runc, when a file names one.
+pub fn add_beside(
+    text: &str,
+    handler: &Handler,
+    format: i64,
+    others: &toml::Table,
+) -> Result<String, ConfigError> {
     let mut document = parse(text)?;
     let empty = document.is_empty();
     if empty {
@@ -87,7 +104,7 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
     let settings = settings(handler);
     if let Some(there) = find(document.as_item(), &path) {
         let runtime = runtime_type(there).unwrap_or_default();
-        if runtime != RUNTIME {
+        if !is_ours(runtime) {
             return Err(ConfigError::Taken {
                 handler: handler.name.clone(),
                 runtime: runtime.to_owned(),
@@ -95,7 +112,7 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
         }
         if let Some(block) = block_in(text) {
             let without = format!("{}{}", &text[..block.start], &text[block.end..]);
-            let again = add(&without, handler, format)?;
+            let again = add_beside(&without, handler, format, others)?;
             // The block is at the end unless somebody wrote something after it: then it stays where it is.
             return Ok(if again.len() == text.len() && same(&again, text) {
                 text.to_owned()
@@ -115,8 +132,9 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
     }
     if !inline {
         let version = empty.then_some(format);
-        let added = format!("{text}{}", block(text, handler, version, path[1]));
-        if adds_only(text, &added, &path) {
+        let block = block(text, handler, version, path[1], others);
+        let added = format!("{text}{block}");
+        if adds_only(text, &added, &path, others) {
             return Ok(added);
         }
     }
@@ -126,7 +144,7 @@ pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigE
     };
     put(document.as_item_mut(), &path, entry).ok_or(ConfigError::Unclear)?;
     let added = document.to_string();
-    match adds_only(text, &added, &path) {
+    match adds_only(text, &added, &path, others) {
         true => Ok(added),
         false => Err(ConfigError::Unclear),
     }
@@ -142,7 +160,7 @@ pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
     for (_, cri) in CRI {
         let path = path(cri, handler);
         let there = find(document.as_item(), &path);
-        if there.and_then(runtime_type) == Some(RUNTIME) {
+        if there.and_then(runtime_type).is_some_and(is_ours) {
             take(document.as_item_mut(), &path);
             found = true;
         }
@@ -170,7 +188,31 @@ pub fn has(text: &str, handler: &Handler) -> bool {
 
 /// A file of its own, that a configuration of format 3 imports.
 pub fn drop_in(handler: &Handler) -> String {
-    block("", handler, Some(3), CRI[1].1)
+    block("", handler, Some(3), CRI[1].1, &toml::Table::new())
+}
+
+/// Whether a file says nothing.
+pub fn is_empty(text: &str) -> bool {
+    parse(text).is_ok_and(|document| document.is_empty())
+}
+
+/// The runtimes that a configuration names, but for the handler.
+pub fn runtimes(text: &str, handler: &str) -> toml::Table {
+    let table: toml::Table = text
+        .trim_start_matches('\u{feff}')
+        .parse()
+        .unwrap_or_default();
+    let runtimes = CRI.iter().find_map(|(_, cri)| {
+        let path = ["plugins", cri, "containerd", "runtimes"];
+        let mut at = &table;
+        for key in path {
+            at = at.get(key)?.as_table()?;
+        }
+        Some(at.clone())
+    });
+    let mut runtimes = runtimes.unwrap_or_default();
+    runtimes.remove(handler);
+    runtimes
 }
 
 /// What a configuration imports, as it says it.
@@ -181,14 +223,19 @@ pub fn imports(text: &str) -> Vec<String> {
     imports.map(str::to_owned).collect()
 }
 
-/// The text with one more import, to see what containerd would make of it.
-pub fn with_import(text: &str, import: &str) -> Result<String, ConfigError> {
+/// The text as it imports the same from another folder than `dir`, and perhaps one more.
+pub fn importing(text: &str, dir: &Path, one_more: Option<&Path>) -> Result<String, ConfigError> {
+    let mut all: Vec<_> = imports(text)
+        .iter()
+        .map(|import| dir.join(import))
+        .collect();
+    if all.is_empty() && one_more.is_none() {
+        return Ok(text.to_owned());
+    }
+    all.extend(one_more.map(Path::to_owned));
     let mut document = parse(text)?;
-    let imports = document.entry("imports").or_insert(value(Array::new()));
-    imports
-        .as_array_mut()
-        .ok_or(ConfigError::Unclear)?
-        .push(import);
+    let all = all.iter().map(|import| import.display().to_string());
+    document["imports"] = value(Array::from_iter(all));
     Ok(document.to_string())
 }
 
@@ -205,7 +252,7 @@ pub fn add_to_template(text: Option<&str>, handler: &Handler, format: i64) -> St
         .find(|(of, _)| *of == format)
         .unwrap_or(&CRI[0])
         .1;
-    let block = block(&text, handler, None, cri);
+    let block = block(&text, handler, None, cri, &toml::Table::new());
     text + &block
 }
 
@@ -260,8 +307,13 @@ fn path<'a>(cri: &'a str, handler: &'a str) -> [&'a str; 5] {
 fn settings(handler: &Handler) -> Table {
     let ours = || value(Array::from_iter(["caisson.dev/*"]));
     let mut table = Table::new();
-    table.insert("runtime_type", value(RUNTIME));
-    table.insert("runtime_path", value(handler.shim.display().to_string()));
+    let shim = value(handler.shim.display().to_string());
+    if handler.by_type {
+        table.insert("runtime_type", shim);
+    } else {
+        table.insert("runtime_type", value(RUNTIME));
+        table.insert("runtime_path", shim);
+    }
     table.insert("privileged_without_host_devices", value(true));
     table.insert("pod_annotations", ours());
     table.insert("container_annotations", ours());
@@ -269,13 +321,28 @@ fn settings(handler: &Handler) -> Table {
 }
 
 /// The block as it follows a text, in whose kind of line ends it is.
-fn block(text: &str, handler: &Handler, version: Option<i64>, cri: &str) -> String {
+fn block(
+    text: &str,
+    handler: &Handler,
+    version: Option<i64>,
+    cri: &str,
+    others: &toml::Table,
+) -> String {
     let mut lines = vec![BEGIN.to_owned()];
     lines.extend(version.map(|version| format!("version = {version}")));
     let name = &handler.name;
     lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
     for (key, item) in settings(handler).iter() {
         lines.push(format!("  {key} = {}", item.to_string().trim()));
+    }
+    if !others.is_empty() {
+        let mut table = others.clone();
+        for key in ["runtimes", "containerd", cri, "plugins"] {
+            table = toml::Table::from_iter([(key.to_owned(), table.into())]);
+        }
+        lines.push("# containerd's own default, which it forgets where one is named.".to_owned());
+        let rest = table.to_string();
+        lines.extend(rest.lines().map(str::to_owned));
     }
     lines.push(END.to_owned());
     let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
@@ -294,6 +361,10 @@ fn block_in(text: &str) -> Option<std::ops::Range<usize>> {
         .trim()
         .is_empty()
         .then_some(start..end + line_end)
+}
+
+fn is_ours(runtime: &str) -> bool {
+    runtime == RUNTIME || Path::new(runtime).ends_with(PROGRAM)
 }
 
 fn runtime_type(handler: &Item) -> Option<&str> {
@@ -381,7 +452,7 @@ fn take(item: &mut Item, path: &[&str]) {
 }
 
 /// Whether the second text says what the first says, and what is at `path`.
-fn adds_only(before: &str, after: &str, path: &[&str; 5]) -> bool {
+fn adds_only(before: &str, after: &str, path: &[&str; 5], others: &toml::Table) -> bool {
     let table = |text: &str| {
         text.trim_start_matches('\u{feff}')
             .parse::<toml::Table>()
@@ -396,6 +467,10 @@ fn adds_only(before: &str, after: &str, path: &[&str; 5]) -> bool {
     let added =
         parse(&after.to_string()).is_ok_and(|document| find(document.as_item(), path).is_some());
     prune(&mut before, path);
+    for name in others.keys() {
+        let [plugins, cri, containerd, runtimes, _] = *path;
+        prune(&mut after, &[plugins, cri, containerd, runtimes, name]);
+    }
     prune(&mut after, path);
     added && before == after
 }

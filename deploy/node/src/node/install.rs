@@ -107,6 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let handler = Handler {
         name: arguments.handler.clone(),
         shim: payload::shim(&arguments.prefix),
+        by_type: containerd.version()?.starts_with("1.6."),
     };
     let switch = Switch {
         store: &store,
@@ -142,6 +143,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
 
     if let Some(file) = &arguments.settings {
+        let path = settings::path(&config_file);
+        record.add_made(files::missing(path.parent().unwrap_or(Path::new("/"))));
+        store.save(&record)?;
         settings::write(&config_file, &settings_text(file)?)?;
         step(
             "settings",

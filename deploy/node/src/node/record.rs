@@ -4,12 +4,13 @@
 //! ```text
 //! record.json        a [`Record`]
 //! containerd.saved   the bytes of the file that the handler went into, as they were
+//! check/             while containerd's program looks at what would be written
 //! self-test/         while a self-test runs
 //! ```
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -69,7 +70,12 @@ impl Store {
     pub fn create(store_dir: &Path) -> Result<(Self, Vec<PathBuf>)> {
         let dir = store_dir.join("node");
         let mut made = files::missing(&dir);
-        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let create = || {
+            fs::create_dir_all(&dir)?;
+            // What is saved may hold secrets.
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+        };
+        create().with_context(|| format!("create {}", dir.display()))?;
         let store = Self::open(store_dir)?.context("it has just been removed: try again")?;
         // A run that was killed before it wrote a record.
         if made.is_empty() && store.load()?.is_none() {
@@ -113,6 +119,11 @@ impl Store {
         self.dir.join("containerd.saved")
     }
 
+    /// A folder for what containerd's program is to look at.
+    pub fn check(&self) -> PathBuf {
+        self.dir.join("check")
+    }
+
     /// A folder for the self-test.
     pub fn self_test(&self) -> PathBuf {
         self.dir.join("self-test")
@@ -131,7 +142,9 @@ pub fn remove_dir(dir: &Path) -> Result<()> {
         files::remove(&files::part(&path))?;
         files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
     }
-    files::remove_tree(&dir.join("self-test"))?;
+    for name in ["check", "self-test"] {
+        files::remove_tree(&dir.join(name))?;
+    }
     files::remove_empty(dir)?;
     Ok(())
 }
@@ -166,6 +179,7 @@ pub fn traces(state_dir: &Path, store_dir: &Path) -> Vec<PathBuf> {
     let store = [
         "accelerator.json",
         "accelerator.lock",
+        "run/.lock",
         "run",
         "skills",
         "homes",

@@ -40,7 +40,13 @@ fn command(version: &Path, config_file: &Path, root: &Path) -> Result<String> {
     let started = Instant::now();
     let mut caisson = Command::new(version.join("bin/caisson"));
     caisson
-        .args(["run", "--tty=never", "--env", "LD_LIBRARY_PATH=/lib64"])
+        .args([
+            "run",
+            "--tty=never",
+            "--memory=64",
+            "--env",
+            "LD_LIBRARY_PATH=/lib64",
+        ])
         .arg(root)
         .args(["--", "/caisson", "node", "hello"])
         .env(CONFIG_ENV, config_file)

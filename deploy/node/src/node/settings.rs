@@ -29,8 +29,10 @@ pub fn write(config_file: &Path, text: &str) -> Result<()> {
     let made = match &old {
         Some(old) => made(old, &path)?,
         None => {
+            // What a run left that was killed meanwhile.
+            let part = files::part(&path);
+            files::remove(&part).with_context(|| format!("remove {}", part.display()))?;
             let mut made = files::missing(dir);
-            // What a run left that was killed between making a folder and the file.
             for dir in dir
                 .ancestors()
                 .take(2)
@@ -51,20 +53,46 @@ pub fn write(config_file: &Path, text: &str) -> Result<()> {
     files::write(&path, new.as_bytes())
 }
 
-/// Removes the settings and the folders that came with them; says whether there were any.
+/// Removes the settings and the folders that came with them; says whether there were any. Where these hold nothing else, all goes by one
+/// rename: a run after a killed one could not know any more whose an empty folder is.
 pub fn remove(config_file: &Path) -> Result<bool> {
     let path = path(config_file);
+    for dir in path.ancestors().skip(1).take(2) {
+        files::remove_tree(&going(dir))?;
+    }
     let Some(old) = files::read_text(&path)? else {
         return Ok(false);
     };
     let Ok(made) = made(&old, &path) else {
         return Ok(false);
     };
-    files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
+    let ours = |dir: &&Path| made.iter().any(|made| made == dir) && holds_only(dir, &path);
+    match path.ancestors().skip(1).take(2).filter(ours).last() {
+        Some(dir) => {
+            let going = going(dir);
+            fs::rename(dir, &going).with_context(|| format!("move {} away", dir.display()))?;
+            files::remove_tree(&going)?;
+        }
+        None => {
+            files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
     for dir in made.iter().rev() {
         files::remove_empty(dir)?;
     }
     Ok(true)
+}
+
+/// Where a folder is while it is removed.
+fn going(dir: &Path) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push(".caisson-old");
+    dir.with_file_name(name)
+}
+
+fn holds_only(dir: &Path, file: &Path) -> bool {
+    let ours = |path: PathBuf| path == file || file.starts_with(&path) && holds_only(&path, file);
+    fs::read_dir(dir).is_ok_and(|entries| entries.flatten().all(|entry| ours(entry.path())))
 }
 
 fn made(text: &str, path: &Path) -> Result<Vec<PathBuf>> {
@@ -99,6 +127,27 @@ mod tests {
         assert!(remove(&config).unwrap());
         assert!(is_empty(dir.path(), &[]));
         assert!(!remove(&config).unwrap());
+    }
+
+    #[test]
+    fn folder_that_holds_more_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("caisson/config.toml");
+        write(&config, "").unwrap();
+        fs::write(&config, "[vm]\n").unwrap();
+        assert!(remove(&config).unwrap());
+        assert!(config.exists() && !path(&config).parent().unwrap().exists());
+    }
+
+    #[test]
+    fn removal_that_was_killed_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("caisson/config.toml");
+        write(&config, "").unwrap();
+        let folder = dir.path().join("caisson");
+        fs::rename(&folder, going(&folder)).unwrap();
+        remove(&config).unwrap();
+        assert!(is_empty(dir.path(), &[]));
     }
 
     #[test]

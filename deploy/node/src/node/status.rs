@@ -56,9 +56,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let containerd = Containerd::find(arguments.containerd_socket.as_deref());
     let config = config::load_with(&config_file(containerd.as_ref().ok()), None)?;
     let record = Record::of(&config.store_dir)?;
-    let containerd = match (&record, containerd, &arguments.containerd_socket) {
-        (Some(record), Err(_), None) => Containerd::find(Some(&record.socket)),
-        (_, found, _) => found,
+    let elsewhere = |record: &&Record| {
+        let found = containerd
+            .as_ref()
+            .is_ok_and(|found| found.socket == record.socket);
+        arguments.containerd_socket.is_none() && !found
+    };
+    let containerd = match record.as_ref().filter(elsewhere) {
+        Some(record) => Containerd::find(Some(&record.socket)),
+        None => containerd,
     };
     let prefix = record.as_ref().map(|record| record.prefix.clone());
     let handler = record.as_ref().map(|record| record.handler.clone());

@@ -116,9 +116,10 @@ impl Switch<'_> {
         }
         let existed = base.is_some();
         if let Some(base) = &base {
-            // The mode is that of the file, which may hold secrets.
-            fs::copy(&place.file, self.store.saved()).context("save the configuration")?;
-            files::write(&self.store.saved(), base)?;
+            let saved = self.store.saved();
+            if files::read(&saved)?.as_ref() != Some(base) {
+                files::write(&saved, base)?;
+            }
         }
         record.add_made(files::missing(
             place.file.parent().unwrap_or(Path::new("/")),
@@ -300,66 +301,64 @@ impl Switch<'_> {
                 ))
             }
             Kind::Main => {
+                let base = base.unwrap_or_default();
                 let format = self.containerd.format()?;
-                let added = text::add(base.unwrap_or_default(), self.handler, format);
+                let mut others = text::runtimes(base, &self.handler.name);
+                if others.is_empty() && format < 3 {
+                    let dumped = self.dump(base, None);
+                    let dumped = dumped.context("containerd's configuration is broken as it is")?;
+                    others = text::runtimes(&dumped, &self.handler.name);
+                } else {
+                    others.clear();
+                }
+                let added = text::add_beside(base, self.handler, format, &others);
                 added.map_err(|error| self.refused(error))
             }
         }
     }
 
-    /// Has containerd's own program read what its configuration would be. Nothing of it may be lost by the change.
-    fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
-        let old = match main {
-            Some(_) => Some(
-                self.containerd
-                    .dump(self.config)
-                    .context("containerd's configuration is broken as it is")?,
-            ),
-            None => None,
+    /// What containerd's own program makes of a text in the configuration's place, and perhaps of a file that it imports.
+    fn dump(&self, text: &str, drop_in: Option<&str>) -> Result<String> {
+        let dir = self.store.check();
+        let (file, import) = (dir.join("config.toml"), dir.join("drop-in.toml"));
+        // Read from another folder, it imports the same.
+        let own = self.config.parent().unwrap_or(Path::new("/"));
+        let text = match text::is_empty(text) {
+            true => Ok(format!("version = {}\n", self.containerd.format()?)),
+            false => text::importing(text, own, drop_in.map(|_| import.as_path())),
         };
-        // A template's outcome is seen when k3s has made it; this is what it will be like.
-        let main = main.unwrap_or_default();
-        let (part_of, drop_in) = match place.kind {
-            Kind::Main => (new.to_owned(), None),
-            Kind::Template => {
-                let added = text::add(main, self.handler, 2);
-                (added.map_err(|error| self.refused(error))?, None)
-            }
-            Kind::DropIn => {
-                let part = files::part(&place.file);
-                let with = text::with_import(main, &part.display().to_string());
-                (with.map_err(|error| self.refused(error))?, Some(part))
-            }
-        };
-        let made = files::missing(place.file.parent().unwrap_or(Path::new("/")));
+        let text = text.map_err(|error| self.refused(error))?;
         let look = || {
-            if let Some(dir) = place.file.parent() {
-                fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-            }
-            if drop_in.is_some() {
-                files::write_part(&place.file, new.as_bytes())?;
-            }
-            let part = files::write_part(self.config, part_of.as_bytes())?;
-            self.containerd.dump(&part)
+            fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+            files::write(&import, drop_in.unwrap_or_default().as_bytes())?;
+            files::write(&file, text.as_bytes())?;
+            self.containerd.dump(&file)
         };
         let dumped = look();
-        for path in [Some(files::part(self.config)), drop_in]
-            .into_iter()
-            .flatten()
-        {
-            files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-        for dir in made.iter().rev() {
-            files::remove_empty(dir)?;
-        }
+        files::remove_tree(&dir)?;
+        dumped
+    }
+
+    /// Has containerd's own program read what its configuration would be. Nothing of it may be lost by the change.
+    fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
+        let main = main.unwrap_or_default();
+        let old = self.dump(main, None);
+        let old = old.context("containerd's configuration is broken as it is")?;
+        let dumped = match place.kind {
+            Kind::Main => self.dump(new, None),
+            Kind::DropIn => self.dump(main, Some(new)),
+            // What comes of it is seen when k3s has made it; this is what it will be like.
+            Kind::Template => {
+                let added = text::add(main, self.handler, 2);
+                self.dump(&added.map_err(|error| self.refused(error))?, None)
+            }
+        };
         let refused = || format!("{} is left as it was", place.file.display());
         let dumped = dumped.with_context(refused)?;
         if !text::has(&dumped, self.handler) {
             bail!("{}: containerd would not see the handler in it", refused());
         }
-        let nothing_lost =
-            |old: &String| text::differ_in_handler_only(old, &dumped, &self.handler.name);
-        if !old.as_ref().is_none_or(nothing_lost) {
+        if !text::differ_in_handler_only(&old, &dumped, &self.handler.name) {
             bail!(
                 "{}: containerd would lose other settings by the change",
                 refused()
@@ -386,6 +385,8 @@ pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
         (edit.clone(), was)
     };
     store.save(record)?;
+    let part = files::part(&edit.file);
+    files::remove(&part).with_context(|| format!("remove {}", part.display()))?;
     let Some(now) = files::read(&edit.file)? else {
         return Ok(true);
     };

@@ -51,6 +51,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Some(mut record) = store.load()? else {
         return finish(&config, &config_file);
     };
+    let socket = arguments.containerd_socket.clone();
+    let socket = socket.unwrap_or_else(|| record.socket.clone());
+    let containerd = match containerd {
+        Some(found) if found.socket == socket => Some(found),
+        _ => Containerd::find(Some(&socket)).ok(),
+    };
     if !arguments.force {
         let pods = pods(&config, &record.prefix)?;
         ensure!(
@@ -63,10 +69,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .restart
         .clone()
         .unwrap_or_else(|| record.restart.clone());
-    let socket = arguments
-        .containerd_socket
-        .clone()
-        .unwrap_or_else(|| record.socket.clone());
     let file = record.containerd.as_ref().map(|edit| edit.file.clone());
     let pending = take_out(&store, &mut record)?;
     if let Some(file) = file {
@@ -113,6 +115,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             remove_trace(&path)?;
         }
     }
+    let part = files::part(&settings::path(&config_file));
+    files::remove(&part).with_context(|| format!("remove {}", part.display()))?;
     let (around, others): (Vec<_>, Vec<_>) = record
         .made
         .iter()

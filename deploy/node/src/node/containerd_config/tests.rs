@@ -6,6 +6,7 @@ fn ours() -> Handler {
     Handler {
         name: "sandbox".into(),
         shim: "/opt/caisson/current/bin/containerd-shim-caisson-v2".into(),
+        by_type: false,
     }
 }
 
@@ -158,6 +159,33 @@ fn handler_by_hand_keeps_what_more_it_says() {
 }
 
 #[test]
+fn handler_whose_type_is_the_program_is_known_as_ours() {
+    let by_type = Handler {
+        by_type: true,
+        ..ours()
+    };
+    let added = add("version = 2\n", &by_type, 2).unwrap();
+    assert!(
+        has(&added, &by_type) && !added.contains("runtime_path"),
+        "{added}"
+    );
+    let rewritten = added.replace(BEGIN, "#").replace(END, "#");
+    assert!(!has(&remove(&rewritten, "sandbox").unwrap(), &by_type));
+}
+
+#[test]
+fn runtimes_that_containerd_would_forget_are_written_out() {
+    let dump = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+        runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n\
+        SystemdCgroup = false\n";
+    let others = runtimes(dump, "sandbox");
+    let added = add_beside("version = 2\n", &ours(), 2, &others).unwrap();
+    assert_eq!(runtimes(&added, "sandbox"), others, "{added}");
+    assert_eq!(add_beside(&added, &ours(), 2, &others).unwrap(), added);
+    assert_eq!(remove(&added, "sandbox").unwrap(), "version = 2\n");
+}
+
+#[test]
 fn block_has_the_files_line_ends() {
     let added = add("version = 2\r\n", &ours(), 2).unwrap();
     assert!(!added.replace("\r\n", "").contains('\n'), "{added:?}");
@@ -201,7 +229,12 @@ fn template_of_k3s_is_the_same_after_add_and_remove() {
 fn imports_are_read_and_one_more_is_said() {
     let text = "version = 3\nimports = ['/a/*.toml', \"b.toml\"] # c\n";
     assert_eq!(imports(text), ["/a/*.toml", "b.toml"]);
-    let more = with_import(text, "/c").unwrap();
-    assert_eq!(imports(&more), ["/a/*.toml", "b.toml", "/c"]);
+    let dir = Path::new("/etc/containerd");
+    let more = importing(text, dir, Some(Path::new("/c"))).unwrap();
+    assert_eq!(
+        imports(&more),
+        ["/a/*.toml", "/etc/containerd/b.toml", "/c"]
+    );
     assert!(differ_in_handler_only(text, &more, "sandbox"));
+    assert_eq!(importing("version = 3", dir, None).unwrap(), "version = 3");
 }
