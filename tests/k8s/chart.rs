@@ -83,7 +83,7 @@ fn node_that_cannot_be_set_up_says_why_and_gets_no_pods() -> Result<()> {
         .runtime(Runtime::Caisson)
         .sh("sleep 1000");
     pod.create()?
-        .described(&["FailedScheduling", "node selector"])?;
+        .described(&["FailedScheduling", "affinity/selector"])?;
     Ok(())
 }
 
