@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit packages pods cri bench soak cluster cluster-down test-k8s image dist release lint deny clean
+.PHONY: help demo test unit packages pods cri bench soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -51,13 +51,12 @@ cri: ready ## containerd's own CRI tests, with runc and with Caisson
 	@cargo xtask test-tools --integration
 	@cargo xtask run cri-integration
 
-test-k8s: ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart
-	@packaging/setup test
-	@packaging/setup cluster
-	@cargo xtask node-image
-	@cargo xtask cluster-tools
+test-k8s: k8s-ready ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart
 	cargo test -p caisson-tests --test k8s -- --test-threads 3
 	cargo test -p caisson-tests --test k8s_chart
+
+test-k8s-short: k8s-ready ## of these, what fits into .ci/run
+	cargo test -p caisson-tests --test k8s -- --test-threads 3 deployments kubectl services errors
 
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
@@ -104,3 +103,10 @@ ready:
 	@packaging/setup test
 	@cargo xtask dist
 	@cargo xtask test-tools
+
+.PHONY: k8s-ready
+k8s-ready:
+	@packaging/setup test
+	@packaging/setup cluster
+	@cargo xtask node-image
+	@cargo xtask cluster-tools
