@@ -16,6 +16,7 @@ use caisson_tests::{
     Runtime,
 };
 use rstest::rstest;
+use serde_json::json;
 
 #[rstest]
 #[case::runc(Runtime::Runc)]
@@ -117,7 +118,17 @@ fn attach_reaches_the_containers_own_process(#[case] runtime: Runtime) -> Result
 fn port_forward_reaches_a_server_on_loopback(#[case] runtime: Runtime) -> Result<()> {
     let namespace = TestCluster::shared().namespace()?;
     let server = "mkdir /www; echo served > /www/page; exec httpd -f -h /www -p 127.0.0.1:8080";
-    let pod = namespace.pod("web").runtime(runtime).sh(server).start()?;
+    let pod = namespace.pod("web").runtime(runtime).sh(server);
+    // The first connection that is refused ends kubectl.
+    let fetch = [
+        "wget",
+        "-q",
+        "-O",
+        "/dev/null",
+        "http://127.0.0.1:8080/page",
+    ];
+    let probe = json!({ "exec": { "command": fetch }, "periodSeconds": 1, "timeoutSeconds": 20 });
+    let pod = pod.main(|main| main["readinessProbe"] = probe).start()?;
     let mut forward = namespace.kubectl_command();
     forward
         .args(["port-forward", "pod/web", ":8080"])
@@ -131,6 +142,9 @@ fn port_forward_reaches_a_server_on_loopback(#[case] runtime: Runtime) -> Result
     let port: u16 = port.with_context(|| said.clone())?.parse()?;
     let page = command::poll("the page", LIMIT, || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .ok()?;
         stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
