@@ -3,12 +3,10 @@
 
 use std::{
     collections::HashMap,
-    fmt,
-    fs::{self, File},
-    io::Read,
+    fmt, fs,
     os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     str::FromStr,
     thread,
     time::{Duration, Instant},
@@ -25,6 +23,8 @@ use nix::{
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
+
+use super::program::{last_lines, output};
 
 /// Where a socket is that nobody named: containerd's own, then k3s's and RKE2's.
 const SOCKETS: [&str; 2] = [
@@ -402,64 +402,6 @@ fn strings(path: &Path) -> Result<Vec<String>> {
     Ok(strings
         .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
         .collect())
-}
-
-/// Runs a program to its end, which it has to come to within a time.
-pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {name}"))?;
-    let collect = |pipe: Option<File>| {
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            // What can't be read is not there.
-            pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-            bytes
-        })
-    };
-    let stdout = collect(
-        child
-            .stdout
-            .take()
-            .map(|pipe| File::from(std::os::fd::OwnedFd::from(pipe))),
-    );
-    let stderr = collect(
-        child
-            .stderr
-            .take()
-            .map(|pipe| File::from(std::os::fd::OwnedFd::from(pipe))),
-    );
-    let end = Instant::now() + limit;
-    let status = loop {
-        if let Some(status) = child.try_wait().context("wait")? {
-            break status;
-        }
-        if Instant::now() > end {
-            child.kill().and_then(|()| child.wait()).context("kill")?;
-            bail!("{name}: not within {limit:?}");
-        }
-        thread::sleep(Duration::from_millis(10));
-    };
-    Ok(Output {
-        status,
-        stdout: stdout.join().unwrap_or_default(),
-        stderr: stderr.join().unwrap_or_default(),
-    })
-}
-
-/// The end of what a program wrote, where it says why it failed.
-pub fn last_lines(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let lines: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    lines[lines.len().saturating_sub(5)..].join("; ")
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod containerd_config;
 mod files;
 mod install;
 mod payload;
+mod program;
 mod record;
 mod self_test;
 mod serve;

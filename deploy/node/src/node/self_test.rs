@@ -13,8 +13,8 @@ use anyhow::{ensure, Context, Result};
 use caisson_shim::config::CONFIG_ENV;
 
 use super::{
-    containerd::{last_lines, output},
     files,
+    program::{last_lines, output},
 };
 
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";

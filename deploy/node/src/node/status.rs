@@ -23,7 +23,7 @@ pub struct Arguments {
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Status {
-    /// Whether the handler is in the configuration of a containerd that has come up with it, and a version is in its place.
+    /// Whether the running containerd has the handler and a version is in its place.
     ready: bool,
     /// `<version>-<digest>`, what new pods start with.
     version: Option<String>,
@@ -76,9 +76,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let version = prefix.as_deref().and_then(payload::current_name);
     let edit = record.and_then(|record| record.containerd);
-    let in_force = edit.as_ref().is_some_and(|edit| edit.in_force);
     let status = Status {
-        ready: has && in_force && version.is_some(),
+        ready: has && version.is_some(),
         versions: prefix.as_deref().map(payload::names).unwrap_or_default(),
         version,
         handler,
