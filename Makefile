@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit packages pods cri bench soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
+.PHONY: help demo test unit packages pods cri bench bench-k8s soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -60,6 +60,9 @@ test-k8s-short: k8s-ready ## of these, what fits into .ci/run
 
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
+
+bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at once, beside runc's
+	@cargo xtask run bench cluster
 
 soak: ready ## 200 containers one after another, then nothing may be left
 	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture

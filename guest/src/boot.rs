@@ -17,7 +17,10 @@ use std::{
 use log::LevelFilter;
 use nix::{
     mount::{mount, MsFlags},
-    sys::reboot::{reboot, RebootMode},
+    sys::{
+        reboot::{reboot, RebootMode},
+        resource::{setrlimit, Resource},
+    },
 };
 
 use crate::{console, machine::Machine, modules, service, Error, Result};
@@ -40,6 +43,10 @@ pub fn run() -> ! {
     log::error!("can't go on, powering off: {failed}");
     power_off()
 }
+
+/// How many files a process may have open, and up to how many it may raise that: what systemd gives to containerd, and so to
+/// containers (systemd-system.conf(5), DefaultLimitNOFILE). The kernel's own 4096 is too low for servers.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// Writes out what is unwritten and turns the machine off.
 pub fn power_off() -> ! {
@@ -79,6 +86,11 @@ fn boot() -> Result<()> {
         let path = Path::new("/proc/sys").join(name);
         fs::write(&path, value).map_err(Error::file("write", path))?;
     }
+    let (soft, hard) = OPEN_FILES;
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| Error::System {
+        call: "set the limit of open files",
+        source: error.into(),
+    })?;
     service::serve(Machine::Guest)
 }
 

@@ -1,10 +1,11 @@
 //! `make bench`: start times, memory and sizes, beside runc (and gVisor where its binary is) on the same containerd: of single
-//! containers by `ctr`, of pods by CRI, and of work in their homes.
+//! containers by `ctr`, of pods by CRI, and of work in their homes; of pods on a Kubernetes, where `cluster` is said (`make bench-k8s`).
 //!
 //! What is compared is measured in turns in one run, since machines differ and so do their hours. Ends with 1 where a
-//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said; the argument `containers`, `pods` or `homes` asks for one part.
+//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said; the argument `containers`, `pods`, `homes` or `cluster` asks for one part.
 
 mod bare;
+mod cluster_starts;
 mod cold;
 mod home_work;
 mod pod_memory;
@@ -48,12 +49,17 @@ fn main() -> ExitCode {
 
 fn bench() -> Result<bool> {
     exit_on_signals()?;
-    let rounds = std::env::var("CAISSON_BENCH_ROUNDS").map_or(Ok(10), |text| text.parse())?;
+    let rounds: usize =
+        std::env::var("CAISSON_BENCH_ROUNDS").map_or(Ok(10), |text| text.parse())?;
     let part = std::env::args().nth(1);
     let asked = |name: &str| part.as_deref().is_none_or(|part| part == name);
+    if part.as_deref() == Some("cluster") {
+        cluster_starts::measure(rounds.div_ceil(3))?;
+        return Ok(true);
+    }
     ensure!(
         asked("containers") || asked("pods") || asked("homes"),
-        "bench [containers|pods|homes]"
+        "bench [containers|pods|homes|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;

@@ -147,6 +147,15 @@ fn devices_are_the_usual_ones(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// As systemd gives it to containerd, and so to runc's containers. Here containerd has what this machine's shell has.
+#[test]
+fn limit_of_open_files_can_be_raised_by_a_server() -> Result<()> {
+    let container = pod(Runtime::Caisson)?.container("busybox").user(1000, None);
+    let output = container.sh("ulimit -Sn; ulimit -n 500000; ulimit -Sn");
+    assert_eq!(output.run()?.ok()?.line(), "1024\n500000");
+    Ok(())
+}
+
 fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {
     CriNode::shared().shared_pod(runtime)
 }

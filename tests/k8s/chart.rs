@@ -10,10 +10,11 @@ use anyhow::{ensure, Context, Result};
 use caisson_local::caisson;
 use caisson_tests::{
     command::poll,
-    k8s::{Pod, TestCluster},
+    fixture,
+    k8s::{set_class, Pod, TestCluster},
     Runtime,
 };
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// A self-test and a restart of containerd, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -84,6 +85,67 @@ fn node_that_cannot_be_set_up_says_why_and_gets_no_pods() -> Result<()> {
         .sh("sleep 1000");
     pod.create()?
         .described(&["FailedScheduling", "affinity/selector"])?;
+    Ok(())
+}
+
+#[test]
+fn node_that_has_lost_its_qemu_is_named_by_describe_pod() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let layout = cluster.cluster().layout();
+    let lost = layout.path("caisson/config.d/90-lost.toml");
+    fs::write(&lost, "[hypervisor]\nqemu = \"/no/such/qemu\"")?;
+    let namespace = cluster.namespace()?;
+    let pod = namespace.pod("left").runtime(Runtime::Caisson);
+    let described = pod.sh("sleep 1000").create()?;
+    let described = described.described(&["FailedCreatePodSandBox", "/no/such/qemu"]);
+    fs::remove_file(&lost)?;
+    described?;
+    // The kubelet tries again.
+    namespace.existing("left").wait("condition=Ready")
+}
+
+#[test]
+fn drained_node_has_no_pods_until_it_is_uncordoned() -> Result<()> {
+    let (_turn, cluster) = cluster()?;
+    let namespace = cluster.namespace()?;
+    namespace.cluster().image("busybox")?;
+    let mut spec = json!({
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{
+            "name": "main",
+            "image": fixture::full_name("busybox"),
+            "command": ["sleep", "100000"],
+        }],
+    });
+    set_class(&mut spec, Runtime::Caisson);
+    namespace.apply(&json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": "stays" },
+        "spec": {
+            "replicas": 2,
+            "selector": { "matchLabels": { "app": "stays" } },
+            "template": { "metadata": { "labels": { "app": "stays" } }, "spec": spec },
+        },
+    }))?;
+    namespace.rolled_out("deployment/stays")?;
+    let before = namespace.pods("app=stays")?;
+    let name = node(cluster)?["metadata"]["name"].clone();
+    let name = name.as_str().context("a node without a name")?;
+    let drain = [
+        "drain",
+        name,
+        "--ignore-daemonsets",
+        "--pod-selector=app=stays",
+    ];
+    let drained = cluster.kubectl(&drain)?.ok();
+    let waiting = namespace.get("deployment/stays", "{.status.readyReplicas}");
+    cluster.kubectl(&["uncordon", name])?.ok()?;
+    drained?;
+    assert_eq!(waiting?, "");
+    namespace.rolled_out("deployment/stays")?;
+    let after = namespace.pods("app=stays")?;
+    assert!(after.len() == 2 && after.iter().all(|pod| !before.contains(pod)));
     Ok(())
 }
 

@@ -5,16 +5,22 @@ use std::{collections::BTreeSet, fs, path::Path};
 use anyhow::{ensure, Context, Result};
 use caisson_local::{remove, Cluster, Layout, Programs};
 use caisson_tests::{command, fixture, k8s::LIMIT, paths, proc};
+use rstest::rstest;
 
-#[test]
-fn containerd_that_ends_is_started_again_and_pods_go_on() -> Result<()> {
-    let own = Own::start("a")?;
+#[rstest]
+#[case::containerd("containerd", "a")]
+#[case::kubelet("kubelet", "c")]
+fn program_that_ends_is_started_again_and_pods_go_on(
+    #[case] name: &str,
+    #[case] letter: &str,
+) -> Result<()> {
+    let own = Own::start(letter)?;
     own.run("runc", None)?;
     own.run("vm", Some("sandbox"))?;
-    let before = containerd(&own)?;
+    let before = program(&own, name)?;
     proc::kill(before, libc::SIGTERM);
-    command::poll("another containerd", LIMIT, || {
-        containerd(&own).ok().filter(|pid| *pid != before)
+    command::poll("another one", LIMIT, || {
+        program(&own, name).ok().filter(|pid| *pid != before)
     })?;
     for pod in ["runc", "vm"] {
         let exec = ["exec", pod, "--", "cat", "/proc/uptime"];
@@ -177,17 +183,13 @@ impl Drop for Own {
     }
 }
 
-fn containerd(own: &Own) -> Result<u32> {
-    let config = own
-        .cluster
-        .layout()
-        .containerd_config()
-        .display()
-        .to_string();
+/// The pid of a program of the cluster.
+fn program(own: &Own, name: &str) -> Result<u32> {
+    let dir = own.cluster.layout().dir().display().to_string();
     let found = proc::all()
         .into_iter()
-        .find(|p| p.command.contains("/containerd ") && p.command.ends_with(&config));
-    let pid = found.context("containerd")?.pid;
+        .find(|p| p.command.contains(&format!("/{name} ")) && p.command.contains(&dir));
+    let pid = found.with_context(|| name.to_owned())?.pid;
     ensure!(own.cluster.kubectl(&["get", "--raw", "/readyz"]).is_ok());
     Ok(pid)
 }

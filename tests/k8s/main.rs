@@ -4,5 +4,6 @@ mod deployments;
 mod errors;
 mod examples;
 mod kubectl;
+mod limits;
 mod local;
 mod services;

@@ -232,11 +232,12 @@ fn version_that_a_pod_runs_with_stays_until_the_pod_has_ended() -> Result<()> {
 
     let mut force = site.uninstall()?;
     force.arg("--force");
-    let left = site.run(force)?.ok()?;
+    let left = site.run(force)?;
+    assert_eq!(left.code, 1);
     assert!(
-        left.text().contains(old.as_str().context("a version")?),
+        left.errors().contains(old.as_str().context("a version")?),
         "{}",
-        left.text()
+        left.errors()
     );
     assert!(pod.is_ready()?);
     pod.stop()?;

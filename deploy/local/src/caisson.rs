@@ -9,8 +9,18 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use crate::{process, Cluster};
 
 /// The chart's release and namespace.
-const RELEASE: &str = "caisson";
-const NAMESPACE: &str = "caisson-system";
+pub const RELEASE: &str = "caisson";
+pub const NAMESPACE: &str = "caisson-system";
+
+/// By which kubectl waits for the nodes: helm calls a DaemonSet ready that may have one pod unavailable.
+pub const ROLLOUT: [&str; 6] = [
+    "rollout",
+    "status",
+    "daemonset/caisson",
+    "--namespace",
+    NAMESPACE,
+    "--timeout=10m",
+];
 
 /// Makes `runtimeClassName: sandbox` work in the cluster. Returns when the node is ready for it, which takes a VM's self-test.
 pub fn install(cluster: &Cluster) -> Result<()> {
@@ -22,17 +32,7 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     );
     cluster.import(&image)?;
     upgrade(cluster, &[])?;
-    // helm calls a DaemonSet ready that may have one pod unavailable.
-    cluster
-        .kubectl(&[
-            "rollout",
-            "status",
-            "daemonset/caisson",
-            "--namespace",
-            NAMESPACE,
-            "--timeout=10m",
-        ])
-        .map(drop)
+    cluster.kubectl(&ROLLOUT).map(drop)
 }
 
 /// Gives the release the values of a local cluster and `further` ones, and installs it where there is none. Does not wait for the node.

@@ -9,10 +9,11 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 
-use crate::{process, programs::Programs};
-
-/// The chart's release, and its namespace.
-const RELEASE: [&str; 3] = ["caisson", "--namespace", "caisson-system"];
+use crate::{
+    caisson::{NAMESPACE, RELEASE, ROLLOUT},
+    process,
+    programs::Programs,
+};
 
 /// A kind of cluster, by which images get into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,25 +67,21 @@ impl Existing {
         );
         process::output(&mut self.import(&image), "").context("import the node image")?;
         let mut helm = Command::new(programs.kubernetes("helm"));
-        helm.args([
-            "upgrade",
-            "--install",
-            "--create-namespace",
-            "--wait",
-            "--timeout=10m",
-        ]);
-        helm.args(RELEASE)
+        helm.args(["upgrade", "--install", "--create-namespace"]);
+        helm.args([RELEASE, "--namespace", NAMESPACE])
             .arg(chart())
             .arg("--values")
             .arg(chart().join("values-local.yaml"));
-        process::output(&mut helm, "").map(drop)
+        process::output(&mut helm, "")?;
+        let mut kubectl = Command::new(programs.kubernetes("kubectl"));
+        process::output(kubectl.args(ROLLOUT), "").map(drop)
     }
 
     /// Takes the chart away, if it is there.
     pub fn uninstall(&self, programs: &Programs) -> Result<()> {
         let mut helm = Command::new(programs.kubernetes("helm"));
         helm.args(["uninstall", "--ignore-not-found", "--wait", "--timeout=10m"])
-            .args(RELEASE);
+            .args([RELEASE, "--namespace", NAMESPACE]);
         process::output(&mut helm, "").map(drop)
     }
 

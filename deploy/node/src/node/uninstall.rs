@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use caisson_shim::{
     config::{self, NodeConfig},
     state,
@@ -101,11 +101,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let used = payload::used(&record.prefix);
     if !used.is_empty() {
-        for (name, pids) in used {
-            println!("left        version {name}, which processes {pids:?} run from");
-        }
-        println!("not done    run `caisson node uninstall` again when the pods have ended");
-        return Ok(());
+        let left = used
+            .iter()
+            .map(|(name, pids)| format!("version {name}, which processes {pids:?} run from"));
+        let left: Vec<_> = left.collect();
+        bail!(
+            "all is taken back but {}; run it again when the pods have ended",
+            left.join(", ")
+        );
     }
     let current = payload::current(&record.prefix);
     files::remove(&files::part(&current))?;
