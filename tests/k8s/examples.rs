@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use caisson_tests::{
     command,
     k8s::{Namespace, Pod, TestCluster, LIMIT},
-    paths, Runtime,
+    paths,
+    s3::S3,
+    Runtime,
 };
 
 #[test]
@@ -149,6 +151,56 @@ fn workspace_has_its_skill_and_finds_its_home_again() -> Result<()> {
         second.exec("cat ~/visits")?,
         format!("{greeting}\nhello from {}", second.name())
     );
+    Ok(())
+}
+
+#[test]
+fn workspace_finds_what_it_wrote_into_the_object_store() -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    cluster.image_as("rclone", "docker.io/rclone/rclone:1.60")?;
+    let log = tempfile::tempdir()?;
+    let s3 = S3::start_at(
+        &cluster.machine_address()?,
+        log.path(),
+        &[("alice", "alice/")],
+    )?;
+    let [id, key] = s3.keys("alice")?;
+    let place = format!("{}/alice", S3::BUCKET);
+    let store =
+        |name: &str, value: &str| format!("--from-literal=RCLONE_CONFIG_STORE_{name}={value}");
+    let literals = [
+        store("TYPE", "s3"),
+        store("PROVIDER", "Other"),
+        store("ENDPOINT", &format!("http://{}", s3.address())),
+        store("ACCESS_KEY_ID", id),
+        store("SECRET_ACCESS_KEY", key),
+        format!("--from-literal=PLACE={place}"),
+    ];
+    let mut secret = vec!["create", "secret", "generic", "workspace-s3"];
+    secret.extend(literals.iter().map(String::as_str));
+    namespace.kubectl(&secret)?.ok()?;
+    apply(&namespace, "workspace-s3")?;
+    namespace.rolled_out("deployment/workspace-s3")?;
+    only_pod(&namespace, "app=workspace-s3")?.exec("echo kept > /data/note")?;
+    namespace
+        .kubectl(&["rollout", "restart", "deployment/workspace-s3"])?
+        .ok()?;
+    namespace.rolled_out("deployment/workspace-s3")?;
+    let second = only_pod(&namespace, "app=workspace-s3")?;
+    assert_eq!(second.exec("cat /data/note")?, "kept");
+    Ok(())
+}
+
+#[test]
+fn podman_runs_a_container_in_a_container() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let cluster = namespace.cluster();
+    cluster.image_as("podman", "quay.io/podman/stable:v4")?;
+    apply(&namespace, "podman")?;
+    namespace.wait("job/podman", "condition=Complete")?;
+    let logs = namespace.kubectl(&["logs", "job/podman"])?.ok()?;
+    assert_eq!(logs.line(), "process 1 of a container in a container");
     Ok(())
 }
 

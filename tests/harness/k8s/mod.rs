@@ -141,6 +141,14 @@ impl TestCluster {
         Ok(full)
     }
 
+    /// Under which the pods reach this machine: the other end of the node's link (`caisson_local::network`).
+    pub fn machine_address(&self) -> Result<String> {
+        let path = r#"jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}"#;
+        let node = line(self.kubectl(&["get", "nodes", "--output", path])?)?;
+        let (link, _) = node.rsplit_once('.').context("an IPv4 address")?;
+        Ok(format!("{link}.1"))
+    }
+
     /// The cluster itself.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
