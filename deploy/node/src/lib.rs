@@ -11,9 +11,9 @@ mod run;
 pub mod shim;
 mod skill;
 
-use std::process::ExitCode;
+use std::{future::Future, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 /// Looks after a node that runs containers in VMs of their own.
@@ -77,4 +77,15 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(_) | Command::Node(_) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs what has to do with the network, also by TLS.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    // Fails where there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start")?
+        .block_on(work)
 }

@@ -16,6 +16,8 @@ use caisson_shim::{
 };
 use clap::{Args, Subcommand};
 
+use crate::block_on;
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Packs a folder into a squashfs file and adds it to this node's store
@@ -172,7 +174,7 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
         }
         Command::Add { file, manifest } => print(&store.add(&file, manifest.of(&file)?)?),
         Command::Fetch { skill } => {
-            print(&wait(fetch::fetch(&store, &config.skills, &skill.0))?);
+            print(&block_on(fetch::fetch(&store, &config.skills, &skill.0))?);
         }
         Command::Push { skill, source } => {
             let skill = store.get(&skill.0)?;
@@ -181,7 +183,7 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             let configured = config.skills.sources.get(&source);
             let to =
                 configured.with_context(|| format!("no source {source:?} in [skills.sources]"))?;
-            let pushed = wait(async {
+            let pushed = block_on(async {
                 let to = source::open(&source, to)?;
                 to.put(&skill, &store.path(&skill)).await
             });
@@ -265,15 +267,4 @@ fn verify(store: &SkillStore, wanted: &[Wanted]) -> Result<()> {
         bail!("{damaged} of {} skills are damaged", skills.len());
     }
     Ok(())
-}
-
-/// Runs what has to do with the network.
-fn wait<T>(work: impl std::future::Future<Output = Result<T>>) -> Result<T> {
-    // Fails where there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start")?
-        .block_on(work)
 }

@@ -38,6 +38,7 @@ use self::{
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
+use crate::block_on;
 
 /// There while the node is ready; a folder of the container's own, in memory.
 const READY: &str = "/run/caisson/ready";
@@ -109,16 +110,6 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Drain(arguments) => block_on(drain::run(arguments)),
         Command::CompareKernels => block_on(kernels::compare()),
     }
-}
-
-fn block_on<T>(work: impl std::future::Future<Output = Result<T>>) -> Result<T> {
-    // Fails where there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start")?
-        .block_on(work)
 }
 
 /// The name of the node that this pod is on.
