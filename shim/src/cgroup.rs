@@ -40,6 +40,29 @@ pub fn remove(path: &Path) -> Result<()> {
         .map_err(|source| failed("remove", path, source))
 }
 
+/// Whether the kernel has killed one of its processes since memory ran out: by its own limit or one above it.
+pub fn out_of_memory(path: &Path) -> bool {
+    let Ok(inside) = relative(path) else {
+        return false;
+    };
+    let root = auto().root();
+    // The first is version 2's (kernel, admin-guide/cgroup-v2.rst), the other version 1's (cgroup-v1/memory.rst).
+    let files = [
+        root.join(&inside).join("memory.events"),
+        root.join("memory").join(&inside).join("memory.oom_control"),
+    ];
+    files.iter().any(|file| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        oom_kills(&text) > 0
+    })
+}
+
+fn oom_kills(text: &str) -> u64 {
+    let mut lines = text.lines();
+    let count = lines.find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
 fn failed(operation: &'static str, path: &Path, source: cgroups_rs::fs::error::Error) -> Error {
     Error::Cgroup {
         operation,
@@ -97,6 +120,16 @@ mod tests {
             path.unwrap(),
             Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-ab.scope")
         );
+    }
+
+    #[test]
+    fn kills_are_counted_as_both_versions_write_them() {
+        assert_eq!(oom_kills("low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\n"), 1);
+        assert_eq!(
+            oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            3
+        );
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 1\n"), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
-use caisson_vmm::{Device, DeviceId, VmSpec, Vmm};
+use caisson_vmm::{Device, DeviceId, EndReason, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 use tokio::sync::OnceCell;
 
@@ -227,6 +227,16 @@ impl Machine {
         self.vm.detach(disk.device.clone()).await?;
         self.plugged().remove(&disk.place);
         Ok(())
+    }
+
+    /// Whether the VM has ended since the pod's cgroup ran out of memory: the containers' limits, with the RuntimeClass' overhead, were
+    /// less than what VMM and daemons took.
+    pub async fn ran_out_of_memory(&self) -> bool {
+        let mut vm = self.vm.clone();
+        let ended = tokio::time::timeout(Duration::ZERO, vm.ended()).await;
+        let died = matches!(ended, Ok(EndReason::ProcessDied { .. }));
+        let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        died && dir.as_ref().is_some_and(PodDir::out_of_memory)
     }
 
     /// Plugs a container's root in, where it is a disk.

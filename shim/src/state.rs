@@ -119,6 +119,11 @@ impl PodDir {
         Ok(())
     }
 
+    /// Whether memory has run out in the VM's cgroup.
+    pub fn out_of_memory(&self) -> bool {
+        self.cgroup.as_deref().is_some_and(cgroup::out_of_memory)
+    }
+
     /// Moves the processes of the VM into its cgroup and notes them, for whoever has to clean up after this one.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
         if let Some(path) = &self.cgroup {

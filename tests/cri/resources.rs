@@ -1,6 +1,8 @@
 //! Limits that hold, limits that change, and what CRI says of the use.
 
 use std::{
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +29,36 @@ fn memory_above_the_limit_ends_the_container_with_oom_killed(
 ) -> Result<()> {
     let container = pod(runtime)?.container("busybox").memory_mib(48);
     let container = container.args(["probe", "allocate", "200"]).start()?;
+    let status = container.wait()?;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled"),
+        "{status:?}"
+    );
+    Ok(())
+}
+
+/// As where a RuntimeClass says no overhead: the kubelet gives the pod the sum of its containers' limits, and the VMM is in it too.
+#[test]
+fn vm_that_is_over_the_pods_limit_ends_its_containers_with_oom_killed() -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    let parent = pod.cgroup_parent().trim_start_matches('/');
+    let root = Path::new("/sys/fs/cgroup");
+    let version_1 = root.join("memory").join(parent);
+    let (usage, limit) = match version_1.exists() {
+        true => (
+            version_1.join("memory.usage_in_bytes"),
+            version_1.join("memory.limit_in_bytes"),
+        ),
+        false => (
+            root.join(parent).join("memory.current"),
+            root.join(parent).join("memory.max"),
+        ),
+    };
+    let used: u64 = fs::read_to_string(usage)?.trim().parse()?;
+    fs::write(limit, (used + (24 << 20)).to_string())?;
+    let _ = container.exec(["probe", "allocate", "150"]);
     let status = container.wait()?;
     assert_eq!(
         (status.exit_code, status.reason.as_str()),

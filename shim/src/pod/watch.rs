@@ -38,6 +38,17 @@ impl Pod {
                 false => exit_status(&machine, &process).await,
             };
             let at = SystemTime::now();
+            // containerd takes it for the reason of the end that follows.
+            if is_task
+                && !is_sandbox
+                && process.id.exec.is_empty()
+                && machine.ran_out_of_memory().await
+            {
+                pod.events.send(TaskOOM {
+                    container_id: process.id.container.clone(),
+                    ..Default::default()
+                });
+            }
             // The end is announced after the start, and after the output.
             process.settled().await;
             process.output_read().await;
@@ -71,6 +82,7 @@ impl Pod {
         let pod = self.clone();
         let mut vm = machine.vm.clone();
         let listening = tokio::spawn({
+            let machine = machine.clone();
             async move {
                 let Ok(agent) = machine.agent().await else {
                     return;
@@ -89,6 +101,9 @@ impl Pod {
         tokio::spawn(async move {
             let reason = vm.ended().await;
             log::info!("the VM has ended: {}", describe(&reason));
+            if machine.ran_out_of_memory().await {
+                log::error!("the pod's cgroup ran out of memory: raise the containers' limits or the RuntimeClass' overhead");
+            }
             listening.abort();
         });
     }
@@ -110,6 +125,7 @@ impl Pod {
 async fn status_with_the_vm(machine: &Machine) -> u32 {
     match machine.vm.clone().ended().await {
         EndReason::Stopped => KILLED_STATUS,
+        _ if machine.ran_out_of_memory().await => KILLED_STATUS,
         _ => UNKNOWN_STATUS,
     }
 }
