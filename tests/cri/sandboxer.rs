@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use caisson_tests::{
     command,
     cri::{CriNode, Pod, HANDLER, HANDLER_OF_SHIM, NAMESPACE},
-    leftovers::alone,
     Leftovers,
 };
 use containerd_shim_protos::{
@@ -43,14 +42,14 @@ fn sandbox_is_a_container_only_where_containerd_makes_it(
 
 #[test]
 fn pod_that_cannot_be_is_refused_with_a_reason_and_leaves_nothing() -> Result<()> {
-    let _alone = alone();
-    let node = CriNode::shared();
-    let before = Leftovers::count(node);
+    // The other tests' pods are on another.
+    let node = CriNode::start()?;
+    let before = Leftovers::count(&node);
     let pod = node.pod().handler(HANDLER_OF_SHIM);
     let pod = pod.namespaces(|asked| asked.pid = 2);
     let error = format!("{:#}", pod.start().err().context("it starts")?);
     assert!(error.contains("hostPID"), "{error}");
-    Leftovers::none_since(node, &before)
+    Leftovers::none_since(&node, &before)
 }
 
 #[test]
