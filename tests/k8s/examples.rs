@@ -192,18 +192,6 @@ fn workspace_finds_what_it_wrote_into_the_object_store() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn podman_runs_a_container_in_a_container() -> Result<()> {
-    let namespace = TestCluster::shared().namespace()?;
-    let cluster = namespace.cluster();
-    cluster.image_as("podman", "quay.io/podman/stable:v4")?;
-    apply(&namespace, "podman")?;
-    namespace.wait("job/podman", "condition=Complete")?;
-    let logs = namespace.kubectl(&["logs", "job/podman"])?.ok()?;
-    assert_eq!(logs.line(), "process 1 of a container in a container");
-    Ok(())
-}
-
 fn apply(namespace: &Namespace<'_>, example: &str) -> Result<()> {
     namespace
         .cluster()

@@ -91,6 +91,8 @@ pub fn write_cni(layout: &Layout) -> Result<()> {
                 "type": "bridge",
                 "bridge": "cni0",
                 "isGateway": true,
+                // What is beyond the node, such as a server on this machine, knows no way back to a pod.
+                "ipMasq": true,
                 "hairpinMode": true,
                 "ipam": {
                     "type": "host-local",
