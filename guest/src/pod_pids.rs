@@ -1,7 +1,10 @@
 //! The pid namespace and the user namespace that containers of this pod share if they share one: made when the first asks for
 //! it, kept until the end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use caisson_protocol::path::{POD_PID_NAMESPACE, POD_USER_NAMESPACE};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
@@ -39,10 +42,7 @@ impl PodPids {
 
     /// Whether a container with this spec has its processes among those of others: then they do not end with its init by themselves.
     pub fn shared(spec: &Spec) -> bool {
-        let linux = spec.linux().as_ref();
-        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-        let mut namespaces = namespaces.into_iter().flatten();
-        namespaces.any(|ns| ns.typ() == LinuxNamespaceType::Pid && ns.path().is_some())
+        paths(spec, LinuxNamespaceType::Pid).next().is_some()
     }
 
     /// The users of the pod, if a container with this spec is to be in their namespace.
@@ -93,11 +93,15 @@ impl PodPids {
 }
 
 fn joins(spec: &Spec, typ: LinuxNamespaceType, place: &str) -> bool {
+    paths(spec, typ).any(|path| path.as_os_str() == place)
+}
+
+/// Where the namespaces of a type are that a container with this spec joins.
+fn paths(spec: &Spec, typ: LinuxNamespaceType) -> impl Iterator<Item = &PathBuf> {
     let linux = spec.linux().as_ref();
     let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    let mut namespaces = namespaces.into_iter().flatten();
-    namespaces.any(|namespace| {
-        let path = namespace.path().as_ref();
-        namespace.typ() == typ && path.is_some_and(|path| path.as_os_str() == place)
-    })
+    let namespaces = namespaces.into_iter().flatten();
+    namespaces
+        .filter(move |namespace| namespace.typ() == typ)
+        .filter_map(|namespace| namespace.path().as_ref())
 }

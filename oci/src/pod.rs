@@ -105,12 +105,11 @@ pub fn name(spec: &Spec) -> Result<Option<(String, String)>> {
     Ok(Some((value(SANDBOX_NAMESPACE)?, value(SANDBOX_NAME)?)))
 }
 
-/// The path of the pid namespace that a container is to join; none where it gets its own.
-pub fn joined_pids(spec: &Spec) -> Option<&Path> {
+/// The path of the namespace of a type that a container is to join; none where it gets its own or has none.
+pub fn joined(spec: &Spec, typ: LinuxNamespaceType) -> Option<&Path> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
     let mut namespaces = namespaces.iter();
-    let pids = namespaces.find(|ns| ns.typ() == LinuxNamespaceType::Pid)?;
-    pids.path().as_deref()
+    namespaces.find(|ns| ns.typ() == typ)?.path().as_deref()
 }
 
 /// The process whose pid namespace a path is, as containerd names it (internal/cri/opts `GetPIDNamespace`).
@@ -140,15 +139,11 @@ pub struct Sandbox {
 pub fn sandbox(spec: &Spec) -> Result<Sandbox> {
     rules::check_sandbox(spec)?;
     let linux = spec.linux().as_ref().ok_or(Error::Missing("linux"))?;
-    let namespaces = linux.namespaces().iter().flatten();
-    let network = namespaces
-        .filter(|ns| ns.typ() == LinuxNamespaceType::Network)
-        .find_map(|ns| ns.path().clone());
     let annotations = spec.annotations().clone().unwrap_or_default();
     Ok(Sandbox {
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         sysctls: sysctls(linux.sysctl().as_ref())?,
-        network,
+        network: joined(spec, LinuxNamespaceType::Network).map(Path::to_owned),
         cgroups_path: linux.cgroups_path().clone(),
         resources: sums(&annotations)?,
     })

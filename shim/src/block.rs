@@ -75,12 +75,8 @@ pub fn root_place(container: &str) -> PathBuf {
 
 /// A container's id is longer than a serial may be.
 fn root_serial(container: &str) -> String {
-    let digest = Sha256::digest(container);
-    let hex: String = digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("r-{hex}")
+    let digest = format!("{:x}", Sha256::digest(container));
+    format!("r-{}", &digest[..16])
 }
 
 /// The node in /dev with these numbers: the kernel says its name (Documentation/ABI/stable/sysfs-block, `uevent`).

@@ -95,18 +95,9 @@ impl Container {
     /// The sandbox of a pod: containerd's pause container, or what its sandbox service asks for, which is no task.
     pub fn sandbox(bundle: PathBuf, init: Process, pid: u32, is_task: bool) -> Self {
         Self {
-            bundle,
-            init: Arc::new(init),
-            pid,
-            stand_in: None,
             guest_pid: None,
             is_task,
-            limits: Mutex::default(),
-            grants: Grants::default(),
-            name: None,
-            skills: Vec::new(),
-            pid_namespace: None,
-            execs: Mutex::default(),
+            ..Self::new(bundle, init, pid, 0, Limits::default(), Grants::default())
         }
     }
 
@@ -223,10 +214,7 @@ impl Wishes {
 
     /// The network namespace that CNI made for the pod, where the spec names one.
     pub fn network(&self) -> Option<PathBuf> {
-        let namespaces = self.spec.linux().as_ref()?.namespaces().as_ref()?;
-        let mut namespaces = namespaces.iter();
-        let network = namespaces.find(|ns| ns.typ() == LinuxNamespaceType::Network)?;
-        network.path().clone()
+        pod::joined(&self.spec, LinuxNamespaceType::Network).map(Path::to_owned)
     }
 
     /// Looks up what is asked for: the places in the guest, and the devices to be plugged in for them.

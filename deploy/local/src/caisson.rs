@@ -37,14 +37,9 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 
 /// Gives the release the values of a local cluster and `further` ones, and installs it where there is none. Does not wait for the node.
 pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chart");
     let layout = cluster.layout();
     let mut helm = helm(cluster, "upgrade");
-    helm.args(["--install", "--create-namespace"])
-        .arg(RELEASE)
-        .arg(&chart)
-        .arg("--values")
-        .arg(chart.join("values-local.yaml"));
+    install_the_chart(&mut helm);
     for (value, is) in [
         ("install.prefix", layout.text("opt")),
         ("install.containerdConfig", layout.text("containerd.toml")),
@@ -59,6 +54,16 @@ pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
         helm.arg("--set-string").arg(format!("{value}={is}"));
     }
     process::output(&mut helm, "").map(drop)
+}
+
+/// The arguments of `helm upgrade` for the release with the values of a local cluster, also where there is none yet.
+pub fn install_the_chart(upgrade: &mut Command) {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chart");
+    upgrade
+        .args(["--install", "--create-namespace", RELEASE])
+        .arg(&chart)
+        .arg("--values")
+        .arg(chart.join("values-local.yaml"));
 }
 
 /// The process that has the mount namespace which containerd and kubelet run in, and that lives as long as the cluster: containerd's

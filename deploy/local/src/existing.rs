@@ -1,16 +1,13 @@
 //! A cluster that is there already: what kubectl points at, if it is one of those that developers have on their own machine. Caisson is installed
 //! there by its chart, and nothing else is done to it. Any other cluster is left alone: it may be somebody's production.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 
 use crate::{
-    caisson::{NAMESPACE, RELEASE, ROLLOUT},
+    caisson::{install_the_chart, NAMESPACE, RELEASE, ROLLOUT},
     process,
     programs::Programs,
 };
@@ -67,11 +64,8 @@ impl Existing {
         );
         process::output(&mut self.import(&image), "").context("import the node image")?;
         let mut helm = Command::new(programs.kubernetes("helm"));
-        helm.args(["upgrade", "--install", "--create-namespace"]);
-        helm.args([RELEASE, "--namespace", NAMESPACE])
-            .arg(chart())
-            .arg("--values")
-            .arg(chart().join("values-local.yaml"));
+        helm.args(["upgrade", "--namespace", NAMESPACE]);
+        install_the_chart(&mut helm);
         process::output(&mut helm, "")?;
         let mut kubectl = Command::new(programs.kubernetes("kubectl"));
         process::output(kubectl.args(ROLLOUT), "").map(drop)
@@ -96,10 +90,6 @@ impl Existing {
         command.args(args).arg(archive);
         command
     }
-}
-
-fn chart() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../chart")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
 use caisson_oci::{
     exec::Grants,
     pod,
-    spec::Spec,
+    spec::{LinuxNamespaceType, Spec},
     translate::{translate, Node, Plan},
     Role,
 };
@@ -252,7 +252,7 @@ impl Pod {
         // One that is in no pod is refused where it names any.
         let path = match Role::of(spec)? {
             Role::Alone => None,
-            _ => pod::joined_pids(spec),
+            _ => pod::joined(spec, LinuxNamespaceType::Pid),
         };
         let Some(path) = path else {
             return Ok(None);
