@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit packages pods cri bench bench-k8s soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
+.PHONY: help demo test unit packages pods cri bench bench-k8s conformance soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -58,6 +58,10 @@ test-k8s: k8s-ready ## on a Kubernetes of one node: kubectl's verbs, Services, u
 test-k8s-short: k8s-ready ## of these, what fits into .ci/run
 	cargo test -p caisson-tests --test k8s -- --test-threads 3 deployments kubectl services errors
 
+conformance: k8s-ready ## Kubernetes' own end-to-end tests for nodes, with runc and with Caisson: docs/conformance.md
+	@cargo xtask cluster-tools --conformance
+	@cargo xtask run conformance
+
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
 
@@ -67,11 +71,11 @@ bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at o
 soak: ready ## 200 containers one after another, then nothing may be left
 	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture
 
-cluster: ## a Kubernetes of one node with Caisson in it, or the one that kubectl points at
+cluster: ## a Kubernetes of one node with Caisson in it, or the one that kubectl points at; ENV_FILES="a.env b.env": Secrets in its namespace
 	@packaging/setup cluster
 	@cargo xtask node-image
 	@cargo xtask cluster-tools
-	@cargo run --quiet --package caisson-local -- up
+	@cargo run --quiet --package caisson-local -- up $(addprefix --env-file ,$(ENV_FILES)) $(addprefix --namespace ,$(NAMESPACE))
 
 cluster-down: ## nothing is left of it
 	@cargo run --quiet --package caisson-local -- down

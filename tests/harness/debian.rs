@@ -9,6 +9,7 @@
 //! | `python` | pip, git |
 //! | `cargo` | cargo and rustc with a linker |
 //! | `rclone` | rclone with FUSE's `fusermount3` |
+//! | `agnhost` | the program of Kubernetes' end-to-end tests, curl and tools of networks |
 //! | `work` | what a programmer has: git, npm, cargo with a linker |
 //!
 //! All of them have busybox.
@@ -32,9 +33,17 @@ const SUITE: &str = "bookworm";
 /// How long the download and the unpacking of an image may take.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// The packages of the image of this name.
-fn packages(name: &str) -> Option<&'static [&'static str]> {
-    Some(match name {
+/// What an image is made of.
+struct Recipe {
+    packages: &'static [&'static str],
+    /// What mmdebstrap does when they are there (mmdebstrap(1), HOOKS).
+    hooks: Vec<String>,
+    entrypoint: &'static [&'static str],
+    cmd: &'static [&'static str],
+}
+
+fn recipe(name: &str) -> Option<Result<Recipe>> {
+    let packages: &[_] = match name {
         "podman" => &[
             "podman", "runc", "netavark", "iptables", "nftables", "iproute2", "procps",
         ],
@@ -45,20 +54,56 @@ fn packages(name: &str) -> Option<&'static [&'static str]> {
         "cargo" => &["cargo", "gcc", "libc6-dev"],
         "rclone" => &["rclone", "fuse3"],
         "work" => &["git", "npm", "cargo", "gcc", "libc6-dev"],
+        "agnhost" => return Some(agnhost()),
         _ => return None,
+    };
+    Some(Ok(Recipe {
+        packages,
+        hooks: Vec::new(),
+        entrypoint: &[],
+        cmd: &["sh"],
+    }))
+}
+
+/// As `k8s.io/kubernetes/test/images/agnhost/Dockerfile` says, without CoreDNS and iperf.
+fn agnhost() -> Result<Recipe> {
+    let program = paths::conformance("agnhost")?;
+    let digest = image::sha256(File::open(&program)?)?;
+    let upload = |name: &str| {
+        let file = paths::conformance(name)?;
+        anyhow::Ok(format!("upload {} /{name}", file.display()))
+    };
+    Ok(Recipe {
+        packages: &["curl", "bind9-dnsutils", "netcat-openbsd", "iproute2"],
+        hooks: vec![
+            format!("# the program's digest is {digest}"),
+            upload("agnhost")?,
+            upload("localhost.crt")?,
+            upload("localhost.key")?,
+            r#"chmod 755 "$1/agnhost" && ln -s agnhost "$1/agnhost-2" && mkdir "$1/uploads""#
+                .into(),
+            r#"echo user-defined-in-image:x:1000:1000::/home:/bin/sh >> "$1/etc/passwd""#.into(),
+            r#"echo user-defined-in-image:x:1000: >> "$1/etc/group""#.into(),
+            r#"echo group-defined-in-image:x:50000:user-defined-in-image >> "$1/etc/group""#.into(),
+        ],
+        entrypoint: &["/agnhost"],
+        cmd: &["pause"],
     })
 }
 
 /// The archive of an image of this module; made by the first call that asks for it.
 pub fn archive(name: &str) -> Option<Result<PathBuf>> {
-    packages(name).map(|packages| cached(name, packages).with_context(|| format!("image {name}")))
+    recipe(name)
+        .map(|recipe| cached(name, &recipe?))
+        .map(|made| made.with_context(|| format!("image {name}")))
 }
 
-fn cached(name: &str, packages: &[&str]) -> Result<PathBuf> {
+fn cached(name: &str, recipe: &Recipe) -> Result<PathBuf> {
     let dir = paths::target().join("cache/images");
     fs::create_dir_all(&dir)?;
-    let recipe = format!("{RECIPE} {SUITE} {}", packages.join(" "));
-    let digest = image::sha256(recipe.as_bytes())?;
+    let packages = recipe.packages.join(" ");
+    let text = format!("{RECIPE} {SUITE} {packages}{}", recipe.hooks.join("\n"));
+    let digest = image::sha256(text.as_bytes())?;
     let archive = dir.join(format!("{name}-{}.tar", &digest[..12]));
     // Another run may be about to make the same.
     let _lock = Flock::lock(File::create(dir.join("lock"))?, FlockArg::LockExclusive)
@@ -70,11 +115,12 @@ fn cached(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&work);
     fs::create_dir_all(&work)?;
     let layer = work.join("layer.tar");
-    let made = unpack(packages, &work, &layer).and_then(|()| {
+    let made = unpack(recipe, &work, &layer).and_then(|()| {
         let finished = work.join("image.tar");
         let config = json!({
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
-            "Cmd": ["sh"],
+            "Entrypoint": recipe.entrypoint,
+            "Cmd": recipe.cmd,
         });
         image::archive_of_layer(&layer, &config, &fixture::full_name(name), &finished)?;
         Ok(fs::rename(&finished, &archive)?)
@@ -84,14 +130,23 @@ fn cached(name: &str, packages: &[&str]) -> Result<PathBuf> {
 }
 
 /// Writes the tar of a root with these packages. Services are not started: the tool's root has a policy against it.
-fn unpack(packages: &[&str], work: &Path, layer: &Path) -> Result<()> {
+fn unpack(recipe: &Recipe, work: &Path, layer: &Path) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--mode=root", "--variant=essential", "--format=tar"])
-        .arg(format!("--include=busybox-static,{}", packages.join(",")))
+        .arg(format!(
+            "--include=busybox-static,{}",
+            recipe.packages.join(",")
+        ))
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
+        .args(
+            recipe
+                .hooks
+                .iter()
+                .map(|hook| format!("--customize-hook={hook}")),
+        )
         .arg(SUITE)
         .arg(layer)
         .arg(mirror()?)

@@ -10,6 +10,7 @@
 //! | `volume` | `busybox` and a volume of its own at `/srv/data`, which is app's |
 //! | `hub-busybox` | `busybox` with the users and groups that Docker Hub's image of this name has |
 //! | `resource-consumer`, `volume-copy-up`, `volume-ownership` | what containerd's own CRI tests want of the images of these names |
+//! | `httpd`, `nonroot`, `nonewprivs` | what Kubernetes' end-to-end tests want of the images of these names; `httpd` of nginx too |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 //!
 //! Those made of Debian packages are in [`crate::debian`].
@@ -86,6 +87,20 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
                 root(0o644),
                 b"root:x:0:\ndaemon:x:1:\nwheel:x:10:root\nnogroup:x:65534:\n",
             )?;
+        }
+        "httpd" => {
+            image.config("Cmd", json!(["httpd", "-f", "-p", "80"]));
+        }
+        "nonroot" => {
+            image.config("User", json!("1234"));
+        }
+        "nonewprivs" => {
+            let program = paths::conformance("nonewprivs")?;
+            image.dir("usr/local", root(0o755))?;
+            image.dir("usr/local/bin", root(0o755))?;
+            image.copy(&program, "usr/local/bin/nnp", root(0o6755))?;
+            image.config("Env", json!(["PATH=/bin:/usr/bin:/usr/local/bin"]));
+            image.config("Cmd", json!(["nnp"]));
         }
         "resource-consumer" => {
             // The tests ask for 100 MB by the arguments of this program.

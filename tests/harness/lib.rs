@@ -21,6 +21,7 @@
 //! - [`k8s`]: a cluster, by `kubectl`;
 //! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name; [`debian`]: those of Debian packages;
 //! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: where they come from, and how that goes wrong;
+//! - [`exceptions`]: what may fail of tests that are not ours;
 //! - [`bridge`]: network namespaces as CNI leaves them;
 //! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
 
@@ -31,6 +32,7 @@ pub mod container;
 pub mod cri;
 pub mod debian;
 pub mod events;
+pub mod exceptions;
 pub mod exec;
 pub mod faults;
 pub mod fixture;

@@ -96,3 +96,14 @@ pub fn program(name: &str) -> Result<PathBuf> {
         ),
     }
 }
+
+/// A program for Kubernetes' own end-to-end tests, checked, with what to do when it is not there.
+pub fn conformance(name: &str) -> Result<PathBuf> {
+    let path = target().join("cache/tools/conformance/bin").join(name);
+    ensure!(
+        path.exists(),
+        "no {}: cargo xtask cluster-tools --conformance",
+        path.display()
+    );
+    Ok(path)
+}

@@ -1,4 +1,4 @@
-//! A real registry on loopback: Debian's `docker-registry`.
+//! A real registry: Debian's `docker-registry`, on loopback where nothing else is said.
 
 use std::{
     fs::{self, File},
@@ -12,6 +12,14 @@ use anyhow::{ensure, Context, Result};
 use crate::command;
 
 const PROGRAM: &str = "/usr/bin/docker-registry";
+/// Whose images it stands in for. A short name such as `busybox` is docker.io's.
+const PUBLIC: [&str; 5] = [
+    "docker.io",
+    "registry.k8s.io",
+    "ghcr.io",
+    "quay.io",
+    "mcr.microsoft.com",
+];
 
 /// A running registry. Dropped, it ends.
 pub struct Registry {
@@ -22,6 +30,17 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry with nothing in it, which keeps all that it has in `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_as(Command::new(PROGRAM), "127.0.0.1", dir)
+    }
+
+    /// Starts one at this IPv4 address of the machine, whose process has `name=value` in its environment.
+    pub fn start_marked(address: &str, dir: &Path, (name, value): (&str, &Path)) -> Result<Self> {
+        let mut program = Command::new(PROGRAM);
+        program.env(name, value);
+        Self::start_as(program, address, dir)
+    }
+
+    fn start_as(mut program: Command, address: &str, dir: &Path) -> Result<Self> {
         ensure!(
             Path::new(PROGRAM).exists(),
             "apt-get install docker-registry"
@@ -31,13 +50,13 @@ impl Registry {
             &config,
             format!(
                 "version: 0.1\nlog:\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-                 http:\n  addr: 127.0.0.1:0\n",
+                 http:\n  addr: {address}:0\n",
                 dir.join("data").display()
             ),
         )?;
         let log = dir.join("log");
         let output = File::create(&log)?;
-        let process = Command::new(PROGRAM)
+        let process = program
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
@@ -50,7 +69,7 @@ impl Registry {
             process,
         };
         registry.address = command::poll("the registry", Duration::from_secs(20), || {
-            address(&fs::read_to_string(&log).ok()?)
+            logged_address(&fs::read_to_string(&log).ok()?)
         })?;
         Ok(registry)
     }
@@ -58,6 +77,28 @@ impl Registry {
     /// Host and port.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Sends containerd here for every registry that it would look for in the internet, by the folder of its `config_path`.
+    pub fn stand_in(&self, hosts: &Path) -> Result<()> {
+        let here = format!("http://{}", self.address);
+        for name in PUBLIC {
+            let dir = hosts.join(name);
+            fs::create_dir_all(&dir)?;
+            fs::write(
+                dir.join("hosts.toml"),
+                format!("server = \"{here}\"\n\n[host.\"{here}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Under which this registry has the image with a public name, such as `docker.io/library/busybox:1.36`.
+    pub fn name_here(&self, name: &str) -> Result<String> {
+        let (_, path) = name
+            .split_once('/')
+            .context("no registry in the image's name")?;
+        Ok(format!("{}/{path}", self.address))
     }
 }
 
@@ -68,7 +109,7 @@ impl Drop for Registry {
     }
 }
 
-fn address(log: &str) -> Option<String> {
+fn logged_address(log: &str) -> Option<String> {
     let (_, rest) = log.split_once("listening on ")?;
     let end = rest.find(|c: char| !(c.is_ascii_digit() || ".:".contains(c)))?;
     Some(rest[..end].to_owned())
@@ -79,7 +120,10 @@ mod tests {
     #[test]
     fn address_is_what_the_registry_logged() {
         let log = "level=info msg=\"listening on 127.0.0.1:41213\" go.version=go1.19.8\n";
-        assert_eq!(super::address(log).as_deref(), Some("127.0.0.1:41213"));
-        assert_eq!(super::address("level=info msg=\"starting\""), None);
+        assert_eq!(
+            super::logged_address(log).as_deref(),
+            Some("127.0.0.1:41213")
+        );
+        assert_eq!(super::logged_address("level=info msg=\"starting\""), None);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt};
 use anyhow::{Context, Result};
 use caisson_tests::{
     command,
-    k8s::{Namespace, Pod, TestCluster, LIMIT},
+    k8s::{Namespace, Pod, Registry, TestCluster, LIMIT},
     paths,
     s3::S3,
     Runtime,
@@ -189,6 +189,30 @@ fn workspace_finds_what_it_wrote_into_the_object_store() -> Result<()> {
     namespace.rolled_out("deployment/workspace-s3")?;
     let second = only_pod(&namespace, "app=workspace-s3")?;
     assert_eq!(second.exec("cat /data/note")?, "kept");
+    Ok(())
+}
+
+#[test]
+fn podman_pulls_an_image_and_runs_it() -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    cluster.image_as("podman", "quay.io/podman/stable:v4")?;
+    let registry = Registry::start(cluster)?;
+    registry.publish("busybox", "docker.io/library/busybox:1.37")?;
+    let mirror = format!(
+        "[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n",
+        registry.address()
+    );
+    let mirror = format!("--from-literal=mirror.conf={mirror}");
+    let config = ["create", "configmap", "podman-registries", &mirror];
+    namespace.kubectl(&config)?.ok()?;
+    apply(&namespace, "podman")?;
+    let done = namespace.wait("job/podman", "condition=Complete");
+    let logs = namespace.kubectl(&["logs", "job/podman"])?.text();
+    done.with_context(|| logs.clone())?;
+    let kernel = logs.split("a container in a container, on ").nth(1);
+    let kernel = kernel.with_context(|| logs.clone())?.trim();
+    assert_ne!(kernel, host_kernel()?);
     Ok(())
 }
 

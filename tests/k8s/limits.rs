@@ -9,7 +9,31 @@ use caisson_tests::{
 use rstest::rstest;
 use serde_json::{json, Value};
 
-/// What `kubectl top pod` shows, from where the metrics server has it.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn top_pod_shows_cpu_and_memory_of_the_container(#[case] runtime: Runtime) -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let pod = namespace.pod("busy").runtime(runtime);
+    let _pod = pod.sh("while :; do :; done").start()?;
+    // busy   main   412m   3Mi
+    let top = ["top", "pod", "busy", "--containers", "--no-headers"];
+    let (cpu, memory) = command::poll("figures of the container", LIMIT, || {
+        let top = namespace.kubectl(&top).ok()?.ok().ok()?.text();
+        let columns: Vec<&str> = top.split_whitespace().collect();
+        let [_, "main", cpu, memory] = columns[..] else {
+            return None;
+        };
+        let cpu: u32 = cpu.strip_suffix('m')?.parse().ok()?;
+        let memory: u32 = memory.strip_suffix("Mi")?.parse().ok()?;
+        (cpu > 0).then_some((cpu, memory))
+    })?;
+    assert!((50..1500).contains(&cpu), "{cpu}m");
+    assert!(memory < 64, "{memory}Mi");
+    Ok(())
+}
+
+/// Of the pod too, where the metrics server has its figures from.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

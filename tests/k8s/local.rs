@@ -2,9 +2,13 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use anyhow::{ensure, Context, Result};
-use caisson_local::{remove, Cluster, Layout, Programs};
-use caisson_tests::{command, fixture, k8s::LIMIT, paths, proc};
+use anyhow::{Context, Result};
+use caisson_local::{remove, secrets, Cluster, Layout, Programs};
+use caisson_tests::{
+    command, fixture,
+    k8s::{program, TestCluster, LIMIT},
+    paths, proc,
+};
 use rstest::rstest;
 
 #[rstest]
@@ -17,10 +21,12 @@ fn program_that_ends_is_started_again_and_pods_go_on(
     let own = Own::start(letter)?;
     own.run("runc", None)?;
     own.run("vm", Some("sandbox"))?;
-    let before = program(&own, name)?;
+    let before = program(&own.cluster, name)?;
     proc::kill(before, libc::SIGTERM);
     command::poll("another one", LIMIT, || {
-        program(&own, name).ok().filter(|pid| *pid != before)
+        program(&own.cluster, name)
+            .ok()
+            .filter(|pid| *pid != before)
     })?;
     for pod in ["runc", "vm"] {
         let exec = ["exec", pod, "--", "cat", "/proc/uptime"];
@@ -67,6 +73,40 @@ fn nothing_is_left_of_a_cluster_whose_supervisor_was_killed() -> Result<()> {
     }
     // A second time there is nothing to do.
     caisson_local::down(&layout)
+}
+
+#[test]
+fn env_files_become_secrets_of_the_namespace() -> Result<()> {
+    let shared = TestCluster::shared();
+    let dir = tempfile::tempdir()?;
+    let (own, further) = (dir.path().join(".env"), dir.path().join("store.env"));
+    let namespace = format!("env-{}", std::process::id());
+    let kubectl = || shared.kubectl_command();
+    fs::write(&further, "# keys\nKEY=a=b c\n")?;
+    for value in ["first", "second"] {
+        fs::write(&own, format!("TOKEN={value}\n"))?;
+        secrets::apply(kubectl, &namespace, &[&own, &further])?;
+    }
+    let get = |secret: &str, key: &str| {
+        let template = format!("go-template={{{{.data.{key}|base64decode}}}}");
+        let get = [
+            "get",
+            "secret",
+            secret,
+            "--namespace",
+            &namespace,
+            "--output",
+            &template,
+        ];
+        anyhow::Ok(shared.kubectl(&get)?.ok()?.text())
+    };
+    assert_eq!(get("env", "TOKEN")?, "second");
+    assert_eq!(get("store", "KEY")?, "a=b c");
+    fs::write(&own, "no variable's line\n")?;
+    let refused = secrets::apply(kubectl, &namespace, &[&own]).unwrap_err();
+    assert!(format!("{refused:#}").contains(".env"), "{refused:#}");
+    shared.kubectl(&["delete", "namespace", &namespace])?.ok()?;
+    Ok(())
 }
 
 /// Whatever names the cluster, found otherwise than by the code that removes it.
@@ -181,15 +221,4 @@ impl Drop for Own {
             eprintln!("{error:#}");
         }
     }
-}
-
-/// The pid of a program of the cluster.
-fn program(own: &Own, name: &str) -> Result<u32> {
-    let dir = own.cluster.layout().dir().display().to_string();
-    let found = proc::all()
-        .into_iter()
-        .find(|p| p.command.contains(&format!("/{name} ")) && p.command.contains(&dir));
-    let pid = found.with_context(|| name.to_owned())?.pid;
-    ensure!(own.cluster.kubectl(&["get", "--raw", "/readyz"]).is_ok());
-    Ok(pid)
 }

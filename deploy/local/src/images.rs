@@ -16,9 +16,16 @@ use crate::{
 /// CoreDNS' image.
 pub const COREDNS: &str = "registry.k8s.io/coredns/coredns:v1.12.1";
 
+/// The metrics server's image.
+pub const METRICS_SERVER: &str = "registry.k8s.io/metrics-server/metrics-server:v0.7.2";
+
 /// Makes and imports the images that every cluster needs.
 pub fn import_own(layout: &Layout, programs: &Programs) -> Result<()> {
-    for (program, name) in [("pause", PAUSE), ("coredns", COREDNS)] {
+    for (program, name) in [
+        ("pause", PAUSE),
+        ("coredns", COREDNS),
+        ("metrics-server", METRICS_SERVER),
+    ] {
         let dir = tempfile::tempdir_in(layout.dir()).context("make a folder for an image")?;
         let mut image = ImageBuilder::new(dir.path())?;
         image.copy(&programs.kubernetes(program), program, root(0o755))?;

@@ -2,14 +2,14 @@
 //! own, everything in one folder and one network namespace, so that nothing is left after [`down`].
 //!
 //! ```text
-//! up: network ─▶ pki, configuration ─▶ supervisor ─▶ API ─▶ addons, images ─▶ node Ready ─▶ DNS ─▶ Caisson
+//! up: network ─▶ pki, configuration ─▶ supervisor ─▶ API ─▶ addons, images ─▶ node Ready ─▶ DNS ─▶ Caisson ─▶ metrics
 //! ```
 //!
 //! - [`layout`]: the folder; [`programs`]: what was built for it;
 //! - [`network`], [`pki`], [`components`], [`containerd`]: what is made before anything runs;
 //! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away, dead or alive;
 //! - [`existing`]: instead of all this, a cluster that is there;
-//! - [`image`], [`images`]: images without a registry; [`caisson`]: the way Caisson gets in.
+//! - [`image`], [`images`]: images without a registry; [`caisson`]: the way Caisson gets in; [`secrets`]: the user's.
 
 pub mod caisson;
 pub mod command;
@@ -24,6 +24,7 @@ pub mod pki;
 pub mod process;
 pub mod programs;
 pub mod remove;
+pub mod secrets;
 pub mod supervise;
 pub mod sysctl;
 
@@ -108,6 +109,7 @@ impl Cluster {
         })?;
         let addons = include_str!("addons.yaml")
             .replace("COREDNS", images::COREDNS)
+            .replace("METRICS_SERVER", images::METRICS_SERVER)
             .replace("DNS_SERVICE", network::DNS_SERVICE);
         self.apply(&addons)?;
         progress("containerd and the cluster's own images");
@@ -126,20 +128,28 @@ impl Cluster {
             ])
         })?;
         progress("DNS");
-        process::wait_for("DNS", LIMIT, || {
-            self.kubectl(&[
-                "-n",
-                "kube-system",
-                "rollout",
-                "status",
-                "deployment/coredns",
-                "--timeout=60s",
-            ])
-        })?;
+        self.wait_for_addon("coredns")?;
         progress("Caisson");
         caisson::install(self)?;
+        progress("metrics");
+        self.wait_for_addon("metrics-server")?;
         fs::write(layout.path("ready"), "")?;
         Ok(())
+    }
+
+    fn wait_for_addon(&self, name: &str) -> Result<()> {
+        let deployment = format!("deployment/{name}");
+        let status = [
+            "--namespace",
+            "kube-system",
+            "rollout",
+            "status",
+            &deployment,
+        ];
+        process::wait_for(name, LIMIT, || {
+            self.kubectl(&[&status[..], &["--timeout=60s"]].concat())
+        })
+        .map(drop)
     }
 
     /// The cluster's folder.

@@ -26,6 +26,13 @@ pub fn write(layout: &Layout, node: &str) -> Result<()> {
     let etcd = Authority::new(&dir, "etcd-ca")?;
     etcd.issue(&dir, "etcd", Subject::new("etcd").at("127.0.0.1"))?;
     etcd.issue(&dir, "etcd-client", Subject::new("kube-apiserver"))?;
+    // As whose client the API server asks those behind it, such as the metrics server, in its users' names.
+    let front = Authority::new(&dir, "front-proxy-ca")?;
+    front.issue(
+        &dir,
+        "front-proxy-client",
+        Subject::new("front-proxy-client"),
+    )?;
     let api = Subject::new("kube-apiserver")
         .at("kubernetes")
         .at("kubernetes.default")

@@ -46,8 +46,10 @@ const USAGE: &str = "usage: cargo xtask JOB
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
                               gVisor for the bench; containerd's own CRI tests; --chart: only helm and the
                               description of Kubernetes' API
-  cluster-tools               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`
-  run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration
+  cluster-tools [--conformance]
+                              Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; Kubernetes'
+                              own end-to-end tests
+  run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration, conformance
   deny                        licences, bans and sources of the dependencies
 ";
 
@@ -79,6 +81,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--chart"] => test_tools::build(&dirs, Further::Chart),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
+        ["cluster-tools", "--conformance"] => test_tools::build_conformance(&dirs),
         ["deny"] => deny::check(&dirs),
         ["node-image", from @ ..] => release::node_image(&dirs, where_from(from)?),
         ["deb", from @ ..] => release::deb(&dirs, where_from(from)?),

@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsString,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -71,8 +71,11 @@ const GVISOR: Tool = Tool {
     ldflags: "",
 };
 
+/// As in go.mod: charts and tests ask for it.
+const KUBERNETES_VERSION: &str = "-X k8s.io/component-base/version.gitVersion=v1.33.4";
+
 /// A whole Kubernetes, for `make cluster`.
-const KUBERNETES: [Tool; 4] = [
+const KUBERNETES: [Tool; 5] = [
     Tool {
         module: "etcd",
         to: "kubernetes",
@@ -97,13 +100,21 @@ const KUBERNETES: [Tool; 4] = [
         tags: "",
         cgo: false,
         name: None,
-        // Charts ask for the version; as in go.mod.
-        ldflags: "-X k8s.io/component-base/version.gitVersion=v1.33.4",
+        ldflags: KUBERNETES_VERSION,
     },
     Tool {
         module: "coredns",
         to: "kubernetes",
         packages: &["github.com/coredns/coredns"],
+        tags: "",
+        cgo: false,
+        name: None,
+        ldflags: "",
+    },
+    Tool {
+        module: "metrics-server",
+        to: "kubernetes",
+        packages: &["sigs.k8s.io/metrics-server/cmd/metrics-server"],
         tags: "",
         cgo: false,
         name: None,
@@ -122,8 +133,36 @@ const HELM: Tool = Tool {
     ldflags: "",
 };
 
-/// The API's description, in the module that the cluster is built from.
-const API: (&str, &str) = ("k8s.io/kubernetes", "api/openapi-spec/swagger.json");
+/// Kubernetes' own end-to-end tests, what runs several of them at once, and two programs of their images.
+const E2E: &str = "k8s.io/kubernetes/test/e2e";
+const E2E_PROGRAMS: Tool = Tool {
+    module: "kubernetes",
+    to: "conformance",
+    packages: &[
+        "github.com/onsi/ginkgo/v2/ginkgo",
+        "k8s.io/kubernetes/test/images/agnhost",
+        "k8s.io/kubernetes/test/images/nonewprivs",
+    ],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: KUBERNETES_VERSION,
+};
+
+/// Files of the module that the cluster is built from, and where they go below `target/cache/tools`: the API's description, and what the
+/// image of the end-to-end tests has beside its program.
+const MODULE: &str = "k8s.io/kubernetes";
+const API: (&str, &str) = ("api/openapi-spec/swagger.json", "kubernetes/swagger.json");
+const CERTIFICATE: [(&str, &str); 2] = [
+    (
+        "test/images/agnhost/porter/localhost.crt",
+        "conformance/bin/localhost.crt",
+    ),
+    (
+        "test/images/agnhost/porter/localhost.key",
+        "conformance/bin/localhost.key",
+    ),
+];
 
 /// The release of Debian whose containerd is 1.7, and that version's beginning.
 const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
@@ -158,7 +197,7 @@ pub enum Further {
 pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
     if further == Further::Chart {
         build_tool(dirs, &HELM)?;
-        return copy_api(dirs);
+        return copy_from_module(dirs, &[API]);
     }
     build_tool(dirs, &CONTAINERD)?;
     build_tool(dirs, &RUNC)?;
@@ -180,51 +219,85 @@ pub fn build_cluster(dirs: &Dirs) -> Result<()> {
         .try_for_each(|tool| build_tool(dirs, tool))
 }
 
-/// The description of Kubernetes' API, which the chart is checked against. Go checks the module by the sums of the cluster's.
-fn copy_api(dirs: &Dirs) -> Result<()> {
-    let (module, path) = API;
-    let to = dirs.cache.join("tools/kubernetes/swagger.json");
-    if to.exists() {
+/// Builds what a cluster consists of and what `cargo xtask run conformance` runs on it.
+pub fn build_conformance(dirs: &Dirs) -> Result<()> {
+    build_cluster(dirs)?;
+    build_tool(dirs, &E2E_PROGRAMS)?;
+    copy_from_module(dirs, &CERTIFICATE)?;
+    build_tests(
+        dirs,
+        &E2E_PROGRAMS,
+        E2E,
+        &dirs
+            .cache
+            .join("tools")
+            .join(E2E_PROGRAMS.to)
+            .join("bin/e2e.test"),
+    )
+}
+
+/// Files out of the module of Kubernetes, which Go checks by the sums of the cluster's.
+fn copy_from_module(dirs: &Dirs, files: &[(&str, &str)]) -> Result<()> {
+    let tools = dirs.cache.join("tools");
+    if files.iter().all(|(_, to)| tools.join(to).exists()) {
         return Ok(());
     }
     let mut download = Command::new(go());
     download
-        .args(["mod", "download", "-json", module])
-        .current_dir(dirs.root.join("packaging/test-tools/kubernetes"))
+        .args(["mod", "download", "-json", MODULE])
+        .current_dir(module(dirs, "kubernetes"))
         .env("GOTOOLCHAIN", "auto");
-    eprintln!("  kubernetes: getting the module {module} ...");
+    eprintln!("  kubernetes: getting the module {MODULE} ...");
     let said: serde_json::Value = serde_json::from_slice(&step::output(&mut download)?)
         .context("understand go mod download")?;
     let dir = said["Dir"]
         .as_str()
         .context("go mod download names no Dir")?;
-    files::copy(&Path::new(dir).join(path), &to)
+    files
+        .iter()
+        .try_for_each(|(path, to)| files::copy(&Path::new(dir).join(path), &tools.join(to)))
 }
 
-/// Go's own cache makes it quick when nothing has changed.
 fn build_integration(dirs: &Dirs) -> Result<()> {
-    let module = dirs
-        .root
-        .join("packaging/test-tools")
-        .join(CONTAINERD.module);
     let bin = dirs.cache.join("tools").join(CONTAINERD.to).join("bin");
-    let mut build = Command::new(go());
-    build
-        .args(["test", "-c", "-mod=readonly", "-trimpath"])
-        .args(["-tags", CONTAINERD.tags, "-o"])
-        .arg(bin.join("integration.test"))
-        .arg(INTEGRATION)
-        .current_dir(&module);
-    step::run(&dirs.log, "integration", &mut build)?;
+    build_tests(
+        dirs,
+        &CONTAINERD,
+        INTEGRATION,
+        &bin.join("integration.test"),
+    )?;
     let mut build = Command::new(go());
     build
         .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false"])
         .args(["-tags", CONTAINERD.tags, "-o"])
         .arg(&bin)
         .args(FAILPOINTS)
-        .current_dir(&module)
+        .current_dir(module(dirs, CONTAINERD.module))
         .env("CGO_ENABLED", "0");
     step::run(&dirs.log, "failpoints", &mut build)
+}
+
+/// The tests of a package as a program, from the module of `tool` and with its flags. Go's own cache makes it quick when nothing has
+/// changed.
+fn build_tests(dirs: &Dirs, tool: &Tool, package: &str, to: &Path) -> Result<()> {
+    let mut build = Command::new(go());
+    build
+        .args(["test", "-c", "-mod=readonly", "-trimpath"])
+        .args(["-ldflags", &format!("-s -w {}", tool.ldflags)])
+        .args(["-tags", tool.tags, "-o"])
+        .arg(to)
+        .arg(package)
+        .current_dir(module(dirs, tool.module))
+        .env("GOTOOLCHAIN", "auto");
+    step::run(
+        &dirs.log,
+        package.rsplit('/').next().unwrap_or(package),
+        &mut build,
+    )
+}
+
+fn module(dirs: &Dirs, name: &str) -> PathBuf {
+    dirs.root.join("packaging/test-tools").join(name)
 }
 
 fn build_posix(dirs: &Dirs) -> Result<()> {
@@ -237,7 +310,7 @@ fn build_posix(dirs: &Dirs) -> Result<()> {
 }
 
 fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
-    let module = dirs.root.join("packaging/test-tools").join(tool.module);
+    let module = module(dirs, tool.module);
     let bin = dirs.cache.join("tools").join(tool.to).join("bin");
     let stamp_path = bin.join(format!(".{}", tool.module));
     let stamp = [

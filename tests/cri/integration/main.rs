@@ -10,9 +10,12 @@ mod surroundings;
 use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_tests::{node::exit_on_signals, Runtime};
-use serde::Deserialize;
-use suite::{Ended, Outcome, Suite};
+use caisson_tests::{
+    exceptions::{Exceptions, Outcome},
+    node::exit_on_signals,
+    Runtime,
+};
+use suite::{Ended, Suite};
 
 /// No more than these may fail with Caisson and pass with runc.
 const EXCEPTIONS_MAX: usize = 8;
@@ -28,56 +31,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// Which tests may fail, each with the reason; `exceptions.toml`.
-#[derive(Deserialize)]
-struct Exceptions {
-    /// With runc already.
-    runc: BTreeMap<String, String>,
-    /// With Caisson, though they pass with runc.
-    caisson: BTreeMap<String, String>,
+/// The tests that may fail, and why.
+fn exceptions() -> Result<Exceptions> {
+    let exceptions = Exceptions::parse(include_str!("exceptions.toml"))?;
+    let count = exceptions.of_caisson();
+    ensure!(
+        count <= EXCEPTIONS_MAX,
+        "{count} exceptions of Caisson's are more than {EXCEPTIONS_MAX}"
+    );
+    Ok(exceptions)
 }
 
-impl Exceptions {
-    fn read() -> Result<Self> {
-        let exceptions: Self =
-            toml::from_str(include_str!("exceptions.toml")).context("exceptions.toml")?;
-        let count = exceptions.caisson.len();
-        ensure!(
-            count <= EXCEPTIONS_MAX,
-            "{count} exceptions of Caisson's are more than {EXCEPTIONS_MAX}"
-        );
-        Ok(exceptions)
-    }
-
-    /// What a test's outcomes mean: a note, and an error where they are not as the table says.
-    fn judge(
-        &self,
-        name: &str,
-        runc: &Ended,
-        caisson: &Ended,
-    ) -> std::result::Result<&str, &'static str> {
-        let fails_with_runc = runc.outcome == Outcome::Failed;
-        let left_out = |part: &String| !runc.skipped.contains(part);
-        let worse = runc.outcome == Outcome::Passed
-            && (caisson.outcome != Outcome::Passed || caisson.skipped.iter().any(left_out));
-        match (fails_with_runc, self.runc.get(name)) {
-            (true, Some(reason)) => return Ok(reason),
-            (true, None) => return Err("fails with runc: give the reason in exceptions.toml"),
-            (false, Some(_)) => return Err("passes with runc: take it out of exceptions.toml"),
-            (false, None) => {}
-        }
-        match (worse, self.caisson.get(name)) {
-            (true, Some(reason)) => Ok(reason),
-            (true, None) => Err("passes with runc only"),
-            (false, Some(_)) => Err("no exception any more: take it out of exceptions.toml"),
-            (false, None) => Ok(""),
-        }
-    }
-
-    /// The names of tests that there are none of.
-    fn unknown<'e>(&'e self, names: &'e [String]) -> impl Iterator<Item = &'e String> {
-        let all = self.runc.keys().chain(self.caisson.keys());
-        all.filter(|name| !names.contains(name))
+/// With Caisson, where leaving out a part that runs with runc is no better than failing.
+fn with_caisson(runc: &Ended, caisson: &Ended) -> Outcome {
+    let left_out = |part: &String| !runc.skipped.contains(part);
+    if caisson.skipped.iter().any(left_out) {
+        Outcome::Failed
+    } else {
+        caisson.outcome
     }
 }
 
@@ -85,23 +56,25 @@ fn run() -> Result<bool> {
     exit_on_signals()?;
     keep_descriptors()?;
     let parts: Vec<String> = std::env::args().skip(1).collect();
-    let exceptions = Exceptions::read()?;
+    let exceptions = exceptions()?;
     let runc = outcomes(Runtime::Runc, &parts, &exceptions)?;
     let caisson = outcomes(Runtime::Caisson, &parts, &exceptions)?;
     let mut good = true;
     println!("\n{:<60} {:<8} {:<8}", "", "runc", "caisson");
-    for (name, with_runc) in &runc {
-        let with_caisson = caisson.get(name).context("a test is gone")?;
-        let note = match exceptions.judge(name, with_runc, with_caisson) {
+    for (name, runc) in &runc {
+        let caisson = caisson.get(name).context("a test is gone")?;
+        let note = match exceptions.judge(name, runc.outcome, with_caisson(runc, caisson)) {
             Ok(reason) => reason.to_owned(),
             Err(wrong) => {
                 good = false;
                 format!("<-- {wrong}")
             }
         };
-        let (runc, caisson) = (with_runc.outcome, with_caisson.outcome);
-        println!("{name:<60} {runc:<8} {caisson:<8} {note}");
-        for part in &with_caisson.skipped {
+        println!(
+            "{name:<60} {:<8} {:<8} {note}",
+            runc.outcome, caisson.outcome
+        );
+        for part in &caisson.skipped {
             println!("  skipped: {part}");
         }
     }
@@ -129,7 +102,8 @@ fn outcomes(
 ) -> Result<BTreeMap<String, Ended>> {
     let suite = Suite::start(runtime)?;
     let names = suite.names()?;
-    if let Some(name) = exceptions.unknown(&names).next() {
+    let is_test = |name: &str| names.iter().any(|test| test == name);
+    if let Some(name) = exceptions.unknown(is_test) {
         bail!("exceptions.toml names {name}, which is no test");
     }
     let wanted = |name: &&String| parts.is_empty() || parts.iter().any(|part| name.contains(part));

@@ -1,7 +1,7 @@
 //! One runtime's run of the tests: a node, one process a test.
 
 use std::{
-    fmt, fs,
+    fs,
     path::PathBuf,
     process::Command,
     sync::{
@@ -16,6 +16,7 @@ use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     command,
     cri::{registry::Registry, CriNode},
+    exceptions::Outcome,
     paths::{self, Containerd},
     Node, Output, Runtime,
 };
@@ -27,24 +28,6 @@ const LIMIT: Duration = Duration::from_secs(240);
 
 /// How long a killed containerd stays away: the tests look once a second whether it is gone.
 const AWAY: Duration = Duration::from_secs(3);
-
-/// How a test ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Passed,
-    Failed,
-    Skipped,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Passed => "passed",
-            Self::Failed => "FAILED",
-            Self::Skipped => "skipped",
-        })
-    }
-}
 
 /// What a test came to.
 #[derive(Debug, Clone)]

@@ -12,15 +12,6 @@ use anyhow::{Context, Result};
 use super::CriNode;
 use crate::{command, registry::Registry as Server};
 
-/// Whose images this registry has. A short name such as `busybox` is docker.io's.
-const PUBLIC: [&str; 5] = [
-    "docker.io",
-    "registry.k8s.io",
-    "ghcr.io",
-    "quay.io",
-    "mcr.microsoft.com",
-];
-
 /// The folder of containerd's `config_path`.
 pub fn hosts_dir(dir: &Path) -> PathBuf {
     dir.join("hosts")
@@ -37,12 +28,9 @@ impl<'n> Registry<'n> {
     pub fn start(node: &'n CriNode) -> Result<Self> {
         let dir = node.dir().join("registry");
         fs::create_dir_all(&dir)?;
-        let registry = Self {
-            node,
-            server: Server::start(&dir)?,
-        };
-        registry.send_containerd_here()?;
-        Ok(registry)
+        let server = Server::start(&dir)?;
+        server.stand_in(&hosts_dir(node.dir()))?;
+        Ok(Self { node, server })
     }
 
     /// Host and port, by which any client gets the images without a `hosts.toml`, since it is loopback.
@@ -53,10 +41,7 @@ impl<'n> Registry<'n> {
     /// Makes an image of [`crate::fixture`] available as, say, `docker.io/library/busybox:1.36`.
     pub fn publish(&self, fixture: &str, name: &str) -> Result<()> {
         let full = self.node.image_in(super::NAMESPACE, fixture)?;
-        let (_, path) = name
-            .split_once('/')
-            .context("no registry in the image's name")?;
-        let here = format!("{}/{path}", self.address());
+        let here = self.server.name_here(name)?;
         let mut ctr = self.node.ctr_in(super::NAMESPACE);
         ctr.args(["images", "push", "--plain-http", &here, &full]);
         let output = command::run(&mut ctr, None, Duration::from_secs(120))?;
@@ -64,18 +49,5 @@ impl<'n> Registry<'n> {
             .ok()
             .map(drop)
             .with_context(|| format!("push {here}"))
-    }
-
-    fn send_containerd_here(&self) -> Result<()> {
-        for name in PUBLIC {
-            let dir = hosts_dir(self.node.dir()).join(name);
-            fs::create_dir_all(&dir)?;
-            let here = format!("http://{}", self.address());
-            fs::write(
-                dir.join("hosts.toml"),
-                format!("server = \"{here}\"\n\n[host.\"{here}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
-            )?;
-        }
-        Ok(())
     }
 }

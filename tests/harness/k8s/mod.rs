@@ -13,6 +13,7 @@
 
 mod namespace;
 mod pod;
+mod registry;
 
 use std::{
     collections::BTreeSet,
@@ -33,6 +34,7 @@ use serde_json::Value;
 pub use self::{
     namespace::Namespace,
     pod::{Pod, PodBuilder},
+    registry::Registry,
 };
 use crate::{
     command::{self, Output},
@@ -160,6 +162,17 @@ pub fn set_class(spec: &mut Value, runtime: Runtime) {
     if runtime == Runtime::Caisson {
         spec["runtimeClassName"] = "sandbox".into();
     }
+}
+
+/// The pid of a program of the cluster: `kubelet`, `containerd`, …
+pub fn program(cluster: &Cluster, name: &str) -> Result<u32> {
+    let dir = cluster.layout().dir().display().to_string();
+    let found = proc::all()
+        .into_iter()
+        .find(|p| p.command.contains(&format!("/{name} ")) && p.command.contains(&dir));
+    let pid = found.with_context(|| name.to_owned())?.pid;
+    ensure!(cluster.kubectl(&["get", "--raw", "/readyz"]).is_ok());
+    Ok(pid)
 }
 
 extern "C" fn remove_shared() {

@@ -1,0 +1,229 @@
+//! The tests' program on a cluster, with one runtime after the other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_tests::{
+    command,
+    exceptions::Outcome,
+    k8s::{program, Registry, TestCluster, LIMIT},
+    paths, proc, Runtime,
+};
+use serde_json::Value;
+
+/// The tests' names of images, and what is served for them.
+const IMAGES: [(&str, &str); 9] = [
+    ("registry.k8s.io/e2e-test-images/agnhost:2.53", "agnhost"),
+    (
+        "registry.k8s.io/e2e-test-images/busybox:1.36.1-1",
+        "hub-busybox",
+    ),
+    ("registry.k8s.io/e2e-test-images/httpd:2.4.38-4", "httpd"),
+    ("registry.k8s.io/e2e-test-images/httpd:2.4.39-4", "httpd"),
+    ("registry.k8s.io/e2e-test-images/nginx:1.14-4", "httpd"),
+    ("registry.k8s.io/e2e-test-images/nginx:1.15-4", "httpd"),
+    (
+        "registry.k8s.io/e2e-test-images/nonewprivs:1.3",
+        "nonewprivs",
+    ),
+    ("registry.k8s.io/e2e-test-images/nonroot:1.4", "nonroot"),
+    ("registry.k8s.io/pause:3.10", "pause"),
+];
+
+/// The tests that every node has to pass.
+const LABEL: &str = "NodeConformance";
+/// As many at once: most of them wait most of their time.
+const AT_ONCE: u32 = 3;
+/// How long all of them may take with one runtime.
+const ALL: Duration = Duration::from_secs(2 * 3600);
+
+/// What a test came to.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    pub outcome: Outcome,
+    pub seconds: f64,
+    /// Of a failure, its first line.
+    pub why: String,
+}
+
+pub struct Suite {
+    cluster: &'static TestCluster,
+    logs: PathBuf,
+    _registry: Registry<'static>,
+}
+
+impl Suite {
+    /// Starts a cluster and a registry that has the tests' images.
+    pub fn start() -> Result<Self> {
+        let known = e2e(&["--list-images"])?;
+        let known: BTreeSet<_> = known.lines().map(str::trim).collect();
+        for (name, _) in IMAGES {
+            ensure!(known.contains(name), "the tests know no image {name}");
+        }
+        eprintln!("  a cluster and the tests' images ...");
+        let cluster = TestCluster::shared();
+        let registry = Registry::start(cluster)?;
+        registry.stand_in()?;
+        for (name, fixture) in IMAGES {
+            registry.publish(fixture, name)?;
+        }
+        let logs = paths::target().join("log/conformance");
+        fs::create_dir_all(&logs)?;
+        Ok(Self {
+            cluster,
+            logs,
+            _registry: registry,
+        })
+    }
+
+    /// The tests' names.
+    pub fn names(&self) -> Result<BTreeSet<String>> {
+        let path = self.logs.join("names.json");
+        let report = format!("--ginkgo.json-report={}", path.display());
+        let filter = format!("--ginkgo.label-filter={LABEL}");
+        e2e(&["--ginkgo.dry-run", &filter, &report])?;
+        Ok(read(&path)?.into_keys().collect())
+    }
+
+    /// Runs the tests with this runtime as containerd's default one. What they said is in their log.
+    pub fn run(&self, runtime: Runtime, parts: &[String]) -> Result<BTreeMap<String, Ended>> {
+        self.make_default(runtime)?;
+        let name = runtime.handler();
+        let log = self.logs.join(format!("{name}.log"));
+        eprintln!("  the tests with {name}: {} ...", log.display());
+        let output = fs::File::create(&log)?;
+        let report = format!("{name}.json");
+        let cluster = self.cluster.cluster();
+        let mut ginkgo = Command::new(paths::conformance("ginkgo")?);
+        ginkgo
+            .arg(format!("--procs={AT_ONCE}"))
+            .arg(format!("--label-filter={LABEL}"))
+            .arg(format!("--timeout={}s", ALL.as_secs()))
+            .arg(format!("--output-dir={}", self.logs.display()))
+            .arg(format!("--json-report={report}"))
+            .args(["--no-color", "--silence-skips", "-v"])
+            .args(parts.iter().map(|part| format!("--focus={}", quote(part))))
+            .arg(paths::conformance("e2e.test")?)
+            .args(["--", "--provider=skeleton", "--num-nodes=1"])
+            .arg(format!(
+                "--kubeconfig={}",
+                cluster.layout().kubeconfig().display()
+            ))
+            .arg(format!(
+                "--kubectl-path={}",
+                cluster.programs().kubernetes("kubectl").display()
+            ))
+            .current_dir(&self.logs)
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let mut process = ginkgo.spawn().context("start ginkgo")?;
+        // What it ends with says only whether all have passed.
+        command::wait(&mut process, ALL + LIMIT)?;
+        let ended = read(&self.logs.join(report)).with_context(|| log.display().to_string())?;
+        Ok(ended)
+    }
+
+    /// What it all is.
+    pub fn versions(&self) -> Result<String> {
+        let path = "jsonpath={.items[0].status.nodeInfo.kubeletVersion}, {.items[0].status.nodeInfo.containerRuntimeVersion}, \
+                    kernel {.items[0].status.nodeInfo.kernelVersion}, accelerator {.items[0].metadata.labels.caisson\\.dev/accelerator}";
+        let output = self.cluster.kubectl(&["get", "nodes", "--output", path])?;
+        Ok(output.ok()?.text())
+    }
+
+    /// Makes a runtime that which pods without a RuntimeClass get.
+    fn make_default(&self, runtime: Runtime) -> Result<()> {
+        let cluster = self.cluster.cluster();
+        let path = cluster.layout().containerd_config();
+        let config = fs::read_to_string(&path)?;
+        let key = "default_runtime_name";
+        let handler = match runtime {
+            Runtime::Runc => "runc",
+            // As the chart has it.
+            Runtime::Caisson => "sandbox",
+        };
+        let is_key = |line: &&str| line.trim_start().starts_with(key);
+        let old = config.lines().find(is_key).context(key)?;
+        fs::write(
+            &path,
+            config.replace(old, &format!("{key} = \"{handler}\"")),
+        )?;
+        let before = program(cluster, "containerd")?;
+        proc::kill(before, libc::SIGTERM);
+        command::poll("containerd with its new configuration", LIMIT, || {
+            let now = program(cluster, "containerd").ok()?;
+            let answers =
+                caisson_local::images::containerd_answers(cluster.layout(), cluster.programs());
+            (now != before && answers.is_ok()).then_some(())
+        })?;
+        let ready = [
+            "wait",
+            "--for=condition=Ready",
+            "node",
+            "--all",
+            "--timeout=110s",
+        ];
+        self.cluster.kubectl(&ready)?.ok().map(drop)
+    }
+}
+
+/// The tests' program, asked for something.
+fn e2e(args: &[&str]) -> Result<String> {
+    let mut e2e = Command::new(paths::conformance("e2e.test")?);
+    let output = command::run(e2e.args(args), None, LIMIT)?;
+    Ok(output.ok()?.text())
+}
+
+/// A regular expression for this text.
+fn quote(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == ' ';
+    text.chars()
+        .flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c]))
+        .collect()
+}
+
+/// Reads a report of ginkgo's (`types.Report` of its Go module): the tests that ran, or would have in a dry run.
+fn read(path: &Path) -> Result<BTreeMap<String, Ended>> {
+    let text = fs::read(path).with_context(|| path.display().to_string())?;
+    let reports: Value = serde_json::from_slice(&text)?;
+    let specs = reports[0]["SpecReports"].as_array();
+    let specs = specs.context("a report without tests")?.iter();
+    let mut ended = BTreeMap::new();
+    for spec in specs.filter(|spec| spec["LeafNodeType"] == "It") {
+        let state = spec["State"].as_str().unwrap_or_default();
+        let failure = &spec["Failure"]["Message"];
+        let outcome = match state {
+            "passed" => Outcome::Passed,
+            // One that skipped itself says why, one that was not asked for does not.
+            "skipped" | "pending" if failure.as_str().is_none_or(str::is_empty) => continue,
+            "skipped" => Outcome::Skipped,
+            _ => Outcome::Failed,
+        };
+        let why = failure.as_str().unwrap_or_default();
+        ended.insert(
+            name(spec),
+            Ended {
+                outcome,
+                seconds: spec["RunTime"].as_f64().unwrap_or_default() / 1e9,
+                why: why.lines().next().unwrap_or_default().to_owned(),
+            },
+        );
+    }
+    Ok(ended)
+}
+
+/// As the tests' own reports name it.
+fn name(spec: &Value) -> String {
+    let texts = spec["ContainerHierarchyTexts"].as_array();
+    let texts = texts.into_iter().flatten().chain([&spec["LeafNodeText"]]);
+    texts
+        .filter_map(Value::as_str)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
