@@ -94,6 +94,12 @@ pub fn write(layout: &Layout, programs: &Programs, node: &str) -> Result<Plan> {
                 flag("kubelet-preferred-address-types", "InternalIP"),
                 flag("authorization-mode", "Node,RBAC"),
                 flag("enable-admission-plugins", "NodeRestriction"),
+                // For policies that change objects, which are alpha in 1.33.
+                flag("feature-gates", "MutatingAdmissionPolicy=true"),
+                flag(
+                    "runtime-config",
+                    "admissionregistration.k8s.io/v1alpha1=true",
+                ),
                 flag("allow-privileged", "true"),
                 flag("service-cluster-ip-range", SERVICE_SUBNET),
                 flag(

@@ -1,5 +1,5 @@
-//! `make conformance`: Kubernetes' own end-to-end tests, those that every node has to pass (`[NodeConformance]`), with runc and then with
-//! Caisson as containerd's default runtime, on one cluster.
+//! `make conformance`: Kubernetes' own end-to-end tests, those that every node has to pass (`[NodeConformance]`), with runc and with
+//! Caisson as containerd's default runtime, each on a cluster of its own, both at once: two of the tests wait half an hour.
 //!
 //! What passes with runc has to pass with Caisson, and nothing may fail with runc, but for the exceptions in `exceptions.toml`, each with
 //! its reason, which have to fail. Writes `docs/conformance.md` where all of them ran. Arguments: only the tests whose name one of them is
@@ -8,12 +8,20 @@
 mod report;
 mod suite;
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    os::unix::process::CommandExt,
+    process::{Child, Command, ExitCode},
+};
 
 use anyhow::{bail, ensure, Context, Result};
 use caisson_tests::{exceptions::Exceptions, node::exit_on_signals, Runtime};
+use nix::sys::signal::Signal;
 
-use crate::suite::{Ended, Suite};
+use crate::suite::Ended;
+
+/// Of this program, followed by the runtime's handler: the run with that one.
+const WITH: &str = "--with";
 
 fn main() -> ExitCode {
     match run() {
@@ -36,22 +44,43 @@ struct Row {
 
 fn run() -> Result<bool> {
     exit_on_signals()?;
-    let parts: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [with, handler, parts @ ..] = &args[..] {
+        if with == WITH {
+            suite::run(handler, parts)?;
+            return Ok(true);
+        }
+    }
     let exceptions = Exceptions::parse(include_str!("exceptions.toml"))?;
-    let suite = Suite::start()?;
-    let names = suite.names()?;
+    let names = suite::names()?;
     if let Some(name) = exceptions.unknown(|name| names.contains(name)) {
         bail!("exceptions.toml names `{name}`, which is no test");
     }
-    let runc = suite.run(Runtime::Runc, &parts)?;
-    let caisson = suite.run(Runtime::Caisson, &parts)?;
-    let rows = compare(runc, caisson, &exceptions)?;
-    ensure!(!rows.is_empty(), "no test is called {parts:?}");
+    let (runc, caisson) = (Runtime::Runc.handler(), Runtime::Caisson.handler());
+    for mut process in [start(runc, &args)?, start(caisson, &args)?] {
+        let status = process.wait()?;
+        ensure!(status.success(), "a run ended with {status}");
+    }
+    let rows = compare(suite::ended(runc)?, suite::ended(caisson)?, &exceptions)?;
+    ensure!(!rows.is_empty(), "no test is called {args:?}");
     print!("{}", report::text(&rows));
-    if parts.is_empty() {
-        report::write(&rows, &suite.versions()?)?;
+    if args.is_empty() {
+        report::write(&rows, &suite::node(caisson)?)?;
     }
     Ok(rows.iter().all(|row| row.note.is_ok()))
+}
+
+/// Starts this program for one runtime. It ends with this one.
+fn start(handler: &str, parts: &[String]) -> Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([WITH, handler]).args(parts);
+    // SAFETY: prctl(2) is a system call that touches no memory.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+    }
+    command
+        .spawn()
+        .with_context(|| format!("start the run with {handler}"))
 }
 
 fn compare(

@@ -26,18 +26,19 @@ pub fn text(rows: &[Row]) -> String {
 }
 
 /// Writes the table that the documentation has.
-pub fn write(rows: &[Row], versions: &str) -> Result<()> {
+pub fn write(rows: &[Row], node: &str) -> Result<()> {
     let path = paths::workspace().join("docs/conformance.md");
     let dir = path.parent().context("a file's folder")?;
     fs::create_dir_all(dir)?;
-    fs::write(&path, markdown(rows, versions)).with_context(|| path.display().to_string())
+    fs::write(&path, markdown(rows, node)).with_context(|| path.display().to_string())
 }
 
-fn markdown(rows: &[Row], versions: &str) -> String {
+fn markdown(rows: &[Row], node: &str) -> String {
     let mut text = format!(
         "# Conformance\n\n\
-         Kubernetes' own end-to-end tests for nodes (`[NodeConformance]` of `k8s.io/kubernetes/test/e2e`), with runc and then with Caisson as\n\
-         containerd's default runtime, on one cluster of one node: {versions}.\n\n\
+         Kubernetes' own end-to-end tests for nodes (`[NodeConformance]` of `k8s.io/kubernetes/test/e2e`), with runc and with Caisson as\n\
+         containerd's default runtime, each on a cluster of one node: {node}. With Caisson the tests' pods get its RuntimeClass too\n\
+         (`tests/k8s/conformance/class.yaml`), so that the memory that a VM takes is counted.\n\n\
          Written by `make conformance`; not a part of CI. The exceptions are named in `tests/k8s/conformance/exceptions.toml`.\n\n\
          | | |\n|---|---|\n| runc | {} |\n| Caisson | {} |\n",
         sum(rows, |row| &row.runc),

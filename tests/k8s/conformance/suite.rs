@@ -1,4 +1,4 @@
-//! The tests' program on a cluster, with one runtime after the other.
+//! The tests' program on a cluster.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
+use caisson_local::components::MARK;
 use caisson_tests::{
     command,
     exceptions::Outcome,
@@ -52,125 +53,127 @@ pub struct Ended {
     pub why: String,
 }
 
-pub struct Suite {
-    cluster: &'static TestCluster,
-    logs: PathBuf,
-    _registry: Registry<'static>,
+/// The tests' names.
+pub fn names() -> Result<BTreeSet<String>> {
+    let path = logs()?.join("names.json");
+    let report = format!("--ginkgo.json-report={}", path.display());
+    let filter = format!("--ginkgo.label-filter={LABEL}");
+    e2e(&["--ginkgo.dry-run", &filter, &report])?;
+    Ok(read(&path)?.into_keys().collect())
 }
 
-impl Suite {
-    /// Starts a cluster and a registry that has the tests' images.
-    pub fn start() -> Result<Self> {
-        let known = e2e(&["--list-images"])?;
-        let known: BTreeSet<_> = known.lines().map(str::trim).collect();
-        for (name, _) in IMAGES {
-            ensure!(known.contains(name), "the tests know no image {name}");
-        }
-        eprintln!("  a cluster and the tests' images ...");
-        let cluster = TestCluster::shared();
-        let registry = Registry::start(cluster)?;
-        registry.stand_in()?;
-        for (name, fixture) in IMAGES {
-            registry.publish(fixture, name)?;
-        }
-        let logs = paths::target().join("log/conformance");
-        fs::create_dir_all(&logs)?;
-        Ok(Self {
-            cluster,
-            logs,
-            _registry: registry,
-        })
-    }
+/// What the tests came to with this runtime, when last they ran.
+pub fn ended(handler: &str) -> Result<BTreeMap<String, Ended>> {
+    read(&logs()?.join(report(handler)))
+}
 
-    /// The tests' names.
-    pub fn names(&self) -> Result<BTreeSet<String>> {
-        let path = self.logs.join("names.json");
-        let report = format!("--ginkgo.json-report={}", path.display());
-        let filter = format!("--ginkgo.label-filter={LABEL}");
-        e2e(&["--ginkgo.dry-run", &filter, &report])?;
-        Ok(read(&path)?.into_keys().collect())
-    }
+/// What the node was on which they ran.
+pub fn node(handler: &str) -> Result<String> {
+    let path = logs()?.join(format!("{handler}.node"));
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
 
-    /// Runs the tests with this runtime as containerd's default one. What they said is in their log.
-    pub fn run(&self, runtime: Runtime, parts: &[String]) -> Result<BTreeMap<String, Ended>> {
-        self.make_default(runtime)?;
-        let name = runtime.handler();
-        let log = self.logs.join(format!("{name}.log"));
-        eprintln!("  the tests with {name}: {} ...", log.display());
-        let output = fs::File::create(&log)?;
-        let report = format!("{name}.json");
-        let cluster = self.cluster.cluster();
-        let mut ginkgo = Command::new(paths::conformance("ginkgo")?);
-        ginkgo
-            .arg(format!("--procs={AT_ONCE}"))
-            .arg(format!("--label-filter={LABEL}"))
-            .arg(format!("--timeout={}s", ALL.as_secs()))
-            .arg(format!("--output-dir={}", self.logs.display()))
-            .arg(format!("--json-report={report}"))
-            .args(["--no-color", "--silence-skips", "-v"])
-            .args(parts.iter().map(|part| format!("--focus={}", quote(part))))
-            .arg(paths::conformance("e2e.test")?)
-            .args(["--", "--provider=skeleton", "--num-nodes=1"])
-            .arg(format!(
-                "--kubeconfig={}",
-                cluster.layout().kubeconfig().display()
-            ))
-            .arg(format!(
-                "--kubectl-path={}",
-                cluster.programs().kubernetes("kubectl").display()
-            ))
-            .current_dir(&self.logs)
-            .stdout(output.try_clone()?)
-            .stderr(output);
-        let mut process = ginkgo.spawn().context("start ginkgo")?;
-        // What it ends with says only whether all have passed.
-        command::wait(&mut process, ALL + LIMIT)?;
-        let ended = read(&self.logs.join(report)).with_context(|| log.display().to_string())?;
-        Ok(ended)
+/// Runs the tests on a cluster where this runtime is containerd's default one. What they said is in their log.
+pub fn run(handler: &str, parts: &[String]) -> Result<()> {
+    let known = e2e(&["--list-images"])?;
+    let known: BTreeSet<_> = known.lines().map(str::trim).collect();
+    for (name, _) in IMAGES {
+        ensure!(known.contains(name), "the tests know no image {name}");
     }
+    eprintln!("  {handler}: a cluster and the tests' images ...");
+    let nodes = TestCluster::shared();
+    let registry = Registry::start(nodes)?;
+    registry.stand_in()?;
+    for (name, fixture) in IMAGES {
+        registry.publish(fixture, name)?;
+    }
+    make_default(nodes, handler)?;
+    let logs = logs()?;
+    fs::write(logs.join(format!("{handler}.node")), versions(nodes)?)?;
+    let log = logs.join(format!("{handler}.log"));
+    eprintln!("  {handler}: the tests: {} ...", log.display());
+    let output = fs::File::create(&log)?;
+    let cluster = nodes.cluster();
+    let mut ginkgo = Command::new(paths::conformance("ginkgo")?);
+    ginkgo
+        .arg(format!("--procs={AT_ONCE}"))
+        .arg(format!("--label-filter={LABEL}"))
+        .arg(format!("--timeout={}s", ALL.as_secs()))
+        .arg(format!("--output-dir={}", logs.display()))
+        .arg(format!("--json-report={}", report(handler)))
+        .args(["--no-color", "--silence-skips", "-v"])
+        .args(parts.iter().map(|part| format!("--focus={}", quote(part))))
+        .arg(paths::conformance("e2e.test")?)
+        .args(["--", "--provider=skeleton", "--num-nodes=1"])
+        .arg(format!(
+            "--kubeconfig={}",
+            cluster.layout().kubeconfig().display()
+        ))
+        .arg(format!(
+            "--kubectl-path={}",
+            cluster.programs().kubernetes("kubectl").display()
+        ))
+        // They end with the cluster.
+        .env(MARK, cluster.layout().dir())
+        .current_dir(&logs)
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    let mut process = ginkgo.spawn().context("start ginkgo")?;
+    // What it ends with says only whether all have passed.
+    let ended = command::wait(&mut process, ALL + LIMIT)?;
+    ensure!(ended.is_some(), "not within {ALL:?}: {}", log.display());
+    Ok(())
+}
 
-    /// What it all is.
-    pub fn versions(&self) -> Result<String> {
-        let path = "jsonpath={.items[0].status.nodeInfo.kubeletVersion}, {.items[0].status.nodeInfo.containerRuntimeVersion}, \
-                    kernel {.items[0].status.nodeInfo.kernelVersion}, accelerator {.items[0].metadata.labels.caisson\\.dev/accelerator}";
-        let output = self.cluster.kubectl(&["get", "nodes", "--output", path])?;
-        Ok(output.ok()?.text())
-    }
+fn logs() -> Result<PathBuf> {
+    let logs = paths::target().join("log/conformance");
+    fs::create_dir_all(&logs)?;
+    Ok(logs)
+}
 
-    /// Makes a runtime that which pods without a RuntimeClass get.
-    fn make_default(&self, runtime: Runtime) -> Result<()> {
-        let cluster = self.cluster.cluster();
-        let path = cluster.layout().containerd_config();
-        let config = fs::read_to_string(&path)?;
-        let key = "default_runtime_name";
-        let handler = match runtime {
-            Runtime::Runc => "runc",
-            // As the chart has it.
-            Runtime::Caisson => "sandbox",
-        };
-        let is_key = |line: &&str| line.trim_start().starts_with(key);
-        let old = config.lines().find(is_key).context(key)?;
-        fs::write(
-            &path,
-            config.replace(old, &format!("{key} = \"{handler}\"")),
-        )?;
-        let before = program(cluster, "containerd")?;
-        proc::kill(before, libc::SIGTERM);
-        command::poll("containerd with its new configuration", LIMIT, || {
-            let now = program(cluster, "containerd").ok()?;
-            let answers =
-                caisson_local::images::containerd_answers(cluster.layout(), cluster.programs());
-            (now != before && answers.is_ok()).then_some(())
-        })?;
-        let ready = [
-            "wait",
-            "--for=condition=Ready",
-            "node",
-            "--all",
-            "--timeout=110s",
-        ];
-        self.cluster.kubectl(&ready)?.ok().map(drop)
+fn report(handler: &str) -> String {
+    format!("{handler}.json")
+}
+
+fn versions(nodes: &TestCluster) -> Result<String> {
+    let path = "jsonpath={.items[0].status.nodeInfo.kubeletVersion}, {.items[0].status.nodeInfo.containerRuntimeVersion}, \
+                kernel {.items[0].status.nodeInfo.kernelVersion}, accelerator {.items[0].metadata.labels.caisson\\.dev/accelerator}";
+    let output = nodes.kubectl(&["get", "nodes", "--output", path])?;
+    Ok(output.ok()?.text())
+}
+
+/// Makes a runtime that which pods without a RuntimeClass get. With Caisson the tests' pods get its class, for the overhead in it.
+fn make_default(nodes: &TestCluster, handler: &str) -> Result<()> {
+    let cluster = nodes.cluster();
+    let path = cluster.layout().containerd_config();
+    let config = fs::read_to_string(&path)?;
+    let key = "default_runtime_name";
+    let is_key = |line: &&str| line.trim_start().starts_with(key);
+    let old = config.lines().find(is_key).context(key)?;
+    fs::write(
+        &path,
+        config.replace(old, &format!("{key} = \"{}\"", handler)),
+    )?;
+    let before = program(cluster, "containerd")?;
+    proc::kill(before, libc::SIGTERM);
+    command::poll("containerd with its new configuration", LIMIT, || {
+        let now = program(cluster, "containerd").ok()?;
+        let answers =
+            caisson_local::images::containerd_answers(cluster.layout(), cluster.programs());
+        (now != before && answers.is_ok()).then_some(())
+    })?;
+    let ready = [
+        "wait",
+        "--for=condition=Ready",
+        "node",
+        "--all",
+        "--timeout=110s",
+    ];
+    nodes.kubectl(&ready)?.ok()?;
+    if handler == Runtime::Runc.handler() {
+        return Ok(());
     }
+    cluster.apply(include_str!("class.yaml"))
 }
 
 /// The tests' program, asked for something.
