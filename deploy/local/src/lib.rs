@@ -128,28 +128,30 @@ impl Cluster {
             ])
         })?;
         progress("DNS");
-        self.wait_for_addon("coredns")?;
+        process::wait_for("DNS", LIMIT, || {
+            self.kubectl(&[
+                "--namespace",
+                "kube-system",
+                "rollout",
+                "status",
+                "deployment/coredns",
+                "--timeout=60s",
+            ])
+        })?;
         progress("Caisson");
         caisson::install(self)?;
         progress("metrics");
-        self.wait_for_addon("metrics-server")?;
+        // The API server looks only now and then whether there is somebody behind it.
+        process::wait_for("kubectl top", LIMIT, || {
+            self.kubectl(&[
+                "wait",
+                "--for=condition=Available",
+                "apiservice/v1beta1.metrics.k8s.io",
+                "--timeout=60s",
+            ])
+        })?;
         fs::write(layout.path("ready"), "")?;
         Ok(())
-    }
-
-    fn wait_for_addon(&self, name: &str) -> Result<()> {
-        let deployment = format!("deployment/{name}");
-        let status = [
-            "--namespace",
-            "kube-system",
-            "rollout",
-            "status",
-            &deployment,
-        ];
-        process::wait_for(name, LIMIT, || {
-            self.kubectl(&[&status[..], &["--timeout=60s"]].concat())
-        })
-        .map(drop)
     }
 
     /// The cluster's folder.
