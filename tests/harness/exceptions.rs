@@ -23,6 +23,22 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// How many of each, for the last line of a run.
+pub fn count(outcomes: impl Iterator<Item = Outcome> + Clone) -> String {
+    let of = |wanted| {
+        outcomes
+            .clone()
+            .filter(|outcome| *outcome == wanted)
+            .count()
+    };
+    format!(
+        "{} passed, {} failed, {} skipped",
+        of(Outcome::Passed),
+        of(Outcome::Failed),
+        of(Outcome::Skipped)
+    )
+}
+
 /// Which tests may fail, each with the reason.
 #[derive(Deserialize)]
 pub struct Exceptions {

@@ -93,12 +93,19 @@ impl Registry {
         Ok(())
     }
 
-    /// Under which this registry has the image with a public name, such as `docker.io/library/busybox:1.36`.
-    pub fn name_here(&self, name: &str) -> Result<String> {
+    /// Makes an image that a containerd has as `full` available under a public name, such as `docker.io/library/busybox:1.36`. `ctr` is a
+    /// command for that containerd and the image's namespace, arguments to follow.
+    pub fn push(&self, mut ctr: Command, full: &str, name: &str) -> Result<()> {
         let (_, path) = name
             .split_once('/')
             .context("no registry in the image's name")?;
-        Ok(format!("{}/{path}", self.address))
+        let here = format!("{}/{path}", self.address);
+        ctr.args(["images", "push", "--plain-http", &here, full]);
+        let output = command::run(&mut ctr, None, Duration::from_secs(120))?;
+        output
+            .ok()
+            .map(drop)
+            .with_context(|| format!("push {here}"))
     }
 }
 

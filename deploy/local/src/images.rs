@@ -41,12 +41,18 @@ pub fn import_own(layout: &Layout, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Imports an OCI archive under the name that it gives itself, for the cluster's pods.
-pub fn import(layout: &Layout, programs: &Programs, archive: &Path) -> Result<()> {
+/// `ctr` for the images of the cluster's pods, arguments to follow.
+pub fn ctr(layout: &Layout, programs: &Programs) -> Command {
     let mut ctr = Command::new(programs.containerd("ctr"));
     ctr.arg("--address").arg(layout.containerd_socket());
-    ctr.args(["--namespace", "k8s.io", "images", "import", "--local"])
-        .arg(archive);
+    ctr.args(["--namespace", "k8s.io"]);
+    ctr
+}
+
+/// Imports an OCI archive under the name that it gives itself, for the cluster's pods.
+pub fn import(layout: &Layout, programs: &Programs, archive: &Path) -> Result<()> {
+    let mut ctr = ctr(layout, programs);
+    ctr.args(["images", "import", "--local"]).arg(archive);
     process::output(&mut ctr, "")
         .map(drop)
         .with_context(|| format!("import {}", archive.display()))
@@ -54,26 +60,12 @@ pub fn import(layout: &Layout, programs: &Programs, archive: &Path) -> Result<()
 
 /// Gives an image of the cluster another name.
 pub fn tag(layout: &Layout, programs: &Programs, from: &str, to: &str) -> Result<()> {
-    let mut ctr = Command::new(programs.containerd("ctr"));
-    ctr.arg("--address").arg(layout.containerd_socket());
-    ctr.args([
-        "--namespace",
-        "k8s.io",
-        "images",
-        "tag",
-        "--force",
-        from,
-        to,
-    ]);
-    process::output(&mut ctr, "").map(drop)
+    let mut ctr = ctr(layout, programs);
+    process::output(ctr.args(["images", "tag", "--force", from, to]), "").map(drop)
 }
 
 /// Whether containerd answers.
 pub fn containerd_answers(layout: &Layout, programs: &Programs) -> Result<()> {
     fs::metadata(layout.containerd_socket()).context("containerd's socket")?;
-    let mut ctr = Command::new(programs.containerd("ctr"));
-    ctr.arg("--address")
-        .arg(layout.containerd_socket())
-        .arg("version");
-    process::output(&mut ctr, "").map(drop)
+    process::output(ctr(layout, programs).arg("version"), "").map(drop)
 }

@@ -34,7 +34,7 @@ pub fn apply(
 }
 
 /// The Secret's name: that of the file without `.env`, which a `.env` has for its name.
-pub fn name(file: &Path) -> Result<String> {
+fn name(file: &Path) -> Result<String> {
     let name = file.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{}: no file's name", file.display()))?;
     let stem = name.strip_suffix(".env").filter(|stem| !stem.is_empty());

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{bail, ensure, Context, Result};
 use caisson_tests::{
-    exceptions::{Exceptions, Outcome},
+    exceptions::{self, Exceptions, Outcome},
     node::exit_on_signals,
     Runtime,
 };
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 /// The tests that may fail, and why.
-fn exceptions() -> Result<Exceptions> {
+fn read_exceptions() -> Result<Exceptions> {
     let exceptions = Exceptions::parse(include_str!("exceptions.toml"))?;
     let count = exceptions.of_caisson();
     ensure!(
@@ -56,7 +56,7 @@ fn run() -> Result<bool> {
     exit_on_signals()?;
     keep_descriptors()?;
     let parts: Vec<String> = std::env::args().skip(1).collect();
-    let exceptions = exceptions()?;
+    let exceptions = read_exceptions()?;
     let runc = outcomes(Runtime::Runc, &parts, &exceptions)?;
     let caisson = outcomes(Runtime::Caisson, &parts, &exceptions)?;
     let mut good = true;
@@ -78,6 +78,8 @@ fn run() -> Result<bool> {
             println!("  skipped: {part}");
         }
     }
+    let count =
+        |all: &BTreeMap<_, Ended>| exceptions::count(all.values().map(|ended| ended.outcome));
     println!("\nrunc:    {}\ncaisson: {}", count(&runc), count(&caisson));
     Ok(good)
 }
@@ -115,17 +117,4 @@ fn outcomes(
     }
     ensure!(!outcomes.is_empty(), "no test is called {parts:?}");
     Ok(outcomes)
-}
-
-fn count(outcomes: &BTreeMap<String, Ended>) -> String {
-    let of = |wanted| {
-        let all = outcomes.values();
-        all.filter(|ended| ended.outcome == wanted).count()
-    };
-    format!(
-        "{} passed, {} failed, {} skipped",
-        of(Outcome::Passed),
-        of(Outcome::Failed),
-        of(Outcome::Skipped)
-    )
 }

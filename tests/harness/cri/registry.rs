@@ -4,13 +4,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::CriNode;
-use crate::{command, registry::Registry as Server};
+use crate::registry::Registry as Server;
 
 /// The folder of containerd's `config_path`.
 pub fn hosts_dir(dir: &Path) -> PathBuf {
@@ -41,13 +40,7 @@ impl<'n> Registry<'n> {
     /// Makes an image of [`crate::fixture`] available as, say, `docker.io/library/busybox:1.36`.
     pub fn publish(&self, fixture: &str, name: &str) -> Result<()> {
         let full = self.node.image_in(super::NAMESPACE, fixture)?;
-        let here = self.server.name_here(name)?;
-        let mut ctr = self.node.ctr_in(super::NAMESPACE);
-        ctr.args(["images", "push", "--plain-http", &here, &full]);
-        let output = command::run(&mut ctr, None, Duration::from_secs(120))?;
-        output
-            .ok()
-            .map(drop)
-            .with_context(|| format!("push {here}"))
+        self.server
+            .push(self.node.ctr_in(super::NAMESPACE), &full, name)
     }
 }

@@ -1,12 +1,12 @@
 //! A registry beside the cluster, for images that have to be pulled.
 
-use std::{fs, process::Command, time::Duration};
+use std::fs;
 
-use anyhow::{Context, Result};
-use caisson_local::components::MARK;
+use anyhow::Result;
+use caisson_local::{components::MARK, images};
 
 use super::TestCluster;
-use crate::{command, registry};
+use crate::registry;
 
 /// The node and its pods reach it by its address. Dropped, it ends; it ends with the cluster anyway.
 pub struct Registry<'c> {
@@ -40,16 +40,8 @@ impl<'c> Registry<'c> {
     /// its own name only.
     pub fn publish(&self, fixture: &str, name: &str) -> Result<()> {
         let full = self.cluster.image(fixture)?;
-        let here = self.server.name_here(name)?;
         let cluster = self.cluster.cluster();
-        let mut ctr = Command::new(cluster.programs().containerd("ctr"));
-        ctr.arg("--address")
-            .arg(cluster.layout().containerd_socket());
-        ctr.args(["--namespace", "k8s.io", "images", "push", "--plain-http"]);
-        let output = command::run(ctr.args([&here, &full]), None, Duration::from_secs(120))?;
-        output
-            .ok()
-            .map(drop)
-            .with_context(|| format!("push {here}"))
+        let ctr = images::ctr(cluster.layout(), cluster.programs());
+        self.server.push(ctr, &full, name)
     }
 }

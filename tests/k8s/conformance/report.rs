@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt::Write, fs};
 
 use anyhow::{Context, Result};
-use caisson_tests::{exceptions::Outcome, paths};
+use caisson_tests::{
+    exceptions::{self, Outcome},
+    paths,
+};
 
 use crate::{suite::Ended, Row};
 
@@ -96,15 +99,6 @@ fn passed_with_both(row: &Row) -> bool {
     row.runc.outcome == Outcome::Passed && row.caisson.outcome == Outcome::Passed
 }
 
-fn sum(rows: &[Row], ended: impl Fn(&Row) -> &Ended) -> String {
-    let of = |outcome| {
-        let ended = rows.iter().map(&ended);
-        ended.filter(|ended| ended.outcome == outcome).count()
-    };
-    format!(
-        "{} passed, {} failed, {} skipped",
-        of(Outcome::Passed),
-        of(Outcome::Failed),
-        of(Outcome::Skipped)
-    )
+fn sum(rows: &[Row], ended: impl Fn(&Row) -> &Ended + Copy) -> String {
+    exceptions::count(rows.iter().map(|row| ended(row).outcome))
 }

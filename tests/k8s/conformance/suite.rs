@@ -93,6 +93,8 @@ pub fn run(handler: &str, parts: &[String]) -> Result<()> {
     let log = logs.join(format!("{handler}.log"));
     eprintln!("  {handler}: the tests: {} ...", log.display());
     let output = fs::File::create(&log)?;
+    // Where ginkgo can't write one, that of an earlier run is not this one's.
+    let _ = fs::remove_file(logs.join(report(handler)));
     let cluster = nodes.cluster();
     let mut ginkgo = Command::new(paths::conformance("ginkgo")?);
     ginkgo
