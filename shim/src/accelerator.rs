@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::guest_image,
     error::{Error, Result},
+    folder::create_private,
     state::PodDir,
 };
 
@@ -74,7 +75,7 @@ async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     if let Some(result) = remembered(&path, &key) {
         return Ok(result);
     }
-    fs::create_dir_all(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
+    create_private(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
     let lock_path = path.with_extension("lock");
     let lock = fs::File::create(&lock_path).map_err(Error::file("open", &lock_path))?;
     let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
@@ -111,7 +112,7 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
     };
     let path = remembered_path(config);
     let part = path.with_extension(format!("part-{}", std::process::id()));
-    fs::create_dir_all(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
+    create_private(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
     let text = serde_json::to_vec(&remember).unwrap_or_default();
     fs::write(&part, text).map_err(Error::file("write", &part))?;
     fs::rename(&part, &path).map_err(Error::file("write", &path))?;

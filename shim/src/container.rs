@@ -230,7 +230,7 @@ impl Wishes {
             rootfs: Share::guest_rootfs(id),
             volumes: Share::guest_volumes(),
             memory: MEMORY.into(),
-            found: sources::look(&self.spec)?,
+            found: sources::look(&self.spec).await?,
             skills: Vec::new(),
             home: None,
             secret_fds: self.annotations.secret_fds.clone(),

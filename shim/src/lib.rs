@@ -16,6 +16,7 @@ mod cri;
 pub mod error;
 pub mod events;
 mod features;
+pub mod folder;
 pub mod homes;
 mod id_map;
 mod launch;

@@ -126,7 +126,7 @@ impl Machine {
         stage(id, "vmm", started);
         let shared = Device::SharedDir {
             tag: share::TAG.to_owned(),
-            path: machine.share.path().to_owned(),
+            path: machine.share.view(),
             read_only: false,
             user_namespace: None,
         };

@@ -3,17 +3,19 @@
 //! ```text
 //! <pod>/shared/<container>/rootfs  the container's root
 //! <pod>/shared/.volumes/<name>     a volume, for all containers that mount it in the same way
+//! <pod>/view/                      the same folder, as the virtiofs daemon has it
 //! ```
 //!
 //! A volume is there as long as a container uses it. It is one place, since a file that the guest reaches by two mounts is two
 //! files to it, whose sockets and locks have nothing to do with each other. No container's id begins with a dot.
 //!
-//! The folder is a mount with shared propagation, so that what is mounted into it later reaches the virtiofs daemon, whose
-//! mount namespace is a copy. Undone with the pod's state folder, see [`crate::state`].
+//! The shim works in `shared`, which no guest reaches. The view is a read-only mount of it that follows it (a slave,
+//! mount_namespaces(7)): what is mounted into the one appears in the other with flags of its own, so a guest can write in roots
+//! and volumes, and gets EROFS for the folders that they are in. All of it goes with the pod's state folder, see [`crate::state`].
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs, io,
+    io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -22,59 +24,85 @@ use std::{
 use caisson_oci::{volume::ReadOnly, Volume};
 use caisson_protocol::path::SHARES;
 use containerd_shim::{mount::mount_rootfs, protos::types::mount::Mount};
-use nix::mount::{mount, MsFlags};
 
 use crate::{
-    bind::{bind, Bind},
+    bind::{self, Bind, Detached},
     error::{Error, Result},
+    folder::Folder,
     id_map,
-    state::unmount_below,
 };
 
+/// The folder that the shim works in.
+const SHARED: &str = "shared";
+/// The same, as the guest sees it.
+const VIEW: &str = "view";
 /// The folder of the volumes.
 const VOLUMES: &str = ".volumes";
-
-/// The folder beside the shared one in which layers of roots are while they are being mounted.
+/// A container's root, in its folder.
+const ROOTFS: &str = "rootfs";
+/// The folder in which layers of roots are while they are being mounted.
 const LAYERS: &str = "layers";
 
 /// The tag of the virtiofs device.
 pub const TAG: &str = "pod";
 
+/// A mount of one directory, as it is.
+const PLAIN: Bind<'static> = Bind {
+    recursive: false,
+    read_only: ReadOnly::No,
+    follows: false,
+    ids: None,
+};
+
 /// The shared folder of a pod.
 #[derive(Debug)]
 pub struct Share {
-    path: PathBuf,
+    /// The pod's state folder.
+    pod: PathBuf,
+    shared: Folder,
     /// The containers that use a volume, by its name.
     users: Mutex<HashMap<String, BTreeSet<String>>>,
 }
 
 impl Share {
-    /// Makes the folder.
-    pub fn create(path: PathBuf) -> Result<Self> {
-        fs::create_dir(&path).map_err(Error::file("create", &path))?;
-        mount_at(Some(&path), &path, MsFlags::MS_BIND)?;
-        // Not to the rest of the host: away from the peer group that a bind mount inherits, then a group of its own.
-        mount_at(None, &path, MsFlags::MS_PRIVATE)?;
-        mount_at(None, &path, MsFlags::MS_SHARED)?;
+    /// Makes the folder and its view in a pod's state folder.
+    pub fn create(pod: &Path) -> Result<Self> {
+        let path = pod.join(SHARED);
+        let make = || {
+            let folder = Folder::open(pod)?;
+            let below = folder.make_folder(SHARED)?;
+            Detached::clone_of(&below.path(), PLAIN)?.mount(&below)?;
+            let shared = folder.folder(SHARED)?;
+            // A peer group of its own: the view hears of it, the rest of the host does not.
+            bind::set(&shared, false, 0, libc::MS_SHARED)?;
+            let view = Bind {
+                read_only: ReadOnly::Top,
+                follows: true,
+                ..PLAIN
+            };
+            Detached::clone_of(&shared.path(), view)?.mount(folder.make_folder(VIEW)?)?;
+            io::Result::Ok(shared)
+        };
         Ok(Self {
-            path,
+            shared: make().map_err(Error::file("make the shared folder", path))?,
+            pod: pod.to_owned(),
             users: Mutex::default(),
         })
     }
 
-    /// The folder, for the virtiofs daemon.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// What the virtiofs daemon gets.
+    pub fn view(&self) -> PathBuf {
+        self.pod.join(VIEW)
     }
 
     /// A container's root on the host.
     pub fn rootfs(&self, container: &str) -> PathBuf {
-        self.path.join(container).join("rootfs")
+        self.pod.join(SHARED).join(container).join(ROOTFS)
     }
 
     /// A container's root in the guest.
     pub fn guest_rootfs(container: &str) -> PathBuf {
-        guest(container).join("rootfs")
+        guest(container).join(ROOTFS)
     }
 
     /// The folder of the volumes in the guest.
@@ -91,22 +119,36 @@ impl Share {
         folder: &Path,
     ) -> Result<()> {
         let target = self.rootfs(container);
-        fs::create_dir_all(&target).map_err(Error::file("create", &target))?;
+        let make = || {
+            let own = self.shared.make_folder(container)?;
+            own.make_folder(ROOTFS)?;
+            io::Result::Ok(own)
+        };
+        let own = make().map_err(Error::file("create", &target))?;
         if mounts.is_empty() {
             if !folder.is_dir() {
                 return Err(Error::file("use root.path", folder)(
                     io::ErrorKind::NotADirectory.into(),
                 ));
             }
-            return mount_at(Some(folder), &target, MsFlags::MS_BIND | MsFlags::MS_REC);
+            let whole = Bind {
+                recursive: true,
+                ..PLAIN
+            };
+            let mounted =
+                Detached::clone_of(folder, whole).and_then(|root| root.mount(own.place(ROOTFS)?));
+            return mounted.map_err(Error::file("mount", target));
         }
+        let layers = Layers {
+            pod: self.pod.clone(),
+            container: container.to_owned(),
+        };
         // On a thread of its own: for long overlay options it changes the thread's working directory.
         let (done, result) = tokio::sync::oneshot::channel();
         let place = target.clone();
-        let layers = self.path.with_file_name(LAYERS).join(container);
         std::thread::spawn(move || {
             let mut mounts = mounts.iter();
-            drop(done.send(mounts.try_for_each(|m| mount_one(m, &place, &layers))));
+            drop(done.send(mounts.try_for_each(|m| mount_one(m, &own, &place, &layers))));
         });
         result
             .await
@@ -115,16 +157,17 @@ impl Share {
 
     /// Mounts a container's volumes, those that are not there yet. What a failure leaves is removed with the container.
     pub fn mount_volumes(&self, container: &str, volumes: &[Volume]) -> Result<()> {
-        let folder = self.path.join(VOLUMES);
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        let folder = self.volumes()?;
         let mut users = self.users();
         for volume in volumes {
             let of_volume = users.entry(volume.name.clone()).or_default();
-            let first = of_volume.is_empty();
-            if first {
-                let target = folder.join(&volume.name);
-                if let Err(error) = mount_volume(volume, &target) {
-                    remove_volume(&target)?;
-                    return Err(error);
+            if of_volume.is_empty() {
+                if let Err(error) = mount_volume(volume, &folder) {
+                    self.remove_from(&folder, &volume.name)?;
+                    return Err(Error::file("mount volume", &volume.source)(error));
                 }
             }
             of_volume.insert(container.to_owned());
@@ -135,19 +178,34 @@ impl Share {
     /// Unmounts and removes what is a container's, and the volumes that no other uses. Idempotent.
     pub fn remove(&self, container: &str) -> Result<()> {
         let mut users = self.users();
+        let mut unused = Vec::new();
         for (name, of_volume) in users.iter_mut() {
             if of_volume.remove(container) && of_volume.is_empty() {
-                remove_volume(&self.path.join(VOLUMES).join(name))?;
+                unused.push(name.clone());
             }
         }
         users.retain(|_, of_volume| !of_volume.is_empty());
-        drop(users);
-        let path = self.path.join(container);
-        if !path.exists() {
-            return Ok(());
+        if !unused.is_empty() {
+            let folder = self.volumes()?;
+            for name in unused {
+                self.remove_from(&folder, &name)?;
+            }
         }
-        unmount_below(&path)?;
-        fs::remove_dir_all(&path).map_err(Error::file("remove", &path))
+        drop(users);
+        self.remove_from(&self.shared, container)
+    }
+
+    fn remove_from(&self, folder: &Folder, name: &str) -> Result<()> {
+        let failed = Error::file(
+            "remove from the shared folder",
+            self.pod.join(SHARED).join(name),
+        );
+        folder.remove(name).map_err(failed)
+    }
+
+    fn volumes(&self) -> Result<Folder> {
+        let failed = Error::file("create", self.pod.join(SHARED).join(VOLUMES));
+        self.shared.make_folder(VOLUMES).map_err(failed)
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
@@ -155,8 +213,9 @@ impl Share {
     }
 }
 
-/// Mounts one of containerd's mounts, with the options by which its snapshotters say whose the files shall be.
-fn mount_one(m: &Mount, target: &Path, layers: &Path) -> Result<()> {
+/// Mounts one of containerd's mounts over a container's root, with the options by which its snapshotters say whose the files
+/// shall be. `target` is the root's path, for errors.
+fn mount_one(m: &Mount, container: &Folder, target: &Path, layers: &Layers) -> Result<()> {
     let non_empty = |text| Some(text).filter(|t: &&str| !t.is_empty());
     let mut options = m.options.clone();
     let ids = id_map::take(&mut options)
@@ -165,24 +224,29 @@ fn mount_one(m: &Mount, target: &Path, layers: &Path) -> Result<()> {
         .map_err(Error::file("map the users of", target))?;
     let mapped = match &ids {
         // Its upper layer is the container's own, written with its ids.
-        Some(ids) if m.type_ == "overlay" => Some(MappedLayers::mount(&mut options, ids, layers)?),
+        Some(ids) if m.type_ == "overlay" => Some(layers.mount(&mut options, ids)?),
         _ => None,
     };
-    mount_rootfs(non_empty(&m.type_), non_empty(&m.source), &options, target).map_err(
-        |source| Error::Mount {
+    // Nobody else can change what is in the container's folder, so the name leads to our own place.
+    let place = container.path().join(ROOTFS);
+    mount_rootfs(non_empty(&m.type_), non_empty(&m.source), &options, place).map_err(|source| {
+        Error::Mount {
             target: target.to_owned(),
             source: Box::new(source),
-        },
-    )?;
+        }
+    })?;
+    let root = container.folder(ROOTFS);
+    let root = root.map_err(Error::file("open", target))?;
+    bind::set(&root, false, bind::INERT, 0).map_err(Error::file("set the flags of", target))?;
     match (ids, mapped) {
         (Some(ids), None) => {
             let how = Bind {
-                recursive: false,
-                read_only: ReadOnly::No,
-                follows: false,
                 ids: Some(ids.as_fd()),
+                ..PLAIN
             };
-            bind(target, target, how).map_err(Error::file("map the users of", target))
+            let mapped = Detached::clone_of(&root.path(), how)
+                .and_then(|root| root.mount(container.place(ROOTFS)?));
+            mapped.map_err(Error::file("map the users of", target))
         }
         _ => Ok(()),
     }
@@ -195,31 +259,46 @@ fn failed_mount(target: &Path, reason: &str) -> Error {
     }
 }
 
-/// The lower layers of an overlay, each mounted with other owners until the overlay has them.
-struct MappedLayers(PathBuf);
+/// Where the lower layers of a container's overlay are mounted with other owners until the overlay has them.
+struct Layers {
+    pod: PathBuf,
+    container: String,
+}
 
-impl MappedLayers {
-    /// Mounts them below `folder` and lets the options name them there.
-    fn mount(options: &mut [String], ids: &OwnedFd, folder: &Path) -> Result<Self> {
-        let mapped = Self(folder.to_owned());
+/// Mounted layers of [`Layers`].
+struct MappedLayers {
+    all: Folder,
+    container: String,
+}
+
+impl Layers {
+    /// Mounts them and lets the options name them there.
+    fn mount(&self, options: &mut [String], ids: &OwnedFd) -> Result<MappedLayers> {
+        let path = self.pod.join(LAYERS);
+        let make = || Folder::open(&self.pod)?.make_folder(LAYERS);
+        let mapped = MappedLayers {
+            all: make().map_err(Error::file("create", &path))?,
+            container: self.container.clone(),
+        };
+        let folder = mapped.all.make_folder(&self.container);
+        let folder = folder.map_err(Error::file("create", &path))?;
+        let how = Bind {
+            ids: Some(ids.as_fd()),
+            ..PLAIN
+        };
         for option in options {
             let Some(lower) = option.strip_prefix("lowerdir=") else {
                 continue;
             };
             let mut places = Vec::new();
-            for (number, layer) in lower.split(':').enumerate() {
-                let place = folder.join(number.to_string());
-                fs::create_dir_all(&place).map_err(Error::file("create", &place))?;
-                let how = Bind {
-                    recursive: false,
-                    read_only: ReadOnly::No,
-                    follows: false,
-                    ids: Some(ids.as_fd()),
-                };
-                let layer = Path::new(layer);
-                bind(layer, &place, how).map_err(Error::file("map the users of", layer))?;
-                places.push(place.display().to_string());
+            for (number, layer) in lower.split(':').map(Path::new).enumerate() {
+                let name = number.to_string();
+                let mounted = Detached::clone_of(layer, how)
+                    .and_then(|layer| layer.mount(folder.make_folder(&name)?));
+                mounted.map_err(Error::file("map the users of", layer))?;
+                places.push(self.pod.join(LAYERS).join(&self.container).join(name));
             }
+            let places: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
             *option = format!("lowerdir={}", places.join(":"));
         }
         Ok(mapped)
@@ -229,61 +308,40 @@ impl MappedLayers {
 impl Drop for MappedLayers {
     fn drop(&mut self) {
         // The overlay has clones of its own. What stays goes with the pod's folder.
-        let removed = unmount_below(&self.0)
-            .and_then(|()| fs::remove_dir_all(&self.0).map_err(Error::file("remove", &self.0)));
-        if let Err(error) = removed {
-            log::warn!("layers of a root: {}", error.chain());
+        if let Err(error) = self.all.remove(&self.container) {
+            log::warn!(container = self.container.as_str(); "layers of a root stay: {error}");
         }
     }
 }
 
-fn mount_volume(volume: &Volume, target: &Path) -> Result<()> {
-    let source = &volume.source;
-    let metadata = fs::metadata(source).map_err(Error::file("mount volume", source))?;
-    if metadata.is_dir() {
-        fs::create_dir_all(target).map_err(Error::file("create", target))?;
-    } else {
-        let folder = target.parent().unwrap_or(target);
-        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
-        fs::File::create(target).map_err(Error::file("create", target))?;
-    }
-    let ids = volume.ids.as_ref().map(id_map::namespace).transpose();
-    let ids = ids.map_err(Error::file("map the users of", source))?;
+fn mount_volume(volume: &Volume, folder: &Folder) -> io::Result<()> {
+    let ids = volume.ids.as_ref().map(id_map::namespace).transpose()?;
     let how = Bind {
         recursive: volume.recursive,
         read_only: volume.read_only,
         follows: volume.follows_host,
         ids: ids.as_ref().map(OwnedFd::as_fd),
     };
-    bind(source, target, how).map_err(Error::file("mount volume", source))
-}
-
-/// Its mount and its place; a place that is not there is a success.
-fn remove_volume(target: &Path) -> Result<()> {
-    unmount_below(target)?;
-    let removed = match fs::symlink_metadata(target) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir(target),
-        Ok(_) => fs::remove_file(target),
-        Err(_) => return Ok(()),
-    };
-    removed.map_err(Error::file("remove", target))
+    let mounted = Detached::clone_of(&volume.source, how)?;
+    match mounted.is_dir()? {
+        true => mounted.mount(folder.make_folder(&volume.name)?),
+        false => mounted.mount(folder.make_file(&volume.name)?),
+    }
 }
 
 fn guest(container: &str) -> PathBuf {
     Path::new(SHARES).join(TAG).join(container)
 }
 
-fn mount_at(source: Option<&Path>, target: &Path, flags: MsFlags) -> Result<()> {
-    mount(source, target, None::<&str>, flags, None::<&str>)
-        .map_err(io::Error::from)
-        .map_err(Error::file("mount", target))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::mount::{umount2, MntFlags};
-    use std::os::unix::fs::MetadataExt;
+    use nix::mount::{mount, umount2, MntFlags, MsFlags};
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    fn mount_at(source: Option<&Path>, target: &Path, flags: MsFlags) {
+        mount(source, target, None::<&str>, flags, None::<&str>).unwrap();
+    }
 
     /// A shared folder and a source that is a mount with shared propagation, as a host's are.
     struct Fixture {
@@ -294,12 +352,12 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let share = Share::create(dir.path().join("shared")).unwrap();
+            let share = Share::create(dir.path()).unwrap();
             let source = dir.path().join("source");
             fs::create_dir(&source).unwrap();
-            mount_at(Some(&source), &source, MsFlags::MS_BIND).unwrap();
-            mount_at(None, &source, MsFlags::MS_PRIVATE).unwrap();
-            mount_at(None, &source, MsFlags::MS_SHARED).unwrap();
+            mount_at(Some(&source), &source, MsFlags::MS_BIND);
+            mount_at(None, &source, MsFlags::MS_PRIVATE);
+            mount_at(None, &source, MsFlags::MS_SHARED);
             fs::create_dir(source.join("sub")).unwrap();
             fs::write(source.join("file"), "x").unwrap();
             Self { dir, share }
@@ -321,7 +379,7 @@ mod tests {
         }
 
         fn place(&self) -> PathBuf {
-            self.share.path.join(VOLUMES).join("v")
+            self.dir.path().join(SHARED).join(VOLUMES).join("v")
         }
 
         fn mount_tmpfs_below_source(&self) {
@@ -340,8 +398,9 @@ mod tests {
 
     impl Drop for Fixture {
         fn drop(&mut self) {
-            for path in [self.share.path.clone(), self.source()] {
-                unmount_below(&path).unwrap();
+            let folder = Folder::open(self.dir.path()).unwrap();
+            for name in folder.names().unwrap() {
+                folder.unmount(name).unwrap();
             }
         }
     }
@@ -354,7 +413,7 @@ mod tests {
         let inode = fs::metadata(fixture.place()).unwrap().ino();
         fixture.share.mount_volumes("b", &volumes).unwrap();
         assert_eq!(
-            fs::read_dir(fixture.share.path.join(VOLUMES))
+            fs::read_dir(fixture.dir.path().join(SHARED).join(VOLUMES))
                 .unwrap()
                 .count(),
             1
@@ -425,5 +484,32 @@ mod tests {
         assert_eq!(fs::read_to_string(fixture.place()).unwrap(), "x");
         fixture.share.remove("a").unwrap();
         assert!(!fixture.place().exists());
+    }
+
+    fn refused(result: io::Result<()>) -> bool {
+        result.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
+
+    #[test]
+    fn view_has_what_is_mounted_later_and_is_read_only_but_for_that() {
+        let fixture = Fixture::new();
+        let view = fixture.share.view();
+        fixture
+            .share
+            .mount_volumes("a", &[fixture.volume()])
+            .unwrap();
+        fs::write(view.join(VOLUMES).join("v/file"), "by the guest").unwrap();
+        assert_eq!(
+            fs::read_to_string(fixture.source().join("file")).unwrap(),
+            "by the guest"
+        );
+        for folder in [view.clone(), view.join(VOLUMES)] {
+            assert!(refused(fs::write(folder.join("new"), "x")), "{folder:?}");
+            assert!(refused(fs::create_dir(folder.join("new"))), "{folder:?}");
+        }
+        let moved = fs::rename(view.join(VOLUMES), view.join("moved"));
+        assert!(refused(moved));
+        fixture.share.remove("a").unwrap();
+        assert!(!view.join(VOLUMES).join("v").exists());
     }
 }

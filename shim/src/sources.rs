@@ -1,10 +1,10 @@
 //! What is at the sources of a spec's bind mounts, on the host: what `oci` needs to know and, having no I/O, can't look up.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use caisson_oci::{
@@ -12,28 +12,46 @@ use caisson_oci::{
     volume::{Found, Owner, Tmpfs, MAX_COPY},
 };
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
+use rustix::fs::FileType;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    folder::Folder,
+};
 
-/// Looks at each source. One that is not there fails.
-pub fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>> {
-    let mut found = HashMap::new();
+/// Folders in one another in a volume that the kubelet swaps: a projected volume has paths of a few parts.
+const MAX_DEPTH: usize = 16;
+
+/// Looks at each source, off the shim's one thread: a pod may have made many files there. One that is not there fails.
+pub async fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>> {
+    let sources = sources(spec);
+    let looking = move || sources.into_iter().map(look_at).collect();
+    let looked = tokio::task::spawn_blocking(looking).await;
+    looked.unwrap_or_else(|error| {
+        Err(Error::file("look at", "the volumes")(
+            std::io::Error::other(error),
+        ))
+    })
+}
+
+fn sources(spec: &Spec) -> BTreeSet<PathBuf> {
+    let mut sources = BTreeSet::new();
     for mount in spec.mounts().iter().flatten() {
         let mut options = mount.options().iter().flatten();
         let bind = options.any(|o| o == "bind" || o == "rbind");
         let bind = bind || matches!(mount.typ().as_deref(), Some("bind" | "rbind"));
         if let (true, Some(source)) = (bind, mount.source()) {
-            if source.is_absolute() && !found.contains_key(source) {
-                found.insert(source.clone(), look_at(source)?);
+            if source.is_absolute() {
+                sources.insert(source.clone());
             }
         }
     }
-    Ok(found)
+    sources
 }
 
-fn look_at(source: &Path) -> Result<Found> {
-    let failed = || Error::file("mount volume", source);
-    let metadata = fs::metadata(source).map_err(failed())?;
+fn look_at(source: PathBuf) -> Result<(PathBuf, Found)> {
+    let failed = || Error::file("mount volume", &source);
+    let metadata = fs::metadata(&source).map_err(failed())?;
     let mut found = Found {
         identity: (metadata.dev(), metadata.ino()),
         tmpfs: None,
@@ -41,19 +59,20 @@ fn look_at(source: &Path) -> Result<Found> {
     };
     let swapped = fs::symlink_metadata(source.join("..data")).is_ok_and(|data| data.is_symlink());
     // Old and new version are there at once, and as much again is left for what the folders take.
-    if swapped && size_below(source, MAX_COPY / 4).is_some() {
+    let small = || size_below(&Folder::open(&source).ok()?, MAX_COPY / 4, MAX_DEPTH);
+    if swapped && small().is_some() {
         found.swapped = Some(Owner {
             mode: metadata.mode() & 0o7777,
             uid: metadata.uid(),
             gid: metadata.gid(),
         });
     }
-    let parent = source.parent().unwrap_or(source);
+    let parent = source.parent().unwrap_or(&source);
     let is_root = fs::metadata(parent).is_ok_and(|parent| parent.dev() != metadata.dev());
     if metadata.is_dir() && is_root {
-        let file_system = statfs(source).map_err(|error| failed()(error.into()))?;
+        let file_system = statfs(&source).map_err(|error| failed()(error.into()))?;
         if file_system.filesystem_type() == TMPFS_MAGIC {
-            let mut entries = fs::read_dir(source).map_err(failed())?;
+            let mut entries = fs::read_dir(&source).map_err(failed())?;
             found.tmpfs = Some(Tmpfs {
                 size: file_system.blocks() * file_system.block_size() as u64,
                 empty: entries.next().is_none(),
@@ -63,17 +82,21 @@ fn look_at(source: &Path) -> Result<Found> {
             });
         }
     }
-    Ok(found)
+    Ok((source, found))
 }
 
-/// The sizes of the files below a folder; none if they, or their number in KiB, are above `most`.
-fn size_below(dir: &Path, most: u64) -> Option<u64> {
+/// The sizes of the files below a folder, and 1 KiB for each that is smaller and each folder. None if that is above `most`,
+/// or if folders lie deeper in one another than the kubelet makes them: the pod may have filled it.
+fn size_below(folder: &Folder, most: u64, depth: usize) -> Option<u64> {
     let mut sum = 0;
-    for entry in fs::read_dir(dir).ok()?.flatten() {
-        let metadata = entry.metadata().ok()?;
-        sum += match metadata.is_dir() {
-            true => size_below(&entry.path(), most - sum)?,
-            false => metadata.len().max(1024),
+    for entry in folder.entries().ok()? {
+        let (name, kind) = entry.ok()?;
+        sum += match kind {
+            FileType::Directory => {
+                let below = folder.folder(name).ok()?;
+                1024 + size_below(&below, most.checked_sub(sum)?, depth.checked_sub(1)?)?
+            }
+            _ => folder.length(name).ok()?.max(1024),
         };
         if sum > most {
             return None;
@@ -86,6 +109,7 @@ fn size_below(dir: &Path, most: u64) -> Option<u64> {
 mod tests {
     use super::*;
     use nix::mount::{mount, umount2, MntFlags, MsFlags};
+    use std::path::Path;
 
     fn spec(source: &Path) -> Spec {
         let mounts =
@@ -94,8 +118,8 @@ mod tests {
             .unwrap()
     }
 
-    #[test]
-    fn tmpfs_is_found_with_its_size_and_owner_and_a_folder_in_it_is_none() {
+    #[tokio::test]
+    async fn tmpfs_is_found_with_its_size_and_owner_and_a_folder_in_it_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let options = "size=1m,mode=2770,gid=2000";
         mount(
@@ -106,11 +130,19 @@ mod tests {
             Some(options),
         )
         .unwrap();
-        let root = look(&spec(dir.path())).unwrap().remove(dir.path()).unwrap();
+        let root = look(&spec(dir.path()))
+            .await
+            .unwrap()
+            .remove(dir.path())
+            .unwrap();
         let sub = dir.path().join("sub");
         fs::create_dir(&sub).unwrap();
-        let filled = look(&spec(dir.path())).unwrap().remove(dir.path()).unwrap();
-        let folder = look(&spec(&sub)).unwrap().remove(&sub).unwrap();
+        let filled = look(&spec(dir.path()))
+            .await
+            .unwrap()
+            .remove(dir.path())
+            .unwrap();
+        let folder = look(&spec(&sub)).await.unwrap().remove(&sub).unwrap();
         umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
         let expected = Tmpfs {
             size: 1 << 20,
@@ -124,9 +156,33 @@ mod tests {
         assert_eq!(folder.tmpfs, None);
     }
 
-    #[test]
-    fn source_that_is_not_there_is_named() {
-        let error = look(&spec(Path::new("/nosuch/dir"))).unwrap_err();
+    #[tokio::test]
+    async fn source_that_is_not_there_is_named() {
+        let error = look(&spec(Path::new("/nosuch/dir"))).await.unwrap_err();
         assert!(error.to_string().contains("/nosuch/dir"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn volume_in_which_a_pod_made_many_folders_is_no_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("..1", dir.path().join("..data")).unwrap();
+        let copied = async || {
+            look(&spec(dir.path())).await.unwrap()[dir.path()]
+                .swapped
+                .is_some()
+        };
+        assert!(copied().await);
+        let mut deep = dir.path().to_owned();
+        for _ in 0..=MAX_DEPTH {
+            deep.push("d");
+            fs::create_dir(&deep).unwrap();
+        }
+        assert!(!copied().await);
+        fs::remove_dir_all(dir.path().join("d")).unwrap();
+        assert!(copied().await);
+        for number in 0..MAX_COPY / 4 / 1024 + 1 {
+            fs::create_dir(dir.path().join(number.to_string())).unwrap();
+        }
+        assert!(!copied().await);
     }
 }

@@ -8,20 +8,19 @@
 //! cgroup            the path of the pod's cgroup, if it has one
 //! name              "namespace/name" of a pod of Kubernetes
 //! control           a socket, see `control`
-//! shared/           what the guest sees of the host, see `share`
+//! shared/, view/    what the guest sees of the host, see `share`
 //! home/             the pod's home is mounted there, see `homes`
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
 //! ```
+//!
+//! It is root's alone (mode 0700), as is what lies in it but for `vm`: what others must reach, they get by descriptor.
 //!
 //! [`remove`] undoes all of it: for the shim at a pod's end, for containerd's `delete` call after a crash, for the next
 //! start of the same id and for `caisson gc`.
 
 use std::{
     fs, io,
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{symlink, MetadataExt, PermissionsExt},
-    },
+    os::unix::fs::{symlink, DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -29,8 +28,6 @@ use std::{
 use caisson_oci::NodeConfig;
 use caisson_vmm::Credentials;
 use nix::{
-    errno::Errno,
-    mount::{umount2, MntFlags},
     sys::signal::{kill, Signal},
     unistd::{chown, Gid, Pid, Uid},
 };
@@ -38,6 +35,7 @@ use nix::{
 use crate::{
     cgroup,
     error::{Error, Result},
+    folder::{make_private, Folder},
 };
 
 const USERS: &str = ".users";
@@ -58,7 +56,7 @@ impl PodDir {
     pub fn create(config: &NodeConfig, id: &str) -> Result<Self> {
         caisson_oci::id::check(id)?;
         let path = config.state_dir.join(id);
-        fs::create_dir_all(config.state_dir.join(USERS))
+        make_private(&config.state_dir.join(USERS))
             .map_err(Error::file("create state folder", &config.state_dir))?;
         if path.exists() {
             if shim_pid(&path).is_some() {
@@ -69,7 +67,10 @@ impl PodDir {
             }
             remove(&config.state_dir, id)?;
         }
-        fs::create_dir(&path).map_err(Error::file("create state folder", &path))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(Error::file("create state folder", &path))?;
         let mut dir = Self {
             state_dir: config.state_dir.clone(),
             id: id.to_owned(),
@@ -80,9 +81,10 @@ impl PodDir {
         dir.write("shim.pid", &process_line(std::process::id(), ""))?;
         dir.credentials = take_user(config, id)?;
         let vm = dir.vm();
-        fs::create_dir(&vm).map_err(Error::file("create", &vm))?;
-        fs::set_permissions(&vm, fs::Permissions::from_mode(0o700))
-            .map_err(Error::file("set the mode of", &vm))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&vm)
+            .map_err(Error::file("create", &vm))?;
         let owner = Some(Uid::from_raw(dir.credentials.uid));
         let group = Some(Gid::from_raw(dir.credentials.gid));
         chown(&vm, owner, group)
@@ -94,11 +96,6 @@ impl PodDir {
     /// For the VMM, owned by the VM's user.
     pub fn vm(&self) -> PathBuf {
         self.path.join("vm")
-    }
-
-    /// What the guest is shown.
-    pub fn shared(&self) -> PathBuf {
-        self.path.join("shared")
     }
 
     /// The folder itself.
@@ -219,71 +216,18 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
         .collect();
     pids.extend(shim_pid(&path).filter(|pid| *pid != std::process::id()));
     kill_and_wait(&pids);
-    unmount_below(&path)?;
+    let failed = || Error::file("remove state folder", &path);
+    let state = Folder::open(state_dir).map_err(failed())?;
+    let pod = state.folder(id).map_err(failed())?;
+    for name in pod.names().map_err(failed())? {
+        pod.unmount(name).map_err(failed())?;
+    }
     if let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) {
         cgroup::remove(Path::new(&cgroup))?;
     }
-    // Only now: nothing below is a mount any more, so this can't reach what was shared.
-    fs::remove_dir_all(&path).map_err(Error::file("remove state folder", &path))?;
+    state.remove(id).map_err(failed())?;
     free_users(state_dir, id);
     Ok(())
-}
-
-/// Unmounts everything mounted below `path`, the last mounted first.
-pub fn unmount_below(path: &Path) -> Result<()> {
-    // A second round finds what came by propagation or was stacked meanwhile.
-    for _ in 0..3 {
-        let mounts = mounts_below(path)?;
-        if mounts.is_empty() {
-            return Ok(());
-        }
-        for target in mounts.iter().rev() {
-            match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-                Err(error) => return Err(Error::file("unmount", target)(error.into())),
-            }
-        }
-    }
-    match mounts_below(path)?.pop() {
-        None => Ok(()),
-        Some(target) => Err(Error::file("unmount", target)(Errno::EBUSY.into())),
-    }
-}
-
-/// Mount points below `path`, in the order in which they were mounted (proc(5), mountinfo).
-fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let file = Path::new("/proc/self/mountinfo");
-    let text = fs::read(file).map_err(Error::file("read", file))?;
-    let mounts = text
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|field| PathBuf::from(std::ffi::OsString::from_vec(unescape(field))));
-    Ok(mounts.filter(|mount| mount.starts_with(&path)).collect())
-}
-
-/// Undoes the kernel's octal escapes (`\040` for a space).
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| *first == b'\\');
-        let code = octal.and_then(|digits| {
-            let text = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(text, 8).ok()
-        });
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
 }
 
 fn take_user(config: &NodeConfig, id: &str) -> Result<Credentials> {
@@ -378,12 +322,6 @@ mod tests {
             state_dir: dir.to_owned(),
             ..NodeConfig::default()
         }
-    }
-
-    #[test]
-    fn mount_point_with_spaces_and_backslashes_is_unescaped() {
-        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
-        assert_eq!(unescape(br"/plain\"), br"/plain\");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::symlink,
+    os::unix::fs::{symlink, DirBuilderExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -118,7 +118,11 @@ impl Node {
         let (tag, dir, lock) = sweep::claim_folder()?;
         let mut caisson = config::caisson(&dir);
         edit(&mut caisson);
-        for folder in ["state", "store/skills", "store/homes", "shelf", "logs"] {
+        // As `caisson` makes it; the state folder is the shim's to make.
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(dir.join("store"))?;
+        for folder in ["store/skills", "store/homes", "shelf", "logs"] {
             fs::create_dir_all(dir.join(folder))?;
         }
         fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use place::of_user;
 pub use pod::{Asker, PodHome};
 
-use crate::state;
+use crate::{folder::make_private, state};
 
 /// How long a home may take to become free when the pod that had it is gone: its writes may have to reach the disk.
 const FREE_LIMIT: Duration = Duration::from_secs(10);
@@ -120,7 +120,7 @@ impl HomeStore {
 
     /// A new home without a name.
     fn ephemeral(&self, size: Option<u64>) -> Result<File, HomeError> {
-        fs::create_dir_all(&self.dir).map_err(file("create", &self.dir))?;
+        make_private(&self.dir).map_err(file("create", &self.dir))?;
         image::make(&self.dir, size.unwrap_or(self.default_size))
     }
 
@@ -139,7 +139,9 @@ impl HomeStore {
                 Err(HomeError::Missing(_)) => {}
                 locked => break locked?,
             }
-            fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+            make_private(&self.dir)
+                .and_then(|()| fs::create_dir_all(&folder))
+                .map_err(file("create", &folder))?;
             let made = image::make(&folder, size.unwrap_or(self.default_size))?;
             match image::name(&made, &path) {
                 // Another pod was faster, or the folder was removed.

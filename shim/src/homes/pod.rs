@@ -20,7 +20,8 @@ use nix::unistd::{chown, Gid, Uid};
 
 use super::{file, image, Holder, HomeError, HomeStore};
 use crate::{
-    bind::{bind, Bind},
+    bind::{Bind, Detached},
+    folder::{make_private, Folder},
     state,
 };
 
@@ -113,14 +114,17 @@ fn mount(
             store.persistent(&asker.namespace, name, size, &holder)?
         }
     };
-    fs::create_dir_all(place).map_err(file("create", place))?;
+    make_private(place).map_err(file("create", place))?;
     image::mount_at(&image, place, false)?;
     make_files(place, asker)
         .and_then(|()| map_users(&files(place), users))
         .inspect_err(|_| {
             // Else it would be in use by this pod, which does not have it.
-            if let Err(error) = state::unmount_below(place) {
-                log::warn!("a home stays mounted: {}", error.chain());
+            let pod = place
+                .parent()
+                .map_or_else(|| Folder::open(place), Folder::open);
+            if let Err(error) = pod.and_then(|pod| pod.unmount(MOUNT)) {
+                log::warn!("a home stays mounted: {error}");
             }
         })
 }
@@ -133,7 +137,10 @@ fn map_users(files: &Path, users: BorrowedFd<'_>) -> Result<(), HomeError> {
         follows: false,
         ids: Some(users),
     };
-    bind(files, files, how).map_err(file("map the users of", files))
+    let place = || Folder::open(files);
+    Detached::clone_of(files, how)
+        .and_then(|mapped| mapped.mount(place()?))
+        .map_err(file("map the users of", files))
 }
 
 /// Makes what is shared, for its first user.

@@ -185,7 +185,7 @@ impl Pod {
         if let Some(cgroup) = cgroup {
             dir.use_cgroup(cgroup)?;
         }
-        let share = Share::create(dir.shared())?;
+        let share = Share::create(dir.path())?;
         Ok((dir, share))
     }
 

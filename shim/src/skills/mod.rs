@@ -24,6 +24,7 @@ use std::{
 
 use caisson_oci::annotations::{is_sha256, SkillRef};
 
+use crate::folder::make_private;
 use image::fs_type;
 pub use manifest::{ManifestError, Skill, Verity, VERITY_BLOCK};
 pub use obtain::obtain;
@@ -213,7 +214,7 @@ impl SkillStore {
     /// A file that is being written. What an interrupted writer left under the same name is gone on with; where another writer is at it,
     /// waits for that one's end.
     pub fn part(&self, name: &str) -> Result<Part, SkillError> {
-        fs::create_dir_all(&self.dir).map_err(file("create", &self.dir))?;
+        make_private(&self.dir).map_err(file("create", &self.dir))?;
         let path = self.dir.join(format!(".part-{name}"));
         loop {
             let part = File::options()

@@ -10,11 +10,12 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{ensure, Context, Result};
+use caisson_shim::folder::make_private;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -70,12 +71,8 @@ impl Store {
     pub fn create(store_dir: &Path) -> Result<(Self, Vec<PathBuf>)> {
         let dir = store_dir.join("node");
         let mut made = files::missing(&dir);
-        let create = || {
-            fs::create_dir_all(&dir)?;
-            // What is saved may hold secrets.
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
-        };
-        create().with_context(|| format!("create {}", dir.display()))?;
+        // What is saved may hold secrets.
+        make_private(&dir).with_context(|| format!("create {}", dir.display()))?;
         let store = Self::open(store_dir)?.context("it has just been removed: try again")?;
         // A run that was killed before it wrote a record.
         if made.is_empty() && store.load()?.is_none() {

@@ -1,0 +1,249 @@
+//! Folders of the host that are reached by descriptors.
+//!
+//! The shim makes, mounts and removes things as the host's root, beside files that others can change. So it names a
+//! thing by the folder that it is in, which it holds open, and by one plain path below it: openat2(2) with
+//! `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS` follows no link out of it and none within it.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        mkdirat, openat, openat2, statat, statx, unlinkat, AtFlags, Dir, FileType, Mode, OFlags,
+        ResolveFlags, StatxFlags, CWD,
+    },
+    io::Errno,
+    mount::{unmount, UnmountFlags},
+};
+
+/// Folders below one another that are removed at most. The shim's own are five deep.
+const MAX_DEPTH: usize = 64;
+/// Mounts at one place that are undone at most.
+const MAX_STACKED: usize = 64;
+
+/// An open folder.
+#[derive(Debug)]
+pub struct Folder(OwnedFd);
+
+impl Folder {
+    /// Opens a folder by a path of the operator's, in which links are followed.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(openat(CWD, path, flags, Mode::empty())?))
+    }
+
+    /// Opens a folder below this one, and what is mounted over it.
+    pub fn folder(&self, path: impl AsRef<Path>) -> io::Result<Self> {
+        self.beneath(path.as_ref(), OFlags::DIRECTORY, ResolveFlags::empty())
+            .map(Self)
+    }
+
+    /// Makes a folder for root alone, where there is none, and opens it. `path` is one name.
+    pub fn make_folder(&self, path: impl AsRef<Path>) -> io::Result<Self> {
+        match mkdirat(&self.0, path.as_ref(), Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => self.folder(path),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes an empty file, where there is none, and opens it for its place alone. `path` is one name.
+    pub fn make_file(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&self.0, path.as_ref(), flags, Mode::RUSR) {
+            Ok(_) | Err(Errno::EXIST) => self.place(path),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens whatever is at a path below this folder, for its place alone: to mount over it.
+    pub fn place(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+        self.beneath(path.as_ref(), OFlags::NOFOLLOW, ResolveFlags::empty())
+    }
+
+    /// Undoes the mounts at a path below this folder, with all that is mounted below them. Nothing there is a success.
+    pub fn unmount(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        let path = path.as_ref();
+        for _ in 0..MAX_STACKED {
+            let place = match self.place(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                place => place?,
+            };
+            if !is_mounted(&place)? {
+                return Ok(());
+            }
+            // The link stands for the mount that was opened, whatever its path leads to by now.
+            unmount(descriptor_path(&place), UnmountFlags::DETACH)?;
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
+    }
+
+    /// Removes a file or folder of this folder with all that is in it, after what is mounted in it has been undone. What is
+    /// mounted there all the same is left as it is, and an error. Nothing there is a success. `path` is one name.
+    pub fn remove(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.remove_below(path.as_ref(), MAX_DEPTH)
+    }
+
+    fn remove_below(&self, name: &Path, depth: usize) -> io::Result<()> {
+        self.unmount(name)?;
+        match unlinkat(&self.0, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if depth == 0 {
+            return Err(io::Error::other("too many folders in one another"));
+        }
+        let folder = Self(self.beneath(name, OFlags::DIRECTORY, ResolveFlags::NO_XDEV)?);
+        for entry in folder.names()? {
+            folder.remove_below(&entry, depth - 1)?;
+        }
+        match unlinkat(&self.0, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The names in it.
+    pub fn names(&self) -> io::Result<Vec<PathBuf>> {
+        let names = self.entries()?.map(|entry| Ok(entry?.0));
+        names.collect()
+    }
+
+    /// What is in it: names and kinds. They are read one by one, since others may have made many.
+    pub fn entries(&self) -> io::Result<impl Iterator<Item = io::Result<(PathBuf, FileType)>>> {
+        use std::os::unix::ffi::OsStrExt;
+        let readable = openat(
+            &self.0,
+            ".",
+            OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let entries = Dir::new(readable)?.filter_map(|entry| match entry {
+            Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => None,
+            Ok(entry) => {
+                let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
+                Some(Ok((PathBuf::from(name), entry.file_type())))
+            }
+            Err(error) => Some(Err(error.into())),
+        });
+        Ok(entries)
+    }
+
+    /// The length of a file of this folder, or of the link that is there. `path` is one name.
+    pub fn length(&self, path: impl AsRef<Path>) -> io::Result<u64> {
+        let status = statat(&self.0, path.as_ref(), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(status.st_size.unsigned_abs())
+    }
+
+    /// A path that leads to this very folder, for interfaces that take nothing else.
+    pub fn path(&self) -> PathBuf {
+        descriptor_path(&self.0)
+    }
+
+    fn beneath(&self, path: &Path, flags: OFlags, more: ResolveFlags) -> io::Result<OwnedFd> {
+        let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | more;
+        Ok(openat2(&self.0, path, flags, Mode::empty(), resolve)?)
+    }
+}
+
+impl AsFd for Folder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Makes a folder and its parents for root alone. What is there stays as it is.
+pub fn create_private(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)
+}
+
+/// Makes a folder of ours for root alone, also where it is there already. Its parents are as by [`create_private`].
+pub fn make_private(path: &Path) -> io::Result<()> {
+    create_private(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
+/// A path that leads to what is open (proc(5), `/proc/self/fd`).
+pub fn descriptor_path(open: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
+}
+
+/// Whether what is open is the root of a mount (statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
+fn is_mounted(place: &OwnedFd) -> io::Result<bool> {
+    let status = statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    Ok(status
+        .stx_attributes
+        .contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::mount::{mount, MsFlags};
+    use std::os::unix::fs::symlink;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        (dir, folder)
+    }
+
+    fn bind(source: &Path, target: &Path) {
+        let none = None::<&str>;
+        mount(Some(source), target, none, MsFlags::MS_BIND, none).unwrap();
+    }
+
+    #[test]
+    fn link_within_and_out_of_a_folder_is_not_followed() {
+        let (dir, folder) = folder();
+        folder.make_folder("real").unwrap();
+        for target in ["real", "/etc", ".."] {
+            let link = dir.path().join("link");
+            symlink(target, &link).unwrap();
+            assert!(folder.folder("link").is_err(), "{target}");
+            assert!(folder.folder("link/x").is_err(), "{target}");
+            assert!(folder.make_folder("link").is_err(), "{target}");
+            fs::remove_file(link).unwrap();
+        }
+        assert!(folder.folder("..").is_err());
+    }
+
+    #[test]
+    fn removing_a_folder_with_mounts_leaves_what_was_mounted() {
+        let (dir, folder) = folder();
+        let beside = tempfile::tempdir().unwrap();
+        fs::write(beside.path().join("file"), "x").unwrap();
+        let pod = dir.path().join("pod");
+        fs::create_dir_all(pod.join("a/b")).unwrap();
+        bind(beside.path(), &pod.join("a/b"));
+        bind(beside.path(), &pod.join("a/b"));
+        symlink(beside.path(), pod.join("link")).unwrap();
+        folder.remove("pod").unwrap();
+        folder.remove("pod").unwrap();
+        assert!(!pod.exists());
+        assert!(beside.path().join("file").exists());
+    }
+
+    #[test]
+    fn unmounting_a_place_that_is_a_link_leaves_the_mount_that_it_leads_to() {
+        let (dir, folder) = folder();
+        let beside = tempfile::tempdir().unwrap();
+        let mounted = dir.path().join("mounted");
+        fs::create_dir(&mounted).unwrap();
+        bind(beside.path(), &mounted);
+        symlink(&mounted, dir.path().join("link")).unwrap();
+        folder.unmount("link").unwrap();
+        fs::write(beside.path().join("seen"), "x").unwrap();
+        assert!(mounted.join("seen").exists());
+        folder.unmount("mounted").unwrap();
+        assert!(!mounted.join("seen").exists());
+    }
+}
