@@ -44,8 +44,8 @@ pub fn class(path: &Path) -> Result<Class> {
     Ok(Class::of(&relative(path)?))
 }
 
-/// Removes it, once its processes have ended: those of a shim that was killed a moment ago may still be on their way. One that is not there is a
-/// success.
+/// Removes it, once its processes have ended: those of a shim that was killed a moment ago may
+/// still be on their way. One that is not there is a success.
 pub fn remove(path: &Path) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(5);
     let folders = folders(path)?;

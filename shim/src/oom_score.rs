@@ -1,9 +1,12 @@
-//! How soon the OOM killer takes a pod's VM: by the quality of service that the kubelet gives the pod.
+//! How soon the OOM killer takes a pod's VM: by the quality of service that the kubelet gives the
+//! pod.
 //!
-//! The kubelet scores containers (pkg/kubelet/qos/policy.go, `GetContainerOOMScoreAdjust`): 1000 in a best-effort pod, -997 in a guaranteed one and in any that is
-//! critical to the node, and in a burstable one 1000 less the thousandths of the node's memory that the container requests, in 3 to 999. The VM has the
-//! memory of all containers, so in a burstable pod it gets 1000 less what all of them are below 1000, in 2 to 999: with the requests of all as those of one. Before the
-//! first container comes, the cgroup in which the kubelet puts the pod says its class.
+//! The kubelet scores containers (pkg/kubelet/qos/policy.go, `GetContainerOOMScoreAdjust`): 1000 in
+//! a best-effort pod, -997 in a guaranteed one and in any that is critical to the node, and in a
+//! burstable one 1000 less the thousandths of the node's memory that the container requests, in 3
+//! to 999. The VM has the memory of all containers, so in a burstable pod it gets 1000 less what
+//! all of them are below 1000, in 2 to 999: as one container that requests what all of them do.
+//! Before the first container comes, the cgroup in which the kubelet puts the pod says its class.
 
 use std::path::Path;
 
@@ -21,9 +24,11 @@ pub enum Class {
 }
 
 impl Class {
-    /// By the pod's cgroup, in plain form, as the kubelet lays them out (pkg/kubelet/cm/pod_container_manager_linux.go), with either driver:
-    /// `kubepods/burstable/pod<uid>/…`, `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/…`; guaranteed pods have no folder of
-    /// their class. A root of the kubelet's own may be before.
+    /// By the pod's cgroup, in plain form, as the kubelet lays them out
+    /// (pkg/kubelet/cm/pod_container_manager_linux.go), with either driver:
+    /// `kubepods/burstable/pod<uid>/…`,
+    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/…`; guaranteed
+    /// pods have no folder of their class. A root of the kubelet's own may be before.
     pub fn of(cgroup: &Path) -> Self {
         let mut names = cgroup.components().map(|part| {
             let name = part.as_os_str().to_string_lossy().into_owned();

@@ -214,7 +214,8 @@ fn every_process_of_the_vm_is_in_its_cgroup() -> Result<()> {
     let container = with_home()?;
     for (role, pid) in family(&container)? {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        // Number, controllers, path. A bare hierarchy of version 2 beside those of version 1 has no controllers, and nobody uses it.
+        // Number, controllers, path. A bare hierarchy of version 2 beside those of version 1 has no
+        // controllers, and nobody uses it.
         let lines: Vec<Vec<&str>> = text.lines().map(|l| l.splitn(3, ':').collect()).collect();
         let used = lines
             .iter()

@@ -21,8 +21,9 @@ pub(crate) type Rule = (libc::c_long, u8, SeccompCmpOp, u64);
 
 /// A filter that allows `calls`, threads, and calls by any of `rules`.
 ///
-/// What is not allowed fails with ENOSYS and kills nobody: a libc that the list does not know takes another way, as on an old kernel. So glibc
-/// does from `clone3`, whose flags no filter can see, to `clone`.
+/// What is not allowed fails with ENOSYS and kills nobody: a libc that the list does not know takes
+/// another way, as on an old kernel. So glibc does from `clone3`, whose flags no filter can see, to
+/// `clone`.
 pub(crate) fn allow(calls: &[libc::c_long], rules: &[Rule]) -> Result<BpfProgram, BackendError> {
     let mut allowed: BTreeMap<_, Vec<_>> = calls.iter().map(|&call| (call, Vec::new())).collect();
     let threads = (

@@ -1,16 +1,25 @@
-//! The resource limits of a VM's processes (setrlimit(2)): soft and hard, set between fork and exec.
+//! The resource limits of a VM's processes (setrlimit(2)): soft and hard, set between fork and
+//! exec.
 //!
 //! Memory, cpu and I/O are the pod's cgroup's to limit. These bound what it does not, by process:
 //!
-//! | limit | QEMU | vsock daemon | virtiofsd | why |
-//! |---|---|---|---|---|
-//! | `CORE` | 0 | 0 | 0 | a core file has the guest's memory in it, secrets too |
-//! | `NOFILE` | 16,384 | 16,384 | [`crate::max_inodes`] | QEMU: per virtqueue two eventfds, a queue for each of at most 288 cpus, 32 ports; the daemon: one a stream; virtiofsd: one a file that the guest knows |
-//! | `NPROC` | 512 | 512 | 512 | threads of the VM's user, all its processes together: 288 vCPUs, 64 workers of QEMU's pool, the daemons' few; the kernel does not count root's, as whom the virtiofsd of the share runs |
-//! | `FSIZE` | – | 0 | – | the daemon writes to sockets only; QEMU's memory is a file of the guest's size, virtiofsd writes the guest's files |
-//! | `MEMLOCK` | 0 | 0 | 0 | nobody locks memory: what the guest has can be reclaimed and swapped |
-//! | `MSGQUEUE` | 0 | 0 | 0 | POSIX queues are not used |
-//! | `RTPRIO`, `NICE` | 0 | 0 | 0 | no process goes before those of the host |
+//! | limit | QEMU | vsock daemon | virtiofsd |
+//! |---|---|---|---|
+//! | `CORE` | 0 | 0 | 0 |
+//! | `NOFILE` | 16,384 | 16,384 | [`crate::max_inodes`] |
+//! | `NPROC` | 512 | 512 | 512 |
+//! | `FSIZE` | – | 0 | – |
+//! | `MEMLOCK`, `MSGQUEUE`, `RTPRIO`, `NICE` | 0 | 0 | 0 |
+//!
+//! - `CORE`: a core file has the guest's memory in it, secrets too.
+//! - `NOFILE`: QEMU has two eventfds a virtqueue, a queue for each of at most 288 cpus, 32 ports; the
+//!   daemon one descriptor a stream; virtiofsd one a file that the guest knows.
+//! - `NPROC` counts the threads of the VM's user, all its processes together: 288 vCPUs, 64 workers
+//!   of QEMU's pool, the daemons' few. The kernel does not count those of root, as whom the virtiofsd
+//!   of the share runs.
+//! - `FSIZE`: the daemon writes to sockets only. QEMU's memory is a file of the guest's size, and
+//!   virtiofsd writes the guest's files.
+//! - The rest: nobody locks memory, uses POSIX queues or goes before the host's own processes.
 //!
 //! A limit that is already lower here stays: raising one takes CAP_SYS_RESOURCE.
 

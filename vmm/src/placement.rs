@@ -1,8 +1,10 @@
-//! Where the host puts the processes of a VM: which cgroup they are in, and what the OOM killer makes of them.
+//! Where the host puts the processes of a VM: which cgroup they are in, and what the OOM killer
+//! makes of them.
 //!
-//! A child is born there or joins between fork and exec, so nothing that it executes runs outside; its own children are born inside.
-//! Moving a whole process by `cgroup.procs` waits for an RCU grace period: 8 to 22 ms for the nine hierarchies of version 1, 14 ms for one of
-//! version 2. Moving the caller's one thread by `tasks` takes 0.6 ms, and being born there nothing.
+//! A child is born there or joins between fork and exec, so nothing that it executes runs outside;
+//! its own children are born inside. Moving a whole process by `cgroup.procs` waits for an RCU
+//! grace period: 8 to 22 ms for the nine hierarchies of version 1, 14 ms for one of version 2.
+//! Moving the caller's one thread by `tasks` takes 0.6 ms, and being born there nothing.
 
 use std::{
     fs::{self, File},
@@ -55,8 +57,8 @@ impl Opened {
         Ok(opened)
     }
 
-    /// Moves the calling process there, which was born in `folder` and has one thread. Only for a child between fork and exec, while it has the
-    /// parent's rights and root.
+    /// Moves the calling process there, which was born in `folder` and has one thread. Only for a
+    /// child between fork and exec, while it has the parent's rights and root.
     ///
     /// A score below what the caller may set is left as it is; see [`note_oom_score_adj`].
     pub(crate) fn enter(&self) -> std::result::Result<(), Step> {
@@ -133,7 +135,8 @@ mod tests {
     use super::*;
     use crate::process::{Child, Confinement, Program};
 
-    /// A cgroup of the test's own, in the hierarchy that is mounted at `mount`. `None`, after saying so, where there is none.
+    /// A cgroup of the test's own, in the hierarchy that is mounted at `mount`. `None`, after
+    /// saying so, where there is none.
     struct Cgroup(std::path::PathBuf);
 
     impl Cgroup {

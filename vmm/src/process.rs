@@ -86,7 +86,8 @@ impl Child {
         self.pid
     }
 
-    /// Gives the process and its descendants another score, see [`crate::Placement::oom_score_adj`].
+    /// Gives the process and its descendants another score, see
+    /// [`crate::Placement::oom_score_adj`].
     pub(crate) fn set_oom_score_adj(&self, score: i32) {
         // Once it has ended, its number may be another's.
         if self.ended.borrow().is_none() {

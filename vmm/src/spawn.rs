@@ -1,4 +1,5 @@
-//! What happens from fork to exec: a child becomes a [`Program`], in its place and confined, or says which step failed.
+//! What happens from fork to exec: a child becomes a [`Program`], in its place and confined, or
+//! says which step failed.
 //!
 //! The child of a process with threads can't allocate, so everything is prepared before.
 
@@ -37,7 +38,8 @@ pub(crate) struct Program {
     pub path: PathBuf,
     /// Without the program's name.
     pub arguments: Vec<String>,
-    /// These become [`FIRST_DESCRIPTOR`] and up; the child has no others, besides a log as its stdout and stderr.
+    /// These become [`FIRST_DESCRIPTOR`] and up; the child has no others, besides a log as its
+    /// stdout and stderr.
     pub descriptors: Vec<OwnedFd>,
     pub confinement: Confinement,
     pub placement: Placement,
@@ -66,8 +68,9 @@ impl Confinement {
         }
     }
 
-    /// The namespaces that the child is born in. As the first of its pid namespace it can't see another process, and takes its own with it
-    /// when it ends. A test's would not get its SIGTERM there.
+    /// The namespaces that the child is born in. As the first of its pid namespace it can't see
+    /// another process, and takes its own with it when it ends. A test's would not get its SIGTERM
+    /// there.
     fn namespaces(&self) -> libc::c_int {
         match self {
             Confinement::Jail(_) | Confinement::Itself { .. } => libc::CLONE_NEWPID,
@@ -86,7 +89,8 @@ struct Prepared {
     placement: Opened,
 }
 
-/// How many descriptors come last that the program does not get: a pidfd of the parent and the error pipe.
+/// How many descriptors come last that the program does not get: a pidfd of the parent and the
+/// error pipe.
 const CHILDS_OWN: usize = 2;
 
 /// Forks a child that becomes `program`. Only for a thread that lives as long as this process.
@@ -143,7 +147,8 @@ pub(crate) fn fork(program: Program, log: OwnedFd) -> Result<Forked> {
     }
 }
 
-/// fork(2) into further namespaces and a cgroup of version 2. None in the child, which must not allocate; the parent gets its pid and pidfd.
+/// fork(2) into further namespaces and a cgroup of version 2. None in the child, which must not
+/// allocate; the parent gets its pid and pidfd.
 unsafe fn clone(
     namespaces: libc::c_int,
     cgroup: Option<&File>,
@@ -158,7 +163,8 @@ unsafe fn clone(
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM and a stack it returns twice, as fork does; the kernel writes a descriptor.
+    // SAFETY: without CLONE_VM and a stack it returns twice, as fork does; the kernel writes a
+    // descriptor.
     let pid = unsafe {
         libc::syscall(
             libc::SYS_clone3,
@@ -291,7 +297,8 @@ fn try_run_child(
     errors: &mut RawFd,
 ) -> std::result::Result<std::convert::Infallible, Step> {
     prepared.placement.enter()?;
-    // SAFETY: an empty signal set on the stack; SIGPIPE is ignored by Rust's runtime, and that would be inherited.
+    // SAFETY: an empty signal set on the stack; SIGPIPE is ignored by Rust's runtime, and that
+    // would be inherited.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
@@ -310,7 +317,8 @@ fn try_run_child(
             check("join the user namespace", unsafe {
                 libc::setns(user_namespace.as_raw_fd(), libc::CLONE_NEWUSER)
             })?;
-            // SAFETY: numbers and an empty list. Raw system calls, as libc's wrappers are for all threads of the parent.
+            // SAFETY: numbers and an empty list. Raw system calls, as libc's wrappers are for all
+            // threads of the parent.
             unsafe {
                 check("setgroups", libc::syscall(libc::SYS_setgroups, 0, 0) as i32)?;
                 check(
@@ -338,7 +346,8 @@ fn try_run_child(
     check("parent-death signal", unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, program.confinement.end_signal())
     })?;
-    // It may have died before. Its number says nothing: in a pid namespace of its own a child's parent is 0.
+    // It may have died before. Its number says nothing: in a pid namespace of its own a child's
+    // parent is 0.
     let mut death = libc::pollfd {
         fd: parent,
         events: libc::POLLIN,
@@ -362,7 +371,8 @@ fn try_run_child(
     Err(("exec", io::Error::last_os_error()))
 }
 
-/// Moves the descriptors to 0, 1, 2, 3, …; [`CHILDS_OWN`] and all others close on exec. Returns the pidfd of the parent.
+/// Moves the descriptors to 0, 1, 2, 3, …; [`CHILDS_OWN`] and all others close on exec. Returns the
+/// pidfd of the parent.
 fn place_descriptors(
     descriptors: &mut [RawFd],
     errors: &mut RawFd,

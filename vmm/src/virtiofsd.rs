@@ -45,8 +45,8 @@ pub(crate) async fn start(
         "--seccomp=kill".to_owned(),
         // Handles need CAP_DAC_READ_SEARCH, with which any file of the filesystem can be opened.
         "--inode-file-handles=never".to_owned(),
-        // A guest's device nodes are no business of the host's filesystem; in the user namespace it would have no effect anyway.
-        // Overlayfs's whiteouts need no capability.
+        // A guest's device nodes are no business of the host's filesystem; in the user namespace it
+        // would have no effect anyway. Overlayfs's whiteouts need no capability.
         "--modcaps=-mknod".to_owned(),
         "--xattr".to_owned(),
         // Root of a guest may have trusted attributes, as an overlay over a volume needs them. The host's own take a capability.
@@ -74,7 +74,8 @@ pub(crate) async fn start(
     Ok((child, connection))
 }
 
-/// A listening socket and a connection that waits in its queue. `socket_dir` is ours alone; the socket in it is gone when this returns.
+/// A listening socket and a connection that waits in its queue. `socket_dir` is ours alone; the
+/// socket in it is gone when this returns.
 fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     let failed = |e| Error::Io("make a vhost-user socket", e);
     let dir = File::open(socket_dir).map_err(failed)?;

@@ -133,7 +133,8 @@ async fn vm_that_can_t_start_says_why() {
     assert_eq!(qemu.to_string(), "find QEMU /no/qemu");
 }
 
-/// The sysctl is a user namespace's own, so this test makes one in which there can be no other, and runs the next one there.
+/// The sysctl is a user namespace's own, so this test makes one in which there can be no other, and
+/// runs the next one there.
 #[test]
 fn vm_does_not_start_where_there_is_no_user_namespace_for_virtiofsd() {
     let program = std::env::current_exe().unwrap();

@@ -1,12 +1,14 @@
-//! The system calls of QEMU. Its own filter (`-sandbox`) denies some and allows the rest; this one is below it, from before QEMU executes.
+//! The system calls of QEMU. Its own filter (`-sandbox`) denies some and allows the rest; this one
+//! is below it, from before QEMU executes.
 
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
 use crate::filter::{allow, Rule};
 
-/// What QEMU called under strace, emulating: boot, each device plugged in and out, cpus and memory resized, the end. Beside it what it
-/// calls by its source with KVM and with vhost (eventfds, signals to vCPUs, memory that is given back), and what glibc and musl of other versions
-/// call in its place. `execve` is for its own start; QEMU's own filter takes it away. `io_uring` is left
+/// What QEMU called under strace, emulating: boot, each device plugged in and out, cpus and memory
+/// resized, the end. Beside it what it calls by its source with KVM and with vhost (eventfds,
+/// signals to vCPUs, memory that is given back), and what glibc and musl of other versions call in
+/// its place. `execve` is for its own start; QEMU's own filter takes it away. `io_uring` is left
 /// out, in which many holes of kernels were; QEMU polls then.
 const ALLOWED: &[libc::c_long] = &[
     // Files: those of its root, and what it gets by QMP. None is made, see `RULES`.
@@ -63,7 +65,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
-    // Events and connections. It opens none of its own: monitor, console and the daemons' are given to it.
+    // Events and connections. It opens none of its own: monitor, console and the daemons' are given
+    // to it.
     libc::SYS_accept4,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -145,12 +148,14 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_uname,
 ];
 
-/// The byte of an ioctl's number that says whose it is (kernel, userspace-api/ioctl/ioctl-number.rst).
+/// The byte of an ioctl's number that says whose it is (kernel,
+/// userspace-api/ioctl/ioctl-number.rst).
 const KIND: u64 = 0xff00;
 const KVM: u64 = 0xae00;
 const VHOST: u64 = 0xaf00;
 
-/// The rest of the ioctls: any process', and those of taps (linux/if_tun.h) and block devices (linux/fs.h) that QEMU calls for what it is given.
+/// The rest of the ioctls: any process', and those of taps (linux/if_tun.h) and block devices
+/// (linux/fs.h) that QEMU calls for what it is given.
 const IOCTLS: [u64; 25] = [
     0x5401,      // TCGETS, by which glibc knows a terminal
     0x541b,      // FIONREAD

@@ -67,7 +67,8 @@ pub(crate) enum VsockDevice {
     Kernel(OwnedFd, u32),
 }
 
-/// Starts a control channel: the kernel's where it has one, else a daemon in a directory of its own below the VM's.
+/// Starts a control channel: the kernel's where it has one, else a daemon in a directory of its own
+/// below the VM's.
 pub(crate) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
     match kernel::reserve() {
         Ok((device, cid)) => Ok(Vsock {
