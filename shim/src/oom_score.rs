@@ -32,8 +32,11 @@ impl Class {
     pub fn of(cgroup: &Path) -> Self {
         let mut names = cgroup.components().map(|part| {
             let name = part.as_os_str().to_string_lossy().into_owned();
-            let slice = name.strip_suffix(".slice").unwrap_or(&name);
-            slice.rsplit('-').next().unwrap_or(slice).to_owned()
+            // The name of a slice has those of the slices above it (systemd.slice(5)).
+            match name.strip_suffix(".slice") {
+                Some(slice) => slice.rsplit('-').next().unwrap_or(slice).to_owned(),
+                None => name,
+            }
         });
         if !names.any(|name| name == "kubepods") {
             return Self::Other;
