@@ -205,3 +205,45 @@ pub(super) fn filter() -> Result<BpfProgram, BackendError> {
     rules.extend(IOCTLS.map(|number| (libc::SYS_ioctl, 1, SeccompCmpOp::Eq, number)));
     allow(ALLOWED, &rules)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_that_is_not_listed_fails_and_kills_nobody() {
+        let filter = filter().unwrap();
+        let is_refused = |result: libc::c_long| {
+            let errno = std::io::Error::last_os_error().raw_os_error();
+            result == -1 && errno == Some(libc::ENOSYS)
+        };
+        // SAFETY: the child makes system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: numbers and NUL-terminated paths.
+            unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+                let mut wrong = i32::from(seccompiler::apply_filter(&filter).is_err());
+                let path = c"/dev/null".as_ptr();
+                wrong |= i32::from(libc::open(path, libc::O_RDONLY) < 0) << 1;
+                let create = libc::O_WRONLY | libc::O_CREAT;
+                let refused = [
+                    is_refused(libc::open(path, create, 0o600).into()),
+                    is_refused(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0).into()),
+                    is_refused(libc::ioctl(0, libc::TIOCSTI, path).into()),
+                    is_refused(libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0)),
+                    is_refused(libc::unshare(libc::CLONE_NEWUSER).into()),
+                    is_refused(libc::syscall(libc::SYS_io_uring_setup, 1, 0)),
+                ];
+                for (number, refused) in refused.into_iter().enumerate() {
+                    wrong |= i32::from(!refused) << (number + 2);
+                }
+                libc::_exit(wrong)
+            }
+        }
+        let mut status = 0;
+        // SAFETY: our child.
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        assert_eq!(status, 0, "bits of what went wrong: {:#b}", status >> 8);
+    }
+}
