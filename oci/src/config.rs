@@ -37,7 +37,8 @@ pub struct Hypervisor {
     pub qemu: PathBuf,
     pub virtiofsd: PathBuf,
     pub vsock_daemon: PathBuf,
-    /// `auto` boots a probe VM once per node to see whether KVM works.
+    /// `auto` boots a probe VM once per node to see whether KVM works, and falls back to emulation,
+    /// which is no security boundary; `kvm` never does.
     pub accelerator: Accelerator,
     /// Each VM runs under a user of its own out of `uid_base .. uid_base + uid_count`, which nobody else may use.
     pub uid_base: u32,

@@ -24,6 +24,10 @@ use crate::{
     state::PodDir,
 };
 
+/// What is to be known of a node without KVM.
+pub const EMULATION: &str =
+    "which is no security boundary (QEMU, docs/system/security.rst, Non-virtualization Use Case)";
+
 /// The memory of a probe VM, in bytes.
 const PROBE_MEMORY: u64 = 256 << 20;
 
@@ -103,9 +107,17 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
         max_memory: PROBE_MEMORY,
         accelerator: Accelerator::Kvm,
         credentials: dir.credentials,
+        placement: dir.placement.clone(),
     };
     let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
-    log::info!(accelerator:? = result.accelerator; "probed: {}", result.reason);
+    match result.accelerator {
+        Accelerator::Kvm => log::info!("probed: {}", result.reason),
+        // Once a node: from here on it is remembered.
+        Accelerator::Tcg => log::warn!(
+            "the VMs of this node are emulated, {EMULATION}: {}",
+            result.reason
+        ),
+    }
     let remember = Remembered {
         key: key(config),
         result: result.clone(),

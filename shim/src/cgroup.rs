@@ -3,14 +3,18 @@
 //! The path is the spec's `linux.cgroupsPath`, in one of the two forms that containerd writes (runc, docs/systemd.md):
 //! a path below the cgroup mounts, or `SLICE:PREFIX:NAME` for systemd's layout.
 
-use std::path::{Component, Path, PathBuf};
-
-use cgroups_rs::{
-    fs::{hierarchies::auto, Cgroup},
-    CgroupPid,
+use std::{
+    collections::BTreeSet,
+    path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use crate::error::{Error, Result};
+use cgroups_rs::fs::{hierarchies::auto, Cgroup};
+
+use crate::{
+    error::{Error, Result},
+    oom_score::Class,
+};
 
 /// Makes the cgroup; what is there is used.
 pub fn create(path: &Path) -> Result<()> {
@@ -19,18 +23,40 @@ pub fn create(path: &Path) -> Result<()> {
         .map_err(|source| failed("create", path, source))
 }
 
-/// Moves processes into it.
-pub fn add(path: &Path, pids: impl IntoIterator<Item = u32>) -> Result<()> {
-    let cgroup = Cgroup::load(auto(), relative(path)?);
-    pids.into_iter().try_for_each(|pid| {
-        cgroup
-            .add_task_by_tgid(CgroupPid::from(u64::from(pid)))
-            .map_err(|source| failed("add a process to", path, source))
-    })
+/// Its folders: one, or with version 1 one in each hierarchy. They are there once it is made.
+pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
+    let inside = relative(path)?;
+    let hierarchies = auto();
+    if hierarchies.v2() {
+        return Ok(vec![hierarchies.root().join(inside)]);
+    }
+    let cgroup = Cgroup::load(hierarchies, inside);
+    let controllers = cgroup.subsystems().iter();
+    // Controllers that are mounted together have the same.
+    let folders: BTreeSet<_> = controllers
+        .map(|controller| controller.to_controller().path().to_owned())
+        .collect();
+    Ok(folders.into_iter().collect())
 }
 
-/// Removes it, once its processes have ended. One that is not there is a success.
+/// The quality of service that it says of its pod.
+pub fn class(path: &Path) -> Result<Class> {
+    Ok(Class::of(&relative(path)?))
+}
+
+/// Removes it, once its processes have ended: those of a shim that was killed a moment ago may
+/// still be on their way. One that is not there is a success.
 pub fn remove(path: &Path) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let folders = folders(path)?;
+    let is_empty = |folder: &PathBuf| {
+        let processes = std::fs::read_to_string(folder.join("cgroup.procs"));
+        processes.unwrap_or_default().is_empty()
+    };
+    let started = Instant::now();
+    while !folders.iter().all(is_empty) && started.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let cgroup = Cgroup::load(auto(), relative(path)?);
     if !cgroup.exists() {
         return Ok(());

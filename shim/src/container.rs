@@ -49,6 +49,8 @@ pub struct Container {
     pub is_task: bool,
     /// Which the VM has to have room for.
     limits: Mutex<Limits>,
+    /// Its `process.oomScoreAdj`, 0 where it has none.
+    pub oom_score_adj: i32,
     /// What each further process of it gets.
     pub grants: Grants,
     /// Its name in the pod, where CRI says one.
@@ -78,6 +80,7 @@ impl Container {
             guest_pid: Some(guest_pid),
             is_task: true,
             limits: Mutex::new(limits),
+            oom_score_adj: 0,
             grants,
             name: None,
             skills: Vec::new(),

@@ -23,6 +23,7 @@ mod launch;
 mod log_uri;
 mod machine;
 pub mod network;
+mod oom_score;
 pub mod pod;
 pub mod process;
 mod sandbox;

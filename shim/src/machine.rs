@@ -20,6 +20,7 @@ use crate::{
     config,
     error::{Error, Result},
     network::Network,
+    oom_score::{self, Class},
     share::{self, Share},
     state::PodDir,
     vm::VmHandle,
@@ -50,6 +51,8 @@ pub struct LateDisk {
 /// The VM of a pod.
 pub struct Machine {
     pub vm: VmHandle,
+    /// The pod's quality of service.
+    class: Class,
     pub share: Share,
     /// Of the VMM, on the host: what containerd is told as the pid of the pod's tasks.
     pub pid: u32,
@@ -94,6 +97,7 @@ impl Machine {
             memory,
             max_memory: memory.max(config.vm.max_memory_mib.min(host_memory_mib()) << 20),
             credentials: dir.credentials,
+            placement: dir.placement.clone(),
         };
         let vm = vmm.boot(spec).await.map_err(|source| {
             let node_mib = host_memory_mib();
@@ -107,9 +111,11 @@ impl Machine {
             }
         });
         let vm = VmHandle::new(vm?);
+        let class = dir.class;
         let pids = vm.pids().await?;
         let machine = Self {
             vm,
+            class,
             pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
             modules: Mutex::new(modules),
             plugged: Mutex::default(),
@@ -390,6 +396,14 @@ impl Machine {
             .take();
         // Unmounting and waiting for processes blocks; a panic there is logged by the runtime.
         drop(tokio::task::spawn_blocking(move || drop(dir)).await);
+    }
+
+    /// Gives the VM's processes the score of a pod with these of its containers.
+    pub async fn set_oom_score_adj(&self, containers: &[i32]) {
+        let score = oom_score::of_vm(self.class, containers);
+        if let Err(error) = self.vm.set_oom_score_adj(score).await {
+            log::debug!("set oom_score_adj: {}", error.chain());
+        }
     }
 
     /// Notes the VM's processes in the state folder.

@@ -26,7 +26,7 @@ use std::{
 };
 
 use caisson_oci::NodeConfig;
-use caisson_vmm::Credentials;
+use caisson_vmm::{Credentials, Placement};
 use nix::{
     sys::signal::{kill, Signal},
     unistd::{chown, Gid, Pid, Uid},
@@ -36,6 +36,7 @@ use crate::{
     cgroup,
     error::{Error, Result},
     folder::{make_private, Folder},
+    oom_score::{self, Class},
 };
 
 const USERS: &str = ".users";
@@ -48,6 +49,10 @@ pub struct PodDir {
     path: PathBuf,
     /// Whom the pod's VM runs as; nobody else on this host does.
     pub credentials: Credentials,
+    /// Where its processes go. No cgroup before [`Self::use_cgroup`].
+    pub placement: Placement,
+    /// The pod's quality of service.
+    pub class: Class,
     cgroup: Option<PathBuf>,
 }
 
@@ -76,6 +81,8 @@ impl PodDir {
             id: id.to_owned(),
             path,
             credentials: Credentials { uid: 0, gid: 0 },
+            placement: Placement::default(),
+            class: Class::Other,
             cgroup: None,
         };
         dir.write("shim.pid", &process_line(std::process::id(), ""))?;
@@ -112,6 +119,9 @@ impl PodDir {
     pub fn use_cgroup(&mut self, path: &Path) -> Result<()> {
         self.write("cgroup", &path.to_string_lossy())?;
         cgroup::create(path)?;
+        self.class = cgroup::class(path)?;
+        self.placement.cgroups = cgroup::folders(path)?;
+        self.placement.oom_score_adj = oom_score::of_vm(self.class, &[]);
         self.cgroup = Some(path.to_owned());
         Ok(())
     }
@@ -121,11 +131,8 @@ impl PodDir {
         self.cgroup.as_deref().is_some_and(cgroup::out_of_memory)
     }
 
-    /// Moves the processes of the VM into its cgroup and notes them, for whoever has to clean up after this one.
+    /// Notes the processes of the VM, for whoever has to clean up after this one.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
-        if let Some(path) = &self.cgroup {
-            cgroup::add(path, pids.iter().map(|(_, pid)| *pid))?;
-        }
         let lines: Vec<_> = pids
             .iter()
             .map(|(role, pid)| process_line(*pid, role))

@@ -23,6 +23,7 @@ enum Request {
     Attach(Device, oneshot::Sender<caisson_vmm::Result<DeviceId>>),
     Detach(DeviceId, oneshot::Sender<caisson_vmm::Result<()>>),
     Connect(u32, Duration, oneshot::Sender<caisson_vmm::Connecting>),
+    OomScoreAdj(i32, oneshot::Sender<()>),
     Pids(oneshot::Sender<Vec<(String, u32)>>),
     Stop(oneshot::Sender<caisson_vmm::Result<()>>),
 }
@@ -61,6 +62,11 @@ impl VmHandle {
             connected = connecting => Ok(connected?),
             reason = ended.ended() => Err(Error::VmEnded(describe(&reason))),
         }
+    }
+
+    /// Gives the VM's processes another score, see [`Vm::set_oom_score_adj`].
+    pub async fn set_oom_score_adj(&self, score: i32) -> Result<()> {
+        self.ask(|reply| Request::OomScoreAdj(score, reply)).await
     }
 
     /// The VM's host processes, by role.
@@ -108,6 +114,10 @@ async fn drive(mut vm: Box<dyn Vm>, mut queue: mpsc::Receiver<Request>) {
             Request::Attach(device, reply) => drop(reply.send(vm.attach(device).await)),
             Request::Detach(id, reply) => drop(reply.send(vm.detach(id).await)),
             Request::Connect(port, within, reply) => drop(reply.send(vm.connect(port, within))),
+            Request::OomScoreAdj(score, reply) => {
+                vm.set_oom_score_adj(score);
+                let _ = reply.send(());
+            }
             Request::Pids(reply) => drop(reply.send(vm.pids())),
             Request::Stop(reply) => drop(reply.send(vm.stop().await)),
         }

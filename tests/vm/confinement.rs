@@ -209,6 +209,142 @@ fn path_with_comma_equals_and_newline_is_a_path_only() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn every_process_of_the_vm_is_in_its_cgroup() -> Result<()> {
+    let container = with_home()?;
+    for (role, pid) in family(&container)? {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        // Number, controllers, path. A bare hierarchy of version 2 beside those of version 1 has no
+        // controllers, and nobody uses it.
+        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.splitn(3, ':').collect()).collect();
+        let used = lines
+            .iter()
+            .filter(|line| lines.len() == 1 || line[0] != "0");
+        for line in used {
+            assert!(line[2].ends_with(container.id()), "{role}: {line:?}");
+        }
+    }
+    Ok(())
+}
+
+/// containerd's shim is at 1 here, and would be at -998 under systemd.
+#[test]
+fn every_process_of_the_vm_has_the_oom_score_of_its_container() -> Result<()> {
+    let container = with_home()?;
+    for (role, pid) in family(&container)? {
+        let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        assert_eq!(score.trim(), "0", "{role}");
+    }
+    Ok(())
+}
+
+#[rstest]
+#[case::core("Max core file size", 0, 0, 0)]
+#[case::files("Max open files", 16_384, 16_384, 1_000_000)]
+#[case::threads("Max processes", 512, 512, 512)]
+#[case::file_size("Max file size", u64::MAX, 0, u64::MAX)]
+#[case::locked("Max locked memory", 0, 0, 0)]
+#[case::queues("Max msgqueue size", 0, 0, 0)]
+#[case::priority("Max realtime priority", 0, 0, 0)]
+#[case::nice("Max nice priority", 0, 0, 0)]
+fn every_process_of_the_vm_has_its_limit(
+    #[case] name: &str,
+    #[case] qemu: u64,
+    #[case] vsock: u64,
+    #[case] virtiofsd: u64,
+) -> Result<()> {
+    let container = with_home()?;
+    let own = limit(std::process::id(), name)?;
+    for (role, pid) in family(&container)? {
+        let wanted = match role.as_str() {
+            "qemu" => qemu,
+            "vsock" => vsock,
+            _ => virtiofsd,
+        };
+        // A shim that may raises its own for the daemons of shared folders.
+        let is = limit(pid, name)?;
+        assert!((wanted.min(own)..=wanted).contains(&is), "{role}: {is}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_process_of_the_vm_has_a_pid_namespace_of_its_own() -> Result<()> {
+    let container = with_home()?;
+    let mut seen = BTreeSet::from([proc::namespace(std::process::id(), "pid")]);
+    for (role, pid) in family(&container)? {
+        assert!(seen.insert(proc::namespace(pid, "pid")), "{role}");
+        let status = proc::status(pid)?;
+        let numbers = status.get("NSpid").context("NSpid")?;
+        assert!(numbers.ends_with("\t1"), "{role} is {numbers:?}");
+        assert!(
+            !fs::exists(format!("/proc/{pid}/root/proc/1"))?,
+            "{role} sees processes"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_process_of_the_vm_gains_no_rights() -> Result<()> {
+    let container = with_home()?;
+    for (role, pid) in family(&container)? {
+        let status = proc::status(pid)?;
+        assert_eq!(
+            status.get("NoNewPrivs").map(String::as_str),
+            Some("1"),
+            "{role}"
+        );
+    }
+    Ok(())
+}
+
+/// QEMU's own only denies; the list of what is allowed is another.
+#[test]
+fn qemu_has_a_filter_below_its_own() -> Result<()> {
+    let container = running()?;
+    let status = proc::status(container.vm_process("qemu")?)?;
+    let filters = status.get("Seccomp_filters").context("Seccomp_filters")?;
+    assert!(filters.parse::<u32>()? >= 2, "{filters}");
+    Ok(())
+}
+
+/// The processes of a VM and their descendants, by role.
+fn family(container: &Container) -> Result<Vec<(String, u32)>> {
+    let mut family = Vec::new();
+    for (role, pid) in container.vm_processes()? {
+        let children = proc::descendants(pid);
+        family.push((role.clone(), pid));
+        family.extend(children.into_iter().map(|pid| (role.clone(), pid)));
+    }
+    Ok(family)
+}
+
+/// The soft limit of a process, which has to be the hard one too.
+fn limit(pid: u32, name: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let mut values = line.context("no such limit")?.split_whitespace();
+    let mut value = || match values.next() {
+        Some("unlimited") => Ok(u64::MAX),
+        value => anyhow::Ok(value.context("no value")?.parse()?),
+    };
+    let (soft, hard) = (value()?, value()?);
+    if pid != std::process::id() {
+        assert_eq!(soft, hard, "{name} can be raised");
+    }
+    Ok(hard)
+}
+
+/// A home comes with a daemon that is started when the VM runs.
+fn with_home() -> Result<Container<'static>> {
+    Node::shared()
+        .container("busybox")
+        .annotation("caisson.dev/home", "ephemeral")
+        .args(["sleep", "1000"])
+        .start()
+}
+
 fn running() -> Result<Container<'static>> {
     Node::shared()
         .container("busybox")

@@ -24,6 +24,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The host allows no user namespace, outside of which virtiofsd would have capabilities over
+    /// the host's files.
+    #[error("make a user namespace for virtiofsd, which must not have rights over the host's files: allow some by `sysctl user.max_user_namespaces` (on a kernel with CONFIG_USER_NS)")]
+    UserNamespace(#[source] io::Error),
     /// A process of the VM ended while it was needed. Not enough memory for the VM ends QEMU this way.
     #[error("{role} ended: {how}")]
     ProcessDied {

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    limits::Limits,
     process::{Child, Confinement, Program},
     Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec, Vmm,
 };
@@ -61,6 +62,8 @@ impl Vmm for FakeVmm {
             arguments: vec!["--fake".to_owned(), spec.dir.to_string_lossy().into_owned()],
             descriptors: Vec::new(),
             confinement: Confinement::None,
+            placement: spec.placement.clone(),
+            limits: Limits::default(),
         })
         .await?;
         let (sender, ended) = watch::channel(None);
@@ -247,6 +250,10 @@ impl Vm for FakeVm {
         let stopped = self.agent.stop().await;
         self.attached.clear();
         stopped
+    }
+
+    fn set_oom_score_adj(&mut self, score: i32) {
+        self.agent.set_oom_score_adj(score);
     }
 
     fn pids(&self) -> Vec<(String, u32)> {

@@ -1,15 +1,16 @@
-//! Confinement of QEMU and the vsock daemon: what a child does between fork and exec to lose everything that it
-//! does not need. Used by [`crate::process`].
+//! Confinement of QEMU and the vsock daemon: what a child does between fork and exec to lose
+//! everything that it does not need. Used by [`crate::spawn`], which puts it into its cgroup and a
+//! pid namespace of its own before.
 //!
 //! ```text
 //!   new mount, network, IPC and UTS namespaces
-//!   -> an empty read-only tmpfs as root, with the entries of Jail::root
+//!   -> an empty read-only tmpfs as root, with the entries of Jail::root, and no /proc
 //!   -> no capability, no group, the VM's own uid and gid, no new privileges
-//!   -> the seccomp filter, where the program has none of its own
+//!   -> the seccomp filter
 //! ```
 //!
-//! Everything here up to [`Jail::enter`] runs in the parent and may allocate; `enter` runs in the forked child of
-//! a process with threads, so it makes system calls on prepared data only.
+//! Everything here up to [`Jail::enter`] runs in the parent and may allocate; `enter` runs in the
+//! forked child of a process with threads, so it makes system calls on prepared data only.
 
 use std::{
     ffi::{CStr, CString},
@@ -145,7 +146,8 @@ impl Jail {
         Ok(Path::new("/program").join(name))
     }
 
-    /// Installs a seccomp filter last. It must allow what is left to do: `prctl`, `getppid`, `execve`, `write`, `exit`.
+    /// Installs a seccomp filter last. It must allow what is left to do: `prctl`, `poll`, `execve`,
+    /// `write`, `exit`.
     pub(crate) fn seccomp(&mut self, filter: BpfProgram) {
         self.seccomp = Some(filter);
     }

@@ -16,10 +16,14 @@
 mod device;
 mod error;
 pub mod fake;
+mod filter;
 mod jail;
+mod limits;
 mod log_lines;
+mod placement;
 mod process;
 pub mod qemu;
+mod spawn;
 mod spec;
 pub mod user_namespace;
 mod virtiofsd;
@@ -27,7 +31,7 @@ mod vsock;
 
 pub use device::{Device, DeviceId};
 pub use error::{Error, Result};
-pub use spec::{Accelerator, Credentials, Guest, VmSpec};
+pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
 pub use virtiofsd::max_inodes;
 pub use vsock::READY_PORT;
 
@@ -64,6 +68,9 @@ pub trait Vm: Send {
 
     /// Ends the VM and its daemons at once and waits until they are gone. Idempotent.
     async fn stop(&mut self) -> Result<()>;
+
+    /// Gives the VM's processes, those to come too, another [`Placement::oom_score_adj`].
+    fn set_oom_score_adj(&mut self, score: i32);
 
     /// The host processes of this VM, by role, the VMM's own first: `qemu`, `vsock`, `virtiofsd-<tag>`.
     fn pids(&self) -> Vec<(String, u32)>;

@@ -23,6 +23,19 @@ pub struct VmSpec {
     pub accelerator: Accelerator,
     /// Whom the VMM and the unprivileged daemons run as.
     pub credentials: Credentials,
+    /// Where the host puts the VM's processes.
+    pub placement: Placement,
+}
+
+/// Where the host puts the processes of a VM and their children, from before they execute anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The folders of the pod's cgroup: one, or with version 1 one in each hierarchy. They must
+    /// exist.
+    pub cgroups: Vec<PathBuf>,
+    /// How soon the OOM killer takes them (proc(5), `/proc/<pid>/oom_score_adj`). Where this
+    /// process lacks CAP_SYS_RESOURCE it can't be below its own; that is logged, not refused.
+    pub oom_score_adj: i32,
 }
 
 /// The guest image.

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Makes a namespace in which every id is the host's own. Fails where the host allows none (`user.max_user_namespaces`).
-pub(crate) fn identity() -> io::Result<OwnedFd> {
+pub fn identity() -> io::Result<OwnedFd> {
     with_maps(&own_map("uid_map")?, &own_map("gid_map")?)
 }
 

@@ -11,20 +11,21 @@ use std::{
 };
 
 use crate::{
+    limits::Limits,
     process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
-    Error, Result,
+    Error, Result, VmSpec,
 };
 
 /// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user connection.
 ///
-/// `socket_dir` is ours alone; the socket in it is gone when this returns.
+/// It is root of `user_namespace`, and so nothing over the host.
 pub(crate) async fn start(
     virtiofsd: &Path,
-    socket_dir: &Path,
+    vm: &VmSpec,
     tag: &str,
     shared: &Path,
     read_only: bool,
-    user_namespace: Option<Arc<OwnedFd>>,
+    user_namespace: Arc<OwnedFd>,
 ) -> Result<(Child, OwnedFd)> {
     let cwd = File::options()
         .read(true)
@@ -35,7 +36,7 @@ pub(crate) async fn start(
             path: shared.to_owned(),
             source,
         })?;
-    let (listener, connection) = connected_pair(socket_dir)?;
+    let (listener, connection) = connected_pair(&vm.dir)?;
     let mut arguments = vec![
         format!("--fd={FIRST_DESCRIPTOR}"),
         // The working directory: no path reaches the daemon, and it can't be exchanged meanwhile.
@@ -44,8 +45,8 @@ pub(crate) async fn start(
         "--seccomp=kill".to_owned(),
         // Handles need CAP_DAC_READ_SEARCH, with which any file of the filesystem can be opened.
         "--inode-file-handles=never".to_owned(),
-        // A guest's device nodes are no business of the host's filesystem; in the user namespace it has no effect anyway.
-        // Overlayfs's whiteouts need no capability.
+        // A guest's device nodes are no business of the host's filesystem; in the user namespace it
+        // would have no effect anyway. Overlayfs's whiteouts need no capability.
         "--modcaps=-mknod".to_owned(),
         "--xattr".to_owned(),
         // Root of a guest may have trusted attributes, as an overlay over a volume needs them. The host's own take a capability.
@@ -66,12 +67,15 @@ pub(crate) async fn start(
             cwd: cwd.into(),
             user_namespace,
         },
+        placement: vm.placement.clone(),
+        limits: Limits::virtiofsd(max_inodes()),
     })
     .await?;
     Ok((child, connection))
 }
 
-/// A listening socket and a connection that waits in its queue.
+/// A listening socket and a connection that waits in its queue. `socket_dir` is ours alone; the
+/// socket in it is gone when this returns.
 fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     let failed = |e| Error::Io("make a vhost-user socket", e);
     let dir = File::open(socket_dir).map_err(failed)?;

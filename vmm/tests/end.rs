@@ -132,3 +132,33 @@ async fn vm_that_can_t_start_says_why() {
     let qemu = error(&missing, &|_| {}).await;
     assert_eq!(qemu.to_string(), "find QEMU /no/qemu");
 }
+
+/// The sysctl is a user namespace's own, so this test makes one in which there can be no other, and
+/// runs the next one there.
+#[test]
+fn vm_does_not_start_where_there_is_no_user_namespace_for_virtiofsd() {
+    let program = std::env::current_exe().unwrap();
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" --ignored --exact boots_without";
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "sh", "-c", script])
+        .arg(program)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+#[ignore = "run by the test before"]
+async fn boots_without() {
+    let Some(fixture) = Fixture::with_agent() else {
+        return;
+    };
+    let error = fixture.vmm().boot(fixture.spec()).await.err().unwrap();
+    assert!(matches!(error, Error::UserNamespace(_)), "{error:?}");
+    let todo = "sysctl user.max_user_namespaces";
+    assert!(error.to_string().contains(todo), "{error}");
+}

@@ -29,6 +29,7 @@ use crate::{
     container::{Container, PodsHome, Wishes},
     error::{Error, Result},
     machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
+    oom_score,
     process::Process,
     share::Share,
     stand_in::StandIn,
@@ -82,6 +83,7 @@ impl Pod {
             }
         };
         let container = self.admit(&request.id, container);
+        self.score(&machine).await;
         self.events.send(TaskCreate {
             container_id: request.id,
             bundle: request.bundle.display().to_string(),
@@ -130,8 +132,9 @@ impl Pod {
         let linux = wishes.spec.linux().as_ref();
         let cgroup = linux.and_then(|linux| linux.cgroups_path().clone());
         let network = wishes.network();
-        let (dir, share) = self.folder(cgroup.as_deref())?;
+        let (mut dir, share) = self.folder(cgroup.as_deref())?;
         let mut prepared = self.prepare(&share, request, wishes).await?;
+        dir.placement.oom_score_adj = oom_score::of_vm(dir.class, &[oom_score_adj(&prepared.plan)]);
         let hostname = prepared.plan.guest_spec.hostname().clone();
         let hostname = hostname.unwrap_or_else(|| request.id.clone());
         stage(&self.id, "prepare", started);
@@ -325,8 +328,16 @@ impl Pod {
         );
         (container.name, container.skills) = (name, skills);
         container.pid_namespace = pid_namespace;
+        container.oom_score_adj = oom_score_adj(&plan);
         Ok(container)
     }
+}
+
+fn oom_score_adj(plan: &Plan) -> i32 {
+    let process = plan.guest_spec.process().as_ref();
+    process
+        .and_then(|process| process.oom_score_adj())
+        .unwrap_or(0)
 }
 
 /// Names a container's init.

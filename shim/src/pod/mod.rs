@@ -288,6 +288,7 @@ impl Pod {
                 _ = ended.ended() => {}
             }
             self.lock().remove(id);
+            self.score(&machine).await;
             machine.share.remove(id)?;
         }
         self.events.send(TaskDelete {
@@ -371,6 +372,18 @@ impl Pod {
             return Err(error);
         }
         self.fit(&machine).await
+    }
+
+    /// Gives the VM the score that its containers make together.
+    async fn score(&self, machine: &Machine) {
+        let scores: Vec<_> = {
+            let containers = self.lock();
+            let containers = containers.values().filter(|c| !c.is_sandbox());
+            containers
+                .map(|container| container.oom_score_adj)
+                .collect()
+        };
+        machine.set_oom_score_adj(&scores).await;
     }
 
     /// Tells a terminal its size.

@@ -179,6 +179,7 @@ mod tests {
             max_memory: 1 << 30,
             accelerator: Accelerator::Tcg,
             credentials: Credentials { uid: 1, gid: 1 },
+            placement: Default::default(),
         }
     }
 

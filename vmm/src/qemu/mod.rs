@@ -7,8 +7,8 @@
 //! - `resize`: cpus and memory;
 //! - `command_line`, `ports`: the bare machine;
 //! - `qmp`: the monitor's protocol;
-//! - `probe`: whether KVM really works here.
-//!
+//! - `probe`: whether KVM really works here;
+//! - `seccomp`: what QEMU may call.
 
 mod command_line;
 mod devices;
@@ -17,6 +17,7 @@ mod ports;
 mod probe;
 mod qmp;
 mod resize;
+mod seccomp;
 mod vm;
 
 use std::{
@@ -32,6 +33,7 @@ use tokio::{net::UnixStream, sync::watch};
 
 use crate::{
     jail::Jail,
+    limits::Limits,
     log_lines::{follow, Tail},
     process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
     user_namespace, vsock, Accelerator, Error, Result, Vm, VmSpec, Vmm,
@@ -56,24 +58,12 @@ pub struct QemuConfig {
 #[derive(Debug)]
 pub struct QemuVmm {
     config: QemuConfig,
-    /// For the virtiofsd of all VMs of this process; none where the host allows none.
-    user_namespace: Option<Arc<OwnedFd>>,
 }
 
 impl QemuVmm {
     /// Cheap; files are looked for at the boot.
     pub fn new(config: QemuConfig) -> QemuVmm {
-        let user_namespace = user_namespace::identity();
-        if let Err(error) = &user_namespace {
-            log::warn!(
-                error = error.to_string().as_str();
-                "no user namespace for virtiofsd: it keeps its capabilities over the host's files"
-            );
-        }
-        QemuVmm {
-            config,
-            user_namespace: user_namespace.ok().map(Arc::new),
-        }
+        QemuVmm { config }
     }
 }
 
@@ -81,11 +71,12 @@ impl QemuVmm {
 impl Vmm for QemuVmm {
     async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
         let started = Instant::now();
-        let vsock = vsock::start(&self.config.vsock_daemon, &spec.dir, spec.credentials);
+        let user_namespace = user_namespace::identity().map_err(Error::UserNamespace)?;
+        let vsock = vsock::start(&self.config.vsock_daemon, &spec);
         let qemu = Qemu::start(&self.config.qemu, &spec, false);
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
-        let vm = QemuVm::new(&self.config, spec, qemu, vsock, self.user_namespace.clone()).await?;
+        let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
         vm.resume().await?;
         log_stage("boot", started);
         Ok(Box::new(vm))
@@ -141,6 +132,8 @@ impl Qemu {
                     source,
                 },
             )?),
+            placement: spec.placement.clone(),
+            limits: Limits::qemu(),
         };
         let child = Child::start(confined(program, qemu, spec)?).await?;
         log_stage("qemu executed", started);
@@ -173,6 +166,7 @@ fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program>
         move |source| Error::File { what, path, source }
     };
     program.path = jail.program(qemu).map_err(failed("find QEMU", qemu))?;
+    jail.seccomp(seccomp::filter().map_err(|e| failed("confine", qemu)(io::Error::other(e)))?);
     jail.dir(c"guest");
     let guest = [
         ("open kernel", &spec.guest.kernel, command_line::KERNEL),

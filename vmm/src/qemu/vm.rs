@@ -34,7 +34,8 @@ pub(super) struct QemuVm {
     vsock: Option<Child>,
     dialer: Dialer,
     virtiofsd: PathBuf,
-    user_namespace: Option<Arc<OwnedFd>>,
+    /// For each virtiofsd that has none of its own.
+    user_namespace: Arc<OwnedFd>,
     spec: VmSpec,
     ports: Ports,
     devices: HashMap<String, Plugged>,
@@ -63,7 +64,7 @@ impl QemuVm {
         spec: VmSpec,
         qemu: Qemu,
         vsock: Vsock,
-        user_namespace: Option<Arc<OwnedFd>>,
+        user_namespace: Arc<OwnedFd>,
     ) -> Result<QemuVm> {
         let (deaths, died) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
@@ -197,13 +198,11 @@ impl QemuVm {
         self.check_name(&id, &tag, 36)?;
         let (daemon, connection) = virtiofsd::start(
             &self.virtiofsd,
-            &self.spec.dir,
+            &self.spec,
             &tag,
             &path,
             read_only,
-            user_namespace
-                .map(Arc::new)
-                .or_else(|| self.user_namespace.clone()),
+            user_namespace.map_or_else(|| self.user_namespace.clone(), Arc::new),
         )
         .await?;
         let qmp = &self.qemu.qmp;
@@ -366,6 +365,14 @@ impl Vm for QemuVm {
             child.stop().await?;
         }
         Ok(())
+    }
+
+    fn set_oom_score_adj(&mut self, score: i32) {
+        if self.spec.placement.oom_score_adj != score {
+            self.spec.placement.oom_score_adj = score;
+            self.children()
+                .for_each(|child| child.set_oom_score_adj(score));
+        }
     }
 
     fn pids(&self) -> Vec<(String, u32)> {

@@ -24,8 +24,9 @@ use tokio::{
 use super::{seccomp, Dialer, Readiness, Vsock, VsockDevice, READY_PORT};
 use crate::{
     jail::Jail,
+    limits::Limits,
     process::{Child, Confinement, Program},
-    Credentials, Error, Result,
+    Credentials, Error, Result, VmSpec,
 };
 
 /// The guest's address in the daemon, which serves one guest alone.
@@ -38,7 +39,8 @@ const VHOST_SOCKET: &str = "vhost";
 const HOST_SOCKET: &str = "host";
 
 /// Starts the daemon in a directory of its own below `vm_dir`.
-pub(super) async fn start(daemon: &Path, vm_dir: &Path, credentials: Credentials) -> Result<Vsock> {
+pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
+    let (vm_dir, credentials) = (&spec.dir, spec.credentials);
     let dir = vm_dir.join("vsock");
     let failed = |what: &'static str| {
         let path = dir.clone();
@@ -67,6 +69,8 @@ pub(super) async fn start(daemon: &Path, vm_dir: &Path, credentials: Credentials
             ],
             descriptors: Vec::new(),
             confinement: Confinement::Jail(jail),
+            placement: spec.placement.clone(),
+            limits: Limits::vsock(),
         })
     };
     let program = prepare().map_err(|source| Error::File {

@@ -16,7 +16,7 @@ use tokio::{
     time::{sleep, timeout, Instant},
 };
 
-use crate::{process::Child, Connecting, Credentials, Error, Result};
+use crate::{process::Child, Connecting, Error, Result, VmSpec};
 
 /// Between two tries to connect.
 const RETRY: Duration = Duration::from_millis(3);
@@ -67,8 +67,9 @@ pub(crate) enum VsockDevice {
     Kernel(OwnedFd, u32),
 }
 
-/// Starts a control channel: the kernel's where it has one, else a daemon in a directory of its own below `vm_dir`.
-pub(crate) async fn start(daemon: &Path, vm_dir: &Path, credentials: Credentials) -> Result<Vsock> {
+/// Starts a control channel: the kernel's where it has one, else a daemon in a directory of its own
+/// below the VM's.
+pub(crate) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
     match kernel::reserve() {
         Ok((device, cid)) => Ok(Vsock {
             daemon: None,
@@ -77,7 +78,7 @@ pub(crate) async fn start(daemon: &Path, vm_dir: &Path, credentials: Credentials
         }),
         Err(error) => {
             log::debug!(error = error.to_string().as_str(); "no vsock in the kernel, a daemon does it");
-            daemon::start(daemon, vm_dir, credentials).await
+            daemon::start(daemon, spec).await
         }
     }
 }

@@ -1,11 +1,8 @@
 //! The system calls of the vsock daemon, which has no filter of its own.
 
-use std::collections::BTreeMap;
+use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use crate::filter::allow;
 
 /// What the daemon called under strace, booting and carrying streams, and what Rust's runtime and glibc of other
 /// versions call in its place. `execve` is for its own start.
@@ -75,29 +72,12 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// The flags of clone(2) that make namespaces, of which a user namespace needs no capability.
-const NEW_NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWUTS) as u64;
-
-/// The filter. What is not allowed fails with ENOSYS, on which glibc falls back: from `clone3`, whose flags no filter can
-/// see, to `clone`.
-pub(super) fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
-    let condition = |argument, operator, value| {
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
-    };
-    let threads_only = condition(0, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?;
-    let unix_only = condition(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![threads_only])?]);
-    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![unix_only])?]);
-    let no_new_file = condition(2, SeccompCmpOp::MaskedEq(libc::O_CREAT as u64), 0)?;
-    rules.insert(libc::SYS_openat, vec![SeccompRule::new(vec![no_new_file])?]);
-    let not_allowed = SeccompAction::Errno(libc::ENOSYS as u32);
-    let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules, not_allowed, SeccompAction::Allow, architecture)?.try_into()
+/// The filter.
+pub(super) fn filter() -> Result<BpfProgram, BackendError> {
+    let no_new_file = SeccompCmpOp::MaskedEq(libc::O_CREAT as u64);
+    let rules = [
+        (libc::SYS_socket, 0, SeccompCmpOp::Eq, libc::AF_UNIX as u64),
+        (libc::SYS_openat, 2, no_new_file, 0),
+    ];
+    allow(ALLOWED, &rules)
 }

@@ -46,6 +46,18 @@ pub fn cgroups() -> Line {
     Line::ok("cgroups", found)
 }
 
+pub fn user_namespaces() -> Line {
+    let name = "user namespace";
+    match caisson_vmm::user_namespace::identity() {
+        Ok(_) => Line::ok(name, "virtiofsd gets one, and so no rights over the host's files"),
+        Err(error) => Line::fail(
+            name,
+            format!("none can be made: {error}"),
+            "raise `sysctl user.max_user_namespaces`; no VM starts without, since virtiofsd would have rights over the host's files",
+        ),
+    }
+}
+
 pub fn shared_memory() -> Line {
     let name = "/dev/shm";
     match nix::sys::statvfs::statvfs(name) {

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use caisson_shim::{
-    accelerator,
+    accelerator::{self, EMULATION},
     config::{self, Accelerator, NodeConfig},
     RUNTIME,
 };
@@ -76,6 +76,7 @@ pub fn run(
         shim(),
         containerd(),
         host::cgroups(),
+        host::user_namespaces(),
         host::shared_memory(),
         host::state(&config),
         host::users(&config),
@@ -158,8 +159,10 @@ fn kvm(config: &NodeConfig) -> Result<Line> {
     if config.hypervisor.accelerator == Accelerator::Tcg {
         return Ok(Line::warn(
             name,
-            "not looked at: hypervisor.accelerator = \"tcg\", guests are emulated",
-            "set it to \"auto\" for guests that run several times faster where KVM works",
+            format!(
+                "not looked at: hypervisor.accelerator = \"tcg\", guests are emulated, {EMULATION}"
+            ),
+            "set it to \"kvm\" for guests that KVM keeps apart and that run several times faster",
         ));
     }
     if !geteuid().is_root() {
@@ -182,12 +185,12 @@ fn kvm(config: &NodeConfig) -> Result<Line> {
         Ok(result) if only_kvm => Line::fail(
             name,
             result.reason,
-            "hypervisor.accelerator = \"kvm\" needs it; \"auto\" falls back to emulation",
+            format!("hypervisor.accelerator = \"kvm\" needs it; \"auto\" falls back to emulation, {EMULATION}"),
         ),
         Ok(result) => Line::warn(
             name,
-            format!("accelerator tcg (emulation): {}", result.reason),
-            "guests run, several times slower; give this machine hardware virtualisation",
+            format!("accelerator tcg: {}; guests are emulated, {EMULATION}", result.reason),
+            "for guests that are not trusted give this machine hardware virtualisation and set hypervisor.accelerator = \"kvm\"",
         ),
         Err(error) => Line::fail(
             name,
