@@ -10,6 +10,8 @@
 //! | `caisson.dev/home` | `ephemeral` or `persistent/NAME`: a file system of the node, at the container user's home: see [`crate::home`] |
 //! | `caisson.dev/home-size` | how much it holds, as a quantity of Kubernetes' |
 //! | `caisson.dev/home-path` | where it is in the container instead |
+//!
+//! Who may use which of them, says the node's configuration: [`crate::policy`].
 
 use std::{collections::HashMap, fmt};
 
@@ -35,6 +37,18 @@ pub const HOME: &str = "caisson.dev/home";
 pub const HOME_SIZE: &str = "caisson.dev/home-size";
 /// See the module's table.
 pub const HOME_PATH: &str = "caisson.dev/home-path";
+
+/// Every key that there is, without `.CONTAINER`.
+pub const KEYS: &[&str] = &[SKILLS, DEVICES, secrets::KEY, HOME, HOME_SIZE, HOME_PATH];
+
+/// The one of [`KEYS`] that a key is, whatever container it is for; none where it is not known.
+pub fn base(key: &str) -> Option<&'static str> {
+    let of_one = [(SKILLS_OF, SKILLS), (secrets::KEY_OF, secrets::KEY)];
+    let mut of_one = of_one.into_iter();
+    let of_one = of_one.find(|(prefix, _)| key.starts_with(prefix));
+    let known = || KEYS.iter().copied().find(|known| *known == key);
+    of_one.map(|(_, all)| all).or_else(known)
+}
 
 /// The most skills of one container: a VM has this many slots for them.
 pub const MAX_SKILLS: usize = 16;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     home::{MAX_SIZE, MIN_SIZE},
+    policy::Policy,
     Error, Result,
 };
 
@@ -27,6 +28,8 @@ pub struct NodeConfig {
     pub vm: Vm,
     pub skills: Skills,
     pub homes: Homes,
+    /// Who may use which annotation, skill and source of skills.
+    pub policy: Policy,
     pub log: Log,
 }
 
@@ -152,6 +155,7 @@ impl Default for NodeConfig {
             vm: Vm::default(),
             skills: Skills::default(),
             homes: Homes::default(),
+            policy: Policy::default(),
             log: Log::default(),
         }
     }
@@ -230,6 +234,7 @@ impl NodeConfig {
     }
 
     fn check(&self) -> Result<()> {
+        self.policy.check()?;
         let positive = [
             ("vm.default_cpus", u64::from(self.vm.default_cpus)),
             ("vm.boot_timeout_secs", self.vm.boot_timeout_secs),

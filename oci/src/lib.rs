@@ -2,7 +2,7 @@
 //!
 //! The shim reads the bundle, calls [`translate()`] with what it read, and does what the [`Plan`] says. What can't be honoured
 //! in a VM is refused or dropped by the table in [`rules`]. Every annotation is listed in [`annotations`],
-//! every configuration key in [`config`].
+//! every configuration key in [`config`], who may use what in [`policy`].
 
 pub mod annotations;
 pub mod config;
@@ -13,6 +13,7 @@ pub mod guest_devices;
 pub mod home;
 pub mod id;
 pub mod pod;
+pub mod policy;
 mod privileged;
 mod quantity;
 pub mod rules;
@@ -27,6 +28,7 @@ pub use config::NodeConfig;
 pub use error::{Error, Result};
 pub use oci_spec::runtime as spec;
 pub use pod::Role;
+pub use policy::Policy;
 pub use size::{Limits, VmSize};
 pub use translate::{parse_spec, translate, GuestPaths, Node, Plan};
 pub use users::IdMap;

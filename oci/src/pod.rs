@@ -92,17 +92,26 @@ impl Role {
 
 /// The namespace and name that a pod has in Kubernetes, of the spec of one of its containers. None where the container is in no pod.
 pub fn name(spec: &Spec) -> Result<Option<(String, String)>> {
-    if Role::of(spec)? == Role::Alone {
+    let Some(namespace) = namespace(spec)? else {
         return Ok(None);
-    }
-    let value = |key: &str| {
-        let value = spec.annotations().as_ref().and_then(|all| all.get(key));
-        value.cloned().ok_or_else(|| Error::Annotation {
-            key: key.to_owned(),
-            reason: "is missing on a container of a pod".to_owned(),
-        })
     };
-    Ok(Some((value(SANDBOX_NAMESPACE)?, value(SANDBOX_NAME)?)))
+    Ok(Some((namespace, of_pod(spec, SANDBOX_NAME)?)))
+}
+
+/// Kubernetes' namespace of a container's pod. None where the container is in no pod.
+pub fn namespace(spec: &Spec) -> Result<Option<String>> {
+    match Role::of(spec)? {
+        Role::Alone => Ok(None),
+        _ => of_pod(spec, SANDBOX_NAMESPACE).map(Some),
+    }
+}
+
+fn of_pod(spec: &Spec, key: &str) -> Result<String> {
+    let value = spec.annotations().as_ref().and_then(|all| all.get(key));
+    value.cloned().ok_or_else(|| Error::Annotation {
+        key: key.to_owned(),
+        reason: "is missing on a container of a pod".to_owned(),
+    })
 }
 
 /// The path of the namespace of a type that a container is to join; none where it gets its own or has none.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use caisson_oci::{
-    annotations::{Annotations, CONTAINER_NAME},
+    annotations::{Annotations, CONTAINER_NAME, PREFIX},
     exec::Grants,
     guest_devices, pod,
     spec::{LinuxNamespaceType, Spec},
@@ -22,11 +22,11 @@ use proto::attach_request::Device as GuestDevice;
 
 use crate::{
     error::{Error, Result},
-    homes::{self, Asker, PodHome},
+    homes::{self, PodHome},
     machine::Plug,
     process::Process,
     share::Share,
-    skills::{self, SkillError, SkillStore},
+    skills::{self, Asker, SkillError, SkillStore},
     sources,
     stand_in::StandIn,
 };
@@ -169,29 +169,40 @@ pub struct PodsHome<'a> {
 pub struct Wishes {
     pub spec: Spec,
     annotations: Annotations,
+    /// The pod's namespace, or containerd's for a container in no pod. Empty where nothing is asked
+    /// for.
+    namespace: String,
+}
+
+/// Reads a bundle's `config.json`.
+pub fn read_spec(bundle: &Path) -> Result<Spec> {
+    use std::io::Read;
+    let path = bundle.join("config.json");
+    let mut json = Vec::new();
+    let file = std::fs::File::open(&path).map_err(Error::file("open", &path))?;
+    file.take(MAX_SPEC)
+        .read_to_end(&mut json)
+        .map_err(Error::file("read", &path))?;
+    Ok(caisson_oci::parse_spec(&json)?)
 }
 
 impl Wishes {
-    /// Reads and checks `config.json`.
-    pub fn read(bundle: &Path) -> Result<Self> {
-        use std::io::Read;
-        let path = bundle.join("config.json");
-        let mut json = Vec::new();
-        let file = std::fs::File::open(&path).map_err(Error::file("open", &path))?;
-        file.take(MAX_SPEC)
-            .read_to_end(&mut json)
-            .map_err(Error::file("read", &path))?;
-        Self::of(caisson_oci::parse_spec(&json)?)
-    }
-
-    /// Checks the annotations of a spec, and gives it the devices that they ask for.
-    pub fn of(mut spec: Spec) -> Result<Self> {
-        let annotations = match spec.annotations() {
-            Some(annotations) => Annotations::parse(annotations)?,
-            None => Annotations::default(),
-        };
+    /// Checks the annotations of a spec, also against the node's policy, and gives it the devices that they ask for.
+    pub fn of(mut spec: Spec, config: &NodeConfig, containerd_namespace: &str) -> Result<Self> {
+        let given = spec.annotations().clone().unwrap_or_default();
+        let annotations = Annotations::parse(&given)?;
+        let mut namespace = String::new();
+        if given.keys().any(|key| key.starts_with(PREFIX)) {
+            let of_pod = pod::namespace(&spec)?;
+            namespace = of_pod.unwrap_or_else(|| containerd_namespace.to_owned());
+            config.policy.check_annotations(&given, &namespace)?;
+        }
         guest_devices::grant(&mut spec, &annotations.devices)?;
-        Ok(Self { spec, annotations })
+        Ok(Self {
+            spec,
+            annotations,
+            namespace,
+        })
     }
 
     /// The container's name in its pod, where CRI says one.
@@ -241,7 +252,9 @@ impl Wishes {
             user_namespace: POD_USER_NAMESPACE.into(),
         };
         let store = SkillStore::new(&config.store_dir);
-        for (name, skill) in skills::obtain(&store, config, &self.annotations.skills).await? {
+        let asker = Asker::Namespace(&self.namespace);
+        let obtained = skills::obtain(&store, config, &self.annotations.skills, asker);
+        for (name, skill) in obtained.await? {
             let target = skill.target(name.as_deref());
             if paths.skills.iter().any(|(taken, _)| *taken == target) {
                 return Err(SkillError::SamePlace(target).into());
@@ -258,7 +271,7 @@ impl Wishes {
             };
             let (namespace, name) = pod::name(&self.spec)?
                 .unwrap_or_else(|| (home.namespace.to_owned(), id.to_owned()));
-            let asker = Asker {
+            let asker = homes::Asker {
                 id: home.pod.to_owned(),
                 namespace,
                 name,

@@ -20,7 +20,7 @@ use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
     accelerator, config,
-    container::Wishes,
+    container::read_spec,
     error::{Error, Result},
     events::Events,
     features,
@@ -77,7 +77,7 @@ fn answer(bytes: &[u8]) -> Result<()> {
 
 /// What the bundle's task is to a pod.
 fn role() -> Result<Role> {
-    Ok(Role::of(&Wishes::read(Path::new("."))?.spec)?)
+    Ok(Role::of(&read_spec(Path::new("."))?)?)
 }
 
 /// Starts a serving process for a pod or finds the one that it has. Returns how it is reached.

@@ -1,21 +1,18 @@
 //! The chart `deploy/chart`, rendered by helm and checked against the schemas of Kubernetes' API as strictly as `kubectl apply
 //! --validate=strict` does. Needs `cargo xtask test-tools --chart`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::PathBuf,
-    process::Command,
-    sync::OnceLock,
-};
+#[path = "chart/policy.rs"]
+mod policy;
+#[path = "chart/render.rs"]
+mod render;
+
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{ensure, Context, Result};
-use caisson_tests::paths;
-use jsonschema::Validator;
 use serde_json::{json, Value};
 
-/// Kubernetes' version in the schemas, and the one that helm renders for.
-const KUBERNETES: &str = "1.33.4";
+use render::{at, chart, check, default_values, helm, refuse, render, run, with, yaml};
+
 const OVERLAYS: [Option<&str>; 3] = [None, Some("values-local.yaml"), Some("values-prod.yaml")];
 
 /// Each value of `values.yaml`: another one, and what is then rendered.
@@ -139,6 +136,22 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             json!("[vm]\ndefault_cpus = 2\n"),
             "default_cpus = 2",
         ),
+        (
+            "policy.annotations",
+            json!({ "caisson.dev/devices=fuse": ["ci", "build-*"] }),
+            r#""caisson.dev/devices=fuse" = ["ci","build-*"]"#,
+        ),
+        (
+            "policy.skills",
+            json!({ "docx@1.4": ["team-a"] }),
+            r#""docx@1.4" = ["team-a"]"#,
+        ),
+        (
+            "policy.sources",
+            json!({ "company": ["team-a"] }),
+            r#""company" = ["team-a"]"#,
+        ),
+        ("nodeRestriction.enabled", json!(false), ""),
         ("drain.enabled", json!(false), ""),
         ("drain.timeoutSeconds", json!(55), "--timeout=55"),
         ("test.image", json!("r.example/t:1"), "image: r.example/t:1"),
@@ -167,6 +180,10 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("install.selfTest", json!("yes")),
         ("install.retrySeconds", json!(0)),
         ("config", json!({ "vm": { "default_cpus": 2 } })),
+        ("policy.annotations", json!({ "caisson.dev/nosuch": ["*"] })),
+        ("policy.skills", json!({ "docx": "team-a" })),
+        ("policy.sources", json!({ "company": ["Team A"] })),
+        ("nodeRestriction.enabled", json!("no")),
         ("drain.timeoutSeconds", json!("10m")),
     ]
 }
@@ -366,7 +383,10 @@ fn settings_are_the_same_text_for_the_node() -> Result<()> {
     let objects = yaml(&text)?;
     let map = objects.iter().find(|object| object["kind"] == "ConfigMap");
     let settings = map.context("no ConfigMap")?["data"]["settings.toml"].as_str();
-    assert_eq!(settings.unwrap_or_default().trim_end(), config.trim_end());
+    let settings = settings.unwrap_or_default();
+    assert!(settings.starts_with(config), "{settings}");
+    let rest = &settings[config.len()..];
+    assert!(rest.trim_start().starts_with("[policy."), "{rest}");
     Ok(())
 }
 
@@ -391,192 +411,4 @@ fn leaves(values: &Value, path: &str, known: &BTreeSet<String>, found: &mut BTre
             found.insert(path.to_owned());
         }
     }
-}
-
-/// Values with one at a path like `a.b`.
-fn at(path: &str, value: &Value) -> Value {
-    path.rsplit('.')
-        .fold(value.clone(), |below, key| json!({ key: below }))
-}
-
-fn chart() -> PathBuf {
-    paths::workspace().join("deploy/chart")
-}
-
-fn default_values() -> Result<Value> {
-    let values = yaml(&fs::read_to_string(chart().join("values.yaml"))?)?;
-    values.into_iter().next().context("no values")
-}
-
-fn tool(name: &str) -> Result<PathBuf> {
-    let path = paths::target().join("cache/tools/kubernetes").join(name);
-    ensure!(
-        path.exists(),
-        "no {}: cargo xtask test-tools --chart",
-        path.display()
-    );
-    Ok(path)
-}
-
-/// helm with a subcommand; it looks at no configuration of this machine.
-fn helm(subcommand: &str) -> Result<Command> {
-    let mut helm = Command::new(tool("bin/helm")?);
-    helm.arg(subcommand)
-        .args([
-            "--namespace",
-            "caisson-system",
-            "--kube-version",
-            KUBERNETES,
-        ])
-        .env("HELM_CONFIG_HOME", "/nonexistent")
-        .env("KUBECONFIG", "/nonexistent");
-    Ok(helm)
-}
-
-/// Adds the values and the chart.
-fn with<'h>(
-    helm: &'h mut Command,
-    overlay: Option<&str>,
-    values: Option<&tempfile::NamedTempFile>,
-) -> Result<&'h mut Command> {
-    if let Some(overlay) = overlay {
-        helm.arg("--values").arg(chart().join(overlay));
-    }
-    if let Some(values) = values {
-        helm.arg("--values").arg(values.path());
-    }
-    Ok(helm.arg(chart()))
-}
-
-fn run(helm: &mut Command) -> Result<String> {
-    let output = helm.output().context("start helm")?;
-    ensure!(
-        output.status.success(),
-        "helm: {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-fn render(overlay: Option<&str>, values: Option<Value>) -> Result<String> {
-    let mut helm = helm("template")?;
-    helm.arg("caisson");
-    let file = match values {
-        Some(values) => {
-            let file = tempfile::NamedTempFile::new()?;
-            fs::write(&file, values.to_string())?;
-            Some(file)
-        }
-        None => None,
-    };
-    run(with(&mut helm, overlay, file.as_ref())?)
-}
-
-/// What helm says of values that it must refuse.
-fn refuse(values: Value) -> Result<String> {
-    let shown = values.to_string();
-    match render(None, Some(values)) {
-        Ok(_) => anyhow::bail!("{shown} is not refused"),
-        Err(error) => Ok(error.to_string()),
-    }
-}
-
-/// The documents of a YAML text that have something in them.
-fn yaml(text: &str) -> Result<Vec<Value>> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("understand YAML")?;
-    Ok(documents
-        .into_iter()
-        .filter(|document| !document.is_null())
-        .collect())
-}
-
-/// Every object of the text is one that the API has, without a field that it does not have.
-fn check(text: &str) -> Result<()> {
-    let objects = yaml(text)?;
-    ensure!(objects.len() > 5, "{} objects", objects.len());
-    for object in objects {
-        let kind = format!(
-            "{} {}",
-            object["apiVersion"].as_str().unwrap_or_default(),
-            object["kind"].as_str().unwrap_or_default()
-        );
-        let name = &object["metadata"]["name"];
-        let validator = validators()?.get(&kind);
-        let validator = validator.with_context(|| format!("the API has no {kind}"))?;
-        let errors: Vec<_> = validator
-            .iter_errors(&object)
-            .map(|error| format!("{}: {error}", error.instance_path()))
-            .collect();
-        ensure!(errors.is_empty(), "{kind} {name}: {}", errors.join("\n"));
-    }
-    Ok(())
-}
-
-/// By `APIVERSION KIND`, for the kinds that the chart has.
-fn validators() -> Result<&'static BTreeMap<String, Validator>> {
-    static VALIDATORS: OnceLock<Result<BTreeMap<String, Validator>, String>> = OnceLock::new();
-    let made = VALIDATORS.get_or_init(|| make_validators().map_err(|error| format!("{error:#}")));
-    made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
-}
-
-fn make_validators() -> Result<BTreeMap<String, Validator>> {
-    let api: Value = serde_json::from_slice(&fs::read(tool("swagger.json")?)?)?;
-    let mut definitions = api["definitions"].clone();
-    let all = definitions.as_object_mut().context("no definitions")?;
-    let mut kinds = BTreeMap::new();
-    for (name, definition) in all.iter_mut() {
-        // Strict: nothing beside what is described. What has no properties is free, such as what a webhook gets.
-        if definition["properties"].is_object() && definition["additionalProperties"].is_null() {
-            definition["additionalProperties"] = json!(false);
-        }
-        for kind in definition["x-kubernetes-group-version-kind"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            let text = |key: &str| kind[key].as_str().unwrap_or_default();
-            let group = text("group");
-            let version = if group.is_empty() {
-                text("version").to_owned()
-            } else {
-                format!("{group}/{}", text("version"))
-            };
-            kinds.insert(format!("{version} {}", text("kind")), name.clone());
-        }
-    }
-    // These two are strings in the description and also numbers in the API (their UnmarshalJSON).
-    for name in [
-        "io.k8s.apimachinery.pkg.api.resource.Quantity",
-        "io.k8s.apimachinery.pkg.util.intstr.IntOrString",
-    ] {
-        let definition = all.get_mut(name).with_context(|| format!("no {name}"))?;
-        definition["type"] = json!(["string", "number"]);
-    }
-    let wanted = [
-        "apps/v1 DaemonSet",
-        "batch/v1 Job",
-        "node.k8s.io/v1 RuntimeClass",
-        "rbac.authorization.k8s.io/v1 ClusterRole",
-        "rbac.authorization.k8s.io/v1 ClusterRoleBinding",
-        "rbac.authorization.k8s.io/v1 Role",
-        "rbac.authorization.k8s.io/v1 RoleBinding",
-        "v1 ConfigMap",
-        "v1 Pod",
-        "v1 ServiceAccount",
-    ];
-    wanted
-        .into_iter()
-        .map(|kind| {
-            let name = kinds.get(kind).with_context(|| format!("no {kind}"))?;
-            let schema = json!({
-                "$schema": "http://json-schema.org/draft-07/schema#",
-                "$ref": format!("#/definitions/{name}"),
-                "definitions": definitions,
-            });
-            let validator = jsonschema::validator_for(&schema).with_context(|| kind.to_owned())?;
-            Ok((kind.to_owned(), validator))
-        })
-        .collect()
 }

@@ -18,6 +18,21 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end -}}
 
+{{/* The drop-in of each node, as TOML; strings of JSON are strings of TOML. */}}
+{{- define "caisson.settings" -}}
+{{- if regexMatch "(?m)^\\s*\\[?\\s*policy\\b" .Values.config -}}
+{{- fail "config: [policy] goes into the value `policy`" -}}
+{{- end -}}
+{{- with .Values.config | trimSuffix "\n" }}{{ . }}
+{{ end -}}
+{{- range $table, $names := .Values.policy }}
+[policy.{{ $table }}]
+{{- range $name, $namespaces := $names }}
+{{ toJson $name }} = {{ toJson $namespaces }}
+{{- end }}
+{{ end -}}
+{{- end -}}
+
 {{/* What the drain Job needs is made before it. */}}
 {{- define "caisson.drainHook" -}}
 helm.sh/hook: pre-delete

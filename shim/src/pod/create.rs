@@ -26,7 +26,7 @@ use super::Pod;
 use crate::{
     agent::ProcessId,
     block,
-    container::{Container, PodsHome, Wishes},
+    container::{read_spec, Container, PodsHome, Wishes},
     error::{Error, Result},
     machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
     oom_score,
@@ -65,7 +65,8 @@ impl Pod {
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         self.check_new(&request.id)?;
         self.step();
-        let wishes = Wishes::read(&request.bundle)?;
+        let spec = read_spec(&request.bundle)?;
+        let wishes = Wishes::of(spec, &self.config, &self.namespace)?;
         let (machine, container) = match Role::of(&wishes.spec)? {
             Role::Container { .. } => self.create_in_pod(&request, wishes).await?,
             role => {

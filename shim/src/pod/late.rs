@@ -1,6 +1,8 @@
 //! Skills that come to a pod whose containers are there already, and leave it again: `caisson skill attach` and `detach`, by way of
 //! [`crate::control`].
 //!
+//! The node's operator asks, so `[policy]` does not apply.
+//!
 //! A container that comes later does not have them: what a pod is to have always, its annotations say.
 
 use std::{
@@ -19,7 +21,7 @@ use crate::{
     error::{Error, Result},
     machine::{LateDisk, Machine},
     process::State,
-    skills::{self, Skill, SkillError, SkillStore},
+    skills::{self, Asker, Skill, SkillError, SkillStore},
 };
 
 /// A skill at a place where some containers have it.
@@ -62,8 +64,13 @@ impl Pod {
         let agent = machine.agent().await?;
         let chosen = self.chosen(container)?;
         let store = SkillStore::new(&self.config.store_dir);
-        let obtained = skills::obtain(&store, &self.config, std::slice::from_ref(wish)).await;
-        let obtained = obtained.map_err(Error::LateSkill)?;
+        let obtained = skills::obtain(
+            &store,
+            &self.config,
+            std::slice::from_ref(wish),
+            Asker::Operator,
+        );
+        let obtained = obtained.await.map_err(Error::LateSkill)?;
         let Some((name, skill)) = obtained.into_iter().next() else {
             return Err(missing("skill", &wish.skill));
         };

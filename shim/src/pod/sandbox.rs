@@ -49,7 +49,7 @@ impl Pod {
             stdio: Stdio::default(),
         };
         let created = async {
-            let wishes = Wishes::of(request.spec)?;
+            let wishes = Wishes::of(request.spec, &self.config, &self.namespace)?;
             self.boot_sandbox(&create, wishes, false).await
         };
         let (machine, container) = match created.await {

@@ -34,6 +34,9 @@ pub struct Skill {
     pub mount_path: Option<PathBuf>,
     /// Seconds since 1970.
     pub created: u64,
+    /// The source that it was fetched from for a pod; none: the operator put it into the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_from: Option<String>,
     /// By which the guest checks what it reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verity: Option<Verity>,
@@ -60,6 +63,7 @@ impl Skill {
             size: 0,
             mount_path: None,
             created: now.map_or(0, |since| since.as_secs()),
+            fetched_from: None,
             verity: None,
         }
     }

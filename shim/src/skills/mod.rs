@@ -22,12 +22,15 @@ use std::{
     time::SystemTime,
 };
 
-use caisson_oci::annotations::{is_sha256, SkillRef};
+use caisson_oci::{
+    annotations::{is_sha256, SkillRef},
+    policy::Denied,
+};
 
 use crate::folder::make_private;
 use image::fs_type;
 pub use manifest::{ManifestError, Skill, Verity, VERITY_BLOCK};
-pub use obtain::obtain;
+pub use obtain::{obtain, Asker};
 use part::digest_of;
 pub use part::Part;
 pub use plug::{place, plug, serial};
@@ -41,6 +44,16 @@ pub enum SkillError {
     /// Not in the store, and not to be had.
     #[error("skill {wanted}: {reason}")]
     NotFetched { wanted: String, reason: String },
+    /// The node's policy says no.
+    #[error("skill {wanted} {denied}")]
+    NotAllowed { wanted: String, denied: Denied },
+    /// It came from a source that the node's policy has for others.
+    #[error("skill {wanted} came from the source {from}, which {denied}")]
+    NotFrom {
+        wanted: String,
+        from: String,
+        denied: Denied,
+    },
     /// The file to be added is something else.
     #[error("{} is neither a squashfs nor an EROFS file; make one with `caisson skill pack DIR`", .0.display())]
     NotAnImage(PathBuf),
@@ -247,6 +260,17 @@ impl SkillStore {
         } else {
             part.name(&path)?;
         }
+        Ok(skill)
+    }
+
+    /// Notes where a skill came from; none: the operator put it there.
+    pub fn set_source(&self, skill: Skill, source: Option<&str>) -> Result<Skill, SkillError> {
+        let fetched_from = source.map(str::to_owned);
+        let skill = Skill {
+            fetched_from,
+            ..skill
+        };
+        self.write_manifest(&skill)?;
         Ok(skill)
     }
 

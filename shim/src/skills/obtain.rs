@@ -1,5 +1,9 @@
 //! The skills that a container asks for: from the store, and what is not there by way of `caisson skill fetch`.
 //!
+//! `[policy]` says which of them a namespace may have. A skill that was fetched for a pod stays with
+//! the namespaces of its source; what the operator has added or fetched is for all that
+//! `[policy.skills]` names.
+//!
 //! Another program, because what speaks to stores and registries is larger than all of the shim, which stays in memory beside
 //! each pod.
 
@@ -7,6 +11,7 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use caisson_oci::{
     annotations::{SkillRef, SkillWish},
+    policy::{Denied, Policy},
     NodeConfig,
 };
 use futures::future::try_join_all;
@@ -19,28 +24,100 @@ const PROGRAM: &str = "caisson";
 /// The most that is kept of what it says, in bytes.
 const MAX_MESSAGE: usize = 2000;
 
+/// Who asks for skills.
+#[derive(Debug, Clone, Copy)]
+pub enum Asker<'a> {
+    /// A pod of this namespace, which the node's policy knows.
+    Namespace(&'a str),
+    /// Whoever administers the node.
+    Operator,
+}
+
 /// The skills of a container, each with the name that the container gives it. All that are not there are fetched at once.
 pub async fn obtain(
     store: &SkillStore,
     config: &NodeConfig,
     wishes: &[SkillWish],
+    asker: Asker<'_>,
 ) -> Result<Vec<(Option<String>, Skill)>, SkillError> {
     let obtained = wishes.iter().map(|wish| async {
-        let skill = match store.get(&wish.skill) {
+        let wanted = &wish.skill;
+        let skill = match store.get(wanted) {
             Err(SkillError::Missing { .. }) if !config.skills.sources.is_empty() => {
+                let sources = asker.sources(config, wanted)?;
                 let limit = Duration::from_secs(config.skills.fetch_timeout_secs);
-                fetch(&wish.skill, limit).await?;
-                store.get(&wish.skill)?
+                fetch(wanted, &sources, limit).await?;
+                store.get(wanted)?
             }
             found => found?,
         };
+        asker.check(&config.policy, wanted, &skill)?;
         Ok((wish.name.clone(), skill))
     });
     try_join_all(obtained).await
 }
 
-/// Has a skill fetched. What has come by `limit` is kept, and gone on with the next time.
-async fn fetch(wanted: &SkillRef, limit: Duration) -> Result<(), SkillError> {
+impl Asker<'_> {
+    /// The sources that may be asked for a skill: none stands for all of them. At least one, else it is refused.
+    fn sources(self, config: &NodeConfig, wanted: &SkillRef) -> Result<Vec<String>, SkillError> {
+        let Self::Namespace(namespace) = self else {
+            return Ok(Vec::new());
+        };
+        if let SkillRef::Version { name, version } = wanted {
+            let allowed = config
+                .policy
+                .check_skill(name, Some(version), None, namespace);
+            allowed.map_err(|denied| not_allowed(wanted, denied))?;
+        }
+        let mut refused = None;
+        let mut allowed = Vec::new();
+        for source in config.skills.sources.keys() {
+            match config.policy.check_source(source, namespace) {
+                Ok(()) => allowed.push(source.clone()),
+                Err(denied) => refused = Some((source, denied)),
+            }
+        }
+        match (allowed.is_empty(), refused) {
+            (true, Some((source, denied))) => Err(SkillError::NotFetched {
+                wanted: wanted.to_string(),
+                reason: format!(
+                    "is not in the node's store, and to fetch it from {source} {denied}"
+                ),
+            }),
+            _ => Ok(allowed),
+        }
+    }
+
+    /// Refuses what the policy has for other namespaces.
+    fn check(self, policy: &Policy, wanted: &SkillRef, skill: &Skill) -> Result<(), SkillError> {
+        let Self::Namespace(namespace) = self else {
+            return Ok(());
+        };
+        let version = skill.version.as_deref();
+        policy
+            .check_skill(&skill.name, version, Some(&skill.digest), namespace)
+            .map_err(|denied| not_allowed(wanted, denied))?;
+        let Some(source) = &skill.fetched_from else {
+            return Ok(());
+        };
+        let allowed = policy.check_source(source, namespace);
+        allowed.map_err(|denied| SkillError::NotFrom {
+            wanted: wanted.to_string(),
+            from: source.clone(),
+            denied,
+        })
+    }
+}
+
+fn not_allowed(wanted: &SkillRef, denied: Denied) -> SkillError {
+    SkillError::NotAllowed {
+        wanted: wanted.to_string(),
+        denied,
+    }
+}
+
+/// Has a skill fetched from these sources, from any where there are none. What has come by `limit` is kept, and gone on with the next time.
+async fn fetch(wanted: &SkillRef, sources: &[String], limit: Duration) -> Result<(), SkillError> {
     let failed = |reason: String| SkillError::NotFetched {
         wanted: wanted.to_string(),
         reason,
@@ -48,6 +125,7 @@ async fn fetch(wanted: &SkillRef, limit: Duration) -> Result<(), SkillError> {
     let mut command = Command::new(program());
     command
         .args(["skill", "fetch", &wanted.to_string()])
+        .args(sources.iter().map(|source| format!("--source={source}")))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

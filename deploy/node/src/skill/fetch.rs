@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use caisson_oci::{annotations::SkillRef, config::Skills};
 use caisson_shim::skills::{Part, Skill, SkillStore};
 use futures::StreamExt;
@@ -20,20 +20,42 @@ const TRIES: u32 = 5;
 /// Before the second try; then twice as long each time.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Gets a skill, which may be in the store already. One download at a time of the same skill; the others wait for its end.
-pub async fn fetch(store: &SkillStore, config: &Skills, wanted: &SkillRef) -> Result<Skill> {
+/// Gets a skill, which may be in the store already, from one of the sources `only`. Where these are
+/// none the operator asks: any source will do, and the skill is for every namespace. One download at a time of the same skill; the others wait for its end.
+pub async fn fetch(
+    store: &SkillStore,
+    config: &Skills,
+    wanted: &SkillRef,
+    only: &[String],
+) -> Result<Skill> {
     if let Ok(skill) = store.get(wanted) {
-        return Ok(skill);
+        return match only.is_empty() && skill.fetched_from.is_some() {
+            true => Ok(store.set_source(skill, None)?),
+            false => Ok(skill),
+        };
     }
     if config.sources.is_empty() {
         bail!("skill {wanted} is not in the store, and no source is configured (skills.sources)");
     }
     let mut answers = Vec::new();
-    for (name, source) in &config.sources {
+    for name in only {
+        ensure!(
+            config.sources.contains_key(name),
+            "no source {name:?} in [skills.sources]"
+        );
+    }
+    let chosen = |name: &String| only.is_empty() || only.contains(name);
+    for (name, source) in config.sources.iter().filter(|(name, _)| chosen(name)) {
         let fetched = async {
             let source = source::open(name, source)?;
             match source.find(wanted).await? {
-                Some(skill) => download(store, source.as_ref(), skill).await.map(Some),
+                Some(skill) => {
+                    let skill = Skill {
+                        fetched_from: (!only.is_empty()).then(|| name.clone()),
+                        ..skill
+                    };
+                    download(store, source.as_ref(), skill).await.map(Some)
+                }
                 None => Ok(None),
             }
         };
@@ -198,7 +220,7 @@ mod tests {
     impl Nodes {
         async fn fetch(&self, wanted: &str) -> Result<Skill> {
             let wanted = SkillRef::parse(wanted).unwrap();
-            fetch(&self.store, &self.config, &wanted).await
+            fetch(&self.store, &self.config, &wanted, &[]).await
         }
 
         fn source_file(&self, name: &str) -> PathBuf {
@@ -243,6 +265,28 @@ mod tests {
         nodes.fetch("docx@1.4").await.unwrap();
         nodes.config.sources.clear();
         nodes.fetch("docx@1.4").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn skill_of_a_chosen_source_says_where_it_is_from_until_the_operator_fetches_it() {
+        let nodes = nodes();
+        let wanted = SkillRef::Digest(nodes.skill.digest.clone());
+        let from = |only: &[&str]| {
+            let only: Vec<_> = only.iter().map(|name| (*name).to_owned()).collect();
+            let (store, config, wanted) = (&nodes.store, &nodes.config, &wanted);
+            async move { fetch(store, config, wanted, &only).await }
+        };
+        let error = from(&["nosuch"]).await.unwrap_err().to_string();
+        assert!(error.contains("nosuch"), "{error}");
+        let fetched_from = |skill: Skill| skill.fetched_from;
+        assert_eq!(
+            fetched_from(from(&["other"]).await.unwrap()).as_deref(),
+            Some("other")
+        );
+        let stored = nodes.store.get(&wanted).unwrap();
+        assert_eq!(stored.fetched_from.as_deref(), Some("other"));
+        from(&[]).await.unwrap();
+        assert_eq!(nodes.store.get(&wanted).unwrap(), nodes.skill);
     }
 
     #[tokio::test]

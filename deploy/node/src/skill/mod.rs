@@ -45,6 +45,9 @@ pub enum Command {
     Fetch {
         /// sha256:HEX or NAME@VERSION
         skill: Wanted,
+        /// Asks this source only; the skill is then for the namespaces that may use the source
+        #[arg(long, value_name = "NAME")]
+        source: Vec<String>,
     },
     /// Publishes a skill of the store to a configured source
     Push {
@@ -173,8 +176,9 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             print(&store.add(&file, skill)?);
         }
         Command::Add { file, manifest } => print(&store.add(&file, manifest.of(&file)?)?),
-        Command::Fetch { skill } => {
-            print(&block_on(fetch::fetch(&store, &config.skills, &skill.0))?);
+        Command::Fetch { skill, source } => {
+            let fetched = fetch::fetch(&store, &config.skills, &skill.0, &source);
+            print(&block_on(fetched)?);
         }
         Command::Push { skill, source } => {
             let skill = store.get(&skill.0)?;
@@ -185,7 +189,12 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
                 configured.with_context(|| format!("no source {source:?} in [skills.sources]"))?;
             let pushed = block_on(async {
                 let to = source::open(&source, to)?;
-                to.put(&skill, &store.path(&skill)).await
+                // Which source another node has it from is its own to say.
+                let published = Skill {
+                    fetched_from: None,
+                    ..skill.clone()
+                };
+                to.put(&published, &store.path(&skill)).await
             });
             pushed.with_context(|| format!("push {} to {source}", skill.name))?;
             print(&skill);

@@ -1,0 +1,396 @@
+//! `[policy]`: which namespaces may use an annotation, a skill or a source of skills. The rest is
+//! refused.
+//!
+//! ```toml
+//! [policy.annotations]
+//! "caisson.dev/devices=fuse" = ["ci", "build-*"]
+//!
+//! [policy.skills]
+//! "internal-*" = ["team-a"]
+//!
+//! [policy.sources]
+//! company = ["team-a", "team-b"]
+//! ```
+//!
+//! | table | names | default |
+//! |---|---|---|
+//! | `annotations` | [`annotations::KEYS`]; `caisson.dev/devices=NAME` for one device | see below |
+//! | `skills` | `NAME`, `NAME@VERSION`, `sha256:DIGEST` | `"*" = ["*"]` |
+//! | `sources` | `NAME` of `[skills.sources.NAME]` | `"*" = []` |
+//!
+//! A container of a pod is in a namespace of Kubernetes, any other in one of containerd's. `*` stands
+//! for any text in a namespace and in the name of a skill or source. If several names match, the most
+//! specific one decides: a name without `*` before one with it, then the longer. Drop-ins and the
+//! defaults are merged name by name.
+//!
+//! By default every namespace may use all annotations but `caisson.dev/devices`, since a device comes
+//! with a capability that Pod Security does not see. What the operator has put into the node's store
+//! is for all. A source is for nobody, since it is asked with the node's credentials for what a pod
+//! names.
+
+use std::collections::{BTreeMap, HashMap};
+
+use glob::Pattern;
+use serde::Deserialize;
+
+use crate::{
+    annotations::{self, is_sha256},
+    error::shorten,
+    guest_devices::GuestDevice,
+    Error, Result,
+};
+
+/// Names, each with the namespaces that may use what it names.
+type Table = BTreeMap<String, Vec<String>>;
+
+/// The `[policy]` of a node. See the module's table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "Given")]
+pub struct Policy {
+    annotations: Table,
+    skills: Table,
+    sources: Table,
+}
+
+/// What the files say, which goes over the defaults.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Given {
+    annotations: Table,
+    skills: Table,
+    sources: Table,
+}
+
+/// Who may not use something, and what would allow it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "is not allowed in the namespace {namespace}; \
+     {name:?} in [policy.{table}] of the node's configuration lists the namespaces where it is"
+)]
+pub struct Denied {
+    namespace: String,
+    table: &'static str,
+    name: String,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let every = || vec!["*".to_owned()];
+        let annotations = annotations::KEYS.iter().map(|&key| {
+            let nobody = key == annotations::DEVICES;
+            (key.to_owned(), if nobody { Vec::new() } else { every() })
+        });
+        Self {
+            annotations: annotations.collect(),
+            skills: [("*".to_owned(), every())].into(),
+            sources: [("*".to_owned(), Vec::new())].into(),
+        }
+    }
+}
+
+impl From<Given> for Policy {
+    fn from(given: Given) -> Self {
+        let mut policy = Self::default();
+        policy.annotations.extend(given.annotations);
+        policy.skills.extend(given.skills);
+        policy.sources.extend(given.sources);
+        policy
+    }
+}
+
+impl Policy {
+    /// Refuses names and patterns that can never match.
+    pub(crate) fn check(&self) -> Result<()> {
+        let refuse = |key, reason| Err(Error::ConfigValue { key, reason });
+        for name in self.annotations.keys() {
+            let (key, device) = match name.split_once('=') {
+                Some((key, device)) => (key, Some(device)),
+                None => (name.as_str(), None),
+            };
+            if !annotations::KEYS.contains(&key) {
+                let known = annotations::KEYS.join(", ");
+                let reason = format!("{:?} is none of {known}", shorten(name));
+                return refuse("policy.annotations", reason);
+            }
+            let known =
+                |device| key == annotations::DEVICES && GuestDevice::parse(device).is_some();
+            if device.is_some_and(|device| !known(device)) {
+                let reason = format!(
+                    "{:?} is not {}= and one of {}",
+                    shorten(name),
+                    annotations::DEVICES,
+                    GuestDevice::NAMES
+                );
+                return refuse("policy.annotations", reason);
+            }
+        }
+        for name in self.skills.keys() {
+            let digest = name.strip_prefix("sha256:");
+            if digest.is_some_and(|digest| !is_sha256(digest)) {
+                let reason = format!("{:?} is not a whole digest", shorten(name));
+                return refuse("policy.skills", reason);
+            }
+        }
+        for (key, table, patterns) in [
+            ("policy.annotations", &self.annotations, false),
+            ("policy.skills", &self.skills, true),
+            ("policy.sources", &self.sources, true),
+        ] {
+            let names = table.keys().filter(|_| patterns);
+            for pattern in names.chain(table.values().flatten()) {
+                if let Err(error) = Pattern::new(pattern) {
+                    return refuse(key, format!("{:?}: {}", shorten(pattern), error.msg));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses the first annotation of ours that the namespace may not use. Keys that are not known
+    /// are left to [`crate::Annotations::parse`].
+    pub fn check_annotations(
+        &self,
+        given: &HashMap<String, String>,
+        namespace: &str,
+    ) -> Result<()> {
+        let mut given: Vec<_> = given.iter().collect();
+        given.sort();
+        for (key, value) in given {
+            let Some(base) = annotations::base(key) else {
+                continue;
+            };
+            let refuse = |item: &str, denied: Denied| Error::Annotation {
+                key: shorten(key),
+                reason: format!("{item}{denied}"),
+            };
+            if base != annotations::DEVICES {
+                decide("annotations", &self.annotations, &[base], namespace)
+                    .map_err(|denied| refuse("", denied))?;
+                continue;
+            }
+            for device in value.split(',').map(str::trim) {
+                let one = format!("{base}={device}");
+                let names = [one.as_str(), base];
+                decide("annotations", &self.annotations, &names, namespace).map_err(|denied| {
+                    let name = one.clone();
+                    refuse(&format!("{} ", shorten(device)), Denied { name, ..denied })
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a namespace may use a skill, as far as it is known by what is given of it.
+    pub fn check_skill(
+        &self,
+        name: &str,
+        version: Option<&str>,
+        digest: Option<&str>,
+        namespace: &str,
+    ) -> std::result::Result<(), Denied> {
+        let mut names = vec![name.to_owned()];
+        names.extend(version.map(|version| format!("{name}@{version}")));
+        names.extend(digest.map(|digest| format!("sha256:{digest}")));
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        decide("skills", &self.skills, &names, namespace)
+    }
+
+    /// Whether a namespace may use what a source has.
+    pub fn check_source(&self, source: &str, namespace: &str) -> std::result::Result<(), Denied> {
+        decide("sources", &self.sources, &[source], namespace)
+            // Its own name is what the operator would write.
+            .map_err(|denied| Denied {
+                name: source.to_owned(),
+                ..denied
+            })
+    }
+}
+
+/// Whether the entry that says most of something with these names has the namespace.
+fn decide(
+    table: &'static str,
+    entries: &Table,
+    names: &[&str],
+    namespace: &str,
+) -> std::result::Result<(), Denied> {
+    let matching = entries.iter().filter(|(entry, _)| {
+        let mut names = names.iter();
+        names.any(|name| entry == name || matches(entry, name))
+    });
+    let specific = |entry: &str| (names.contains(&entry), entry.len());
+    let decides = matching.max_by_key(|(entry, _)| specific(entry));
+    let allowed = decides.is_some_and(|(_, namespaces)| {
+        let mut namespaces = namespaces.iter();
+        namespaces.any(|pattern| matches(pattern, namespace))
+    });
+    if allowed {
+        return Ok(());
+    }
+    Err(Denied {
+        namespace: shorten(namespace),
+        table,
+        name: decides.map_or(names[0], |(entry, _)| entry).to_owned(),
+    })
+}
+
+/// By a pattern that [`Policy::check`] has seen; one that can't be read matches nothing.
+fn matches(pattern: &str, text: &str) -> bool {
+    Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NodeConfig;
+
+    fn policy(texts: &[&str]) -> Result<Policy> {
+        let files = texts.iter().enumerate();
+        let files = files.map(|(n, text)| (format!("{n}.toml"), (*text).to_owned()));
+        Ok(NodeConfig::parse(&files.collect::<Vec<_>>())?.policy)
+    }
+
+    fn annotation(policy: &Policy, key: &str, value: &str, namespace: &str) -> Result<()> {
+        let given = HashMap::from([(key.to_owned(), value.to_owned())]);
+        policy.check_annotations(&given, namespace)
+    }
+
+    const DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000001";
+
+    #[test]
+    fn default_allows_every_annotation_but_devices() {
+        let policy = Policy::default();
+        for &key in annotations::KEYS {
+            let allowed = annotation(&policy, key, "fuse", "a").is_ok();
+            assert_eq!(allowed, key != annotations::DEVICES, "{key}");
+        }
+    }
+
+    #[test]
+    fn refusal_names_key_namespace_and_what_would_allow_it() {
+        let error = annotation(&Policy::default(), annotations::DEVICES, "fuse", "ci");
+        let error = error.unwrap_err().to_string();
+        for part in [
+            "annotation caisson.dev/devices: fuse is not allowed",
+            "namespace ci",
+            "\"caisson.dev/devices=fuse\" in [policy.annotations]",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn device_is_allowed_alone_and_only_where_it_is_said() {
+        let text = "[policy.annotations]\n'caisson.dev/devices=fuse' = ['ci', 'build-*']";
+        let policy = policy(&[text]).unwrap();
+        let devices =
+            |value, namespace| annotation(&policy, annotations::DEVICES, value, namespace);
+        devices("fuse", "ci").unwrap();
+        devices("fuse", "build-7").unwrap();
+        devices("fuse", "cicd").unwrap_err();
+        devices("fuse, tun", "ci").unwrap_err();
+        devices("tun", "ci").unwrap_err();
+    }
+
+    #[test]
+    fn device_of_its_own_goes_before_all_devices() {
+        let text =
+            "[policy.annotations]\n'caisson.dev/devices' = ['*']\n'caisson.dev/devices=tun' = []";
+        let policy = policy(&[text]).unwrap();
+        annotation(&policy, annotations::DEVICES, "fuse", "a").unwrap();
+        annotation(&policy, annotations::DEVICES, "tun", "a").unwrap_err();
+    }
+
+    #[test]
+    fn annotation_for_one_container_is_allowed_as_that_for_all() {
+        let policy = policy(&["[policy.annotations]\n'caisson.dev/skills' = ['a']"]).unwrap();
+        annotation(&policy, "caisson.dev/skills.web", "x@1", "a").unwrap();
+        let error = annotation(&policy, "caisson.dev/skills.web", "x@1", "b").unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("annotation caisson.dev/skills.web:"),
+            "{error}"
+        );
+        assert!(error.contains("\"caisson.dev/skills\" in"), "{error}");
+    }
+
+    #[test]
+    fn drop_in_changes_its_names_only() {
+        let policy = policy(&[
+            "[policy.annotations]\n'caisson.dev/home' = ['a']\n'caisson.dev/devices' = ['a']",
+            "[policy.annotations]\n'caisson.dev/home' = []",
+        ])
+        .unwrap();
+        annotation(&policy, annotations::HOME, "ephemeral", "a").unwrap_err();
+        annotation(&policy, annotations::DEVICES, "tun", "a").unwrap();
+        annotation(&policy, annotations::HOME_SIZE, "1Gi", "a").unwrap();
+    }
+
+    #[test]
+    fn skill_is_for_the_namespaces_of_its_most_specific_name() {
+        let policy = policy(&[&format!(
+            "[policy.skills]\n'internal-*' = ['a']\n'internal-docs' = ['b']\n\
+             'internal-docs@2' = ['c']\n'sha256:{DIGEST}' = ['d']"
+        )])
+        .unwrap();
+        let check = |name, version, digest, namespace| {
+            policy.check_skill(name, version, digest, namespace).is_ok()
+        };
+        assert!(check("docx", Some("1"), None, "anybody"));
+        assert!(check("internal-x", None, None, "a"));
+        assert!(!check("internal-x", None, None, "b"));
+        assert!(check("internal-docs", Some("1"), None, "b"));
+        assert!(!check("internal-docs", Some("1"), None, "a"));
+        assert!(check("internal-docs", Some("2"), None, "c"));
+        assert!(!check("internal-docs", Some("2"), None, "b"));
+        assert!(check("internal-docs", Some("2"), Some(DIGEST), "d"));
+        assert!(!check("internal-docs", Some("2"), Some(DIGEST), "c"));
+    }
+
+    #[test]
+    fn refused_skill_is_told_by_the_name_that_decides() {
+        let policy = policy(&["[policy.skills]\n'docx*' = ['a']"]).unwrap();
+        let denied = policy.check_skill("docx", Some("1"), None, "b");
+        let text = denied.unwrap_err().to_string();
+        assert!(
+            text.contains("namespace b; \"docx*\" in [policy.skills]"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn source_is_for_nobody_unless_said() {
+        let policy = policy(&["[policy.sources]\ncompany = ['a']"]).unwrap();
+        policy.check_source("company", "a").unwrap();
+        policy.check_source("company", "b").unwrap_err();
+        let text = policy.check_source("shared", "a").unwrap_err().to_string();
+        assert!(text.contains("\"shared\" in [policy.sources]"), "{text}");
+    }
+
+    #[test]
+    fn name_that_can_never_match_is_refused() {
+        for (text, part) in [
+            (
+                "[policy.annotations]\n'caisson.dev/skils' = []",
+                "caisson.dev/skils",
+            ),
+            ("[policy.annotations]\n'caisson.dev/*' = []", "none of"),
+            (
+                "[policy.annotations]\n'caisson.dev/devices=kvm' = []",
+                "one of fuse, tun",
+            ),
+            (
+                "[policy.annotations]\n'caisson.dev/home=x' = []",
+                "caisson.dev/home=x",
+            ),
+            ("[policy.annotations]\n'caisson.dev/home' = ['a[']", "a["),
+            ("[policy.skills]\n'sha256:0*' = []", "whole digest"),
+            ("[policy.skills]\n'a**b' = []", "a**b"),
+        ] {
+            let error = policy(&[text]).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        for text in ["[policy]\nskill = {}", "[policy.sources]\na = 'b'"] {
+            policy(&[text]).unwrap_err();
+        }
+    }
+}

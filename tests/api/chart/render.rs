@@ -1,0 +1,203 @@
+//! The chart, rendered by helm, and the check of what comes out.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, sync::OnceLock};
+
+use anyhow::{ensure, Context, Result};
+use caisson_tests::paths;
+use jsonschema::Validator;
+use serde_json::{json, Value};
+use tempfile::NamedTempFile;
+
+/// Kubernetes' version in the schemas, and the one that helm renders for.
+const KUBERNETES: &str = "1.33.4";
+
+/// Values with one at a path like `a.b`.
+pub fn at(path: &str, value: &Value) -> Value {
+    path.rsplit('.')
+        .fold(value.clone(), |below, key| json!({ key: below }))
+}
+
+pub fn chart() -> PathBuf {
+    paths::workspace().join("deploy/chart")
+}
+
+pub fn default_values() -> Result<Value> {
+    let values = yaml(&fs::read_to_string(chart().join("values.yaml"))?)?;
+    values.into_iter().next().context("no values")
+}
+
+fn tool(name: &str) -> Result<PathBuf> {
+    let path = paths::target().join("cache/tools/kubernetes").join(name);
+    ensure!(
+        path.exists(),
+        "no {}: cargo xtask test-tools --chart",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// helm with a subcommand; it looks at no configuration of this machine.
+pub fn helm(subcommand: &str) -> Result<Command> {
+    let mut helm = Command::new(tool("bin/helm")?);
+    helm.arg(subcommand)
+        .args([
+            "--namespace",
+            "caisson-system",
+            "--kube-version",
+            KUBERNETES,
+        ])
+        .env("HELM_CONFIG_HOME", "/nonexistent")
+        .env("KUBECONFIG", "/nonexistent");
+    Ok(helm)
+}
+
+/// Adds the values and the chart.
+pub fn with<'h>(
+    helm: &'h mut Command,
+    overlay: Option<&str>,
+    values: Option<&NamedTempFile>,
+) -> Result<&'h mut Command> {
+    if let Some(overlay) = overlay {
+        helm.arg("--values").arg(chart().join(overlay));
+    }
+    if let Some(values) = values {
+        helm.arg("--values").arg(values.path());
+    }
+    Ok(helm.arg(chart()))
+}
+
+pub fn run(helm: &mut Command) -> Result<String> {
+    let output = helm.output().context("start helm")?;
+    ensure!(
+        output.status.success(),
+        "helm: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A file of values; JSON is YAML.
+pub fn values_file(values: &Value) -> Result<NamedTempFile> {
+    let file = NamedTempFile::new()?;
+    fs::write(&file, values.to_string())?;
+    Ok(file)
+}
+
+/// What the chart becomes with these values.
+pub fn render(overlay: Option<&str>, values: Option<Value>) -> Result<String> {
+    let mut helm = helm("template")?;
+    helm.arg("caisson");
+    let file = values.as_ref().map(values_file).transpose()?;
+    run(with(&mut helm, overlay, file.as_ref())?)
+}
+
+/// What helm says of values that it must refuse.
+pub fn refuse(values: Value) -> Result<String> {
+    let shown = values.to_string();
+    match render(None, Some(values)) {
+        Ok(_) => anyhow::bail!("{shown} is not refused"),
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+/// The documents of a YAML text that have something in them.
+pub fn yaml(text: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("understand YAML")?;
+    Ok(documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect())
+}
+
+/// Every object of the text is one that the API has, without a field that it does not have.
+pub fn check(text: &str) -> Result<()> {
+    let objects = yaml(text)?;
+    ensure!(objects.len() > 5, "{} objects", objects.len());
+    for object in objects {
+        let kind = format!(
+            "{} {}",
+            object["apiVersion"].as_str().unwrap_or_default(),
+            object["kind"].as_str().unwrap_or_default()
+        );
+        let name = &object["metadata"]["name"];
+        let validator = validators()?.get(&kind);
+        let validator = validator.with_context(|| format!("the API has no {kind}"))?;
+        let errors: Vec<_> = validator
+            .iter_errors(&object)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        ensure!(errors.is_empty(), "{kind} {name}: {}", errors.join("\n"));
+    }
+    Ok(())
+}
+
+/// By `APIVERSION KIND`, for the kinds that the chart has.
+fn validators() -> Result<&'static BTreeMap<String, Validator>> {
+    static VALIDATORS: OnceLock<Result<BTreeMap<String, Validator>, String>> = OnceLock::new();
+    let made = VALIDATORS.get_or_init(|| make_validators().map_err(|error| format!("{error:#}")));
+    made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+fn make_validators() -> Result<BTreeMap<String, Validator>> {
+    let api: Value = serde_json::from_slice(&fs::read(tool("swagger.json")?)?)?;
+    let mut definitions = api["definitions"].clone();
+    let all = definitions.as_object_mut().context("no definitions")?;
+    let mut kinds = BTreeMap::new();
+    for (name, definition) in all.iter_mut() {
+        // Strict: nothing beside what is described. What has no properties is free, such as what a webhook gets.
+        if definition["properties"].is_object() && definition["additionalProperties"].is_null() {
+            definition["additionalProperties"] = json!(false);
+        }
+        for kind in definition["x-kubernetes-group-version-kind"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            let text = |key: &str| kind[key].as_str().unwrap_or_default();
+            let group = text("group");
+            let version = if group.is_empty() {
+                text("version").to_owned()
+            } else {
+                format!("{group}/{}", text("version"))
+            };
+            kinds.insert(format!("{version} {}", text("kind")), name.clone());
+        }
+    }
+    // These two are strings in the description and also numbers in the API (their UnmarshalJSON).
+    for name in [
+        "io.k8s.apimachinery.pkg.api.resource.Quantity",
+        "io.k8s.apimachinery.pkg.util.intstr.IntOrString",
+    ] {
+        let definition = all.get_mut(name).with_context(|| format!("no {name}"))?;
+        definition["type"] = json!(["string", "number"]);
+    }
+    let wanted = [
+        "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy",
+        "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding",
+        "apps/v1 DaemonSet",
+        "batch/v1 Job",
+        "node.k8s.io/v1 RuntimeClass",
+        "rbac.authorization.k8s.io/v1 ClusterRole",
+        "rbac.authorization.k8s.io/v1 ClusterRoleBinding",
+        "rbac.authorization.k8s.io/v1 Role",
+        "rbac.authorization.k8s.io/v1 RoleBinding",
+        "v1 ConfigMap",
+        "v1 Pod",
+        "v1 ServiceAccount",
+    ];
+    wanted
+        .into_iter()
+        .map(|kind| {
+            let name = kinds.get(kind).with_context(|| format!("no {kind}"))?;
+            let schema = json!({
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "$ref": format!("#/definitions/{name}"),
+                "definitions": definitions,
+            });
+            let validator = jsonschema::validator_for(&schema).with_context(|| kind.to_owned())?;
+            Ok((kind.to_owned(), validator))
+        })
+        .collect()
+}
