@@ -3,7 +3,11 @@
 //! The path is the spec's `linux.cgroupsPath`, in one of the two forms that containerd writes (runc, docs/systemd.md):
 //! a path below the cgroup mounts, or `SLICE:PREFIX:NAME` for systemd's layout.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    fs::File,
+    io,
+    path::{Component, Path, PathBuf},
+};
 
 use cgroups_rs::{
     fs::{hierarchies::auto, Cgroup},
@@ -27,6 +31,22 @@ pub fn add(path: &Path, pids: impl IntoIterator<Item = u32>) -> Result<()> {
             .add_task_by_tgid(CgroupPid::from(u64::from(pid)))
             .map_err(|source| failed("add a process to", path, source))
     })
+}
+
+/// The files by which a process joins it, one for each hierarchy.
+pub fn entrances(path: &Path) -> io::Result<Vec<File>> {
+    let inside = relative(path).map_err(io::Error::other)?;
+    let cgroup = Cgroup::load(auto(), inside);
+    let mut files: Vec<_> = cgroup
+        .subsystems()
+        .iter()
+        .map(|subsystem| subsystem.to_controller().path().join("cgroup.procs"))
+        .filter(|file| file.exists())
+        .collect();
+    files.sort();
+    files.dedup();
+    let open = |file| File::options().write(true).open(file);
+    files.iter().map(open).collect()
 }
 
 /// Removes it, once its processes have ended. One that is not there is a success.
