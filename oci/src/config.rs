@@ -30,6 +30,7 @@ pub struct NodeConfig {
     pub homes: Homes,
     /// Who may use which annotation, skill and source of skills.
     pub policy: Policy,
+    pub network: Network,
     pub log: Log,
 }
 
@@ -135,6 +136,30 @@ pub enum SkillSource {
 pub struct Homes {
     /// How much a home holds whose pod does not say it, in MiB. There is no home without a limit; what it does not hold it does not cost.
     pub size_mib: u64,
+    /// The largest size that a pod may ask for, in MiB; 0: no limit but that of the file system, 16
+    /// TiB.
+    pub max_size_mib: u64,
+    /// What the sizes of all homes of the node may add up to, in MiB; 0: no limit, so that homes
+    /// together may fill the node's disk.
+    pub node_budget_mib: u64,
+    /// The same for the homes of each namespace.
+    pub namespace_budget_mib: u64,
+    /// The same for namespaces by their names, `[homes.namespace_budgets_mib]`, instead of
+    /// `namespace_budget_mib`.
+    pub namespace_budgets_mib: BTreeMap<String, u64>,
+    /// How long each of ext4's programs may take to make, look through or grow a home, in seconds.
+    /// The kubelet gives up after 120.
+    pub tool_timeout_secs: u64,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Drops what a guest sends with another hardware or IP address than its interface's. Addresses
+    /// that something in the pod takes by itself (a virtual address of keepalived, a bridge to
+    /// further machines) work without it only.
+    pub anti_spoofing: bool,
 }
 
 /// `[log]`.
@@ -156,6 +181,7 @@ impl Default for NodeConfig {
             skills: Skills::default(),
             homes: Homes::default(),
             policy: Policy::default(),
+            network: Network::default(),
             log: Log::default(),
         }
     }
@@ -200,6 +226,19 @@ impl Default for Homes {
     fn default() -> Self {
         Self {
             size_mib: 10 * 1024,
+            max_size_mib: 50 * 1024,
+            node_budget_mib: 0,
+            namespace_budget_mib: 0,
+            namespace_budgets_mib: BTreeMap::new(),
+            tool_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            anti_spoofing: true,
         }
     }
 }
@@ -240,6 +279,7 @@ impl NodeConfig {
             ("vm.boot_timeout_secs", self.vm.boot_timeout_secs),
             ("hypervisor.uid_count", u64::from(self.hypervisor.uid_count)),
             ("skills.fetch_timeout_secs", self.skills.fetch_timeout_secs),
+            ("homes.tool_timeout_secs", self.homes.tool_timeout_secs),
         ];
         for (key, value) in positive {
             if value == 0 {
@@ -267,6 +307,15 @@ impl NodeConfig {
                     self.homes.size_mib,
                     sizes.start(),
                     sizes.end()
+                ),
+            });
+        }
+        let (size, most) = (self.homes.size_mib, self.homes.max_size_mib);
+        if most != 0 && size > most {
+            return Err(Error::ConfigValue {
+                key: "homes.size_mib",
+                reason: format!(
+                    "is {size}, more than a home may have (homes.max_size_mib, {most})"
                 ),
             });
         }
@@ -378,6 +427,8 @@ mod tests {
             ("[vm]\ndefault_cpus = 0", "vm.default_cpus"),
             ("[vm]\ndefault_memory_mib = 1", "vm.default_memory_mib"),
             ("[homes]\nsize_mib = 1", "homes.size_mib"),
+            ("[homes]\nmax_size_mib = 1024", "homes.size_mib"),
+            ("[homes]\ntool_timeout_secs = 0", "homes.tool_timeout_secs"),
             ("[log]\nlevel = 'loud'", "log.level"),
             ("[hypervisor]\nuid_base = 0", "hypervisor.uid_base"),
         ] {

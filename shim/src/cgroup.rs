@@ -5,6 +5,8 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
+    io,
     path::{Component, Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -42,6 +44,15 @@ pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
 /// The quality of service that it says of its pod.
 pub fn class(path: &Path) -> Result<Class> {
     Ok(Class::of(&relative(path)?))
+}
+
+/// The files by which a process joins it, one for each hierarchy.
+pub fn entrances(path: &Path) -> io::Result<Vec<File>> {
+    let folders = folders(path).map_err(io::Error::other)?;
+    let files = folders.iter().map(|folder| folder.join("cgroup.procs"));
+    files
+        .map(|file| File::options().write(true).open(file))
+        .collect()
 }
 
 /// Removes it, once its processes have ended: those of a shim that was killed a moment ago may

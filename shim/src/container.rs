@@ -267,7 +267,7 @@ impl Wishes {
             let process = process.ok_or(caisson_oci::Error::Missing("process"))?;
             let target = match &wish.path {
                 Some(path) => path.clone(),
-                None => homes::of_user(process, rootfs)?,
+                None => homes::of_user(process, rootfs).await?,
             };
             let (namespace, name) = pod::name(&self.spec)?
                 .unwrap_or_else(|| (home.namespace.to_owned(), id.to_owned()));

@@ -139,6 +139,8 @@ impl Error {
             }
             Self::Home(error) => match error {
                 HomeError::InUse { .. } => ttrpc::Code::FAILED_PRECONDITION,
+                HomeError::TooLarge { .. } => ttrpc::Code::INVALID_ARGUMENT,
+                HomeError::OverBudget { .. } => ttrpc::Code::RESOURCE_EXHAUSTED,
                 HomeError::Missing(_)
                 | HomeError::Other { .. }
                 | HomeError::Namespace(_)

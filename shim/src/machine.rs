@@ -70,6 +70,7 @@ pub struct Machine {
     size: tokio::sync::Mutex<VmSize>,
     dir: Mutex<Option<PodDir>>,
     network: Mutex<Option<Network>>,
+    anti_spoofing: bool,
 }
 
 impl Machine {
@@ -127,6 +128,7 @@ impl Machine {
             size: tokio::sync::Mutex::new(size),
             dir: Mutex::new(Some(dir)),
             network: Mutex::default(),
+            anti_spoofing: config.network.anti_spoofing,
             share,
         };
         stage(id, "vmm", started);
@@ -282,7 +284,7 @@ impl Machine {
         let Some(namespace) = namespace else {
             return Ok(());
         };
-        let mut network = Network::open(namespace).await?;
+        let mut network = Network::open(namespace, self.anti_spoofing).await?;
         if let Err(error) = network.forward(self.vm.clone()).await {
             log::warn!("ports can't be forwarded: {}", crate::error::chain(&error));
         }

@@ -208,6 +208,15 @@ pub fn credentials(state_dir: &Path, id: &str) -> io::Result<Credentials> {
     })
 }
 
+/// The path of a pod's cgroup, if it has one.
+pub fn cgroup_of(state_dir: &Path, id: &str) -> io::Result<Option<PathBuf>> {
+    match fs::read_to_string(state_dir.join(id).join("cgroup")) {
+        Ok(path) => Ok(Some(path.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Kills a pod's processes, unmounts what is mounted below its folder, frees its user and removes the folder. Idempotent.
 ///
 /// A shim that lives and is not the caller is killed too: `delete` comes when containerd has given it up.

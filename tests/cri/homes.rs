@@ -1,9 +1,10 @@
 //! Homes of pods. runc has none.
 
 use anyhow::Result;
-use caisson_tests::cri::{ContainerBuilder, CriNode, PodBuilder};
+use caisson_tests::cri::{ContainerBuilder, CriNode, Pod, PodBuilder};
 
 const HOME: &str = "caisson.dev/home";
+const SIZE: &str = "caisson.dev/home-size";
 
 #[test]
 fn containers_of_a_pod_share_its_home() -> Result<()> {
@@ -68,6 +69,42 @@ fn home_in_a_pod_with_users_of_its_own_is_refused_with_a_reason() -> Result<()> 
     let refused = sleeping(pod.container("busybox")).start();
     let error = format!("{:#}", refused.err().expect("its owners can't be kept"));
     assert!(error.contains("leave hostUsers out"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn home_over_a_budget_is_refused_with_the_limit_and_what_is_used() -> Result<()> {
+    let node = CriNode::start_with(|config| {
+        config["homes"] = serde_json::json!({
+            "size_mib": 32, "node_budget_mib": 112, "namespace_budgets_mib": { "tests": 64 }
+        });
+    })?;
+    let pod = |namespace: &'static str, home: &str, size: &str| {
+        let pod = node.pod().annotation(HOME, home).annotation(SIZE, size);
+        let pod = pod.configure(|config| {
+            config.metadata.get_or_insert_default().namespace = namespace.into();
+        });
+        pod.start()
+    };
+    let refused = |pod: &Pod<'_>| {
+        let container = sleeping(pod.container("busybox")).start();
+        format!("{:#}", container.err().expect("it is over the budget"))
+    };
+    let first = pod("tests", "persistent/first", "64Mi")?;
+    let _first = sleeping(first.container("busybox")).start()?;
+    let error = refused(&pod("tests", "ephemeral", "32Mi")?);
+    let expected = "the home ephemeral in tests of 32 MiB is over the budget of the namespace tests for homes: 64 MiB of 64 MiB are used \
+                    (namespace_budgets_mib.tests of [homes]";
+    assert!(error.contains(expected), "{error}");
+    let other = pod("others", "ephemeral", "32Mi")?;
+    let _other = sleeping(other.container("busybox")).start()?;
+    let third = pod("others", "persistent/third", "32Mi")?;
+    let error = refused(&third);
+    let expected = "the home others/third of 32 MiB is over the budget of this node for homes: 96 MiB of 112 MiB are used (node_budget_mib of";
+    assert!(error.contains(expected), "{error}");
+    // An ephemeral home is no longer counted when its pod is gone.
+    other.stop()?;
+    sleeping(third.container("busybox")).start()?;
     Ok(())
 }
 

@@ -279,12 +279,18 @@ impl Node {
         fs::read_to_string(self.dir.join("logs/containerd.log")).unwrap_or_default()
     }
 
+    /// A folder for programs that this node finds before all others; it need not be there.
+    pub fn programs(&self) -> PathBuf {
+        self.dir.join("programs")
+    }
+
     /// `PATH` of containerd, by which it finds shims and runc.
     pub fn path(&self) -> String {
         let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let dist = paths::dist().join("bin");
         format!(
-            "{}:{}:{system}",
+            "{}:{}:{}:{system}",
+            self.programs().display(),
             dist.display(),
             self.version.bin().display()
         )

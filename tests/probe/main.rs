@@ -2,6 +2,7 @@
 //!
 //! Says what it found on one line, and a failed system call as `error: NAME OF THE ERRNO` with exit code 1.
 
+mod frames;
 mod posix;
 
 use std::{
@@ -50,6 +51,8 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["round-trips", address, count] => {
             round_trips(TcpStream::connect(address)?, number(count)?)
         }
+        ["send-frames", interface, frames @ ..] => frames::send(interface, frames),
+        ["receive-frames", interface, seconds] => frames::receive(interface, number(seconds)?),
         ["log", count] => log(number(count)?),
         ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use caisson_tests::{
     command::{self, Output},
     leftovers::{self, Leftovers},
     node::{caisson, LIMIT},
-    proc, Container, ContainerBuilder, Node,
+    proc, Container, ContainerBuilder, Node, Runtime,
 };
 
 const HOME: &str = "caisson.dev/home";
@@ -412,6 +413,232 @@ fn home_that_is_not_there_is_named() -> Result<()> {
         assert_ne!(refused.code, 0);
         let expected = format!("there is no home {name}");
         assert!(refused.errors().contains(&expected), "{}", refused.errors());
+    }
+    Ok(())
+}
+
+/// Everything in a home that a program on the host could trip over.
+#[test]
+fn home_with_odd_files_is_archived_as_it_is() -> Result<()> {
+    let node = Node::shared();
+    let secret = node.dir().join("odd-secret");
+    fs::write(&secret, "the host's")?;
+    let line = format!(
+        "cd /root && ln -s {0} link && ln -s / root && mkfifo fifo && truncate -s 1T sparse && mkdir -p a/b && ln -s ../.. a/b/up \
+         && printf x > \"$(printf 'a\\033[31m\\nb')\" && probe socket /root/socket",
+        secret.display()
+    );
+    let container = with_home(node, "odd").annotation(SIZE, "32Mi");
+    container.sh(&line).run()?.ok()?;
+    let name = format!("{}/odd", node.tag());
+    let file = node.dir().join("odd.tar");
+    home(node, &["archive", &name, &file.display().to_string()])?.ok()?;
+    let size = fs::metadata(&file)?.len();
+    assert!(size < MIB, "{size} bytes");
+    let mut tar = std::process::Command::new("tar");
+    tar.args(["--list", "--verbose", "--file"]).arg(&file);
+    let listed = command::run(&mut tar, None, LIMIT)?.ok()?.text();
+    for kind in ["prw", "lrwxrwxrwx", "./link -> ", "./root -> /"] {
+        assert!(listed.contains(kind), "{kind} in {listed}");
+    }
+    let text = String::from_utf8_lossy(&fs::read(&file)?).into_owned();
+    assert!(!text.contains("the host's"));
+    Ok(())
+}
+
+#[test]
+fn home_over_a_limit_is_refused_with_the_limit_and_what_is_used() -> Result<()> {
+    let node = &Node::start_with(|config| {
+        config["homes"] = serde_json::json!({
+            "size_mib": 32, "max_size_mib": 64, "namespace_budget_mib": 96, "node_budget_mib": 200
+        });
+    })?;
+    node.image("busybox")?;
+    let refused = |container: ContainerBuilder<'_>| -> Result<String> {
+        let output = container.args(["true"]).run()?;
+        assert_ne!(output.code, 0);
+        Ok(output.errors())
+    };
+    let error = refused(with_home(node, "large").annotation(SIZE, "65Mi"))?;
+    let expected = format!(
+        "the home {}/large of 65 MiB is larger than a home may be on this node (64 MiB, max_size_mib of [homes]",
+        node.tag()
+    );
+    assert!(error.contains(&expected), "{error}");
+    with_home(node, "first")
+        .annotation(SIZE, "60Mi")
+        .args(["true"])
+        .run()?
+        .ok()?;
+    let ephemeral = node.container("busybox").annotation(HOME, "ephemeral");
+    let ephemeral = ephemeral.args(["sleep", "1000"]).start()?;
+    let error = refused(with_home(node, "second"))?;
+    let expected = format!(
+        "the home {0}/second of 32 MiB is over the budget of the namespace {0} for homes: 92 MiB of 96 MiB are used (namespace_budget_mib of \
+         [homes]",
+        node.tag()
+    );
+    assert!(error.contains(&expected), "{error}");
+    let listed = home(node, &["list"])?.ok()?.text();
+    for line in [
+        format!("namespace {}: 92 MiB of 96 MiB\n", node.tag()),
+        "node: 92 MiB of 200 MiB, 32 MiB of them ephemeral\n".to_owned(),
+    ] {
+        assert!(listed.contains(&line), "{listed}");
+    }
+    // One that is there may be had, but not grow over the budget.
+    with_home(node, "first").args(["true"]).run()?.ok()?;
+    let error = refused(with_home(node, "first").annotation(SIZE, "65Mi"))?;
+    assert!(error.contains("max_size_mib"), "{error}");
+    end(&ephemeral)?;
+    command::poll("the ephemeral home to be gone", LIMIT, || {
+        let listed = home(node, &["list"]).ok()?.text();
+        (!listed.contains("ephemeral")).then_some(())
+    })?;
+    with_home(node, "second").args(["true"]).run()?.ok()?;
+    assert_eq!(
+        fs::read_dir(node.store_dir().join("homes/.claims"))?.count(),
+        1
+    );
+    Ok(())
+}
+
+#[test]
+fn containers_that_ask_at_once_have_no_more_than_the_budget() -> Result<()> {
+    let node = &Node::start_with(|config| {
+        config["homes"] = serde_json::json!({ "size_mib": 32, "node_budget_mib": 64 });
+    })?;
+    node.image("busybox")?;
+    let asked: Vec<_> = (0..4)
+        .map(|n| {
+            let home = with_home(node, &format!("at-once-{n}"));
+            home.args(["true"]).spawn()
+        })
+        .collect::<Result<_>>()?;
+    let mut granted = 0;
+    for container in asked {
+        let output = container.finish(LIMIT)?;
+        match output.code {
+            0 => granted += 1,
+            _ => assert!(
+                output.errors().contains("node_budget_mib"),
+                "{}",
+                output.errors()
+            ),
+        }
+    }
+    assert_eq!(granted, 2);
+    Ok(())
+}
+
+/// The program is the test's own, since no image is known on which e2fsck does not end.
+#[test]
+fn home_whose_check_does_not_end_is_refused_and_the_check_confined() -> Result<()> {
+    let node = &Node::start_with(|config| {
+        config["homes"] = serde_json::json!({ "tool_timeout_secs": 4 });
+    })?;
+    node.image("busybox")?;
+    let with_size = |size: &str| with_home(node, "looped").annotation(SIZE, size);
+    with_size("32Mi").sh("echo kept > /root/note").run()?.ok()?;
+    let program = node.programs().join("e2fsck");
+    fs::create_dir_all(node.programs())?;
+    fs::write(&program, "#!/bin/sh\nwhile :; do :; done\n")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let container = with_size("64Mi").args(["true"]);
+    let id = container.id().to_owned();
+    let running = container.spawn()?;
+    let check = command::poll("the check", LIMIT, || {
+        let all = proc::all().into_iter();
+        let mut ours = all.filter(|process| process.command.contains("/program/e2fsck"));
+        ours.next().map(|process| process.pid)
+    })?;
+    let status = proc::status(check)?;
+    assert!(
+        !status["Uid"].split_whitespace().any(|id| id == "0"),
+        "{}",
+        status["Uid"]
+    );
+    assert!(proc::capabilities(check, "CapBnd")?.is_empty());
+    assert!(proc::capabilities(check, "CapEff")?.is_empty());
+    assert_eq!(
+        (status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()),
+        ("1", "2")
+    );
+    for kind in ["net", "mnt", "ipc"] {
+        assert_ne!(
+            proc::namespace(check, kind),
+            proc::namespace(std::process::id(), kind)
+        );
+    }
+    let root: Vec<_> = fs::read_dir(format!("/proc/{check}/root"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    assert!(
+        !root
+            .iter()
+            .any(|name| ["proc", "root", "var", "run"].contains(&name.as_str())),
+        "{root:?}"
+    );
+    let cgroups = fs::read_to_string(format!("/proc/{check}/cgroup"))?;
+    let memory = cgroups
+        .lines()
+        .find(|line| line.contains(":memory:") || line.starts_with("0::"));
+    assert!(memory.is_some_and(|line| line.contains(&id)), "{cgroups}");
+    let limits = fs::read_to_string(format!("/proc/{check}/limits"))?;
+    assert!(
+        limits
+            .lines()
+            .any(|l| l.starts_with("Max address space") && l.contains("2147483648")),
+        "{limits}"
+    );
+    let output = running.finish(LIMIT)?;
+    let expected = "e2fsck: was killed since it took longer than 4 s (tool_timeout_secs of [homes]";
+    assert!(output.errors().contains(expected), "{}", output.errors());
+    assert!(!proc::is_running(check));
+    fs::remove_file(program)?;
+    let next = with_size("32Mi").args(["cat", "/root/note"]);
+    assert_eq!(next.run()?.ok()?.line(), "kept");
+    Ok(())
+}
+
+/// What a container left in its own root for the next start of the same: the shim reads the user's
+/// home from it.
+#[test]
+fn passwd_that_a_guest_replaced_neither_blocks_the_shim_nor_leads_out() -> Result<()> {
+    let node = Node::shared();
+    let image = node.image("busybox")?;
+    let home_of_host = "root:x:0:0::/of-the-host:/bin/sh\n";
+    let outside = node.dir().join("outside-passwd");
+    fs::write(&outside, home_of_host)?;
+    for plant in [
+        "mkfifo /etc/passwd".to_owned(),
+        format!("ln -s {} /etc/passwd", outside.display()),
+        format!("rm -r /etc; ln -s {} /etc", node.dir().display()),
+    ] {
+        let id = node.next_id();
+        let line = format!("test -e /planted && exit; touch /planted; rm /etc/passwd; {plant}");
+        let mut create = vec!["container", "create", "--runtime", Runtime::Caisson.name()];
+        let annotation = format!("{HOME}=ephemeral");
+        create.extend(["--annotation", &annotation, "--env", "NONE=1", &image, &id]);
+        create.extend(["sh", "-c", &line]);
+        node.ctr(create)?.ok()?;
+        node.ctr(["task", "start", &id])?.ok()?;
+        node.ctr(["task", "delete", &id])?;
+        let started = Instant::now();
+        let again = node.ctr(["task", "start", &id])?;
+        assert_ne!(again.code, 0, "{plant}");
+        assert!(
+            again.errors().contains("/etc/passwd") || again.errors().contains("home of user 0"),
+            "{}",
+            again.errors()
+        );
+        assert!(
+            !again.errors().contains("of-the-host"),
+            "{}",
+            again.errors()
+        );
+        assert!(started.elapsed() < Duration::from_secs(20), "{plant}");
+        node.ctr(["container", "delete", &id])?.ok()?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use std::{
     ffi::{CStr, CString},
     io,
     os::{
-        fd::RawFd,
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
@@ -54,6 +54,11 @@ enum Entry {
         at: CString,
         read_only: bool,
         is_dir: bool,
+    },
+    /// A file whose mount is nowhere yet (open_tree(2)), writable.
+    File {
+        tree: OwnedFd,
+        at: CString,
     },
     /// A device node that belongs to the VM's user: the host's node is root's and a group's.
     Device {
@@ -118,6 +123,14 @@ impl Jail {
         Ok(())
     }
 
+    /// Adds a detached mount of a file that can be written. It is used up by the first process that
+    /// enters.
+    pub(crate) fn file(&mut self, tree: OwnedFd, at: &str) -> io::Result<()> {
+        let at = CString::new(at.trim_start_matches('/'))?;
+        self.root.push(Entry::File { tree, at });
+        Ok(())
+    }
+
     /// Adds a directory.
     pub(crate) fn dir(&mut self, at: &'static CStr) {
         self.root.push(Entry::Dir(at.to_owned()));
@@ -170,8 +183,10 @@ impl Jail {
         const MAX_BINDS: usize = 32;
         let mut trees = [-1; MAX_BINDS];
         for (tree, entry) in trees.iter_mut().zip(&self.root) {
-            if let Entry::Bind { source, .. } = entry {
-                *tree = open_tree(source)?;
+            match entry {
+                Entry::Bind { source, .. } => *tree = open_tree(source)?,
+                Entry::File { tree: given, .. } => *tree = given.as_raw_fd(),
+                _ => {}
             }
         }
         if self.root.len() > MAX_BINDS {
@@ -228,17 +243,14 @@ impl Jail {
                     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
                     set_read_only("make a mount read-only", tree, c"", flags)?;
                 }
-                // SAFETY: NUL-terminated paths.
-                check("move_mount", unsafe {
-                    libc::syscall(
-                        libc::SYS_move_mount,
-                        tree,
-                        c"".as_ptr(),
-                        libc::AT_FDCWD,
-                        at.as_ptr(),
-                        libc::MOVE_MOUNT_F_EMPTY_PATH,
-                    ) as libc::c_int
-                })
+                move_mount(tree, at)
+            }
+            Entry::File { at, .. } => {
+                // SAFETY: a NUL-terminated path.
+                check("make a mount point", unsafe {
+                    libc::mknod(at.as_ptr(), libc::S_IFREG | 0o644, 0)
+                })?;
+                move_mount(tree, at)
             }
             // SAFETY: NUL-terminated paths.
             Entry::Device { at, number } => check("make a device node", unsafe {
@@ -321,6 +333,20 @@ fn open_tree(source: &CStr) -> Result<RawFd, Step> {
         unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source.as_ptr(), flags) };
     check("open_tree", tree as libc::c_int)?;
     Ok(tree as RawFd)
+}
+
+fn move_mount(tree: RawFd, at: &CStr) -> Result<(), Step> {
+    // SAFETY: NUL-terminated paths.
+    check("move_mount", unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree,
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            at.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        ) as libc::c_int
+    })
 }
 
 fn set_read_only(step: &'static str, at: RawFd, path: &CStr, flags: i32) -> Result<(), Step> {

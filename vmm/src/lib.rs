@@ -13,6 +13,7 @@
 //!
 //! Every host resource of a VM (processes, sockets, files) lives in [`VmSpec::dir`] or dies with the value that holds it.
 
+pub mod confined;
 mod device;
 mod error;
 pub mod fake;

@@ -2,8 +2,9 @@
 
 use std::{
     fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
-    process::{Command as Process, Stdio},
+    process::{Child, Command as Process, ExitStatus, Stdio},
 };
 
 use anyhow::{bail, Context, Result};
@@ -21,6 +22,9 @@ use nix::{
 #[derive(Subcommand)]
 pub enum Command {
     /// Lists this node's homes: size, what it takes on the host (both in MiB), name and the pod that has it
+    ///
+    /// Then what the sizes add up to, with ephemeral homes, for the node and for each namespace,
+    /// and the budgets.
     List,
     /// Writes what is in a home to a tar file, with owners, modes, access control lists and attributes
     ///
@@ -70,6 +74,7 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
                 let user = home.user.map(|user| format!(" {user}")).unwrap_or_default();
                 println!("{size:>8} {used:>8} {}/{}{user}", home.namespace, home.name);
             }
+            print_usage(&store)?;
         }
         Command::Archive { home, file } => archive(&store, &home, &file)?,
         Command::Remove { homes } => {
@@ -79,6 +84,26 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+fn print_usage(store: &HomeStore) -> Result<()> {
+    let (usage, limits) = (store.usage()?, store.limits());
+    let of = |budget: Option<u64>| match budget {
+        Some(budget) => format!("of {budget} MiB"),
+        None => "(no budget)".to_owned(),
+    };
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    for (namespace, used) in &usage.namespaces {
+        let budget = of(limits.namespace(namespace));
+        println!("namespace {namespace}: {} MiB {budget}", mib(*used));
+    }
+    let ephemeral = match mib(usage.ephemeral) {
+        0 => String::new(),
+        mib => format!(", {mib} MiB of them ephemeral"),
+    };
+    let (used, budget) = (mib(usage.node), of(limits.node()));
+    println!("node: {used} MiB {budget}{ephemeral}");
     Ok(())
 }
 
@@ -93,8 +118,10 @@ fn archive(store: &HomeStore, home: &Name, file: &Path) -> Result<()> {
 }
 
 fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
-    // What is mounted here is seen by nobody else, and is gone with this process.
-    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    // What is mounted here is seen by nobody else, and is gone with this process. Whatever is in
+    // the home, tar tells nobody.
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
+        .context("make a mount and a network namespace")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .context("make the mounts private")?;
@@ -102,6 +129,8 @@ fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
     let holder = Holder::program("caisson home archive");
     let files = store.mount(&home.namespace, &home.name, folder.path(), &holder)?;
     let end = archive.try_clone().context("write the archive")?;
+    // It opens regular files and folders alone, by their parents' descriptors, and holes are not
+    // read. Nobody changes the home meanwhile.
     let tar = Process::new("tar")
         .args(["--create", "--sparse", "--numeric-owner", "--acls"])
         .args(["--xattrs", "--xattrs-include=*", "--directory"])
@@ -109,16 +138,30 @@ fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
         .arg(".")
         .stdin(Stdio::null())
         .stdout(archive)
-        .output();
+        .stderr(Stdio::piped())
+        .spawn();
+    let ended = tar.and_then(finish);
     let unmounted = nix::mount::umount(folder.path()).context("unmount the home");
-    let tar = tar.context("start tar")?;
-    if !tar.status.success() {
-        bail!(
-            "tar: {}: {}",
-            tar.status,
-            String::from_utf8_lossy(&tar.stderr).trim()
-        );
+    let (status, errors) = ended.context("run tar")?;
+    if !status.success() {
+        bail!("tar: {status}: {errors}");
     }
     unmounted?;
     end.sync_all().context("write the archive")
+}
+
+/// Waits for tar. A home may have a million sockets, each of which is worth a warning to it: the
+/// first are kept.
+fn finish(mut tar: Child) -> io::Result<(ExitStatus, String)> {
+    const MAX_ERRORS: u64 = 2048;
+    let mut kept = Vec::new();
+    if let Some(errors) = tar.stderr.take() {
+        let mut errors = errors.take(MAX_ERRORS);
+        errors.read_to_end(&mut kept)?;
+        io::copy(&mut errors.into_inner(), &mut io::sink())?;
+    }
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let errors = String::from_utf8_lossy(&kept);
+    let errors: String = errors.trim().chars().map(printable).collect();
+    Ok((tar.wait()?, errors))
 }

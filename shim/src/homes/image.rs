@@ -1,15 +1,29 @@
 //! A home's file system: ext4 in a sparse file, by which it has an end. Written by the host's kernel only, on behalf of the home's virtiofs
 //! daemon: a guest never has the file or its device.
+//!
+//! What a guest does to its files still decides what is in the file system's tables. ext4's
+//! programs, which read those, run confined. The host's own driver reads them too, and a guest that
+//! finds an error in it by operations on files alone, or somebody who puts an image of their own
+//! into the store, attacks the host's kernel: that risk stays as long as homes are mounted on the
+//! host.
 
 use std::{
-    fs::File,
+    env,
+    fs::{self, File},
     io,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    time::Duration,
 };
 
-use nix::mount::{mount, MsFlags};
+use caisson_vmm::{
+    confined::{self, End, Program},
+    Credentials,
+};
+use nix::{
+    fcntl::{renameat2, RenameFlags, AT_FDCWD},
+    mount::{mount, MsFlags},
+};
 
 use super::{file, HomeError};
 
@@ -43,55 +57,58 @@ struct LoopConfig {
 
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 
-/// Makes a file system of `size` bytes in a file without a name, in `folder`: it is gone with its last user unless it is [`name`]d.
-pub fn make(folder: &Path, size: u64) -> Result<File, HomeError> {
-    let image = File::options()
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(libc::O_TMPFILE)
-        .open(folder)
-        .map_err(file("make a file in", folder))?;
-    image
-        .set_len(size)
-        .map_err(file("make a file in", folder))?;
+/// Settings of mke2fs on this node.
+const MKE2FS_CONF: &str = "/etc/mke2fs.conf";
+
+/// How ext4's programs run: on behalf of a pod, within its cgroup.
+#[derive(Debug)]
+pub struct Tools {
+    /// Whom they run as: the pod's user.
+    pub credentials: Credentials,
+    /// How one joins the pod's cgroup: the `cgroup.procs` files.
+    pub cgroup: Vec<File>,
+    /// How long each may take.
+    pub limit: Duration,
+    /// A directory over which their root is mounted, unseen by others.
+    pub mount_point: PathBuf,
+}
+
+/// Makes a file system of `size` bytes in a new file at `path`, in place of what a dead shim left.
+pub fn make(path: &Path, size: u64, tools: &Tools) -> Result<File, HomeError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        removed => removed.map_err(file("remove", path))?,
+    }
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let image = options.open(path).map_err(file("create", path))?;
+    image.set_len(size).map_err(file("create", path))?;
     // No blocks are kept back for root: on the host the daemon is none, and in the guest anybody can be.
     let arguments = ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"];
     // In a sparse file there is nothing to be zeroed, now or by the kernel later.
     let extended = ["-E", "lazy_itable_init=0,lazy_journal_init=1"];
-    tool(
-        "mke2fs",
-        &[&arguments[..], &extended].concat(),
-        &image,
-        &[0],
-    )?;
+    let arguments = [&arguments[..], &extended].concat();
+    tools.run("mke2fs", &arguments, &image, &[0])?;
     Ok(image)
 }
 
-/// Gives a file from [`make`] its name.
-pub fn name(image: &File, path: &Path) -> io::Result<()> {
-    let own = own_path(image);
-    nix::unistd::linkat(
-        nix::fcntl::AT_FDCWD,
-        &own,
-        nix::fcntl::AT_FDCWD,
-        path,
-        nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW,
-    )
-    .map_err(Into::into)
+/// Gives a file from [`make`] the name that it is to have, unless there is one.
+pub fn name(made: &Path, path: &Path) -> io::Result<()> {
+    let (here, unless_there) = (AT_FDCWD, RenameFlags::RENAME_NOREPLACE);
+    renameat2(here, made, here, path, unless_there).map_err(Into::into)
 }
 
 /// Makes a file system that is not mounted larger. A smaller `size` changes nothing.
-pub fn grow(image: &File, size: u64) -> Result<(), HomeError> {
+pub fn grow(image: &File, size: u64, tools: &Tools) -> Result<(), HomeError> {
     let path = own_path(image);
     let now = image.metadata().map_err(file("read", &path))?.len();
     if now >= size {
         return Ok(());
     }
     // 1: mended. resize2fs wants it to have been looked through.
-    tool("e2fsck", &["-f", "-p"], image, &[0, 1])?;
+    tools.run("e2fsck", &["-f", "-p"], image, &[0, 1])?;
     image.set_len(size).map_err(file("grow", &path))?;
-    if let Err(error) = tool("resize2fs", &[], image, &[0]) {
+    if let Err(error) = tools.run("resize2fs", &[], image, &[0]) {
         image.set_len(now).map_err(file("shrink", &path))?;
         return Err(error);
     }
@@ -103,6 +120,8 @@ pub fn grow(image: &File, size: u64) -> Result<(), HomeError> {
 /// Its device has the very description of `image` (open(2)), and with it the lock (flock(2)): it is held until the mount is undone, whoever lives.
 pub fn mount_at(image: &File, target: &Path, read_only: bool) -> Result<(), HomeError> {
     let (device, path) = attach(image)?;
+    // The guest loses nothing by these: it has its files by virtiofs, and what they mean is for its
+    // own kernel to say.
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     flags.set(MsFlags::MS_RDONLY, read_only);
     // What is removed in the home goes back to the host; damage stops it instead of the host.
@@ -158,26 +177,63 @@ fn attach(image: &File) -> Result<(File, PathBuf), HomeError> {
     ))
 }
 
-/// Runs one of ext4's programs on an image.
-fn tool(program: &str, arguments: &[&str], image: &File, good: &[i32]) -> Result<(), HomeError> {
-    let failed = |reason: String| HomeError::Tool {
-        program: program.to_owned(),
-        reason,
-    };
-    let output = Command::new(program)
-        .args(arguments)
-        .arg(own_path(image))
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(format!("{error}; is e2fsprogs installed?")))?;
-    match output.status.code() {
-        Some(code) if good.contains(&code) => Ok(()),
-        _ => Err(failed(format!(
-            "{}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))),
+impl Tools {
+    /// Runs one of ext4's programs on an image.
+    fn run(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        image: &File,
+        good: &[i32],
+    ) -> Result<(), HomeError> {
+        let failed = |reason: String| HomeError::Tool {
+            program: program.to_owned(),
+            reason,
+        };
+        let path =
+            find(program).ok_or_else(|| failed("not found; is e2fsprogs installed?".into()))?;
+        let arguments: Vec<_> = arguments.iter().copied().chain([confined::FILE]).collect();
+        let confined = Program {
+            path: &path,
+            arguments: &arguments,
+            file: image,
+            readable: &[Path::new(MKE2FS_CONF)],
+            credentials: self.credentials,
+            cgroup: &self.cgroup,
+            limit: self.limit,
+            mount_point: &self.mount_point,
+        };
+        let ended = confined::run(&confined);
+        let (end, text) =
+            ended.map_err(|error| failed(format!("can't be run confined: {error}")))?;
+        let how = match end {
+            End::Code(code) if good.contains(&code) => return Ok(()),
+            End::Code(code) => format!("exit status {code}"),
+            End::Signal(signal) => format!("ended by signal {signal}"),
+            End::TimedOut => {
+                let secs = self.limit.as_secs();
+                let limit =
+                    format!("{secs} s (tool_timeout_secs of [homes] in Caisson's configuration)");
+                return Err(failed(format!(
+                    "was killed since it took longer than {limit}"
+                )));
+            }
+        };
+        Err(failed(match text.as_str() {
+            "" => how,
+            text => format!("{how}: {text}"),
+        }))
     }
+}
+
+/// Where a program is: on this process's `PATH`, or where such programs are that only root needs.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let own = env::split_paths(&path).filter(|folder| folder.is_absolute());
+    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    own.chain(usual)
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }
 
 /// The file, by a path that other processes understand too.

@@ -3,6 +3,7 @@
 //! ```text
 //! <namespace>/<name>/image   the file system, see [`image`]; locked (flock(2), exclusive) by who has it
 //! <namespace>/<name>/pod     who that is, or was last
+//! .claims/, .making/         what pods are about to make, and have without a name, see [`budget`]
 //! ```
 //!
 //! An ephemeral home is a file without a name. The lock belongs to the mount: it outlives a shim that is killed, as the mount does, and ends when
@@ -10,6 +11,7 @@
 //!
 //! The shim mounts homes for pods ([`PodHome`]); `caisson home` lists, archives and removes them.
 
+mod budget;
 mod image;
 mod place;
 mod pod;
@@ -26,10 +28,13 @@ use std::{
 use caisson_oci::{annotations::is_plain_name, NodeConfig};
 use serde::{Deserialize, Serialize};
 
+pub use budget::{Limits, Usage};
 pub use place::of_user;
 pub use pod::{Asker, PodHome};
 
-use crate::{folder::make_private, state};
+use crate::state;
+use budget::{Claim, Claimed};
+use image::Tools;
 
 /// How long a home may take to become free when the pod that had it is gone: its writes may have to reach the disk.
 const FREE_LIMIT: Duration = Duration::from_secs(10);
@@ -55,6 +60,27 @@ pub enum HomeError {
     /// It can't be there.
     #[error("the home of user {uid} is {home:?}; it must be an absolute path other than /, or caisson.dev/home-path must say another")]
     Place { uid: u32, home: String },
+    /// More than any home may have.
+    #[error(
+        "the home {home} of {asked} MiB is larger than a home may be on this node ({largest} MiB, max_size_mib of [homes] in Caisson's configuration): ask for less by caisson.dev/home-size"
+    )]
+    TooLarge {
+        home: String,
+        asked: u64,
+        largest: u64,
+    },
+    /// More than what is left.
+    #[error(
+        "the home {home} of {asked} MiB is over the budget of {whose} for homes: {used} MiB of {budget} MiB are used ({key} of [homes] in Caisson's configuration): ask for less by caisson.dev/home-size, or remove homes that nobody needs (`caisson home list`, `caisson home remove`)"
+    )]
+    OverBudget {
+        home: String,
+        asked: u64,
+        whose: String,
+        used: u64,
+        budget: u64,
+        key: String,
+    },
     /// A program of ext4's.
     #[error("{program}: {reason}")]
     Tool { program: String, reason: String },
@@ -106,6 +132,7 @@ pub struct HomeStore {
     dir: PathBuf,
     state_dir: PathBuf,
     default_size: u64,
+    limits: Limits,
 }
 
 impl HomeStore {
@@ -115,13 +142,28 @@ impl HomeStore {
             dir: config.store_dir.join("homes"),
             state_dir: config.state_dir.clone(),
             default_size: config.homes.size_mib << 20,
+            limits: Limits::new(config),
         }
     }
 
-    /// A new home without a name.
-    fn ephemeral(&self, size: Option<u64>) -> Result<File, HomeError> {
-        make_private(&self.dir).map_err(file("create", &self.dir))?;
-        image::make(&self.dir, size.unwrap_or(self.default_size))
+    /// A new home without a name, for a pod.
+    fn ephemeral(
+        &self,
+        namespace: &str,
+        size: Option<u64>,
+        pod: &str,
+        tools: &Tools,
+    ) -> Result<(File, Claimed), HomeError> {
+        let claim = Claim {
+            namespace: namespace.to_owned(),
+            name: None,
+            size: size.unwrap_or(self.default_size),
+        };
+        let claimed = self.claim(&claim, pod)?;
+        let path = claimed.image();
+        let image = image::make(path, claim.size, tools)?;
+        fs::remove_file(path).map_err(file("remove", path))?;
+        Ok((image, claimed))
     }
 
     /// A home, locked for `holder`; made if it is not there, grown if it is smaller than `size`.
@@ -131,26 +173,37 @@ impl HomeStore {
         name: &str,
         size: Option<u64>,
         holder: &Holder,
+        tools: &Tools,
     ) -> Result<File, HomeError> {
         let folder = self.folder(namespace, name);
         let path = folder.join("image");
+        let claim = |size| {
+            let claim = Claim {
+                namespace: namespace.to_owned(),
+                name: Some(name.to_owned()),
+                size,
+            };
+            self.claim(&claim, holder.id.as_deref().unwrap_or_default())
+        };
         let image = loop {
             match self.lock(namespace, name, holder) {
                 Err(HomeError::Missing(_)) => {}
                 locked => break locked?,
             }
-            make_private(&self.dir)
-                .and_then(|()| fs::create_dir_all(&folder))
-                .map_err(file("create", &folder))?;
-            let made = image::make(&folder, size.unwrap_or(self.default_size))?;
-            match image::name(&made, &path) {
+            let size = size.unwrap_or(self.default_size);
+            let claimed = claim(size)?;
+            fs::create_dir_all(&folder).map_err(file("create", &folder))?;
+            image::make(claimed.image(), size, tools)?;
+            match image::name(claimed.image(), &path) {
                 // Another pod was faster, or the folder was removed.
                 Err(error) if retry(&error) => {}
                 named => named.map_err(file("create", &path))?,
             }
         };
-        if let Some(size) = size {
-            image::grow(&image, size)?;
+        let has = image.metadata().map_err(file("read", &path))?.len();
+        if let Some(size) = size.filter(|size| *size > has) {
+            let _claimed = claim(size)?;
+            image::grow(&image, size, tools)?;
         }
         Ok(image)
     }
@@ -158,34 +211,43 @@ impl HomeStore {
     /// All homes of the node, by name.
     pub fn list(&self) -> Result<Vec<StoredHome>, HomeError> {
         let mut homes = Vec::new();
-        for namespace in names(&self.dir)? {
-            for name in names(&self.dir.join(&namespace))? {
-                let folder = self.folder(&namespace, &name);
-                // Where there is no image, one is being made or removed.
-                let Ok(image) = File::open(folder.join("image")) else {
-                    continue;
-                };
-                let metadata = image.metadata().map_err(file("read", &folder))?;
-                let free = match image.try_lock() {
-                    Ok(()) => true,
-                    Err(TryLockError::WouldBlock) => false,
-                    Err(TryLockError::Error(error)) => return Err(file("lock", &folder)(error)),
-                };
-                let by = || {
-                    self.holder(&folder)
-                        .map_or("another".to_owned(), |by| by.pod)
-                };
-                homes.push(StoredHome {
-                    namespace: namespace.clone(),
-                    size: metadata.len(),
-                    used: metadata.blocks() * 512,
-                    user: (!free).then(by),
-                    name,
-                });
-            }
+        for (namespace, name, image) in self.images()? {
+            let folder = self.folder(&namespace, &name);
+            let metadata = image.metadata().map_err(file("read", &folder))?;
+            let free = match image.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(error)) => return Err(file("lock", &folder)(error)),
+            };
+            let by = || {
+                self.holder(&folder)
+                    .map_or("another".to_owned(), |by| by.pod)
+            };
+            homes.push(StoredHome {
+                namespace,
+                name,
+                size: metadata.len(),
+                used: metadata.blocks() * 512,
+                user: (!free).then(by),
+            });
         }
         homes.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         Ok(homes)
+    }
+
+    /// Namespace, name and image of each home.
+    fn images(&self) -> Result<Vec<(String, String, File)>, HomeError> {
+        let mut images = Vec::new();
+        for namespace in names(&self.dir)? {
+            for name in names(&self.dir.join(&namespace))? {
+                let path = self.folder(&namespace, &name).join("image");
+                // Where there is none, one is being made or removed.
+                if let Ok(image) = File::open(path) {
+                    images.push((namespace.clone(), name, image));
+                }
+            }
+        }
+        Ok(images)
     }
 
     /// Removes a home that nobody has, with all that is in it.
@@ -217,7 +279,9 @@ impl HomeStore {
     ) -> Result<PathBuf, HomeError> {
         let image = self.lock(namespace, name, holder)?;
         image::mount_at(&image, target, true)?;
-        Ok(pod::files(target))
+        let files = pod::files(target);
+        pod::check_files(&files)?;
+        Ok(files)
     }
 
     /// Opens a home and locks it. A pod that has it but is dead is cleaned up after.
@@ -343,6 +407,18 @@ mod tests {
         (dir, HomeStore::new(&config))
     }
 
+    fn tools(dir: &tempfile::TempDir) -> Tools {
+        Tools {
+            credentials: caisson_vmm::Credentials {
+                uid: 1_878_982_656,
+                gid: 1_878_982_656,
+            },
+            cgroup: Vec::new(),
+            limit: Duration::from_secs(60),
+            mount_point: dir.path().to_owned(),
+        }
+    }
+
     fn pod(id: &str) -> Holder {
         Holder {
             pod: format!("default/{id}"),
@@ -367,10 +443,11 @@ mod tests {
 
     #[test]
     fn home_of_a_live_pod_is_refused_naming_it() {
-        let (_dir, store) = node();
+        let (dir, store) = node();
+        let tools = tools(&dir);
         live(&store, "one");
-        let one = store.persistent("default", "anna", Some(SIZE), &pod("one"));
-        let refused = store.persistent("default", "anna", None, &pod("two"));
+        let one = store.persistent("default", "anna", Some(SIZE), &pod("one"), &tools);
+        let refused = store.persistent("default", "anna", None, &pod("two"), &tools);
         let error = refused.unwrap_err().to_string();
         assert_eq!(error, "home default/anna is in use by default/one");
         let listed = store.list().unwrap();
@@ -378,29 +455,31 @@ mod tests {
         drop(one.unwrap());
         end(&store, "one");
         store
-            .persistent("default", "anna", None, &pod("two"))
+            .persistent("default", "anna", None, &pod("two"), &tools)
             .unwrap();
     }
 
     #[test]
     fn home_that_a_dead_pod_still_has_is_waited_for() {
-        let (_dir, store) = node();
-        let one = store.persistent("default", "anna", Some(SIZE), &pod("dead"));
+        let (dir, store) = node();
+        let tools = tools(&dir);
+        let one = store.persistent("default", "anna", Some(SIZE), &pod("dead"), &tools);
         let freed = thread::spawn(move || {
             thread::sleep(Duration::from_millis(100));
             drop(one);
         });
         store
-            .persistent("default", "anna", None, &pod("two"))
+            .persistent("default", "anna", None, &pod("two"), &tools)
             .unwrap();
         freed.join().unwrap();
     }
 
     #[test]
     fn home_that_was_removed_is_made_anew_and_one_in_use_is_not_removed() {
-        let (_dir, store) = node();
+        let (dir, store) = node();
+        let tools = tools(&dir);
         live(&store, "one");
-        let image = store.persistent("default", "anna", Some(SIZE), &pod("one"));
+        let image = store.persistent("default", "anna", Some(SIZE), &pod("one"), &tools);
         let refused = store.remove("default", "anna");
         assert!(matches!(refused, Err(HomeError::InUse { .. })));
         drop(image);
@@ -409,15 +488,16 @@ mod tests {
         assert_eq!(store.list().unwrap(), []);
         let missing = store.remove("default", "anna");
         assert!(matches!(missing, Err(HomeError::Missing(_))));
-        let again = store.persistent("default", "anna", Some(2 * SIZE), &pod("one"));
+        let again = store.persistent("default", "anna", Some(2 * SIZE), &pod("one"), &tools);
         assert_eq!(again.unwrap().metadata().unwrap().len(), 2 * SIZE);
     }
 
     #[test]
     fn home_grows_and_never_shrinks() {
-        let (_dir, store) = node();
+        let (dir, store) = node();
+        let tools = tools(&dir);
         for (asked, has) in [(2 * SIZE, 2 * SIZE), (4 * SIZE, 4 * SIZE), (SIZE, 4 * SIZE)] {
-            let image = store.persistent("default", "anna", Some(asked), &pod("one"));
+            let image = store.persistent("default", "anna", Some(asked), &pod("one"), &tools);
             assert_eq!(image.unwrap().metadata().unwrap().len(), has);
         }
     }

@@ -3,11 +3,13 @@
 use std::{
     fs,
     io::{self, Read},
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
 use caisson_oci::{home::is_mount_point, spec::Process};
+
+use nix::fcntl::{openat2, OFlag, OpenHow, ResolveFlag};
 
 use super::{file, HomeError};
 
@@ -15,13 +17,22 @@ use super::{file, HomeError};
 const MAX_PASSWD: u64 = 1 << 20;
 
 /// Where a container's user has its home: `HOME` of the process, else by the image's `/etc/passwd`.
-pub fn of_user(process: &Process, rootfs: &Path) -> Result<PathBuf, HomeError> {
+///
+/// The root is the guest's, and may be on a file system that does not answer: it is read on a
+/// thread of its own.
+pub async fn of_user(process: &Process, rootfs: &Path) -> Result<PathBuf, HomeError> {
     let env = process.env().as_deref().unwrap_or_default();
     let from_env = env.iter().find_map(|entry| entry.strip_prefix("HOME="));
     let uid = process.user().uid();
     let home = match from_env {
         Some(home) => home.to_owned(),
-        None => home_in_passwd(rootfs, uid)?.ok_or(HomeError::NoHome(uid))?,
+        None => {
+            let rootfs = rootfs.to_owned();
+            let read = tokio::task::spawn_blocking(move || home_in_passwd(&rootfs, uid)).await;
+            let failed = file("read the image's", Path::new("/etc/passwd"));
+            read.map_err(|error| failed(io::Error::other(error)))??
+                .ok_or(HomeError::NoHome(uid))?
+        }
     };
     match is_mount_point(Path::new(&home)) {
         true => Ok(home.into()),
@@ -30,7 +41,7 @@ pub fn of_user(process: &Process, rootfs: &Path) -> Result<PathBuf, HomeError> {
 }
 
 fn home_in_passwd(rootfs: &Path, uid: u32) -> Result<Option<String>, HomeError> {
-    let passwd = match open_in_root(rootfs, c"etc/passwd") {
+    let passwd = match open_in_root(rootfs, "etc/passwd") {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(file("read the image's", Path::new("/etc/passwd"))(error)),
@@ -51,31 +62,15 @@ fn home_in_passwd(rootfs: &Path, uid: u32) -> Result<Option<String>, HomeError> 
 }
 
 /// Opens a regular file below `root` for reading. A symlink in the image can't lead out: it is resolved as in a chroot (openat2(2),
-/// `RESOLVE_IN_ROOT`).
-fn open_in_root(root: &Path, path: &std::ffi::CStr) -> io::Result<fs::File> {
-    use std::os::fd::AsRawFd;
+/// `RESOLVE_IN_ROOT`). What is no regular file is not even opened: a device could act on that.
+fn open_in_root(root: &Path, path: &str) -> io::Result<fs::File> {
     let root = fs::File::open(root)?;
-    // SAFETY: the structure is plain integers; all zero is valid.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: path and structure live through the call; the size is the structure's.
-    let opened = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            &how,
-            std::mem::size_of::<libc::open_how>(),
-        )
-    };
-    if opened < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a fresh descriptor that nobody else owns.
-    let file = fs::File::from(unsafe { OwnedFd::from_raw_fd(opened as i32) });
-    match file.metadata()?.is_file() {
-        true => Ok(file),
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = fs::File::from(openat2(&root, path, how)?);
+    match found.metadata()?.is_file() {
+        true => fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd())),
         false => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
@@ -116,5 +111,34 @@ mod tests {
         fs::remove_file(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(home_in_passwd(root.path(), 0).is_err());
+    }
+
+    #[test]
+    fn passwd_that_is_a_device_is_not_opened() {
+        let root = rootfs("");
+        let path = root.path().join("etc/passwd");
+        fs::remove_file(&path).unwrap();
+        // A device that nobody drives: to open it would be ENXIO.
+        let (kind, mode) = (
+            nix::sys::stat::SFlag::S_IFCHR,
+            nix::sys::stat::Mode::S_IRUSR,
+        );
+        nix::sys::stat::mknod(&path, kind, mode, nix::sys::stat::makedev(254, 254)).unwrap();
+        let error = home_in_passwd(root.path(), 0).unwrap_err();
+        let HomeError::File { source, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn passwd_beneath_a_folder_that_is_a_symlink_is_the_images_own() {
+        let root = rootfs("");
+        fs::rename(root.path().join("etc"), root.path().join("real")).unwrap();
+        symlink("/../../../real", root.path().join("etc")).unwrap();
+        let line = "app:x:7:7::/home/app:/bin/sh\n";
+        fs::write(root.path().join("real/passwd"), line).unwrap();
+        let home = home_in_passwd(root.path(), 7).unwrap();
+        assert_eq!(home.as_deref(), Some("/home/app"));
     }
 }

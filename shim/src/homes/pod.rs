@@ -7,6 +7,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use caisson_oci::{
@@ -18,7 +19,11 @@ use caisson_oci::{
 use caisson_vmm::{user_namespace, Credentials};
 use nix::unistd::{chown, Gid, Uid};
 
-use super::{file, image, Holder, HomeError, HomeStore};
+use super::{
+    file,
+    image::{self, Tools},
+    Holder, HomeError, HomeStore,
+};
 use crate::{
     bind::{Bind, Detached},
     folder::{make_private, Folder},
@@ -30,9 +35,28 @@ const MOUNT: &str = "home";
 /// In the file system: what is shared. Beside it is ext4's own `lost+found`.
 const FILES: &str = "files";
 
+/// Where a pod's home is mounted, which is there as long as the pod has one.
+pub fn place(state_dir: &Path, pod: &str) -> PathBuf {
+    state_dir.join(pod).join(MOUNT)
+}
+
 /// What is shared, of a file system that is mounted at `place`.
 pub fn files(place: &Path) -> PathBuf {
     place.join(FILES)
+}
+
+/// Refuses what is shared of a file system unless it is a folder of its own. No guest can put a
+/// symlink there, but whoever makes an image can.
+pub fn check_files(files: &Path) -> Result<(), HomeError> {
+    let metadata = fs::symlink_metadata(files).map_err(file("read", files))?;
+    match metadata.is_dir() {
+        true => Ok(()),
+        false => Err(file("share", files)(io::ErrorKind::NotADirectory.into())),
+    }
+}
+
+fn is_missing(error: &HomeError) -> bool {
+    matches!(error, HomeError::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// Who asks for a home.
@@ -65,7 +89,7 @@ impl PodHome {
         asker: Asker,
         home: Home,
     ) -> Result<(PathBuf, OwnedFd), HomeError> {
-        let place = config.state_dir.join(&asker.id).join(MOUNT);
+        let place = place(&config.state_dir, &asker.id);
         let files = files(&place);
         let mut mounted = self.mounted.lock().await;
         if let Some(has) = mounted.as_ref().filter(|has| **has != home.kind) {
@@ -74,15 +98,17 @@ impl PodHome {
                 asked: home.kind.to_string(),
             });
         }
-        let Credentials { uid, gid } = state::credentials(&config.state_dir, &asker.id)
+        let credentials = state::credentials(&config.state_dir, &asker.id)
             .map_err(file("read the owner of", &place))?;
-        let users = user_namespace::with_root(uid, gid);
+        let users = user_namespace::with_root(credentials.uid, credentials.gid);
         let users = users.map_err(file("make a user namespace for", &files))?;
         if mounted.is_some() {
             return Ok((files, users));
         }
         let (kind, config) = (home.kind.clone(), config.clone());
-        let work = move || mount(&config, &asker, &home, &place, users.as_fd()).map(|()| users);
+        let work = move || {
+            mount(&config, &asker, &home, &place, credentials, users.as_fd()).map(|()| users)
+        };
         // The home's journal may have to be played back, and its last user's writes may still be on their way.
         let made = tokio::task::spawn_blocking(work).await;
         let users =
@@ -97,12 +123,30 @@ fn mount(
     asker: &Asker,
     home: &Home,
     place: &Path,
+    credentials: Credentials,
     users: BorrowedFd<'_>,
 ) -> Result<(), HomeError> {
     let store = HomeStore::new(config);
     let size = home.size;
+    // Before anything is claimed: by it the claim is seen to be a living pod's.
+    make_private(place).map_err(file("create", place))?;
+    let cgroup = state::cgroup_of(&config.state_dir, &asker.id).and_then(|path| match path {
+        Some(path) => crate::cgroup::entrances(&path),
+        None => Ok(Vec::new()),
+    });
+    let tools = Tools {
+        credentials,
+        cgroup: cgroup.map_err(file("open the cgroup of", place))?,
+        limit: Duration::from_secs(config.homes.tool_timeout_secs),
+        mount_point: place.to_owned(),
+    };
+    let mut claimed = None;
     let image = match &home.kind {
-        HomeKind::Ephemeral => store.ephemeral(size)?,
+        HomeKind::Ephemeral => {
+            let made = store.ephemeral(&asker.namespace, size, &asker.id, &tools)?;
+            claimed = Some(made.1);
+            made.0
+        }
         HomeKind::Persistent { name } => {
             if !is_plain_name(&asker.namespace) {
                 return Err(HomeError::Namespace(asker.namespace.clone()));
@@ -111,10 +155,9 @@ fn mount(
                 pod: format!("{}/{}", asker.namespace, asker.name),
                 id: Some(asker.id.clone()),
             };
-            store.persistent(&asker.namespace, name, size, &holder)?
+            store.persistent(&asker.namespace, name, size, &holder, &tools)?
         }
     };
-    make_private(place).map_err(file("create", place))?;
     image::mount_at(&image, place, false)?;
     make_files(place, asker)
         .and_then(|()| map_users(&files(place), users))
@@ -126,7 +169,11 @@ fn mount(
             if let Err(error) = pod.and_then(|pod| pod.unmount(MOUNT)) {
                 log::warn!("a home stays mounted: {error}");
             }
-        })
+        })?;
+    if let Some(claimed) = claimed {
+        claimed.keep();
+    }
+    Ok(())
 }
 
 /// Lets the owners of `files` be the ids of a user namespace.
@@ -146,8 +193,9 @@ fn map_users(files: &Path, users: BorrowedFd<'_>) -> Result<(), HomeError> {
 /// Makes what is shared, for its first user.
 fn make_files(place: &Path, asker: &Asker) -> Result<(), HomeError> {
     let files = files(place);
-    if files.exists() {
-        return Ok(());
+    match check_files(&files) {
+        Err(error) if is_missing(&error) => {}
+        checked => return checked,
     }
     // It gets its name when it has its owner.
     let part = place.join(".part");

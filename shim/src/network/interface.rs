@@ -37,6 +37,14 @@ pub struct Interface {
     pub guest: proto::Network,
 }
 
+impl Interface {
+    /// The addresses that it has, and so the guest.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let addresses = self.guest.addresses.iter().map(|own| &own.address[..]);
+        addresses.filter_map(ip).collect()
+    }
+}
+
 /// What has gone through an interface, as the pod counts it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {
@@ -254,6 +262,13 @@ fn bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
     }
 }
 

@@ -12,10 +12,15 @@
 //! What arrives at either leaves by the other before the namespace's own IP stack sees it: so that stack never answers for the addresses
 //! that the interface keeps. Connections to the namespace's loopback are led to the guest's, see [`forward`].
 //!
+//! What the guest sends has the interface's addresses as its source, else it is dropped at the tap,
+//! see [`guard`]. They are the addresses that the interface has when the pod starts: CNI sets them
+//! before. One that comes later is neither known to the guest nor let through.
+//!
 //! A killed shim takes the VMM with it and that the taps. The redirects stay on the interface and go with it at CNI's DEL; a new shim in
 //! the same namespace replaces them.
 
 mod forward;
+mod guard;
 mod interface;
 mod namespace;
 mod netlink;
@@ -104,14 +109,17 @@ struct Card {
 
 impl Network {
     /// Makes a tap for every interface of the namespace and wires it up. A namespace with `lo` alone has no cards.
-    pub async fn open(path: &Path) -> Result<Self, NetworkError> {
+    ///
+    /// With `anti_spoofing` the guest can't send with other addresses than the interface's.
+    pub async fn open(path: &Path, anti_spoofing: bool) -> Result<Self, NetworkError> {
         let namespace = Namespace::open(path)?;
         let inside = namespace.clone();
-        namespace.run(move || Self::make(inside)).await
+        let make = move || Self::make(inside, anti_spoofing);
+        namespace.run(make).await
     }
 
     /// In the namespace.
-    fn make(namespace: Namespace) -> Result<Self, NetworkError> {
+    fn make(namespace: Namespace, anti_spoofing: bool) -> Result<Self, NetworkError> {
         let read = |source| NetworkError::Read { source };
         let mut netlink = Netlink::open().map_err(read)?;
         let interfaces = interface::list(&mut netlink)?;
@@ -122,12 +130,12 @@ impl Network {
             cards: Vec::new(),
         };
         for interface in interfaces {
-            network.add(interface)?;
+            network.add(interface, anti_spoofing)?;
         }
         Ok(network)
     }
 
-    fn add(&mut self, interface: Interface) -> Result<(), NetworkError> {
+    fn add(&mut self, interface: Interface, anti_spoofing: bool) -> Result<(), NetworkError> {
         let name = interface.name.clone();
         let failed = |step| {
             let interface = name.clone();
@@ -138,6 +146,19 @@ impl Network {
             }
         };
         let (index, mtu) = (interface.index, interface.mtu);
+        let program = match anti_spoofing {
+            true => Some(guard::program(interface.mac, &interface.addresses())),
+            false => None,
+        };
+        if program
+            .as_ref()
+            .is_some_and(|ops| ops.len() > guard::MAX_LENGTH)
+        {
+            return Err(NetworkError::Unsupported {
+                interface: name,
+                reason: "it has too many addresses to be held to them; `anti_spoofing = false` in [network] does without",
+            });
+        }
         let (queue, tap) = tap::create(Kind::Tap).map_err(failed("make a tap (/dev/net/tun)"))?;
         // From here on it is undone with the rest.
         self.cards.push(Card {
@@ -148,19 +169,23 @@ impl Network {
         let netlink = self.netlink.get_mut();
         let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
         tap::set_up(netlink, tap, mtu).map_err(failed("set up the tap"))?;
-        for (from, to) in [(tap, index), (index, tap)] {
-            let redirect = Redirect {
-                from,
-                hook: Hook::Ingress,
-                protocol: tc::ETH_P_ALL,
-                matches: &[],
-                to: Onward::Out(to),
-            };
-            tc::hook(netlink, from, Hook::Ingress)
-                .and_then(|()| tc::redirect(netlink, &redirect))
-                .map_err(failed("redirect packets"))?;
+        let all = |from, to| Redirect {
+            from,
+            hook: Hook::Ingress,
+            protocol: tc::ETH_P_ALL,
+            matches: &[],
+            to: Onward::Out(to),
+        };
+        for from in [tap, index] {
+            tc::hook(netlink, from, Hook::Ingress).map_err(failed("redirect packets"))?;
         }
-        Ok(())
+        tc::redirect(netlink, &all(index, tap)).map_err(failed("redirect packets"))?;
+        match program {
+            Some(program) => tc::redirect_if(netlink, tap, &program, index).map_err(failed(
+                "filter what the guest sends (by the kernel's cls_bpf; `anti_spoofing = false` in [network] does without)",
+            )),
+            None => tc::redirect(netlink, &all(tap, index)).map_err(failed("redirect packets")),
+        }
     }
 
     /// Leads connections to the namespace's loopback to the guest's, until the network is dropped.

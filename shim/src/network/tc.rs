@@ -1,14 +1,15 @@
-//! Redirects by traffic control (tc(8)): packets that come to a hook of one interface go on at another.
+//! Redirects by traffic control (tc(8)): packets that come to a hook of one interface go on at
+//! another, all of them or those that a program lets pass.
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     tc::{
         TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption,
-        TcActionOption, TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle,
-        TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector,
-        TcU32SelectorFlags,
+        TcActionOption, TcActionType, TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption,
+        TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType,
+        TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
     },
     RouteNetlinkMessage,
 };
@@ -25,6 +26,13 @@ const HANDLE: TcHandle = TcHandle {
 pub const ETH_P_ALL: u16 = 0x0003;
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Attributes of the filter `bpf` (linux/pkt_cls.h).
+const TCA_BPF_ACT: u16 = 1;
+const TCA_BPF_OPS_LEN: u16 = 4;
+const TCA_BPF_OPS: u16 = 5;
+/// What becomes of a packet by the word of a program (linux/pkt_cls.h).
+const TC_ACT_SHOT: u32 = 2;
 
 /// Which packets of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +95,69 @@ pub fn redirect(netlink: &mut Netlink, redirect: &Redirect<'_>) -> io::Result<()
     netlink.change(message, NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// Has what arrives at one interface, which was hooked, leave by another if a program returns all
+/// ones for it; the rest is dropped.
+pub fn redirect_if(
+    netlink: &mut Netlink,
+    from: u32,
+    program: &[libc::sock_filter],
+    to: u32,
+) -> io::Result<()> {
+    let drop = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: TC_ACT_SHOT,
+    };
+    let actions = [onward(Onward::Out(to))];
+    let mut bytes = vec![0; actions.as_slice().buffer_len()];
+    actions.as_slice().emit(&mut bytes);
+    let action = DefaultNla::new(TCA_BPF_ACT | NLA_F_NESTED, bytes);
+    // The one that drops comes first, so that at no moment a packet passes both by.
+    for (priority, program, what) in [
+        (
+            2,
+            &[drop][..],
+            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+        ),
+        (1, program, TcFilterBpfOption::Other(action)),
+    ] {
+        let filter = by_program(from, priority, program, what);
+        netlink.change(
+            RouteNetlinkMessage::NewTrafficFilter(filter),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )?;
+    }
+    Ok(())
+}
+
+fn by_program(
+    index: u32,
+    priority: u32,
+    program: &[libc::sock_filter],
+    what: TcFilterBpfOption,
+) -> TcMessage {
+    let ops = program.iter().flat_map(|op| {
+        let [a, b] = op.code.to_ne_bytes();
+        let [c, d, e, f] = op.k.to_ne_bytes();
+        [a, b, op.jt, op.jf, c, d, e, f]
+    });
+    let length = (program.len() as u16).to_ne_bytes().to_vec();
+    let options = [
+        TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_OPS_LEN, length)),
+        TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_OPS, ops.collect())),
+        what,
+    ];
+    let mut message = TcMessage::with_index(index as i32);
+    message.header.parent = parent(Hook::Ingress);
+    message.header.info = (priority << 16) | u32::from(ETH_P_ALL.to_be());
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
+        TcAttribute::Options(options.map(TcOption::Bpf).to_vec()),
+    ];
+    message
+}
+
 fn qdisc(index: u32, hook: Hook) -> TcMessage {
     // Ingress alone costs nothing on the way out.
     let kind = match hook {
@@ -116,31 +187,8 @@ fn filter(redirect: &Redirect<'_>) -> TcMessage {
         selector.keys.push(TcU32Key::default());
     }
     selector.nkeys = selector.keys.len() as u8;
-    let mut generic = TcActionGeneric::default();
-    generic.action = TcActionType::Stolen;
-    let mut mirror = TcMirror::default();
-    mirror.generic = generic;
-    (mirror.eaction, mirror.ifindex) = match redirect.to {
-        Onward::Out(index) => (TcMirrorActionType::EgressRedir, index),
-        Onward::In(index) => (TcMirrorActionType::IngressRedir, index),
-    };
-    let options = TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror));
-    let mut action = TcAction::default();
-    action.attributes = vec![
-        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
-        TcActionAttribute::Options(vec![options]),
-    ];
     let mut message = TcMessage::with_index(redirect.from as i32);
-    message.header.parent = match redirect.hook {
-        Hook::Ingress => TcHandle {
-            major: HANDLE.major,
-            minor: TcHandle::MIN_INGRESS,
-        },
-        Hook::Egress => TcHandle {
-            major: HANDLE.major,
-            minor: TcHandle::MIN_EGRESS,
-        },
-    };
+    message.header.parent = parent(redirect.hook);
     // A priority of each protocol's own (rtnetlink(7), tcm_info).
     let priority = match redirect.protocol {
         ETH_P_IPV6 => 2,
@@ -151,8 +199,37 @@ fn filter(redirect: &Redirect<'_>) -> TcMessage {
         TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
         TcAttribute::Options(vec![
             TcOption::U32(TcFilterU32Option::Selector(selector)),
-            TcOption::U32(TcFilterU32Option::Action(vec![action])),
+            TcOption::U32(TcFilterU32Option::Action(vec![onward(redirect.to)])),
         ]),
     ];
     message
+}
+
+fn parent(hook: Hook) -> TcHandle {
+    let minor = match hook {
+        Hook::Ingress => TcHandle::MIN_INGRESS,
+        Hook::Egress => TcHandle::MIN_EGRESS,
+    };
+    TcHandle {
+        major: HANDLE.major,
+        minor,
+    }
+}
+
+fn onward(to: Onward) -> TcAction {
+    let mut generic = TcActionGeneric::default();
+    generic.action = TcActionType::Stolen;
+    let mut mirror = TcMirror::default();
+    mirror.generic = generic;
+    (mirror.eaction, mirror.ifindex) = match to {
+        Onward::Out(index) => (TcMirrorActionType::EgressRedir, index),
+        Onward::In(index) => (TcMirrorActionType::IngressRedir, index),
+    };
+    let options = TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror));
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![options]),
+    ];
+    action
 }
