@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Secret;
+
 /// A bare VM: the same for every pod of a shape.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
@@ -23,6 +25,8 @@ pub struct VmSpec {
     pub accelerator: Accelerator,
     /// Whom the VMM and the unprivileged daemons run as.
     pub credentials: Credentials,
+    /// What the guest is told on its console and each connection to it begins with.
+    pub secret: Secret,
 }
 
 /// The guest image.

@@ -161,7 +161,7 @@ fn filtered(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Credentials, Guest};
+    use crate::{Credentials, Guest, Secret};
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -179,6 +179,7 @@ mod tests {
             max_memory: 1 << 30,
             accelerator: Accelerator::Tcg,
             credentials: Credentials { uid: 1, gid: 1 },
+            secret: Secret::random().unwrap(),
         }
     }
 
