@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   own root -> /proc /sys /dev ... -> caisson.probe? power off
-//!            -> modules of the control channel -> listen -> serve for ever
+//!            -> ask for the secret -> modules of the control channel -> the secret -> listen -> serve for ever
 //! ```
 
 use std::{
@@ -23,7 +23,7 @@ use nix::{
     },
 };
 
-use crate::{console, machine::Machine, modules, service, Error, Result};
+use crate::{console, machine::Machine, modules, secret::Question, service, Error, Result};
 
 const CONSOLE: &str = "/dev/console";
 
@@ -76,6 +76,7 @@ fn boot() -> Result<()> {
             .map_err(Error::file("write", CONSOLE))?;
         power_off();
     }
+    let question = Question::ask(CONSOLE)?;
     modules::load(modules::CONTROL_CHANNEL)?;
     mount_rest()?;
     enable_controllers()?;
@@ -91,7 +92,7 @@ fn boot() -> Result<()> {
         call: "set the limit of open files",
         source: error.into(),
     })?;
-    service::serve(Machine::Guest)
+    service::serve(Machine::Guest, question.answer()?)
 }
 
 /// Puts a bind mount of the root over the root and moves into it: the initramfs itself can't be left by

@@ -1,7 +1,8 @@
 //! What the agent runs on: a guest, or for tests the host.
 //!
 //! The fake serves the host's tests without a VM. It lives in mount and cgroup views of its own:
-//! - `DIR/1024.sock` to `DIR/1026.sock` are the ports, `DIR/agent.log` the console;
+//! - `DIR/1024.sock` to `DIR/1026.sock` are the ports, `DIR/agent.log` the console, and `DIR/secret` is what the host would
+//!   tell a guest on its console;
 //! - a share is `DIR/devices/<tag>`, a disk `DIR/devices/<serial>`: directories or links to one, seen as the process that
 //!   started the fake sees them, and mounted where the guest would have them;
 //! - cgroups are those of the host's cgroup v2 tree below `/caisson-fake`, without limits if it has no controllers;
@@ -19,7 +20,9 @@ use nix::{
     sched::{unshare, CloneFlags},
 };
 
-use crate::{boot, console, launch, reaper::Reaper, runtime, service, Error, Result};
+use crate::{
+    boot, console, launch, reaper::Reaper, runtime, secret::Secret, service, Error, Result,
+};
 
 /// What the agent runs on.
 #[derive(Debug, Clone)]
@@ -88,7 +91,10 @@ impl Machine {
 
 /// Serves a test on the host. `dir` exists. SIGTERM ends it with its containers.
 pub fn serve_fake(dir: &Path) -> ExitCode {
-    let served = prepare_fake(dir).and_then(|dir| service::serve(Machine::Fake { dir }));
+    let served = prepare_fake(dir).and_then(|dir| {
+        let secret = Secret::of_fake(&dir)?;
+        service::serve(Machine::Fake { dir }, secret)
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

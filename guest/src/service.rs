@@ -13,20 +13,24 @@ use caisson_protocol::{
     port,
 };
 use futures_util::{stream, StreamExt};
-use tokio::signal::unix::{signal, SignalKind};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    signal::unix::{signal, SignalKind},
+    sync::mpsc::{unbounded_channel, UnboundedSender},
+};
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_CID_HOST};
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
 use crate::{
-    containers::Containers, devices, forward, identity, inodes, machine::Machine, modules, network,
-    oom::Oom, reaper::Reaper, streams::Streams, Error, Result,
+    containers::Containers, devices, door::Door, forward, identity, inodes, machine::Machine,
+    modules, network, oom::Oom, reaper::Reaper, secret::Secret, streams::Streams, Error, Result,
 };
 
 /// Between tries of what failed for a reason that may pass.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Serves the host on this machine, for ever.
-pub fn serve(machine: Machine) -> Result<()> {
+/// Serves the host, which knows the secret, on this machine, for ever.
+pub fn serve(machine: Machine, secret: Secret) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -47,9 +51,10 @@ pub fn serve(machine: Machine) -> Result<()> {
             oom,
             containers: containers.clone(),
         });
-        let control = listen(&machine, port::AGENT)?;
-        let processes = listen(&machine, port::STREAMS)?;
-        let servers = listen(&machine, port::FORWARD)?;
+        let door = Door::new(secret);
+        let control = listen(&machine, port::AGENT, &door)?;
+        let processes = listen(&machine, port::STREAMS, &door)?;
+        let servers = listen(&machine, port::FORWARD, &door)?;
         let mut server = Server::new()
             .add_listener(control)
             .register_service(agent_ttrpc::create_agent(service));
@@ -95,34 +100,63 @@ async fn serve_each<F>(
     while let Some(connection) = connections.next().await {
         match connection {
             Ok(connection) => drop(tokio::spawn(serve(connection))),
-            Err(error) => {
-                log::warn!(error:%; "accept a connection");
-                tokio::time::sleep(RETRY).await;
-            }
+            Err(error) => wait_after(&error).await,
         }
     }
 }
 
 /// Listens for the host alone.
-fn listen(machine: &Machine, port: u32) -> Result<Listener> {
+fn listen(machine: &Machine, port: u32, door: &Arc<Door>) -> Result<Listener> {
+    let door = door.clone();
     match machine {
         Machine::Guest => {
             let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
                 .map_err(Error::system("listen on vsock"))?;
-            Ok(Listener::new(stream::unfold(listener, |listener| async {
-                Some((Ok(accept(&listener).await), listener))
-            })))
+            Ok(admitted(|admitted| async move {
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, from)) if door.may_come(&from, port) => {
+                            door.ask(stream, admitted.clone());
+                        }
+                        // Others of the vsock: containers by its loopback, unprivileged processes of the host.
+                        Ok((_, from)) => door.refuse(&format!("comes from {from}")),
+                        Err(error) => wait_after(&error).await,
+                    }
+                }
+            }))
         }
         Machine::Fake { dir } => {
             let path = dir.join(format!("{port}.sock"));
             let listener =
                 tokio::net::UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
-            Ok(Listener::new(stream::unfold(listener, |listener| async {
-                let accepted = listener.accept().await.map(|(stream, _)| stream);
-                Some((accepted, listener))
-            })))
+            Ok(admitted(|admitted| async move {
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => door.ask(stream, admitted.clone()),
+                        Err(error) => wait_after(&error).await,
+                    }
+                }
+            }))
         }
     }
+}
+
+/// The connections that `accept`, which runs for ever, sends.
+fn admitted<C, F>(accept: impl FnOnce(UnboundedSender<C>) -> F) -> Listener
+where
+    C: AsyncRead + AsyncWrite + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (sender, connections) = unbounded_channel();
+    tokio::spawn(accept(sender));
+    Listener::new(stream::unfold(connections, |mut connections| async {
+        Some((Ok(connections.recv().await?), connections))
+    }))
+}
+
+async fn wait_after(error: &std::io::Error) {
+    log::warn!(error:%; "accept a connection");
+    tokio::time::sleep(RETRY).await;
 }
 
 /// Tells the host that somebody listens. A host that does not care to know refuses it.
@@ -130,20 +164,6 @@ async fn say_ready() {
     let host = VsockAddr::new(VMADDR_CID_HOST, port::READY);
     if let Err(error) = VsockStream::connect(host).await {
         log::debug!(error:%; "tell the host that the agent listens");
-    }
-}
-
-/// The next connection of the host; others of the vsock (loopback: containers) are closed.
-async fn accept(listener: &VsockListener) -> VsockStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, from)) if from.cid() == VMADDR_CID_HOST => return stream,
-            Ok((_, from)) => log::warn!(cid = from.cid(); "connection that is not the host's"),
-            Err(error) => {
-                log::warn!(error:%; "accept on vsock");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
     }
 }
 
@@ -385,6 +405,10 @@ impl agent_ttrpc::Agent for Service {
         request: agent::ContainerRequest,
     ) -> ttrpc::Result<StatsResponse> {
         Ok(self.containers.stats(&request.container_id)?)
+    }
+
+    async fn ping(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Event> {

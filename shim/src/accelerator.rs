@@ -12,7 +12,7 @@ use caisson_oci::{config, NodeConfig};
 pub use caisson_vmm::qemu::ProbeResult;
 use caisson_vmm::{
     qemu::{probe_kvm, QemuConfig, QemuVmm, PROBE_LIMIT},
-    Accelerator, VmSpec,
+    Accelerator, Secret, VmSpec,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,7 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
         accelerator: Accelerator::Kvm,
         credentials: dir.credentials,
         placement: dir.placement.clone(),
+        secret: Secret::random().map_err(Error::file("read", "/dev/urandom"))?,
     };
     let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
     match result.accelerator {

@@ -2,28 +2,35 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    pin::pin,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Arc,
+    },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use caisson_oci::{secrets::Descriptor, Plan};
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
+use caisson_vmm::plain;
 use containerd_shim::protos::ttrpc::{
     self,
-    context::{self, Context},
+    context::Context,
     r#async::{transport::Socket, Client},
 };
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::oneshot, time::timeout};
 
 use crate::{
     error::{Error, Result},
+    frames::Frames,
+    limits::{self, Call},
     share::Share,
 };
 
-/// How long the guest has for an ordinary request. Emulated guests are slow; a guest that needs longer is broken.
-const LIMIT: Duration = Duration::from_secs(60);
 /// The most pids that are believed.
-const MAX_PIDS: usize = 65_536;
+pub const MAX_PIDS: usize = 65_536;
 /// The longest text of the guest that is passed on, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
@@ -31,6 +38,7 @@ const MAX_MESSAGE: usize = 2048;
 #[derive(Clone)]
 pub struct Agent {
     client: AgentClient,
+    overdue: Arc<AtomicUsize>,
 }
 
 /// Which process of which container; no exec id means the container's init.
@@ -59,23 +67,61 @@ impl From<Tokens> for proto::Streams {
     }
 }
 
-/// One call: the operation's name for errors, the client's method, the request.
+/// One call: its row in the table of limits, the client's method, the request.
 macro_rules! call {
-    ($self:ident, $operation:literal, $method:ident, $request:expr) => {
-        $self
-            .client
-            .$method(limit(LIMIT), &$request)
-            .await
-            .map_err(|error| translate($operation, error))
-    };
+    ($self:ident, $call:ident, $method:ident, $request:expr) => {{
+        let (client, request) = ($self.client.clone(), $request);
+        let asked = async move { client.$method(Context::default(), &request).await };
+        $self.ask(limits::$call, asked).await
+    }};
 }
 
 impl Agent {
     /// Speaks to the agent over a connection to its port.
     pub fn new(connection: UnixStream) -> Self {
+        let connection = Frames::new(connection);
         Self {
             client: AgentClient::new(Client::new(Socket::new(connection))),
+            overdue: Arc::default(),
         }
+    }
+
+    /// The answer to a call, if it comes within the call's limit.
+    ///
+    /// The call itself stays open until the guest answers or the connection ends, also when nobody waits for it any more: ttrpc keeps
+    /// what it has no answer for, and warns of it in the end if nobody takes that. (ttrpc's own limit would not count the
+    /// time in which the guest does not read the request.)
+    async fn ask<T: Send + 'static>(
+        &self,
+        call: Call,
+        asked: impl Future<Output = ttrpc::Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let overdue = self.overdue.clone();
+        tokio::spawn(async move {
+            let mut asked = pin!(asked);
+            match timeout(call.limit, asked.as_mut()).await {
+                Ok(answer) => drop(reply.send(answer)),
+                Err(_) => {
+                    drop(reply);
+                    overdue.fetch_add(1, Ordering::Relaxed);
+                    drop(asked.await);
+                    overdue.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        });
+        match answer.await {
+            Ok(answer) => answer.map_err(|error| translate(call.name, error)),
+            Err(_) => Err(Error::AgentSilent {
+                operation: call.name,
+                message: format!("no answer within {:?}", call.limit),
+            }),
+        }
+    }
+
+    /// How many calls have no answer that should have one by now.
+    pub fn overdue(&self) -> usize {
+        self.overdue.load(Ordering::Relaxed)
     }
 
     /// Gives a new machine its identity: clock, randomness, names. Returns the guest's kernel release.
@@ -94,7 +140,7 @@ impl Agent {
             machine_id: machine_id.iter().map(|b| format!("{b:02x}")).collect(),
             ..Default::default()
         };
-        let answer = call!(self, "configure", configure, request)?;
+        let answer = call!(self, CONFIGURE, configure, request)?;
         Ok(shorten(&answer.kernel_release, 128))
     }
 
@@ -107,7 +153,7 @@ impl Agent {
             sysctls,
             ..Default::default()
         };
-        call!(self, "set sysctls", set_sysctls, request).map(drop)
+        call!(self, SET_SYSCTLS, set_sysctls, request).map(drop)
     }
 
     /// The guest's half of plugging a device in.
@@ -116,7 +162,7 @@ impl Agent {
             device: Some(device),
             ..Default::default()
         };
-        call!(self, "attach", attach, request).map(drop)
+        call!(self, ATTACH, attach, request).map(drop)
     }
 
     /// The guest's half of unplugging a disk.
@@ -129,7 +175,7 @@ impl Agent {
             device: Some(proto::detach_request::Device::Disk(disk)),
             ..Default::default()
         };
-        call!(self, "detach", detach, request).map(drop)
+        call!(self, DETACH, detach, request).map(drop)
     }
 
     /// Shows an attached disk at a place of a container that is there already, or hides it again.
@@ -147,7 +193,7 @@ impl Agent {
             shown,
             ..Default::default()
         };
-        call!(self, "show disk", show_disk, request).map(drop)
+        call!(self, SHOW_DISK, show_disk, request).map(drop)
     }
 
     /// Makes a container; its init waits for [`Agent::start`]. Returns the init's pid in the guest.
@@ -181,17 +227,17 @@ impl Agent {
             descriptors: descriptors(&plan.descriptors),
             ..Default::default()
         };
-        call!(self, "create", create_container, request).map(|made| made.pid)
+        call!(self, CREATE, create_container, request).map(|made| made.pid)
     }
 
     /// Lets a container's init run.
     pub async fn start(&self, id: &str) -> Result<()> {
-        call!(self, "start", start_container, container(id)).map(drop)
+        call!(self, START, start_container, container(id)).map(drop)
     }
 
     /// Removes a container.
     pub async fn delete(&self, id: &str) -> Result<()> {
-        call!(self, "delete", delete_container, container(id)).map(drop)
+        call!(self, DELETE, delete_container, container(id)).map(drop)
     }
 
     /// Runs a further process in a container.
@@ -210,7 +256,7 @@ impl Agent {
             streams: Some(streams.into()).into(),
             ..Default::default()
         };
-        call!(self, "exec", exec, request).map(drop)
+        call!(self, EXEC, exec, request).map(drop)
     }
 
     /// Waits for the end of a process, without a limit. Returns 0-255.
@@ -220,11 +266,8 @@ impl Agent {
             exec_id: id.exec.clone(),
             ..Default::default()
         };
-        let answer = self.client.wait(Context::default(), &request).await;
-        let status = answer
-            .map_err(|error| translate("wait", error))?
-            .exit_status;
-        Ok(status.min(255))
+        let answer = call!(self, WAIT, wait, request)?;
+        Ok(answer.exit_status.min(255))
     }
 
     /// Sends a signal to a process, or with `all` to every process of its container.
@@ -236,7 +279,7 @@ impl Agent {
             all,
             ..Default::default()
         };
-        call!(self, "kill", kill, request).map(drop)
+        call!(self, KILL, kill, request).map(drop)
     }
 
     /// Tells a terminal its size, in characters.
@@ -248,24 +291,24 @@ impl Agent {
             height,
             ..Default::default()
         };
-        call!(self, "resize", resize_pty, request).map(drop)
+        call!(self, RESIZE, resize_pty, request).map(drop)
     }
 
     /// The pids of a container, as the guest numbers them.
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
-        let mut pids = call!(self, "list processes", list_processes, container(id))?.pids;
+        let mut pids = call!(self, LIST_PROCESSES, list_processes, container(id))?.pids;
         pids.truncate(MAX_PIDS);
         Ok(pids)
     }
 
     /// Freezes a container.
     pub async fn pause(&self, id: &str) -> Result<()> {
-        call!(self, "pause", pause, container(id)).map(drop)
+        call!(self, PAUSE, pause, container(id)).map(drop)
     }
 
     /// Thaws a container.
     pub async fn resume(&self, id: &str) -> Result<()> {
-        call!(self, "resume", resume, container(id)).map(drop)
+        call!(self, RESUME, resume, container(id)).map(drop)
     }
 
     /// Changes a container's limits.
@@ -279,32 +322,30 @@ impl Agent {
             resources_json: to_json("resources", resources)?,
             ..Default::default()
         };
-        call!(self, "update", update, request).map(drop)
+        call!(self, UPDATE, update, request).map(drop)
     }
 
-    /// What a container uses.
+    /// What a container uses, without a limit.
     pub async fn stats(&self, id: &str) -> Result<proto::StatsResponse> {
-        call!(self, "stats", stats, container(id))
+        call!(self, STATS, stats, container(id))
     }
 
     /// The next event of the guest, without a limit.
     pub async fn next_event(&self) -> Result<proto::Event> {
-        let answer = self
-            .client
-            .next_event(Context::default(), &proto::Empty::new())
-            .await;
-        answer.map_err(|error| translate("next event", error))
+        call!(self, NEXT_EVENT, next_event, proto::Empty::new())
+    }
+
+    /// Asks whether the agent lives. What it says does not matter.
+    pub async fn ping(&self) -> Result<()> {
+        match call!(self, PING, ping, proto::Empty::new()) {
+            Ok(_) | Err(Error::Agent { .. }) => Ok(()),
+            Err(silent) => Err(silent),
+        }
     }
 
     /// Has the guest write everything out.
-    pub async fn shutdown(&self, within: Duration) -> Result<()> {
-        let answer = self
-            .client
-            .shutdown(limit(within), &proto::Empty::new())
-            .await;
-        answer
-            .map(drop)
-            .map_err(|error| translate("shutdown", error))
+    pub async fn shutdown(&self) -> Result<()> {
+        call!(self, SHUTDOWN, shutdown, proto::Empty::new()).map(drop)
     }
 }
 
@@ -347,10 +388,6 @@ fn container(id: &str) -> proto::ContainerRequest {
     }
 }
 
-fn limit(within: Duration) -> Context {
-    context::with_timeout(within.as_nanos() as i64)
-}
-
 fn to_json(field: &'static str, value: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::Request {
         field,
@@ -372,21 +409,13 @@ fn translate(operation: &'static str, error: ttrpc::Error) -> Error {
     }
 }
 
-/// At most `most` bytes of a text of the guest, without control characters.
-fn shorten(text: &str, most: usize) -> String {
-    let mut short = String::new();
-    for character in text.chars() {
-        if short.len() + character.len_utf8() > most {
-            short.push('…');
-            break;
-        }
-        short.push(if character.is_control() {
-            ' '
-        } else {
-            character
-        });
+/// At most `most` bytes of a text of the guest, in one line that no terminal takes for more than text.
+pub fn shorten(text: &str, most: usize) -> String {
+    let text = plain(&text.replace(char::is_control, " "));
+    match text.char_indices().find(|(at, c)| at + c.len_utf8() > most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
-    short
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::{
     skills::{self, Asker, SkillError, SkillStore},
     sources,
     stand_in::StandIn,
+    stats,
 };
 
 /// The tag of the home's virtiofs device.
@@ -59,6 +60,8 @@ pub struct Container {
     pub skills: Vec<(PathBuf, PathBuf)>,
     /// Where the guest has the pid namespace that it joined; none where it has its own.
     pub pid_namespace: Option<PathBuf>,
+    /// What it uses, as it was last heard.
+    pub stats: stats::Last,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
@@ -85,6 +88,7 @@ impl Container {
             name: None,
             skills: Vec::new(),
             pid_namespace: None,
+            stats: stats::Last::default(),
             execs: Mutex::default(),
         }
     }

@@ -2,7 +2,11 @@
 //!
 //! (The publisher of `containerd-shim` sends again later what failed, which changes the order, and can't be waited for.)
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use containerd_shim::{
     event::Event,
@@ -14,7 +18,7 @@ use containerd_shim::{
     },
     util::{convert_to_any, timestamp},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{oneshot, Notify};
 
 use crate::error::chain;
 
@@ -22,7 +26,7 @@ use crate::error::chain;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Between attempts while containerd is away.
 const PAUSE: Duration = Duration::from_secs(1);
-/// While containerd is away no more are kept; the oldest goes first.
+/// While containerd is away, or slower than events come, no more are kept; the oldest goes first.
 const MOST_KEPT: usize = 1024;
 
 enum Message {
@@ -33,15 +37,55 @@ enum Message {
 /// Takes the events of one pod. Clones share one order.
 #[derive(Clone)]
 pub struct Events {
-    queue: mpsc::UnboundedSender<Message>,
+    queue: Arc<Queue>,
     namespace: String,
+}
+
+#[derive(Default)]
+struct Queue {
+    messages: Mutex<VecDeque<Message>>,
+    changed: Notify,
+}
+
+impl Queue {
+    fn push(&self, message: Message) {
+        let mut messages = self.lock();
+        messages.push_back(message);
+        if messages.len() > MOST_KEPT {
+            messages.pop_front();
+            log::warn!("containerd does not take events: the oldest is dropped");
+        }
+        self.changed.notify_one();
+    }
+
+    /// The next message, once there is one.
+    async fn next(&self) -> Message {
+        loop {
+            if let Some(message) = self.lock().pop_front() {
+                return message;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Puts back what could not be published, unless that would be one too many.
+    fn put_back(&self, message: Message) {
+        let mut messages = self.lock();
+        if messages.len() < MOST_KEPT {
+            messages.push_front(message);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Events {
     /// Publishes to containerd's ttrpc socket at `address`, in `namespace`.
     pub fn new(address: String, namespace: String) -> Self {
-        let (queue, messages) = mpsc::unbounded_channel();
-        tokio::spawn(publish(address, messages));
+        let queue = Arc::<Queue>::default();
+        tokio::spawn(publish(address, queue.clone()));
         Self { queue, namespace }
     }
 
@@ -49,7 +93,7 @@ impl Events {
     pub fn send(&self, event: impl Event) {
         let topic = event.topic();
         match self.envelope(&topic, Box::new(event)) {
-            Ok(request) => self.push(Message::Event(Box::new(request))),
+            Ok(request) => self.queue.push(Message::Event(Box::new(request))),
             Err(error) => log::error!(topic; "encode event: {}", chain(&error)),
         }
     }
@@ -57,7 +101,7 @@ impl Events {
     /// Waits until everything queued so far is published, at most `within`.
     pub async fn flush(&self, within: Duration) {
         let (done, flushed) = oneshot::channel();
-        self.push(Message::Flush(done));
+        self.queue.push(Message::Flush(done));
         if tokio::time::timeout(within, flushed).await.is_err() {
             log::warn!("events are still unpublished after {within:?}");
         }
@@ -77,49 +121,13 @@ impl Events {
         request.set_envelope(envelope);
         Ok(request)
     }
-
-    fn push(&self, message: Message) {
-        if self.queue.send(message).is_err() {
-            log::warn!("an event came after the publisher's end");
-        }
-    }
 }
 
-async fn publish(address: String, mut messages: mpsc::UnboundedReceiver<Message>) {
+/// Publishes what is queued, for as long as the shim lives.
+async fn publish(address: String, queue: Arc<Queue>) {
     let mut client = None;
-    let mut kept = VecDeque::new();
     loop {
-        // While something is kept, new messages only join the queue.
-        let message = if kept.is_empty() {
-            messages.recv().await
-        } else {
-            match tokio::time::timeout(PAUSE, messages.recv()).await {
-                Ok(message) => message,
-                Err(_) => {
-                    deliver(&address, &mut client, &mut kept).await;
-                    continue;
-                }
-            }
-        };
-        let Some(message) = message else {
-            return;
-        };
-        let was_idle = kept.is_empty();
-        kept.push_back(message);
-        if kept.len() > MOST_KEPT {
-            kept.pop_front();
-            log::warn!("containerd is away: the oldest event is dropped");
-        }
-        if was_idle {
-            deliver(&address, &mut client, &mut kept).await;
-        }
-    }
-}
-
-/// Publishes from the front until the queue is empty or something fails.
-async fn deliver(address: &str, client: &mut Option<EventsClient>, kept: &mut VecDeque<Message>) {
-    while let Some(message) = kept.pop_front() {
-        let request = match message {
+        let request = match queue.next().await {
             Message::Flush(done) => {
                 // Nobody may be waiting any more.
                 let _ = done.send(());
@@ -127,19 +135,32 @@ async fn deliver(address: &str, client: &mut Option<EventsClient>, kept: &mut Ve
             }
             Message::Event(request) => request,
         };
-        if client.is_none() {
-            *client = connect(address).await;
+        if !deliver(&address, &mut client, &request).await {
+            queue.put_back(Message::Event(request));
+            tokio::time::sleep(PAUSE).await;
         }
-        let Some(events) = client.as_ref() else {
-            kept.push_front(Message::Event(request));
-            return;
-        };
-        let limit = context::with_timeout(LIMIT.as_nanos() as i64);
-        if let Err(error) = events.forward(limit, &request).await {
+    }
+}
+
+/// Whether containerd has taken an event.
+async fn deliver(
+    address: &str,
+    client: &mut Option<EventsClient>,
+    request: &ForwardRequest,
+) -> bool {
+    if client.is_none() {
+        *client = connect(address).await;
+    }
+    let Some(events) = client.as_ref() else {
+        return false;
+    };
+    let limit = context::with_timeout(LIMIT.as_nanos() as i64);
+    match events.forward(limit, request).await {
+        Ok(_) => true,
+        Err(error) => {
             log::warn!(topic = request.envelope().topic(); "publish event, will try again: {error}");
             *client = None;
-            kept.push_front(Message::Event(request));
-            return;
+            false
         }
     }
 }
@@ -155,5 +176,28 @@ async fn connect(address: &str) -> Option<EventsClient> {
             log::debug!("connect to containerd's events: {error}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_nobody_takes_are_bounded_and_the_oldest_go() {
+        let queue = Queue::default();
+        let mut flushes = Vec::new();
+        for _ in 0..MOST_KEPT + 10 {
+            let (done, flushed) = oneshot::channel();
+            queue.push(Message::Flush(done));
+            flushes.push(flushed);
+        }
+        assert_eq!(queue.lock().len(), MOST_KEPT);
+        assert!(flushes[..10].iter_mut().all(|f| f.try_recv().is_err()));
+        let Message::Flush(next) = queue.next().await else {
+            panic!("no flush");
+        };
+        next.send(()).unwrap();
+        flushes[10].try_recv().unwrap();
     }
 }

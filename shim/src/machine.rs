@@ -4,13 +4,16 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Mutex, MutexGuard, PoisonError,
+    },
     time::{Duration, Instant},
 };
 
 use caisson_oci::{NodeConfig, VmSize};
-use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
-use caisson_vmm::{Device, DeviceId, EndReason, VmSpec, Vmm};
+use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port, secret};
+use caisson_vmm::{Device, DeviceId, EndReason, Secret, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 use tokio::sync::OnceCell;
 
@@ -26,11 +29,12 @@ use crate::{
     vm::VmHandle,
 };
 
-/// How long a guest has to write everything out at its end.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
-
-// The two rooms that must agree here do not see each other.
+// The two rooms that must agree here do not see each other; `secret::MARKER` is compared by a test.
 const _: () = assert!(caisson_vmm::READY_PORT == port::READY);
+const _: () = assert!(caisson_vmm::SERVICE_PORT == port::AGENT);
+const _: () = assert!(caisson_vmm::SECRET_LENGTH == secret::LENGTH);
+const _: () = assert!(caisson_vmm::BY_DAEMON == secret::BY_DAEMON);
+const _: () = assert!(caisson_vmm::BY_KERNEL == secret::BY_KERNEL);
 
 /// A device in its two halves: what the VM gets and what the agent then does with it.
 pub struct Plug {
@@ -71,6 +75,8 @@ pub struct Machine {
     dir: Mutex<Option<PodDir>>,
     network: Mutex<Option<Network>>,
     anti_spoofing: bool,
+    /// The VM is stopped because its guest is not to be believed any more, so nobody knows how its processes ended.
+    is_broken: AtomicBool,
 }
 
 impl Machine {
@@ -99,6 +105,7 @@ impl Machine {
             max_memory: memory.max(config.vm.max_memory_mib.min(host_memory_mib()) << 20),
             credentials: dir.credentials,
             placement: dir.placement.clone(),
+            secret: Secret::random().map_err(Error::file("read", "/dev/urandom"))?,
         };
         let vm = vmm.boot(spec).await.map_err(|source| {
             let node_mib = host_memory_mib();
@@ -129,6 +136,7 @@ impl Machine {
             dir: Mutex::new(Some(dir)),
             network: Mutex::default(),
             anti_spoofing: config.network.anti_spoofing,
+            is_broken: AtomicBool::new(false),
             share,
         };
         stage(id, "vmm", started);
@@ -369,20 +377,39 @@ impl Machine {
         tokio::try_join!(self.vm.attach(device), agent.attach(half)).map(drop)
     }
 
+    /// Stops the VM at once: its guest has broken off. What ran in it ended nobody knows how. Why is logged, once.
+    pub async fn break_off(&self, why: &str) {
+        if self.is_broken.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        log::error!("stopping the VM: {why}");
+        self.kill().await;
+    }
+
+    /// Whether [`Machine::break_off`] was called.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Stops the VM at once. Idempotent; failures are logged.
+    pub async fn kill(&self) {
+        if let Err(error) = self.vm.stop().await {
+            log::warn!("stop the VM: {}", error.chain());
+        }
+    }
+
     /// Ends the VM, in order. Idempotent; failures are logged.
     pub async fn stop(&self) {
         let mut ended = self.vm.clone();
         if let Some(agent) = self.agent.get() {
             tokio::select! {
-                written = agent.shutdown(SHUTDOWN_LIMIT) => if let Err(error) = written {
+                written = agent.shutdown() => if let Err(error) = written {
                     log::warn!("the guest did not shut down: {}", error.chain());
                 },
                 _ = ended.ended() => {}
             }
         }
-        if let Err(error) = self.vm.stop().await {
-            log::warn!("stop the VM: {}", error.chain());
-        }
+        self.kill().await;
         // Before its namespace goes, and that goes when the sandbox has ended.
         let network = self.network.lock();
         drop(network.unwrap_or_else(PoisonError::into_inner).take());
@@ -454,4 +481,14 @@ pub fn host_memory_mib() -> u64 {
         kib.trim().parse::<u64>().ok()
     });
     total.map_or(u64::MAX, |kib| kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_and_vmm_know_the_same_question() {
+        assert_eq!(caisson_vmm::SECRET_MARKER, secret::MARKER);
+    }
 }

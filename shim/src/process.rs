@@ -9,7 +9,10 @@
 //! ```
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Mutex, MutexGuard, PoisonError,
+    },
     time::{Duration, SystemTime},
 };
 
@@ -72,6 +75,7 @@ pub struct Process {
     pub process_json: Vec<u8>,
     state: watch::Sender<State>,
     streams: Mutex<Streams>,
+    is_killed: AtomicBool,
 }
 
 /// The streams of a process, as far as they are connected.
@@ -91,7 +95,13 @@ impl Process {
             process_json,
             state: watch::Sender::new(State::Created),
             streams: Mutex::default(),
+            is_killed: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that it was killed. Returns whether that is new.
+    pub fn kill(&self) -> bool {
+        !self.is_killed.swap(true, Ordering::Relaxed)
     }
 
     /// How errors and logs name it.

@@ -1,8 +1,11 @@
-//! The guest's numbers as the message that containerd expects: `io.containerd.cgroups.v2.Metrics`.
+//! The guest's numbers: asked for without waiting long, believed as far as they can be, and packed as the message that containerd
+//! expects, `io.containerd.cgroups.v2.Metrics`.
 
 use std::{
     collections::HashMap,
-    time::{SystemTime, UNIX_EPOCH},
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use caisson_protocol::agent::{IoStat, StatsResponse};
@@ -10,14 +13,161 @@ use containerd_shim::protos::{
     cgroups_v2::metrics::{CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat},
     protobuf::{well_known_types::any::Any, well_known_types::timestamp::Timestamp, Message},
 };
+use tokio::{
+    sync::watch,
+    time::{timeout_at, Instant},
+};
+
+use crate::{
+    error::{Error, Result},
+    limits::{STATS, STATS_WAIT},
+};
 
 /// The name under which containerd's Go code has the message registered.
 const TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
-/// The most block devices that are believed.
-const MAX_DEVICES: usize = 256;
+/// The most block devices that are believed: a VM has 32 places to plug one in.
+const MAX_DEVICES: usize = 64;
+/// The largest number that is believed: a PiB, or 35 years of microseconds. A thousand times as much is still a number to those who
+/// calculate with it.
+const MAX_NUMBER: u64 = 1 << 50;
+/// The name of the longest counter of the kernel's is half of it.
+const MAX_NAME: usize = 64;
+/// The kernel has some 70 in one file.
+const MAX_COUNTERS: usize = 128;
+
+/// The last numbers of one container. Fresh ones are asked for one request at a time, however slow the guest is.
+#[derive(Default)]
+pub struct Last {
+    state: Arc<Mutex<Asked>>,
+}
+
+#[derive(Default)]
+struct Asked {
+    /// Since when an answer is waited for, and who hears of it.
+    open: Option<(Instant, watch::Receiver<()>)>,
+    value: Option<StatsResponse>,
+    /// Why there are none, in the words of the last answer.
+    error: Option<Error>,
+}
+
+impl Last {
+    /// Whether the guest was asked longer ago than anybody waits, and has not answered.
+    pub fn is_overdue(&self) -> bool {
+        let open = &self.lock().open;
+        open.as_ref()
+            .is_some_and(|(since, _)| since.elapsed() >= STATS_WAIT)
+    }
+
+    /// Fresh numbers if `ask` brings some within `wait` of the first time that somebody asked, else the last ones.
+    pub async fn get<F>(&self, wait: Duration, ask: impl FnOnce() -> F) -> Result<StatsResponse>
+    where
+        F: Future<Output = Result<StatsResponse>> + Send + 'static,
+    {
+        let (since, mut answered) = self.open(ask);
+        // An error is the answer, too: the sender is gone with it.
+        let _ = timeout_at(since + wait, answered.changed()).await;
+        let mut asked = self.lock();
+        match (&asked.value, asked.open.is_some()) {
+            (Some(value), _) => Ok(value.clone()),
+            (None, true) => Err(Error::AgentSilent {
+                operation: STATS.name,
+                message: format!("no answer within {STATS_WAIT:?}"),
+            }),
+            (None, false) => Err(asked.error.take().unwrap_or(Error::AgentSilent {
+                operation: STATS.name,
+                message: "no answer".to_owned(),
+            })),
+        }
+    }
+
+    /// The request that is open, or a new one.
+    fn open<F>(&self, ask: impl FnOnce() -> F) -> (Instant, watch::Receiver<()>)
+    where
+        F: Future<Output = Result<StatsResponse>> + Send + 'static,
+    {
+        let mut asked = self.lock();
+        if let Some((since, answered)) = &asked.open {
+            return (*since, answered.clone());
+        }
+        let (done, answered) = watch::channel(());
+        let open = (Instant::now(), answered);
+        asked.open = Some(open.clone());
+        let (state, asking) = (self.state.clone(), ask());
+        tokio::spawn(async move {
+            let answer = asking.await;
+            let mut asked = lock(&state);
+            asked.open = None;
+            match answer {
+                Ok(stats) => (asked.value, asked.error) = (Some(believed(stats)), None),
+                // What it used is past with it.
+                Err(error @ Error::Agent { .. }) => {
+                    (asked.value, asked.error) = (None, Some(error));
+                }
+                Err(error) => asked.error = Some(error),
+            }
+            drop(done);
+        });
+        open
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        lock(&self.state)
+    }
+}
+
+fn lock(state: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What can be believed of a guest's numbers.
+fn believed(mut stats: StatsResponse) -> StatsResponse {
+    for counters in [
+        &mut stats.cpu_stat,
+        &mut stats.memory_stat,
+        &mut stats.memory_events,
+    ] {
+        *counters = believed_counters(std::mem::take(counters));
+    }
+    stats.io_stat.truncate(MAX_DEVICES);
+    stats.io_stat.shrink_to_fit();
+    for device in &mut stats.io_stat {
+        device.counters = believed_counters(std::mem::take(&mut device.counters));
+    }
+    for number in [
+        &mut stats.memory_current,
+        &mut stats.swap_current,
+        &mut stats.pids_current,
+    ] {
+        *number = (*number).min(MAX_NUMBER);
+    }
+    for limit in [
+        &mut stats.memory_max,
+        &mut stats.swap_max,
+        &mut stats.pids_max,
+    ] {
+        if *limit != u64::MAX {
+            *limit = (*limit).min(MAX_NUMBER);
+        }
+    }
+    // Fields that this version does not know.
+    stats.special_fields = Default::default();
+    stats
+}
+
+fn believed_counters(counters: HashMap<String, u64>) -> HashMap<String, u64> {
+    let named = counters
+        .into_iter()
+        .filter(|(name, _)| name.len() <= MAX_NAME);
+    let counters = named.take(MAX_COUNTERS);
+    counters
+        .map(|(name, value)| (name, value.min(MAX_NUMBER)))
+        .collect()
+}
 
 /// The metrics, packed.
-pub fn pack(stats: &StatsResponse) -> Result<Any, containerd_shim::protos::protobuf::Error> {
+pub fn pack(
+    stats: &StatsResponse,
+) -> std::result::Result<Any, containerd_shim::protos::protobuf::Error> {
     Ok(Any {
         type_url: TYPE_URL.to_owned(),
         value: metrics(stats).write_to_bytes()?,
@@ -202,6 +352,71 @@ mod tests {
         assert_eq!(sum.memory_current, u64::MAX);
         let rbytes: Vec<_> = sum.io_stat.iter().map(|d| d.counters["rbytes"]).collect();
         assert_eq!(rbytes, [3, 4]);
+    }
+
+    fn using(memory: u64) -> StatsResponse {
+        StatsResponse {
+            memory_current: memory,
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guest_that_does_not_answer_gives_the_last_numbers_within_a_second() {
+        let last = Last::default();
+        let first = last
+            .get(STATS_WAIT, || async { Ok(using(7)) })
+            .await
+            .unwrap();
+        assert_eq!(first.memory_current, 7);
+        let started = Instant::now();
+        let asked = std::cell::Cell::new(0);
+        for _ in 0..100 {
+            let stats = last.get(STATS_WAIT, || {
+                asked.set(asked.get() + 1);
+                std::future::pending()
+            });
+            assert_eq!(stats.await.unwrap().memory_current, 7);
+        }
+        // All of them together: who asks later does not wait again.
+        assert!(started.elapsed() < Duration::from_secs(1));
+        assert_eq!(asked.get(), 1, "requests are open at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guest_that_never_answered_is_an_error_within_a_second() {
+        let last = Last::default();
+        let started = Instant::now();
+        let stats = last.get(STATS_WAIT, std::future::pending).await;
+        assert!(matches!(stats, Err(Error::AgentSilent { .. })));
+        assert!(started.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn numbers_of_a_guest_that_lies_are_bounded() {
+        let counters: HashMap<String, u64> =
+            (0..50_000).map(|n| (format!("c{n}"), u64::MAX)).collect();
+        let long = HashMap::from([("x".repeat(1 << 20), 1)]);
+        let device = IoStat {
+            counters: counters.clone(),
+            ..Default::default()
+        };
+        let stats = believed(StatsResponse {
+            cpu_stat: counters,
+            memory_stat: long,
+            memory_current: u64::MAX,
+            memory_max: u64::MAX,
+            swap_max: u64::MAX - 1,
+            io_stat: vec![device; 100],
+            ..Default::default()
+        });
+        assert_eq!(stats.cpu_stat.len(), MAX_COUNTERS);
+        assert!(stats.cpu_stat.values().all(|value| *value == MAX_NUMBER));
+        assert!(stats.memory_stat.is_empty());
+        assert_eq!(stats.io_stat.len(), MAX_DEVICES);
+        assert!(stats.io_stat[0].counters.len() <= MAX_COUNTERS);
+        assert_eq!(stats.memory_current, MAX_NUMBER);
+        assert_eq!((stats.memory_max, stats.swap_max), (u64::MAX, MAX_NUMBER));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The one owner of a pod's VM: a driver task that everything else talks to.
 //!
-//! So no lock is held while a VM works: requests queue up at the task, and connecting or waiting never queues at all.
+//! So no lock is held while a VM works: requests queue up at the task, and connecting or waiting never queues at all. A stop does not
+//! queue either: it breaks off what the VM is at, which a guest that does not run would never end.
 
 use std::time::Duration;
 
@@ -10,12 +11,19 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    agent::shorten,
+    error::{Error, Result},
+};
+
+/// The longest reason, in bytes: the end of a guest's console is in it.
+const MAX_REASON: usize = 9 * 1024;
 
 /// A handle to the driver task; dropping the last one stops the VM.
 #[derive(Clone)]
 pub struct VmHandle {
     requests: mpsc::Sender<Request>,
+    stops: mpsc::Sender<oneshot::Sender<caisson_vmm::Result<()>>>,
     ended: watch::Receiver<Option<EndReason>>,
 }
 
@@ -25,21 +33,25 @@ enum Request {
     Connect(u32, Duration, oneshot::Sender<caisson_vmm::Connecting>),
     OomScoreAdj(i32, oneshot::Sender<()>),
     Pids(oneshot::Sender<Vec<(String, u32)>>),
-    Stop(oneshot::Sender<caisson_vmm::Result<()>>),
 }
 
 impl VmHandle {
     /// Hands the VM over to a task of its own.
     pub fn new(vm: Box<dyn Vm>) -> Self {
         let (requests, queue) = mpsc::channel(16);
+        let (stops, stopping) = mpsc::channel(16);
         let (end, ended) = watch::channel(None);
         let waiting = vm.wait();
         tokio::spawn(async move {
             let reason = waiting.await;
             end.send_replace(Some(reason));
         });
-        tokio::spawn(drive(vm, queue));
-        Self { requests, ended }
+        tokio::spawn(drive(vm, queue, stopping));
+        Self {
+            requests,
+            stops,
+            ended,
+        }
     }
 
     /// Plugs a device in, the VM's half.
@@ -76,7 +88,9 @@ impl VmHandle {
 
     /// Ends the VM at once.
     pub async fn stop(&self) -> Result<()> {
-        Ok(self.ask(Request::Stop).await??)
+        let (reply, stopped) = oneshot::channel();
+        self.stops.send(reply).await.map_err(|_| gone())?;
+        Ok(stopped.await.map_err(|_| gone())??)
     }
 
     /// Resolves when the VM has ended, with why.
@@ -89,7 +103,6 @@ impl VmHandle {
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let gone = || Error::VmEnded("its driver is gone".to_owned());
         self.requests
             .send(request(reply))
             .await
@@ -98,17 +111,40 @@ impl VmHandle {
     }
 }
 
-/// A reason as users read it.
+fn gone() -> Error {
+    Error::VmEnded("it was stopped meanwhile".to_owned())
+}
+
+/// A reason as users read it, in one line.
 pub fn describe(reason: &EndReason) -> String {
-    match reason {
+    let text = match reason {
         EndReason::Stopped => "it was stopped".to_owned(),
         EndReason::GuestEnded(last) => format!("the guest ended: {last}"),
         EndReason::ProcessDied { role, how } => format!("{role} died: {how}"),
+    };
+    shorten(&text, MAX_REASON)
+}
+
+async fn drive(
+    mut vm: Box<dyn Vm>,
+    mut queue: mpsc::Receiver<Request>,
+    mut stops: mpsc::Receiver<oneshot::Sender<caisson_vmm::Result<()>>>,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            // An answer that nobody waits for any more is dropped.
+            Some(reply) = stops.recv() => drop(reply.send(vm.stop().await)),
+            () = serve(vm.as_mut(), &mut queue) => break,
+        }
+    }
+    if let Err(error) = vm.stop().await {
+        log::warn!("stop the VM: {}", crate::error::chain(&error));
     }
 }
 
-async fn drive(mut vm: Box<dyn Vm>, mut queue: mpsc::Receiver<Request>) {
-    // An answer that nobody waits for any more is dropped.
+/// Does what is asked for until nobody can ask any more.
+async fn serve(vm: &mut dyn Vm, queue: &mut mpsc::Receiver<Request>) {
     while let Some(request) = queue.recv().await {
         match request {
             Request::Attach(device, reply) => drop(reply.send(vm.attach(device).await)),
@@ -119,10 +155,63 @@ async fn drive(mut vm: Box<dyn Vm>, mut queue: mpsc::Receiver<Request>) {
                 let _ = reply.send(());
             }
             Request::Pids(reply) => drop(reply.send(vm.pids())),
-            Request::Stop(reply) => drop(reply.send(vm.stop().await)),
         }
     }
-    if let Err(error) = vm.stop().await {
-        log::warn!("stop the VM: {}", crate::error::chain(&error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use caisson_vmm::{Connecting, Ended};
+
+    /// A VM at which each device takes for ever.
+    struct Stuck(watch::Sender<bool>);
+
+    #[async_trait]
+    impl Vm for Stuck {
+        fn connect(&self, _: u32, _: Duration) -> Connecting {
+            Box::pin(std::future::pending())
+        }
+
+        fn set_oom_score_adj(&mut self, _: i32) {}
+
+        async fn attach(&mut self, _: Device) -> caisson_vmm::Result<DeviceId> {
+            std::future::pending().await
+        }
+
+        async fn detach(&mut self, _: DeviceId) -> caisson_vmm::Result<()> {
+            std::future::pending().await
+        }
+
+        fn wait(&self) -> Ended {
+            let mut stopped = self.0.subscribe();
+            Box::pin(async move {
+                drop(stopped.wait_for(|stopped| *stopped).await);
+                EndReason::Stopped
+            })
+        }
+
+        async fn stop(&mut self) -> caisson_vmm::Result<()> {
+            self.0.send_replace(true);
+            Ok(())
+        }
+
+        fn pids(&self) -> Vec<(String, u32)> {
+            Vec::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn vm_that_is_stuck_in_a_request_is_stopped_at_once() {
+        let vm = VmHandle::new(Box::new(Stuck(watch::Sender::new(false))));
+        let asked = vm.clone();
+        let attaching = tokio::spawn(async move { asked.attach(Device::FreePageReporting).await });
+        tokio::task::yield_now().await;
+        vm.stop().await.unwrap();
+        assert!(matches!(attaching.await.unwrap(), Err(Error::VmEnded(_))));
+        assert_eq!(vm.clone().ended().await, EndReason::Stopped);
+        assert!(vm.pids().await.unwrap().is_empty());
+        vm.stop().await.unwrap();
     }
 }

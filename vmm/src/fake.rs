@@ -1,6 +1,6 @@
 //! VMs without a hypervisor, for tests: the real agent serves on the host, as `caisson-agent --fake DIR`.
 //!
-//! `DIR` is [`VmSpec::dir`]. A port is the unix socket `DIR/<port>.sock`; a shared directory or disk is
+//! `DIR` is [`VmSpec::dir`]. The agent takes its secret from `DIR/secret`. A port is the unix socket `DIR/<port>.sock`; a shared directory or disk is
 //! `DIR/devices/<tag or serial>`. The size is the host's, and a network card goes nowhere.
 
 use std::{
@@ -18,6 +18,7 @@ use std::{
 use async_trait::async_trait;
 use nix::mount::{umount2, MntFlags};
 use tokio::{
+    io::AsyncWriteExt,
     net::UnixStream,
     sync::watch,
     time::{sleep, Instant},
@@ -26,7 +27,8 @@ use tokio::{
 use crate::{
     limits::Limits,
     process::{Child, Confinement, Program},
-    Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec, Vmm,
+    Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Secret, Vm, VmSpec, Vmm,
+    BY_DAEMON,
 };
 
 /// Between two tries to connect.
@@ -54,6 +56,8 @@ impl Vmm for FakeVmm {
         };
         let devices = spec.dir.join("devices");
         fs::create_dir(&devices).map_err(failed("make", &devices))?;
+        let secret = spec.dir.join("secret");
+        fs::write(&secret, spec.secret.answer(BY_DAEMON)).map_err(failed("write", &secret))?;
         let dir = File::open(&spec.dir).map_err(failed("open", &spec.dir))?;
         let agent = self.agent.canonicalize();
         let agent = Child::start(Program {
@@ -84,6 +88,7 @@ impl Vmm for FakeVmm {
         Ok(Box::new(FakeVm {
             agent,
             dir: Arc::new(dir.into()),
+            secret: spec.secret,
             devices,
             attached: HashMap::new(),
             stop,
@@ -95,6 +100,7 @@ impl Vmm for FakeVmm {
 struct FakeVm {
     agent: Child,
     dir: Arc<OwnedFd>,
+    secret: Secret,
     devices: PathBuf,
     attached: HashMap<String, Attached>,
     stop: watch::Sender<bool>,
@@ -174,15 +180,17 @@ async fn mount_image(image: &Path, at: PathBuf, read_only: bool) -> Result<Attac
 #[async_trait]
 impl Vm for FakeVm {
     fn connect(&self, port: u32, within: Duration) -> Connecting {
-        let dir = self.dir.clone();
+        let (dir, secret) = (self.dir.clone(), self.secret.clone());
         let mut ended = self.wait();
         Box::pin(async move {
             let end = Instant::now() + within;
             // Through the descriptor, since a socket's path has at most 107 bytes (unix(7)).
             let path = format!("/proc/self/fd/{}/{port}.sock", dir.as_raw_fd());
             loop {
-                if let Ok(stream) = UnixStream::connect(&path).await {
-                    return Ok(stream);
+                if let Ok(mut stream) = UnixStream::connect(&path).await {
+                    if stream.write_all(secret.bytes()).await.is_ok() {
+                        return Ok(stream);
+                    }
                 }
                 if Instant::now() >= end {
                     return Err(Error::TimedOut {

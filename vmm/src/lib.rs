@@ -24,6 +24,7 @@ mod log_lines;
 mod placement;
 mod process;
 pub mod qemu;
+mod secret;
 mod spawn;
 mod spec;
 pub mod user_namespace;
@@ -32,9 +33,11 @@ mod vsock;
 
 pub use device::{Device, DeviceId};
 pub use error::{Error, Result};
+pub use log_lines::plain;
+pub use secret::{Secret, BY_DAEMON, BY_KERNEL, SECRET_LENGTH, SECRET_MARKER};
 pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
 pub use virtiofsd::max_inodes;
-pub use vsock::READY_PORT;
+pub use vsock::{READY_PORT, SERVICE_PORT};
 
 use std::time::Duration;
 
@@ -53,7 +56,8 @@ pub trait Vmm: Send + Sync {
 /// A running VM. Dropping it kills its processes; [`Vm::stop`] does so and waits for it.
 #[async_trait]
 pub trait Vm: Send {
-    /// A connection to a vsock port in the guest; retried until the guest listens or `within` is over.
+    /// A connection to a vsock port in the guest, on which [`VmSpec::secret`] has been sent; retried until the guest listens or
+    /// `within` is over.
     ///
     /// Returns a future that does not borrow the VM, so that a slow guest blocks nobody else.
     fn connect(&self, port: u32, within: Duration) -> Connecting;

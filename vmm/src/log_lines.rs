@@ -1,7 +1,7 @@
 //! What a process or the guest's console writes: logged line by line, and the last lines kept for errors.
 //!
-//! The writer is not trusted: a line is cut at [`MAX_LINE`], control characters are dropped, the reader slows a flood
-//! down to [`BYTES_PER_SECOND`], and memory is [`KEPT_LINES`] lines, however much is written.
+//! The writer is not trusted: a line is cut at [`MAX_LINE`], what could steer a terminal is dropped, the reader slows a flood
+//! down to [`BYTES_PER_SECOND`] of what is logged, and memory is [`KEPT_BYTES`], however much is written.
 
 use std::{
     collections::VecDeque,
@@ -18,10 +18,14 @@ use tokio::{
 const MAX_LINE: usize = 1024;
 /// Lines kept for errors: a kernel's panic has about 50.
 const KEPT_LINES: usize = 64;
-/// What is read from a writer in the long run.
-const BYTES_PER_SECOND: u32 = 256 * 1024;
-/// What may be read at once before the rate counts: a guest's whole boot log at `loglevel=7`.
-const BURST: Duration = Duration::from_secs(1);
+/// Bytes kept for errors, which go into messages: a kernel's panic has about 4 KiB.
+const KEPT_BYTES: usize = 8 * 1024;
+/// What a logged line has besides its text: time, level, pod, source.
+const PREFIX: usize = 160;
+/// What is logged of a writer in the long run, prefixes included.
+const BYTES_PER_SECOND: u32 = 64 * 1024;
+/// What may be logged at once before the rate counts: a guest's whole boot log at `loglevel=7`.
+const BURST: Duration = Duration::from_secs(4);
 
 /// The last lines of a log. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -30,10 +34,11 @@ pub(crate) struct Tail(Arc<Mutex<VecDeque<String>>>);
 impl Tail {
     fn push(&self, line: String) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == KEPT_LINES {
-            lines.pop_front();
-        }
         lines.push_back(line);
+        let mut bytes: usize = lines.iter().map(String::len).sum();
+        while lines.len() > KEPT_LINES || bytes > KEPT_BYTES {
+            bytes -= lines.pop_front().map_or(bytes, |line| line.len());
+        }
     }
 
     /// The last lines, joined by newlines.
@@ -50,42 +55,64 @@ impl Tail {
 }
 
 /// Reads `from` to its end: each line goes to `log` and then into `tail`.
-pub(crate) async fn follow(mut from: impl AsyncRead + Unpin, tail: Tail, log: impl Fn(&str)) {
+pub(crate) async fn follow(from: impl AsyncRead + Unpin, tail: Tail, log: impl Fn(&str)) {
+    follow_but(from, tail, log, |_| false).await;
+}
+
+/// As [`follow`], but for the lines that `takes` takes.
+pub(crate) async fn follow_but(
+    mut from: impl AsyncRead + Unpin,
+    tail: Tail,
+    log: impl Fn(&str),
+    mut takes: impl FnMut(&str) -> bool,
+) {
     let mut line = Vec::new();
     let mut buffer = vec![0; 4096];
     // The time at which all that was read is paid for.
     let mut paid = Instant::now();
+    let mut finish = |line: &mut Vec<u8>| {
+        let text = plain(&String::from_utf8_lossy(line));
+        line.clear();
+        if text.is_empty() || takes(&text) {
+            return 0;
+        }
+        // Nor does it end the text of a field and begin another.
+        log(&text.replace('"', "'"));
+        let written = PREFIX + text.len();
+        tail.push(text);
+        written
+    };
     loop {
         let length = match from.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
             Ok(length) => length,
         };
+        let mut written = 0;
         for &byte in &buffer[..length] {
             if byte == b'\n' {
-                finish(&mut line, &tail, &log);
+                written += finish(&mut line);
             } else if line.len() < MAX_LINE {
                 line.push(byte);
             }
         }
+        let cost = length.max(written) as u32;
         let now = Instant::now();
-        paid = paid.max(now) + Duration::from_secs(1) * length as u32 / BYTES_PER_SECOND;
+        paid = paid.max(now) + Duration::from_secs(1) * cost / BYTES_PER_SECOND;
         if paid > now + BURST {
             sleep(paid - now - BURST).await;
         }
     }
-    finish(&mut line, &tail, &log);
+    finish(&mut line);
 }
 
-fn finish(line: &mut Vec<u8>, tail: &Tail, log: &impl Fn(&str)) {
-    let text: String = String::from_utf8_lossy(line)
-        .chars()
-        .filter(|c| !c.is_control() || *c == '\t')
-        .collect();
-    line.clear();
-    if !text.is_empty() {
-        log(&text);
-        tail.push(text);
-    }
+/// A text of somebody who is not trusted, without what could steer a terminal or reorder what is shown: control characters, so
+/// that no escape sequence is left, and Unicode's separators and marks of direction.
+pub fn plain(text: &str) -> String {
+    let steers = |c: &char| {
+        (c.is_control() && *c != '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars().filter(|c| !steers(c)).collect()
 }
 
 #[cfg(test)]
@@ -114,12 +141,40 @@ mod tests {
     #[tokio::test]
     async fn control_characters_are_dropped() {
         assert_eq!(tail_of(b"\x1b[31mred\x07\n").await, "[31mred");
+        let reordered = "a\u{202e}b\u{9b}c\u{2028}d\n";
+        assert_eq!(tail_of(reordered.as_bytes()).await, "abcd");
+    }
+
+    #[tokio::test]
+    async fn tail_is_bounded_in_bytes() {
+        let long = format!("{}\n", "x".repeat(MAX_LINE)).repeat(100);
+        let text = tail_of(long.as_bytes()).await;
+        assert!((KEPT_BYTES / 2..=KEPT_BYTES + KEPT_LINES).contains(&text.len()));
+    }
+
+    #[tokio::test]
+    async fn line_that_is_taken_is_not_logged() {
+        let tail = Tail::default();
+        let written: &[u8] = b"a\nwho?\nb\n";
+        follow_but(written, tail.clone(), |_| {}, |line| line == "who?").await;
+        assert_eq!(tail.text(), "a\nb");
     }
 
     #[tokio::test(start_paused = true)]
     async fn flood_is_slowed_down_to_the_rate() {
         let started = Instant::now();
-        tail_of(&vec![b'\n'; 3 * BYTES_PER_SECOND as usize]).await;
+        tail_of(&vec![b'\n'; 3 * 256 * 1024]).await;
         assert!(started.elapsed() >= Duration::from_secs(1));
+    }
+
+    /// What is logged, prefixes included, while a guest writes lines of a byte each.
+    #[tokio::test(start_paused = true)]
+    async fn flood_of_short_lines_is_counted_as_it_is_written() {
+        let started = Instant::now();
+        let logged = std::cell::Cell::new(0);
+        let log = |line: &str| logged.set(logged.get() + PREFIX + line.len());
+        follow(b"x\n".repeat(100_000).as_slice(), Tail::default(), log).await;
+        let most = BYTES_PER_SECOND * (started.elapsed() + BURST).as_secs() as u32;
+        assert!(logged.get() <= most as usize + 4096 * PREFIX);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Secret;
+
 /// A bare VM: the same for every pod of a shape.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
@@ -25,6 +27,8 @@ pub struct VmSpec {
     pub credentials: Credentials,
     /// Where the host puts the VM's processes.
     pub placement: Placement,
+    /// What the guest is told on its console and each connection to it begins with.
+    pub secret: Secret,
 }
 
 /// Where the host puts the processes of a VM and their children, from before they execute anything.

@@ -2,6 +2,7 @@
 //!
 //! - [`agent`] and [`agent_ttrpc`]: the ttrpc service, generated from `proto/agent.proto`;
 //! - [`port`]: where the agent listens;
+//! - [`secret`]: what each connection to it begins with;
 //! - [`stream`]: how the bytes of stdin, stdout and stderr travel;
 //! - [`forward`]: how connections reach servers in the guest;
 //! - [`path`]: where the agent puts what is attached, which specs made on the host refer to.
@@ -11,6 +12,7 @@
 include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 
 pub mod forward;
+pub mod secret;
 pub mod stream;
 
 /// vsock ports: on the first the host listens, on the others the agent.

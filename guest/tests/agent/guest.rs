@@ -9,7 +9,13 @@ use std::{
     time::Duration,
 };
 
-use caisson_protocol::{agent::*, agent_ttrpc::AgentClient, port, stream};
+use caisson_protocol::{
+    agent::*,
+    agent_ttrpc::AgentClient,
+    port,
+    secret::{BY_DAEMON, LENGTH},
+    stream,
+};
 use serde_json::{json, Value};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -71,6 +77,7 @@ impl Guest {
                 let share = dir.path().join("devices/pod");
                 fs::create_dir_all(&share).unwrap();
                 prepare_fake(&share);
+                fs::write(dir.path().join("secret"), told()).unwrap();
                 let child = Command::new(env!("CARGO_BIN_EXE_caisson-agent"))
                     .arg("--fake")
                     .arg(dir.path())
@@ -97,7 +104,7 @@ impl Guest {
         fake: Option<(Child, tempfile::TempDir)>,
     ) -> Guest {
         let dir = fake.as_ref().map(|(_, dir)| dir.path().to_path_buf());
-        let stream = connect(vsock.as_deref(), dir.as_deref(), port::AGENT).await;
+        let stream = admitted(vsock.as_deref(), dir.as_deref(), port::AGENT).await;
         Guest {
             client: AgentClient::new(Client::new(Socket::new(stream))),
             share,
@@ -108,6 +115,11 @@ impl Guest {
 
     pub fn is_fake(&self) -> bool {
         self.fake.is_some()
+    }
+
+    /// The fake's directory.
+    pub fn dir(&self) -> Option<&Path> {
+        self.fake.as_ref().map(|(_, dir)| dir.path())
     }
 
     /// The fake's log.
@@ -126,10 +138,14 @@ impl Guest {
         self.client.attach(ctx(), &request).await
     }
 
+    /// A connection that has said nothing.
+    pub async fn stranger(&self, port: u32) -> UnixStream {
+        connect(self.vsock.as_deref(), self.dir(), port).await
+    }
+
     /// Connects to a stream of a process.
     pub async fn stream(&self, token: u64) -> UnixStream {
-        let dir = self.fake.as_ref().map(|(_, dir)| dir.path());
-        let mut stream = connect(self.vsock.as_deref(), dir, port::STREAMS).await;
+        let mut stream = admitted(self.vsock.as_deref(), self.dir(), port::STREAMS).await;
         stream::write_token(&mut stream, token).await.unwrap();
         stream
     }
@@ -253,6 +269,27 @@ impl Drop for Guest {
             let _ = unmount.arg("-ql").arg(&self.share).output();
         }
     }
+}
+
+/// The secret of the guest: that of a VM, which somebody else has booted, in hex in `CAISSON_TEST_SECRET`.
+fn secret() -> [u8; LENGTH] {
+    let Some(hex) = std::env::var_os("CAISSON_TEST_SECRET") else {
+        return [7; LENGTH];
+    };
+    let hex = hex.into_string().unwrap();
+    std::array::from_fn(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap())
+}
+
+/// What the host tells a guest.
+fn told() -> Vec<u8> {
+    [&[BY_DAEMON], secret().as_slice()].concat()
+}
+
+/// A connection that has said the secret.
+async fn admitted(vsock: Option<&Path>, dir: Option<&Path>, port: u32) -> UnixStream {
+    let mut stream = connect(vsock, dir, port).await;
+    stream.write_all(&secret()).await.unwrap();
+    stream
 }
 
 async fn connect(vsock: Option<&Path>, dir: Option<&Path>, port: u32) -> UnixStream {

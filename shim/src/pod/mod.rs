@@ -1,6 +1,7 @@
 //! A pod: one VM and the containers in it. What the task service does, without containerd's messages.
 //!
-//! [`create`] brings containers in, [`late`] brings skills to those that are there, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends; the rest is here.
+//! [`create`] brings containers in, [`late`] brings skills to those that are there, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends
+//! and of the guest's; the rest is here.
 
 mod create;
 mod late;
@@ -27,7 +28,7 @@ use caisson_vmm::Vmm;
 use containerd_shim::protos::events::task::{
     TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     agent::ProcessId,
@@ -35,6 +36,7 @@ use crate::{
     error::{Error, Result},
     events::Events,
     homes::PodHome,
+    limits,
     machine::Machine,
     process::{Exit, Process, State},
     stats::timestamp,
@@ -236,6 +238,9 @@ impl Pod {
             }
             return Ok(());
         }
+        if signal == libc::SIGKILL as u32 && (all || exec.is_empty()) {
+            return kill_container(machine, &container, all).await;
+        }
         machine.agent().await?.kill(&process.id, signal, all).await
     }
 
@@ -251,11 +256,7 @@ impl Pod {
                 process.exited().await
             }
             State::Created if exec.is_empty() => {
-                machine
-                    .agent()
-                    .await?
-                    .kill(&process.id, libc::SIGKILL as u32, true)
-                    .await?;
+                kill_container(machine.clone(), &container, true).await?;
                 process.exited().await
             }
             State::Created => Exit {
@@ -348,10 +349,22 @@ impl Pod {
         Ok(pids)
     }
 
-    /// What a container uses.
+    /// What a container uses, within a second. Of the sandbox that is nothing, as of a pause container that does nothing: what the VM
+    /// itself takes is in the pod's cgroup on the host.
     pub async fn stats(&self, id: &str) -> Result<StatsResponse> {
-        self.guest_container("stats", id)?;
-        self.machine(id)?.agent().await?.stats(id).await
+        let container = self.container(id)?;
+        if container.is_sandbox() {
+            return Ok(StatsResponse::default());
+        }
+        let (machine, id) = (self.machine(id)?, id.to_owned());
+        let ask = || async move { machine.agent().await?.stats(&id).await };
+        // Who has one container that waits for its numbers need not wait for those of the others too.
+        let is_silent = self.lock().values().any(|other| other.stats.is_overdue());
+        let wait = match is_silent {
+            true => Duration::ZERO,
+            false => limits::STATS_WAIT,
+        };
+        container.stats.get(wait, ask).await
     }
 
     /// Changes a container's limits, and the VM's size with them.
@@ -447,6 +460,36 @@ impl Pod {
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Kills a container's init, or all of it. A guest that does not do so, whatever it says, loses its VM after a time.
+async fn kill_container(machine: Arc<Machine>, container: &Container, all: bool) -> Result<()> {
+    let init = container.init.clone();
+    let id = init.id.clone();
+    if init.kill() {
+        let machine = machine.clone();
+        tokio::spawn(async move {
+            if timeout(limits::KILLED, init.exited()).await.is_err() {
+                log::error!(
+                    container = init.name();
+                    "not ended {:?} after SIGKILL: stopping the pod's VM", limits::KILLED
+                );
+                machine.kill().await;
+            }
+        });
+    }
+    let killed = async {
+        let agent = machine.agent().await?;
+        agent.kill(&id, libc::SIGKILL as u32, all).await
+    };
+    match killed.await {
+        // It ends all the same.
+        Err(error @ Error::AgentSilent { .. }) => {
+            log::warn!(container = id.container; "{}", error.chain());
+            Ok(())
+        }
+        killed => killed,
     }
 }
 

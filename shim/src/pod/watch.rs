@@ -1,17 +1,23 @@
 //! What a pod hears of without asking: the ends of processes, the guest's events, the VM's end.
 
 use std::{
+    collections::{hash_map::Entry, HashMap},
+    future::Future,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use caisson_protocol::agent::event;
 use caisson_vmm::EndReason;
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
+use tokio::time::{timeout, Instant};
 
 use super::{Pod, UNKNOWN_STATUS};
 use crate::{
+    agent::Agent,
     container::Container,
+    error::{Error, Result},
+    limits,
     machine::Machine,
     process::{Exit, Process, State},
     stats::timestamp,
@@ -77,54 +83,100 @@ impl Pod {
         });
     }
 
-    /// Passes the guest's events on, and logs the VM's end.
+    /// Passes the guest's events on, stops the VM of a guest that is dead or has broken off, and logs the VM's end.
     pub(super) fn watch_guest(self: &Arc<Self>, machine: Arc<Machine>) {
         let pod = self.clone();
-        let mut vm = machine.vm.clone();
-        let listening = tokio::spawn({
-            let machine = machine.clone();
-            async move {
-                let Ok(agent) = machine.agent().await else {
-                    return;
-                };
-                loop {
-                    match agent.next_event().await {
-                        Ok(event) => pod.guest_event(event.event),
-                        Err(error) => {
-                            log::debug!("guest events end: {}", error.chain());
-                            return;
-                        }
-                    }
+        tokio::spawn(async move {
+            let mut vm = machine.vm.clone();
+            let lost = tokio::select! {
+                _ = vm.ended() => None,
+                why = pod.lose(&machine) => Some(why),
+            };
+            if let Some(why) = lost {
+                if timeout(limits::LAST_WORDS, vm.ended()).await.is_err() {
+                    machine.break_off(&why).await;
                 }
             }
-        });
-        tokio::spawn(async move {
-            let reason = vm.ended().await;
-            log::info!("the VM has ended: {}", describe(&reason));
+            log::info!("the VM has ended: {}", describe(&vm.ended().await));
             if machine.ran_out_of_memory().await {
                 log::error!("the pod's cgroup ran out of memory: raise the containers' limits or the RuntimeClass' overhead");
             }
-            listening.abort();
         });
     }
 
-    fn guest_event(&self, event: Option<event::Event>) {
-        match event {
-            Some(event::Event::Oom(oom)) if self.lock().contains_key(&oom.container_id) => {
-                self.events.send(TaskOOM {
-                    container_id: oom.container_id,
-                    ..Default::default()
-                });
-            }
-            _ => log::warn!("the guest sent an event that can't be"),
+    /// Resolves when the guest is dead or has broken off, with why. A guest that never came is the create's to tell.
+    async fn lose(&self, machine: &Machine) -> String {
+        let Ok(agent) = machine.agent().await else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            error = self.follow_events(agent) => error.chain(),
+            () = overdrawn(agent) => format!(
+                "its agent has left more than {} calls without an answer",
+                limits::MOST_OVERDUE
+            ),
+            () = silence(|| agent.ping()) => format!(
+                "its agent has not answered {} pings in a row, each within {:?}",
+                limits::PINGS_MISSED, limits::PING.limit
+            ),
         }
+    }
+
+    /// Passes the guest's events on until there are no more, no faster than one in a while.
+    async fn follow_events(&self, agent: &Agent) -> Error {
+        let mut told = HashMap::new();
+        loop {
+            match agent.next_event().await {
+                Ok(event) => self.guest_event(event.event, &mut told),
+                Err(error) => return error,
+            }
+            tokio::time::sleep(limits::EVENT_PAUSE).await;
+        }
+    }
+
+    /// `told`: when which container was last told to be out of memory.
+    fn guest_event(&self, event: Option<event::Event>, told: &mut HashMap<String, Instant>) {
+        let containers = self.lock();
+        told.retain(|id, at| containers.contains_key(id) && at.elapsed() < limits::OOM_PAUSE);
+        match event {
+            Some(event::Event::Oom(oom)) if containers.contains_key(&oom.container_id) => {
+                if let Entry::Vacant(free) = told.entry(oom.container_id.clone()) {
+                    free.insert(Instant::now());
+                    self.events.send(TaskOOM {
+                        container_id: oom.container_id,
+                        ..Default::default()
+                    });
+                }
+            }
+            // Of a container that is gone by now, if the guest is honest.
+            _ => log::debug!("the guest sent an event that can't be"),
+        }
+    }
+}
+
+/// Resolves when [`limits::PINGS_MISSED`] pings in a row were not answered.
+async fn silence<F: Future<Output = Result<()>>>(ping: impl Fn() -> F) {
+    let mut missed = 0;
+    while missed < limits::PINGS_MISSED {
+        tokio::time::sleep(limits::PING_EVERY).await;
+        missed = match ping().await {
+            Ok(()) => 0,
+            Err(_) => missed + 1,
+        };
+    }
+}
+
+/// Resolves when more than [`limits::MOST_OVERDUE`] calls are without an answer.
+async fn overdrawn(agent: &Agent) {
+    while agent.overdue() <= limits::MOST_OVERDUE {
+        tokio::time::sleep(limits::PING_EVERY).await;
     }
 }
 
 /// Waits for the VM's end. What is in a VM that was stopped was killed; of one that broke down nobody knows.
 async fn status_with_the_vm(machine: &Machine) -> u32 {
     match machine.vm.clone().ended().await {
-        EndReason::Stopped => KILLED_STATUS,
+        EndReason::Stopped if !machine.is_broken() => KILLED_STATUS,
         _ if machine.ran_out_of_memory().await => KILLED_STATUS,
         _ => UNKNOWN_STATUS,
     }
@@ -132,23 +184,61 @@ async fn status_with_the_vm(machine: &Machine) -> u32 {
 
 /// Waits for a process' end, or for the VM's. A guest that breaks off is stopped: its word is worth nothing any more.
 async fn exit_status(machine: &Machine, process: &Process) -> u32 {
-    let mut vm = machine.vm.clone();
     let waited = async { machine.agent().await?.wait(&process.id).await };
-    tokio::select! {
+    let lost = tokio::select! {
         status = waited => match status {
             Ok(status) => return status,
-            Err(error) => log::warn!(process = process.name(); "{}", error.chain()),
+            Err(error) => error,
         },
         status = status_with_the_vm(machine) => return status,
-    }
-    if tokio::time::timeout(Duration::from_secs(2), vm.ended())
-        .await
-        .is_err()
-    {
-        log::error!(process = process.name(); "lost sight of the process, stopping the VM");
-        if let Err(error) = machine.vm.stop().await {
-            log::error!("stop the VM: {}", error.chain());
+    };
+    match timeout(limits::LAST_WORDS, status_with_the_vm(machine)).await {
+        Ok(status) => status,
+        Err(_) => {
+            let name = process.name();
+            let why = format!("lost sight of the process {name}: {}", lost.chain());
+            machine.break_off(&why).await;
+            UNKNOWN_STATUS
         }
     }
-    UNKNOWN_STATUS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn silent() -> Result<()> {
+        Err(Error::AgentSilent {
+            operation: "ping",
+            message: String::new(),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agent_that_misses_pings_now_and_then_is_alive() {
+        let count = Cell::new(0);
+        let asked = silence(|| {
+            count.set(count.get() + 1);
+            let missed = count.get() % limits::PINGS_MISSED != 0;
+            async move {
+                if missed {
+                    silent()
+                } else {
+                    Ok(())
+                }
+            }
+        });
+        let day = std::time::Duration::from_secs(86_400);
+        assert!(timeout(day, asked).await.is_err());
+        assert!(count.get() > 10_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn agent_that_misses_three_in_a_row_is_dead() {
+        let started = Instant::now();
+        silence(|| async { silent() }).await;
+        let most = limits::PINGS_MISSED * (limits::PING_EVERY + limits::PING.limit);
+        assert!(started.elapsed() <= most);
+    }
 }

@@ -161,7 +161,7 @@ fn filtered(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Credentials, Guest};
+    use crate::{Credentials, Guest, Secret};
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -180,6 +180,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             credentials: Credentials { uid: 1, gid: 1 },
             placement: Default::default(),
+            secret: Secret::random().unwrap(),
         }
     }
 

@@ -34,9 +34,9 @@ use tokio::{net::UnixStream, sync::watch};
 use crate::{
     jail::Jail,
     limits::Limits,
-    log_lines::{follow, Tail},
+    log_lines::{follow_but, Tail},
     process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
-    user_namespace, vsock, Accelerator, Error, Result, Vm, VmSpec, Vmm,
+    user_namespace, vsock, Accelerator, Error, Result, Vm, VmSpec, Vmm, SECRET_MARKER,
 };
 use command_line::Descriptors;
 pub use probe::{probe_kvm, ProbeResult, PROBE_LIMIT};
@@ -72,8 +72,10 @@ impl Vmm for QemuVmm {
     async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
         let started = Instant::now();
         let user_namespace = user_namespace::identity().map_err(Error::UserNamespace)?;
-        let vsock = vsock::start(&self.config.vsock_daemon, &spec);
-        let qemu = Qemu::start(&self.config.qemu, &spec, false);
+        let carrier = vsock::Carrier::find();
+        let answer = spec.secret.answer(carrier.name());
+        let vsock = carrier.start(&self.config.vsock_daemon, &spec);
+        let qemu = Qemu::start(&self.config.qemu, &spec, Some(answer));
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
         let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
@@ -100,7 +102,8 @@ struct Qemu {
 }
 
 impl Qemu {
-    async fn start(qemu: &Path, spec: &VmSpec, probe: bool) -> Result<Qemu> {
+    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it; a VM without one is a probe.
+    async fn start(qemu: &Path, spec: &VmSpec, answer: Option<Vec<u8>>) -> Result<Qemu> {
         let started = Instant::now();
         let sockets = || -> io::Result<_> {
             let (monitor, monitor_end) = UnixStream::pair()?;
@@ -122,7 +125,7 @@ impl Qemu {
                     monitor: FIRST_DESCRIPTOR,
                     console: FIRST_DESCRIPTOR + 1,
                 },
-                probe,
+                answer.is_none(),
             ),
             descriptors,
             confinement: Confinement::Jail(Jail::new(&spec.dir, spec.credentials).map_err(
@@ -140,9 +143,20 @@ impl Qemu {
 
         let tail = Tail::default();
         let pod = spec.id.clone();
-        tokio::spawn(follow(console, tail.clone(), move |line| {
-            log::info!(source = "guest", pod; "{line}");
-        }));
+        let (output, input) = console.into_split();
+        let mut answer = answer;
+        let tell = move |line: &str| {
+            let asked = line.contains(SECRET_MARKER);
+            if let Some(answer) = asked.then(|| answer.take()).flatten() {
+                // A socket that nothing was written to takes it.
+                if let Err(error) = input.try_write(&answer) {
+                    log::error!(error = error.to_string().as_str(); "tell the guest its secret");
+                }
+            }
+            asked
+        };
+        let log_line = move |line: &str| log::info!(source = "guest", pod; "{line}");
+        tokio::spawn(follow_but(output, tail.clone(), log_line, tell));
         let (note, end) = watch::channel(None);
         let connected = Qmp::connect(monitor, move |event| end::note(&note, event));
         let qmp = child.unless_it_ends(connected).await?;

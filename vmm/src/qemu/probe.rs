@@ -49,7 +49,7 @@ pub async fn probe_kvm(config: &QemuConfig, spec: &VmSpec, limit: Duration) -> R
     (spec.max_cpus, spec.max_memory) = (spec.cpus, spec.memory);
     let started = Instant::now();
     let booted = async {
-        let qemu = match Qemu::start(&config.qemu, &spec, true).await {
+        let qemu = match Qemu::start(&config.qemu, &spec, None).await {
             Err(error @ crate::Error::File { .. }) => return Err(error),
             Err(error) => return Ok(Err(error.to_string())),
             Ok(qemu) => qemu,

@@ -264,7 +264,7 @@ impl QemuVm {
 #[async_trait]
 impl Vm for QemuVm {
     fn connect(&self, port: u32, within: Duration) -> Connecting {
-        let connecting = self.dialer.connect(port, within);
+        let connecting = self.dialer.connect(port, within, self.spec.secret.clone());
         let ended = self.wait();
         Box::pin(async move {
             tokio::select! {

@@ -16,7 +16,7 @@ use tokio::{
     time::{sleep, timeout, Instant},
 };
 
-use crate::{process::Child, Connecting, Error, Result, VmSpec};
+use crate::{process::Child, Connecting, Error, Result, Secret, VmSpec, BY_DAEMON, BY_KERNEL};
 
 /// Between two tries to connect.
 const RETRY: Duration = Duration::from_millis(3);
@@ -34,6 +34,10 @@ pub(crate) struct Vsock {
 /// A port of the host to which the guest may connect once it listens on its own: connections to it, which wait for that,
 /// are made at once then.
 pub const READY_PORT: u32 = 1023;
+
+/// The port of the guest's service. Where the host's kernel carries connections, those to it come from a reserved port, which an
+/// unprivileged process of the host can't have. Those to other ports do not: reserved ports are few, for all VMs of the host.
+pub const SERVICE_PORT: u32 = 1024;
 
 /// When a daemon may be connected to.
 ///
@@ -67,18 +71,43 @@ pub(crate) enum VsockDevice {
     Kernel(OwnedFd, u32),
 }
 
-/// Starts a control channel: the kernel's where it has one, else a daemon in a directory of its own
-/// below the VM's.
-pub(crate) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
-    match kernel::reserve() {
-        Ok((device, cid)) => Ok(Vsock {
-            daemon: None,
-            device: VsockDevice::Kernel(device, cid),
-            dialer: Dialer::Kernel(cid),
-        }),
-        Err(error) => {
-            log::debug!(error = error.to_string().as_str(); "no vsock in the kernel, a daemon does it");
-            daemon::start(daemon, spec).await
+/// Who carries connections.
+#[derive(Debug)]
+pub(crate) enum Carrier {
+    /// The host's kernel, to the guest that has this address.
+    Kernel(OwnedFd, u32),
+    Daemon,
+}
+
+impl Carrier {
+    /// The kernel where it does vsock, else a daemon.
+    pub(crate) fn find() -> Carrier {
+        match kernel::reserve() {
+            Ok((device, cid)) => Carrier::Kernel(device, cid),
+            Err(error) => {
+                log::debug!(error = error.to_string().as_str(); "no vsock in the kernel, a daemon does it");
+                Carrier::Daemon
+            }
+        }
+    }
+
+    /// As the guest is told it.
+    pub(crate) fn name(&self) -> u8 {
+        match self {
+            Carrier::Kernel(..) => BY_KERNEL,
+            Carrier::Daemon => BY_DAEMON,
+        }
+    }
+
+    /// Starts a control channel; a daemon's is in a directory of its own below the VM's.
+    pub(crate) async fn start(self, daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
+        match self {
+            Carrier::Kernel(device, cid) => Ok(Vsock {
+                daemon: None,
+                device: VsockDevice::Kernel(device, cid),
+                dialer: Dialer::Kernel(cid),
+            }),
+            Carrier::Daemon => daemon::start(daemon, spec).await,
         }
     }
 }
@@ -94,7 +123,7 @@ pub(crate) enum Dialer {
 
 impl Dialer {
     /// See [`crate::Vm::connect`].
-    pub(crate) fn connect(&self, port: u32, within: Duration) -> Connecting {
+    pub(crate) fn connect(&self, port: u32, within: Duration, secret: Secret) -> Connecting {
         let mut dialer = self.clone();
         Box::pin(async move {
             let end = Instant::now() + within;
@@ -104,7 +133,12 @@ impl Dialer {
             }
             loop {
                 let left = end.saturating_duration_since(Instant::now());
-                if let Ok(Ok(stream)) = timeout(left.min(TRY_LIMIT), dialer.dial(port)).await {
+                let dialed = async {
+                    let mut stream = dialer.dial(port).await?;
+                    stream.write_all(secret.bytes()).await?;
+                    io::Result::Ok(stream)
+                };
+                if let Ok(Ok(stream)) = timeout(left.min(TRY_LIMIT), dialed).await {
                     return Ok(stream);
                 }
                 if Instant::now() + RETRY >= end {
