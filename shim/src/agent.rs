@@ -16,6 +16,7 @@ use containerd_shim::protos::ttrpc::{
 use tokio::net::UnixStream;
 
 use crate::{
+    answers::Bounded,
     error::{Error, Result},
     share::Share,
 };
@@ -74,7 +75,7 @@ impl Agent {
     /// Speaks to the agent over a connection to its port.
     pub fn new(connection: UnixStream) -> Self {
         Self {
-            client: AgentClient::new(Client::new(Socket::new(connection))),
+            client: AgentClient::new(Client::new(Socket::new(Bounded::new(connection)))),
         }
     }
 
