@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit packages pods cri bench bench-k8s conformance soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
+.PHONY: help demo test unit packages pods cri bench bench-k8s conformance fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -71,6 +71,14 @@ bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at o
 soak: ready ## 200 containers one after another, then nothing may be left
 	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture
 
+fuzz: ## the fuzz targets of tests/fuzz, or those that TARGETS names, each for FUZZ_SECONDS of CPU time (3600); fails on a finding
+	@packaging/setup test
+	@cargo xtask fuzz $(or $(FUZZ_SECONDS),3600) $(TARGETS)
+
+fuzz-short: ## each of them for three seconds
+	@packaging/setup test
+	@cargo xtask fuzz 3
+
 cluster: ## a Kubernetes of one node with Caisson in it, or the one that kubectl points at; ENV_FILES="a.env b.env": Secrets in its namespace
 	@packaging/setup cluster
 	@cargo xtask node-image
@@ -94,6 +102,7 @@ release: ## target/dist with the node image, the Debian package, SBOM, licences 
 
 lint: ## format, clippy, shell syntax, licences
 	cargo fmt --all -- --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	bash -n packaging/setup .ci/run
 	@$(MAKE) --no-print-directory deny

@@ -15,6 +15,11 @@ use crate::{
 /// What the guest's kernel and agent need to boot, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 128;
 
+/// The most of any size in MiB: 16 TiB, as much as the largest home has.
+const MAX_MIB: u64 = MAX_SIZE >> 20;
+/// The longest time that may be waited for anything, in seconds: a day.
+const MAX_SECS: u64 = 24 * 60 * 60;
+
 /// The configuration of a node, with defaults filled in.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
@@ -274,27 +279,49 @@ impl NodeConfig {
 
     fn check(&self) -> Result<()> {
         self.policy.check()?;
-        let positive = [
-            ("vm.default_cpus", u64::from(self.vm.default_cpus)),
-            ("vm.boot_timeout_secs", self.vm.boot_timeout_secs),
-            ("hypervisor.uid_count", u64::from(self.hypervisor.uid_count)),
-            ("skills.fetch_timeout_secs", self.skills.fetch_timeout_secs),
-            ("homes.tool_timeout_secs", self.homes.tool_timeout_secs),
+        let any = u64::from(u32::MAX);
+        let (vm, skills) = (&self.vm, &self.skills);
+        let uids = u64::from(self.hypervisor.uid_count);
+        let ranges = [
+            ("vm.default_cpus", u64::from(vm.default_cpus), 1..=any),
+            ("vm.boot_timeout_secs", vm.boot_timeout_secs, 1..=MAX_SECS),
+            (
+                "vm.memory_overhead_mib",
+                vm.memory_overhead_mib,
+                0..=MAX_MIB,
+            ),
+            ("vm.max_memory_mib", vm.max_memory_mib, 0..=MAX_MIB),
+            ("hypervisor.uid_count", uids, 1..=any),
+            (
+                "skills.fetch_timeout_secs",
+                skills.fetch_timeout_secs,
+                1..=MAX_SECS,
+            ),
+            ("skills.max_mib", skills.max_mib, 0..=MAX_MIB),
+            (
+                "homes.tool_timeout_secs",
+                self.homes.tool_timeout_secs,
+                1..=MAX_SECS,
+            ),
         ];
-        for (key, value) in positive {
-            if value == 0 {
+        for (key, value, range) in ranges {
+            if !range.contains(&value) {
                 return Err(Error::ConfigValue {
                     key,
-                    reason: "is 0, must be 1 or more".to_owned(),
+                    reason: format!(
+                        "is {value}, must be between {} and {}",
+                        range.start(),
+                        range.end()
+                    ),
                 });
             }
         }
-        if self.vm.default_memory_mib < MIN_MEMORY_MIB {
+        if !(MIN_MEMORY_MIB..=MAX_MIB).contains(&self.vm.default_memory_mib) {
             return Err(Error::ConfigValue {
                 key: "vm.default_memory_mib",
                 reason: format!(
-                    "is {}, a guest needs {} at least",
-                    self.vm.default_memory_mib, MIN_MEMORY_MIB
+                    "is {}, a guest needs {MIN_MEMORY_MIB} at least and has {MAX_MIB} at most",
+                    self.vm.default_memory_mib
                 ),
             });
         }
@@ -426,6 +453,15 @@ mod tests {
         for (text, key) in [
             ("[vm]\ndefault_cpus = 0", "vm.default_cpus"),
             ("[vm]\ndefault_memory_mib = 1", "vm.default_memory_mib"),
+            (
+                "[vm]\nmax_memory_mib = 9223372036854775807",
+                "vm.max_memory_mib",
+            ),
+            (
+                "[vm]\nboot_timeout_secs = 9223372036854775807",
+                "vm.boot_timeout_secs",
+            ),
+            ("[skills]\nmax_mib = 9223372036854775807", "skills.max_mib"),
             ("[homes]\nsize_mib = 1", "homes.size_mib"),
             ("[homes]\nmax_size_mib = 1024", "homes.size_mib"),
             ("[homes]\ntool_timeout_secs = 0", "homes.tool_timeout_secs"),

@@ -35,6 +35,8 @@ pub const GUEST: &[(i64, i64)] = &[
 /// Those of [`GUEST`] that libcontainer makes by itself.
 const DEFAULT_MAJORS: [i64; 2] = [1, 5];
 const KMSG: (i64, i64) = (1, 11);
+/// Linux has no larger numbers (kernel, include/linux/kdev_t.h, `MINORBITS`).
+const MAX_NUMBERS: (i64, i64) = ((1 << 12) - 1, (1 << 20) - 1);
 /// What to do about another device.
 const ADVICE: &str = "the host's devices are not reachable from the guest; possible are block devices (volumeDevices), /dev/fuse, /dev/net/tun, /dev/kmsg and /dev/ppp, and all of the guest's for a privileged container";
 
@@ -88,7 +90,7 @@ pub fn translate(spec: &mut Spec, privileged: bool) -> Result<(Vec<BlockDevice>,
             }
             // A FIFO is no device.
             (LinuxDeviceType::P, _) => kept.push(device.clone()),
-            (LinuxDeviceType::B, Some(rule)) => disks.push(BlockDevice {
+            (LinuxDeviceType::B, Some(rule)) if is_device(numbers) => disks.push(BlockDevice {
                 // Of the same device, what may be written to and what may not are two disks.
                 serial: format!(
                     "b{}{:x}-{:x}",
@@ -208,6 +210,10 @@ fn refused(path: &str) -> Error {
     }
 }
 
+fn is_device((major, minor): (i64, i64)) -> bool {
+    (0..=MAX_NUMBERS.0).contains(&major) && (0..=MAX_NUMBERS.1).contains(&minor)
+}
+
 /// Whether this rule is about this very device (containerd, pkg/oci `WithDevices`).
 fn names(rule: &LinuxDeviceCgroup, device: &LinuxDevice) -> bool {
     let same_type = rule.typ() == Some(device.typ());
@@ -292,6 +298,17 @@ mod tests {
             json!([rule("b", 8, 1, "r")]),
         );
         assert!(translate(&mut spec, false).unwrap().0[0].read_only());
+    }
+
+    #[test]
+    fn block_device_with_numbers_that_linux_does_not_have_is_refused() {
+        for (major, minor) in [(-1, 0), (8, -1), (1 << 12, 0), (8, 1 << 20)] {
+            let mut spec = spec(
+                json!([node("/dev/x", "b", major, minor)]),
+                json!([rule("b", major, minor, "r")]),
+            );
+            translate(&mut spec, false).unwrap_err();
+        }
     }
 
     #[test]

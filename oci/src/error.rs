@@ -6,10 +6,10 @@
 pub enum Error {
     /// `config.json` can't be read as an OCI runtime spec.
     #[error("config.json is not an OCI runtime spec")]
-    Spec(#[source] serde_json::Error),
+    Spec(#[source] Unread),
     /// What an exec is to run can't be read as the runtime spec's `process` object.
     #[error("the process to be executed is not as the OCI runtime spec has it")]
-    Exec(#[source] serde_json::Error),
+    Exec(#[source] Unread),
     /// A field that must be there is not.
     #[error("config.json: {0} is missing")]
     Missing(&'static str),
@@ -66,6 +66,26 @@ pub enum Error {
     },
 }
 
+/// What a JSON reader said, cut: it quotes what it read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unread(String);
+
+impl From<serde_json::Error> for Unread {
+    fn from(error: serde_json::Error) -> Self {
+        const START: usize = 200;
+        const END: usize = 60;
+        let said = error.to_string().replace(char::is_control, " ");
+        let length = said.chars().count();
+        if length <= START + END {
+            return Self(said);
+        }
+        // The line and column are at the end.
+        let (start, end) = (said.chars().take(START), said.chars().skip(length - END));
+        Self(start.chain(['…']).chain(end).collect())
+    }
+}
+
 /// The result of a translation.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -74,5 +94,25 @@ pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(64) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_reader_quotes_is_cut_and_the_place_is_kept() {
+        let text = format!("\"\\u001b[31m{}\"", "x".repeat(100_000));
+        let error = serde_json::from_str::<bool>(&text).unwrap_err();
+        let said = Unread::from(error).to_string();
+        assert!(
+            said.len() < 300 && said.contains(" at line 1 column 10001"),
+            "{said}"
+        );
+        assert!(
+            said.starts_with("invalid type: string") && !said.contains(char::is_control),
+            "{said}"
+        );
     }
 }

@@ -24,10 +24,11 @@ impl Grants {
         if *self == Self::default() {
             return Ok(json);
         }
-        let mut process: Process = serde_json::from_slice(&json).map_err(Error::Exec)?;
+        let mut process: Process =
+            serde_json::from_slice(&json).map_err(|error| Error::Exec(error.into()))?;
         guest_devices::grant_exec(&mut process, &self.devices);
         secrets::set_environment(&mut process, &self.descriptors);
-        serde_json::to_vec(&process).map_err(Error::Exec)
+        serde_json::to_vec(&process).map_err(|error| Error::Exec(error.into()))
     }
 }
 

@@ -25,7 +25,7 @@ pub mod volume;
 
 pub use annotations::Annotations;
 pub use config::NodeConfig;
-pub use error::{Error, Result};
+pub use error::{Error, Result, Unread};
 pub use oci_spec::runtime as spec;
 pub use pod::Role;
 pub use policy::Policy;

@@ -72,6 +72,8 @@ impl VmSize {
                 .default_memory_mib
                 .saturating_sub(node.memory_overhead_mib);
         }
+        // In bytes it has to be a number, too.
+        memory_mib = memory_mib.min(u64::MAX >> 20);
         Self {
             cpus: cpus.clamp(1, host_cpus.max(1)),
             memory_mib: memory_mib.max(MIN_MEMORY_MIB),
@@ -144,6 +146,12 @@ mod tests {
     #[test]
     fn memory_limit_that_is_absurd_does_not_overflow() {
         assert!(size(-1, 0, i64::MAX).memory_mib > 1 << 40);
+        let absurd = Limits {
+            cpu_milli: None,
+            memory: Some(u64::MAX),
+        };
+        let size = VmSize::of([absurd, absurd], &Vm::default(), 4);
+        assert!((size.memory_mib << 20) >> 20 == size.memory_mib && size.memory_mib > 1 << 40);
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub struct Plan {
 
 /// Reads `config.json` and checks that what every container needs is there.
 pub fn parse_spec(json: &[u8]) -> Result<Spec> {
-    let spec: Spec = serde_json::from_slice(json).map_err(Error::Spec)?;
+    let spec: Spec = serde_json::from_slice(json).map_err(|error| Error::Spec(error.into()))?;
     let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Error::Missing("process.args"));

@@ -1,7 +1,10 @@
-//! What the agent may send on its service's connection: ttrpc's frames, of a size and at a rate that do the shim no harm.
+//! What the agent may send on its service's connection: answers in ttrpc's frames, of a size and at a rate that do the shim no
+//! harm.
 //!
-//! A frame is a header of ten bytes, of which the first four are the length of what follows, big endian (ttrpc, PROTOCOL.md). ttrpc itself
-//! takes up to 4 MiB, which unpacked are 100 MiB; a guest has nothing to say that is as long.
+//! A frame is a header of ten bytes and what follows it (ttrpc, PROTOCOL.md): the length of that and the id of the call, big
+//! endian, type and flags. ttrpc itself takes up to 4 MiB, of which protobuf may make 160; a guest has nothing to say that is
+//! as long. A message of a stream, which the agent's service does not have, would leave the call that it answers in ttrpc's
+//! table for ever.
 
 use std::{
     future::Future,
@@ -17,6 +20,7 @@ use tokio::{
 };
 
 const HEADER: usize = 10;
+const RESPONSE: u8 = 2;
 /// The largest answer is a list of [`crate::agent::MAX_PIDS`] pids, of up to four bytes each.
 const MAX_FRAME: u32 = 320 * 1024;
 /// What a frame costs besides its bytes: the shim starts a task for each.
@@ -66,7 +70,7 @@ impl<C> Frames<C> {
             self.known += 1;
             bytes = &bytes[1..];
             if self.known == HEADER {
-                let [a, b, c, d, ..] = self.header;
+                let [a, b, c, d, _, _, _, _, kind, _] = self.header;
                 self.left = u32::from_be_bytes([a, b, c, d]);
                 self.known = 0;
                 frames += 1;
@@ -77,6 +81,12 @@ impl<C> Frames<C> {
                             "a frame of {} bytes, at most {MAX_FRAME} are taken",
                             self.left
                         ),
+                    ));
+                }
+                if kind != RESPONSE {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("a frame of type {kind}, which is no answer"),
                     ));
                 }
             }
@@ -136,7 +146,8 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     fn frame(length: u32, payload: &[u8]) -> Vec<u8> {
-        [&length.to_be_bytes(), [0; 6].as_slice(), payload].concat()
+        let rest = [0, 0, 0, 1, RESPONSE, 0];
+        [&length.to_be_bytes(), rest.as_slice(), payload].concat()
     }
 
     async fn read(bytes: &[u8], at_once: usize) -> io::Result<Vec<u8>> {
@@ -171,6 +182,16 @@ mod tests {
             let bytes = [frame(1, b"a"), frame(length, b"")].concat();
             let error = read(&bytes, 64).await.unwrap_err();
             assert!(error.to_string().contains(&length.to_string()), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn frame_that_is_no_answer_breaks_the_connection() {
+        for kind in [0, 1, 3, 255] {
+            let mut bytes = frame(1, b"a");
+            bytes[8] = kind;
+            let error = read(&bytes, 64).await.unwrap_err().to_string();
+            assert!(error.contains(&format!("of type {kind}")), "{error}");
         }
     }
 

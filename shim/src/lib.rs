@@ -2,17 +2,17 @@
 //!
 //! From the outside in: [`launch`] (start, delete) → [`task`] and [`sandbox`] (containerd's messages) → [`pod`] (containers and their
 //! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`], [`skills`] and [`homes`] also serve the `caisson` command; the tests drive a
-//! [`pod`] over a fake VMM.
+//! [`pod`] over a fake VMM; the fuzz targets reach what reads messages of others: [`agent`], [`cri`], [`sandbox::spec`], [`stats`].
 
 pub mod accelerator;
-mod agent;
+pub mod agent;
 mod bind;
 mod block;
 mod cgroup;
 pub mod config;
 mod container;
 pub mod control;
-mod cri;
+pub mod cri;
 pub mod error;
 pub mod events;
 mod features;
@@ -28,13 +28,13 @@ pub mod network;
 mod oom_score;
 pub mod pod;
 pub mod process;
-mod sandbox;
+pub mod sandbox;
 mod share;
 pub mod skills;
 mod sources;
 mod stand_in;
 pub mod state;
-mod stats;
+pub mod stats;
 pub mod streams;
 mod task;
 mod vm;

@@ -14,6 +14,7 @@ mod deny;
 mod dirs;
 mod dist;
 mod files;
+mod fuzz;
 mod helpers;
 mod image;
 mod inputs;
@@ -27,7 +28,7 @@ mod test_tools;
 
 use std::process::ExitCode;
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 use test_tools::Further;
 
 const USAGE: &str = "usage: cargo xtask JOB
@@ -51,6 +52,7 @@ const USAGE: &str = "usage: cargo xtask JOB
                               own end-to-end tests
   run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration, conformance
   deny                        licences, bans and sources of the dependencies
+  fuzz SECONDS [TARGET ...]   the fuzz targets under tests/fuzz, each for so many seconds of CPU time
 ";
 
 fn main() -> ExitCode {
@@ -67,7 +69,7 @@ fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> Result<()> {
     let dirs = dirs::Dirs::find()?;
-    let _lock = dirs.lock()?;
+    let lock = dirs.lock()?;
     match args {
         ["image"] => image::build(&dirs, image::Pins::Prefer),
         ["image", "--locked"] => image::build(&dirs, image::Pins::Require),
@@ -83,6 +85,10 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["cluster-tools", "--conformance"] => test_tools::build_conformance(&dirs),
         ["deny"] => deny::check(&dirs),
+        ["fuzz", seconds, wanted @ ..] => {
+            let seconds = seconds.parse().context("the seconds of a fuzz run")?;
+            fuzz::run(&dirs, lock, seconds, wanted)
+        }
         ["node-image", from @ ..] => release::node_image(&dirs, where_from(from)?),
         ["deb", from @ ..] => release::deb(&dirs, where_from(from)?),
         ["release", "--check-reproducible"] => release::check_reproducible(&dirs),

@@ -5,7 +5,7 @@
 //! pause container, and [`files`] what containerd itself lays out beside it. From there on it is the sandbox of a pod as any other.
 
 mod files;
-mod spec;
+pub mod spec;
 
 use std::{
     path::PathBuf,
@@ -110,7 +110,7 @@ impl Sandbox for SandboxService {
             bundle,
             // From text, as that of a bundle: reading it from a value would be all of the code for that a second time.
             spec: serde_json::from_slice(created.spec.to_string().as_bytes())
-                .map_err(|error| Error::from(caisson_oci::Error::Spec(error)))?,
+                .map_err(|error| Error::from(caisson_oci::Error::Spec(error.into())))?,
             files,
         };
         let pod = self.task.pod()?;

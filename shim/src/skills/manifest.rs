@@ -148,6 +148,8 @@ const VERSION_RULE: &str =
 /// What is wrong with a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    #[error("it is the one of sha256:{0}; remove it, and add the skill again")]
+    OtherDigest(String),
     #[error("not a skill's manifest")]
     Json(#[from] serde_json::Error),
     #[error("{field} {value:?} {rule}")]

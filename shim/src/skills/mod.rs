@@ -131,7 +131,13 @@ impl SkillStore {
         if !is_sha256(digest) || !self.dir.join(digest).is_file() {
             return Ok(None);
         }
-        Skill::read(&self.manifest_path(digest)).map(Some)
+        let path = self.manifest_path(digest);
+        let skill = Skill::read(&path)?;
+        if skill.digest != digest {
+            let source = ManifestError::OtherDigest(skill.digest);
+            return Err(SkillError::Manifest { path, source });
+        }
+        Ok(Some(skill))
     }
 
     /// Opens a skill for a VM, and notes that it was used.
@@ -324,15 +330,16 @@ impl SkillStore {
             by_use.push((used, skill));
         }
         by_use.sort_by_key(|(used, _)| *used);
-        let mut bytes: u64 = by_use.iter().map(|(_, skill)| skill.size).sum();
+        // What manifests say may be more than there can be.
+        let mut bytes: u128 = by_use.iter().map(|(_, skill)| u128::from(skill.size)).sum();
         let mut removed = Vec::new();
         for (_, skill) in by_use {
-            if bytes <= max_bytes {
+            if bytes <= max_bytes.into() {
                 break;
             }
             match self.remove(&skill) {
                 Ok(()) => {
-                    bytes -= skill.size;
+                    bytes -= u128::from(skill.size);
                     removed.push(skill);
                 }
                 Err(SkillError::InUse { .. }) => {}
@@ -518,6 +525,32 @@ mod tests {
         drop(node.store.open(&skills[1]).unwrap());
         assert_eq!(node.store.gc(10).unwrap(), [skills[0].clone()]);
         assert_eq!(node.store.gc(10).unwrap(), []);
+    }
+
+    #[test]
+    fn manifest_of_another_skill_is_refused() {
+        let node = node();
+        let (one, other) = (
+            node.add("a", b"hsqs1").unwrap(),
+            node.add("b", b"hsqs2").unwrap(),
+        );
+        let path = |skill: &Skill| node.store.manifest_path(&skill.digest);
+        fs::copy(path(&one), path(&other)).unwrap();
+        let error = node.store.get(&digest(&other)).unwrap_err();
+        let told = crate::error::chain(&error);
+        assert!(told.contains(&format!("sha256:{}", one.digest)), "{told}");
+        assert_eq!(node.store.list().unwrap(), [one]);
+    }
+
+    #[test]
+    fn gc_counts_sizes_that_cannot_be() {
+        let node = node();
+        for content in [b"hsqs1", b"hsqs2"] {
+            let mut skill = node.add("a", content).unwrap();
+            skill.size = u64::MAX;
+            node.store.write_manifest(&skill).unwrap();
+        }
+        assert_eq!(node.store.gc(u64::MAX).unwrap().len(), 1);
     }
 
     #[test]

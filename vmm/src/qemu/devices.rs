@@ -4,7 +4,10 @@ use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 
 use serde_json::{json, Value};
 
-use super::{ports::Port, qmp::Qmp};
+use super::{
+    ports::Port,
+    qmp::{shortened, Qmp},
+};
 use crate::{vsock::VsockDevice, Error, Result};
 
 /// How long a guest may take to let go of a device.
@@ -102,7 +105,7 @@ pub(crate) async fn add_block(
     let added = qmp.pass("add-fd", json!({}), file.into()).await?;
     let fdset = added["fdset-id"]
         .as_u64()
-        .ok_or_else(|| Error::QmpProtocol(format!("add-fd: {added}")))?;
+        .ok_or_else(|| Error::QmpProtocol(format!("add-fd: {}", shortened(&added))))?;
     let backend = Backend::Block {
         node: id.to_owned(),
         fdset,

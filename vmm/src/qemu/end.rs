@@ -16,6 +16,9 @@ const CAUSE_LIMIT: Duration = Duration::from_millis(300);
 /// QEMU keeps a machine that KVM can't run, but does not run it any more.
 const INTERNAL_ERROR: &str = "internal error of the accelerator";
 
+/// The most of QEMU's own word for it, in characters.
+const MAX_REASON: usize = 64;
+
 /// A process of the VM that has ended: its role and how.
 pub(crate) type Death = (String, String);
 
@@ -30,7 +33,7 @@ pub(crate) fn note(end: &watch::Sender<Option<String>>, event: &Event) {
     };
     end.send_if_modified(|end| {
         let first = end.is_none();
-        end.get_or_insert_with(|| reason.to_owned());
+        end.get_or_insert_with(|| reason.chars().take(MAX_REASON).collect());
         first
     });
 }

@@ -15,8 +15,8 @@ mod devices;
 mod end;
 mod ports;
 mod probe;
-mod qmp;
-mod resize;
+pub mod qmp;
+pub mod resize;
 mod seccomp;
 mod vm;
 

@@ -27,16 +27,18 @@ use crate::{Error, Result};
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The largest message that QEMU sends us is the list of hot-pluggable cpus, some 200 bytes each.
 const MAX_MESSAGE: usize = 1024 * 1024;
+/// The most of a text of QEMU's that becomes part of an error, in characters.
+const MAX_TEXT: usize = 200;
 
 /// A connection to QEMU's monitor. Clones share it; the task that owns it ends with the last of them.
 #[derive(Debug, Clone)]
-pub(crate) struct Qmp {
+pub struct Qmp {
     requests: mpsc::Sender<Request>,
 }
 
 /// Something that QEMU reports on its own.
 #[derive(Debug, Clone)]
-pub(crate) struct Event {
+pub struct Event {
     pub name: String,
     pub data: Value,
 }
@@ -67,7 +69,7 @@ impl std::fmt::Debug for Expected {
 
 impl Qmp {
     /// Waits for QEMU's greeting and leaves the negotiation mode. Each event goes to `on_event`, which must not block.
-    pub(crate) async fn connect(
+    pub async fn connect(
         stream: UnixStream,
         on_event: impl FnMut(&Event) + Send + 'static,
     ) -> Result<Qmp> {
@@ -96,12 +98,12 @@ impl Qmp {
     }
 
     /// Runs a command. Cancelling does not undo it.
-    pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
+    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
         self.execute_with(command, arguments, None).await
     }
 
     /// Runs a command that takes a descriptor: `getfd` or `add-fd`.
-    pub(crate) async fn pass(
+    pub async fn pass(
         &self,
         command: &str,
         arguments: Value,
@@ -138,7 +140,7 @@ impl Qmp {
 
     /// Watches for the next event that `matches`. Call it before the command that causes the event, and await
     /// what it returns with a time limit.
-    pub(crate) async fn expect(
+    pub async fn expect(
         &self,
         matches: impl Fn(&Event) -> bool + Send + 'static,
     ) -> Result<oneshot::Receiver<Event>> {
@@ -159,8 +161,9 @@ fn closed() -> Error {
     Error::QmpConnection(io::ErrorKind::ConnectionReset.into())
 }
 
-fn shortened(message: &Value) -> String {
-    message.to_string().chars().take(200).collect()
+/// The start of what QEMU said, for an error.
+pub fn shortened(message: &Value) -> String {
+    message.to_string().chars().take(MAX_TEXT).collect()
 }
 
 struct Driver {
@@ -198,7 +201,10 @@ impl Driver {
             if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
                 return serde_json::from_slice(&line).map_err(|error| {
-                    let start: String = String::from_utf8_lossy(&line).chars().take(200).collect();
+                    let start: String = String::from_utf8_lossy(&line)
+                        .chars()
+                        .take(MAX_TEXT)
+                        .collect();
                     Error::QmpProtocol(format!("{start:?} ({error})"))
                 });
             }
@@ -235,7 +241,11 @@ impl Driver {
         };
         let text = |key: &str| {
             let value = message.pointer(&format!("/error/{key}"));
-            value.and_then(Value::as_str).unwrap_or_default().to_owned()
+            let text = value.and_then(Value::as_str).unwrap_or_default();
+            text.replace(char::is_control, " ")
+                .chars()
+                .take(MAX_TEXT)
+                .collect()
         };
         let _ = answer.send(match message.get("return") {
             Some(value) => Ok(value.clone()),
@@ -352,6 +362,23 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "QEMU refused device_add: no (GenericError)"
+        );
+    }
+
+    #[tokio::test]
+    async fn text_of_a_refusal_is_cut_and_cleaned() {
+        let answer = format!(
+            "{{\"error\": {{\"class\": \"GenericError\", \"desc\": \"\\u001b[31m{}\"}}, \"id\": ID}}",
+            "x".repeat(100_000)
+        );
+        let answer: &'static str = answer.leak();
+        let (stream, _peer) = peer(vec![answer].leak());
+        let qmp = Qmp::connect(stream, |_| {}).await.unwrap();
+        let error = qmp.execute("device_add", json!({})).await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.len() < 300 && !text.contains(char::is_control),
+            "{text:?}"
         );
     }
 

@@ -6,10 +6,14 @@
 
 use std::time::Duration;
 
-use serde_json::{json, Value};
+use serde::Deserialize;
+use serde_json::{json, Map, Value};
 use tokio::time::{sleep, Instant};
 
-use super::{command_line::pluggable_memory, qmp::Qmp};
+use super::{
+    command_line::pluggable_memory,
+    qmp::{shortened, Qmp},
+};
 use crate::{Error, Result, VmSpec};
 
 /// The virtio-mem device and its backend.
@@ -50,7 +54,7 @@ pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>
 }
 
 /// Gives the guest `total` bytes, rounded up to blocks and to what it booted with.
-pub(crate) async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
+pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
     if total > spec.max_memory {
         return Err(Error::Size {
             wanted: total,
@@ -84,7 +88,7 @@ pub(crate) async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Resul
                 unit: "bytes of memory",
                 rule: format!(
                     "the guest stays at {}",
-                    spec.memory + size.unwrap_or_default()
+                    spec.memory.saturating_add(size.unwrap_or_default())
                 ),
             });
         }
@@ -93,7 +97,7 @@ pub(crate) async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Resul
 }
 
 /// Gives the guest `total` cpus, but no fewer than it booted with. It may have to put new ones online itself.
-pub(crate) async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
+pub async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
     if total > spec.max_cpus.max(spec.cpus) {
         return Err(Error::Size {
             wanted: total.into(),
@@ -106,12 +110,12 @@ pub(crate) async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<
     }
     for (index, slot) in (0..).zip(cpu_slots(qmp).await?) {
         let id = cpu_id(index);
-        let plugged = slot.get("qom-path").is_some();
+        let plugged = slot.plugged.is_some();
         if index < total && !plugged {
-            let mut cpu = slot["props"].clone();
-            cpu["driver"] = slot["type"].clone();
-            cpu["id"] = json!(id);
-            qmp.execute("device_add", cpu).await?;
+            let mut cpu = slot.properties;
+            cpu.insert("driver".to_owned(), slot.driver.into());
+            cpu.insert("id".to_owned(), id.into());
+            qmp.execute("device_add", cpu.into()).await?;
         } else if index >= total.max(spec.cpus) && plugged {
             unplug_cpu(qmp, index).await?;
         }
@@ -123,16 +127,26 @@ fn cpu_id(index: u32) -> String {
     format!("cpu-{index}")
 }
 
+/// A slot for a cpu (QEMU, qapi/machine.json, `HotpluggableCPU`).
+#[derive(Deserialize)]
+struct CpuSlot {
+    #[serde(rename = "type")]
+    driver: String,
+    #[serde(rename = "props")]
+    properties: Map<String, Value>,
+    /// The cpu that is in it.
+    #[serde(rename = "qom-path")]
+    plugged: Option<String>,
+}
+
 /// The machine's slots for cpus, the one of the boot cpu first.
-async fn cpu_slots(qmp: &Qmp) -> Result<Vec<Value>> {
-    match qmp.execute("query-hotpluggable-cpus", json!({})).await? {
-        Value::Array(mut slots) => {
-            // QEMU lists the last one first.
-            slots.reverse();
-            Ok(slots)
-        }
-        _ => Err(Error::QmpProtocol("no list of cpus".to_owned())),
-    }
+async fn cpu_slots(qmp: &Qmp) -> Result<Vec<CpuSlot>> {
+    let slots = qmp.execute("query-hotpluggable-cpus", json!({})).await?;
+    let mut slots = Vec::<CpuSlot>::deserialize(&slots)
+        .map_err(|_| Error::QmpProtocol(format!("no list of cpus: {}", shortened(&slots))))?;
+    // QEMU lists the last one first.
+    slots.reverse();
+    Ok(slots)
 }
 
 /// Asks the guest to let go of a cpu until it has: one that is still busy with another change of its cpus does not answer the first time.
@@ -148,7 +162,7 @@ async fn unplug_cpu(qmp: &Qmp, index: u32) -> Result<()> {
         }
         let slots = cpu_slots(qmp).await?;
         let slot = slots.get(index as usize);
-        if slot.is_none_or(|slot| slot.get("qom-path").is_none()) {
+        if slot.is_none_or(|slot| slot.plugged.is_none()) {
             return Ok(());
         }
         if started.elapsed() > CPU_LIMIT {
@@ -159,5 +173,36 @@ async fn unplug_cpu(qmp: &Qmp, index: u32) -> Result<()> {
             });
         }
         sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots(slots: Value) -> std::result::Result<Vec<CpuSlot>, serde_json::Error> {
+        Vec::deserialize(&slots)
+    }
+
+    #[test]
+    fn slot_of_qemu_is_read() {
+        let slots = slots(json!([
+            {"props": {"core-id": 1}, "vcpus-count": 1, "type": "qemu64-x86_64-cpu"},
+            {"props": {"core-id": 0}, "vcpus-count": 1, "qom-path": "/machine/unattached/device[0]", "type": "qemu64-x86_64-cpu"},
+        ]))
+        .unwrap();
+        assert_eq!(slots[0].properties["core-id"], 1);
+        assert!(slots[0].plugged.is_none() && slots[1].plugged.is_some());
+    }
+
+    #[test]
+    fn slot_whose_properties_are_none_is_refused() {
+        for wrong in [
+            json!({"props": "x", "type": "cpu"}),
+            json!({"props": {}}),
+            json!("x"),
+        ] {
+            assert!(slots(json!([wrong])).is_err());
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Component, Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
@@ -113,7 +113,7 @@ fn apply(layer: impl Read) -> Result<()> {
         // A later entry may have put something else there.
         if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
             fs::File::open(&path)?
-                .set_modified(UNIX_EPOCH + Duration::from_secs(mtime))
+                .set_modified(mtime)
                 .with_context(|| path.display().to_string())?;
         }
     }
@@ -123,7 +123,7 @@ fn apply(layer: impl Read) -> Result<()> {
 fn apply_entry<R: Read>(
     entry: &mut Entry<'_, R>,
     path: &Path,
-    folders: &mut Vec<(PathBuf, u64)>,
+    folders: &mut Vec<(PathBuf, SystemTime)>,
     done: &mut Done,
 ) -> Result<()> {
     let Some((name, parent)) = path.file_name().zip(path.parent()) else {
@@ -184,13 +184,19 @@ fn apply_entry<R: Read>(
 fn folder<R: Read>(
     entry: &Entry<'_, R>,
     path: &Path,
-    folders: &mut Vec<(PathBuf, u64)>,
+    folders: &mut Vec<(PathBuf, SystemTime)>,
 ) -> Result<()> {
     if !path.is_dir() {
         fs::create_dir(path)?;
     }
-    folders.push((path.to_owned(), entry.header().mtime()?));
+    folders.push((path.to_owned(), time(entry.header().mtime()?)?));
     own(entry, path)
+}
+
+/// A header's seconds since 1970.
+fn time(mtime: u64) -> Result<SystemTime> {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(mtime));
+    time.context("a time of change that can't be")
 }
 
 fn special<R: Read>(entry: &Entry<'_, R>, path: &Path) -> Result<()> {
@@ -473,6 +479,12 @@ mod tests {
             );
             assert!(!root.path().parent().unwrap().join("escaped").exists());
         }
+    }
+
+    #[test]
+    fn time_that_cannot_be_is_refused() {
+        assert_eq!(time(7).unwrap(), UNIX_EPOCH + Duration::from_secs(7));
+        time(u64::MAX).unwrap_err();
     }
 
     #[test]

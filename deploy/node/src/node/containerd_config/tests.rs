@@ -1,6 +1,9 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
-use super::*;
+use super::{
+    block::{BEGIN, END},
+    *,
+};
 
 fn ours() -> Handler {
     Handler {
@@ -67,6 +70,22 @@ fn add_changes_no_other_setting() {
         if !name.starts_with("inline-") && name != "handler-of-ours-by-hand.toml" {
             assert!(added.starts_with(&text), "{name}");
         }
+    }
+}
+
+#[test]
+fn tables_in_one_line_that_had_no_runtimes_have_none_afterwards() {
+    for inside in [
+        "",
+        "sandbox_image = 'x'",
+        "containerd = {}",
+        "containerd = { runtimes = {} }",
+    ] {
+        let text = format!("version = 2\nplugins.'io.containerd.grpc.v1.cri' = {{ {inside} }}\n");
+        let added = add(&text, &ours(), 2).unwrap();
+        assert!(has(&added, &ours()), "{added}");
+        let removed = remove(&added, "sandbox").unwrap();
+        assert!(same(&removed, &text), "{removed}");
     }
 }
 

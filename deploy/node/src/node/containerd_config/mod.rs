@@ -3,6 +3,8 @@
 //! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md. The handler comes as a marked
 //! block at the end, so that every other byte stays; only where the runtimes are a table in one line does it go in there.
 
+mod block;
+
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -12,6 +14,7 @@ use caisson_shim::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::shim::PROGRAM;
+use block::{block, block_in};
 
 /// Where each format has the CRI plugin's runtimes.
 const CRI: [(i64, &str); 2] = [
@@ -25,9 +28,6 @@ const CRI_NAMES: [&str; 4] = [
     "io.containerd.cri.v1.runtime",
     "io.containerd.cri.v1.images",
 ];
-const BEGIN: &str =
-    "# BEGIN caisson: `caisson node install` wrote this, `caisson node uninstall` takes it out";
-const END: &str = "# END caisson";
 /// What of k3s's own configuration comes first in a template.
 const K3S_BASE: &str = "{{ template \"base\" . }}\n";
 
@@ -320,49 +320,6 @@ fn settings(handler: &Handler) -> Table {
     table
 }
 
-/// The block as it follows a text, in whose kind of line ends it is.
-fn block(
-    text: &str,
-    handler: &Handler,
-    version: Option<i64>,
-    cri: &str,
-    others: &toml::Table,
-) -> String {
-    let mut lines = vec![BEGIN.to_owned()];
-    lines.extend(version.map(|version| format!("version = {version}")));
-    let name = &handler.name;
-    lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
-    for (key, item) in settings(handler).iter() {
-        lines.push(format!("  {key} = {}", item.to_string().trim()));
-    }
-    if !others.is_empty() {
-        let mut table = others.clone();
-        for key in ["runtimes", "containerd", cri, "plugins"] {
-            table = toml::Table::from_iter([(key.to_owned(), table.into())]);
-        }
-        lines.push("# containerd's own default, which it forgets where one is named.".to_owned());
-        let rest = table.to_string();
-        lines.extend(rest.lines().map(str::to_owned));
-    }
-    lines.push(END.to_owned());
-    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
-    let whole = text.is_empty() || text.ends_with('\n');
-    let start = if whole { "" } else { end };
-    format!("{start}{}{end}", lines.join(end))
-}
-
-/// Where the block is, its line ends included.
-fn block_in(text: &str) -> Option<std::ops::Range<usize>> {
-    let start = text.find(BEGIN)?;
-    let end = start + text[start..].find(END)? + END.len();
-    let rest = &text[end..];
-    let line_end = rest.find('\n').map_or(rest.len(), |at| at + 1);
-    rest[..line_end]
-        .trim()
-        .is_empty()
-        .then_some(start..end + line_end)
-}
-
 fn is_ours(runtime: &str) -> bool {
     runtime == RUNTIME || Path::new(runtime).ends_with(PROGRAM)
 }
@@ -419,7 +376,12 @@ fn put(item: &mut Item, path: &[&str], entry: Item) -> Option<()> {
     }
     if !table.contains_key(key) {
         let made = match inline {
-            true => Item::Value(InlineTable::new().into()),
+            true => {
+                let mut made = InlineTable::new();
+                // Without braces of its own.
+                made.set_dotted(true);
+                Item::Value(made.into())
+            }
             false => {
                 let mut made = Table::new();
                 // Without a header of its own.
@@ -432,7 +394,7 @@ fn put(item: &mut Item, path: &[&str], entry: Item) -> Option<()> {
     put(table.get_mut(key)?, rest, entry)
 }
 
-/// Removes what is at `path`, and the tables on the way that have no header and nothing else in them.
+/// Removes what is at `path`, and the tables on the way that have no header or braces and nothing else in them.
 fn take(item: &mut Item, path: &[&str]) {
     let (Some((key, rest)), Some(table)) = (path.split_first(), item.as_table_like_mut()) else {
         return;
@@ -445,8 +407,12 @@ fn take(item: &mut Item, path: &[&str]) {
         return;
     };
     take(inner, rest);
-    let left = inner.as_table();
-    if left.is_some_and(|left| left.is_implicit() && left.is_empty()) {
+    let made = match inner {
+        Item::Table(left) => left.is_implicit() && left.is_empty(),
+        Item::Value(Value::InlineTable(left)) => left.is_dotted() && left.is_empty(),
+        _ => false,
+    };
+    if made {
         table.remove(key);
     }
 }

@@ -1,0 +1,53 @@
+//! How much memory the code under test has at once.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+fn more(bytes: usize) {
+    let now = NOW.fetch_add(bytes, Relaxed) + bytes;
+    PEAK.fetch_max(now, Relaxed);
+}
+
+// SAFETY: everything is handed on to the system's allocator as it comes.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        more(layout.size());
+        // SAFETY: the caller's promises are those that this needs.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        more(size);
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+/// Does some work, which may have `limit` bytes at once beside what was there before.
+pub fn bounded<T>(limit: usize, work: impl FnOnce() -> T) -> T {
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let done = work();
+    let most = PEAK.load(Relaxed).saturating_sub(before);
+    assert!(
+        most <= limit,
+        "{most} bytes of memory at once, at most {limit} are expected"
+    );
+    done
+}

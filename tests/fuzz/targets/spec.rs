@@ -1,0 +1,338 @@
+//! A container's config.json and the plan that is made of it.
+#![no_main]
+
+use std::{collections::HashMap, path::Path};
+
+use caisson_fuzz::{is_file_name, is_plain_path, json, memory, told};
+use caisson_oci::{
+    annotations::Annotations,
+    config::Vm,
+    devices::GUEST,
+    guest_devices, pod, rules,
+    spec::{LinuxDeviceType, LinuxNamespaceType, Mount, Spec},
+    translate::{Node, Plan},
+    volume::{Found, Memory, Owner, Tmpfs},
+    GuestPaths, Role, Volume,
+};
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+
+/// The most of a text that a user is told, in bytes.
+const MAX_TOLD: usize = 2048;
+const LIMIT: usize = 32 << 20;
+
+const WORDS: &[&str] = &[
+    "/",
+    "..",
+    "../x",
+    "/..",
+    "/dev",
+    "/dev/shm",
+    "/proc",
+    "/proc/1/ns/net",
+    "bind",
+    "rbind",
+    "ro",
+    "rro",
+    "rshared",
+    "rslave",
+    "idmap",
+    "size=64k",
+    "size=99999999999999999999g",
+    "tmpfs",
+    "sysfs",
+    "proc",
+    "devpts",
+    "cgroup",
+    "overlay",
+    "none",
+    "pid",
+    "network",
+    "ipc",
+    "uts",
+    "mount",
+    "user",
+    "cgroup",
+    "b",
+    "c",
+    "p",
+    "u",
+    "a",
+    "rwm",
+    "path",
+    "type",
+    "source",
+    "destination",
+    "options",
+    "namespaces",
+    "uidMappings",
+    "gidMappings",
+    "containerID",
+    "hostID",
+    "size",
+    "devices",
+    "resources",
+    "memory",
+    "limit",
+    "cpu",
+    "quota",
+    "period",
+    "hooks",
+    "prestart",
+    "netDevices",
+    "sysctl",
+    "seccomp",
+    "maskedPaths",
+    "readonlyPaths",
+    "rootfsPropagation",
+    "annotations",
+    "major",
+    "minor",
+    "access",
+    "allow",
+    "apparmorProfile",
+    "unconfined",
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri.sandbox-uid",
+    "sandbox",
+    "container",
+    "caisson.dev/skills",
+    "caisson.dev/devices",
+    "caisson.dev/secret-fd",
+    "caisson.dev/home",
+    "fuse",
+    "tun",
+    "ephemeral",
+    "/var/lib/kubelet/pods/u1/volumes/kubernetes.io~secret/db",
+    "/var/lib/kubelet/pods/u1/volumes/kubernetes.io~empty-dir/work",
+    "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/s1/shm",
+    "db/password=PASSWORD",
+    "u1",
+    "s1",
+];
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    json::mutate(data, size, max_size, seed, WORDS)
+});
+
+fuzz_target!(|text: &[u8]| memory::bounded(LIMIT, || check(text)));
+
+fn check(text: &[u8]) {
+    match plan(text) {
+        Ok(Some((plan, paths))) => check_plan(&plan, &paths),
+        Ok(None) => {}
+        Err(error) => assert!(told(&error).len() <= MAX_TOLD, "a long error"),
+    }
+}
+
+/// As the shim does it: none for a sandbox, of which nothing runs.
+fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, GuestPaths)>> {
+    let mut spec = caisson_oci::parse_spec(text)?;
+    let annotations = match spec.annotations() {
+        Some(annotations) => Annotations::parse(annotations)?,
+        None => Annotations::default(),
+    };
+    guest_devices::grant(&mut spec, &annotations.devices)?;
+    let role = Role::of(&spec)?;
+    pod::name(&spec).ok();
+    if role == Role::Sandbox {
+        let sandbox = pod::sandbox(&spec)?;
+        for name in sandbox.sysctls.keys() {
+            assert!(!name.split(['.', '/']).any(str::is_empty), "{name:?}");
+        }
+        return Ok(None);
+    }
+    if role != Role::Alone {
+        pod::add_files(&mut spec, Path::new("/bundle"))?;
+    }
+    let skills = annotations.skills.iter().enumerate();
+    let paths = GuestPaths {
+        rootfs: "/g/rootfs".into(),
+        volumes: "/g/volumes".into(),
+        memory: "/g/memory".into(),
+        found: found(&spec),
+        skills: skills
+            .map(|(n, _)| {
+                (
+                    format!("/opt/skills/{n}").into(),
+                    format!("/g/disks/{n}").into(),
+                )
+            })
+            .collect(),
+        home: annotations
+            .home
+            .is_some()
+            .then(|| ("/home/x".into(), "/g/home".into())),
+        secret_fds: annotations.secret_fds,
+        pid_namespace: "/g/pid".into(),
+        user_namespace: "/g/user".into(),
+    };
+    let node = Node {
+        vm: &Vm::default(),
+        cpus: 4,
+        memory_mib: 16_384,
+    };
+    let plan = caisson_oci::translate(spec, "c1", node, &paths)?;
+    Ok(Some((plan, paths)))
+}
+
+/// What is at the sources, which their paths decide.
+fn found(spec: &Spec) -> HashMap<std::path::PathBuf, Found> {
+    let sources = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .filter_map(|mount| mount.source().clone());
+    let look = |source: &Path| {
+        let bytes = source.as_os_str().as_encoded_bytes();
+        let kind = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) % 4;
+        let tmpfs = Tmpfs {
+            size: 1 << 20,
+            empty: kind == 1,
+            mode: 0o1777,
+            uid: 7,
+            gid: 8,
+        };
+        Found {
+            identity: (1, bytes.len() as u64),
+            tmpfs: matches!(kind, 1 | 2).then_some(tmpfs),
+            swapped: (kind == 3).then_some(Owner {
+                mode: 0o755,
+                uid: 7,
+                gid: 8,
+            }),
+        }
+    };
+    sources
+        .map(|source| (source.clone(), look(&source)))
+        .collect()
+}
+
+fn check_plan(plan: &Plan, paths: &GuestPaths) {
+    for Volume { name, source, .. } in &plan.volumes {
+        assert!(
+            is_file_name(name) && source.is_absolute(),
+            "{name:?} {source:?}"
+        );
+    }
+    for Memory { name, copy_of, .. } in &plan.memory {
+        assert!(is_file_name(name), "{name:?}");
+        let volumes = || plan.volumes.iter().map(|volume| &volume.name);
+        assert!(
+            copy_of.iter().all(|of| volumes().any(|name| name == of)),
+            "a copy of nothing"
+        );
+    }
+    for disk in &plan.disks {
+        assert!(
+            disk.serial.len() <= 20 && is_file_name(&disk.serial),
+            "{:?}",
+            disk.serial
+        );
+    }
+    for descriptor in &plan.descriptors {
+        assert!(
+            is_place(&descriptor.directory, plan, paths),
+            "{:?}",
+            descriptor.directory
+        );
+        assert!(
+            is_file_name(&descriptor.name) && !descriptor.name.starts_with(".."),
+            "{:?}",
+            descriptor.name
+        );
+    }
+    for warning in &plan.warnings {
+        assert!(warning.len() <= 1024, "a long warning");
+    }
+    check_guest_spec(plan, paths);
+}
+
+/// Whether it is where the plan puts something that the guest can mount.
+fn is_place(path: &Path, plan: &Plan, paths: &GuestPaths) -> bool {
+    let skills = paths.skills.iter().map(|(_, place)| place);
+    let is_in = |folder: &Path, name: &String| path == folder.join(name);
+    plan.volumes
+        .iter()
+        .any(|volume| is_in(&paths.volumes, &volume.name))
+        || plan
+            .memory
+            .iter()
+            .any(|memory| is_in(&paths.memory, &memory.name))
+        || skills
+            .chain(paths.home.iter().map(|(_, place)| place))
+            .any(|place| place == path)
+}
+
+fn check_guest_spec(plan: &Plan, paths: &GuestPaths) {
+    let spec = &plan.guest_spec;
+    let root = spec.root().as_ref().map(|root| root.path().as_path());
+    assert_eq!(root, Some(paths.rootfs.as_path()));
+    for mount in spec.mounts().iter().flatten() {
+        check_mount(mount, plan, paths);
+    }
+    let hooks = serde_json::to_value(spec.hooks()).unwrap_or_default();
+    let none = |list: &serde_json::Value| list.as_array().is_none_or(Vec::is_empty);
+    assert!(
+        hooks
+            .as_object()
+            .is_none_or(|hooks| hooks.values().all(none)),
+        "{hooks}"
+    );
+    let Some(linux) = spec.linux() else {
+        panic!("no linux");
+    };
+    assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/c1")));
+    assert!(linux.net_devices().as_ref().is_none_or(HashMap::is_empty));
+    for namespace in linux.namespaces().iter().flatten() {
+        let may_be = match namespace.typ() {
+            LinuxNamespaceType::Network => panic!("a network namespace"),
+            LinuxNamespaceType::Pid => Some(&paths.pid_namespace),
+            LinuxNamespaceType::User => Some(&paths.user_namespace),
+            _ => None,
+        };
+        assert!(
+            namespace
+                .path()
+                .as_ref()
+                .is_none_or(|path| Some(path) == may_be),
+            "{namespace:?}"
+        );
+    }
+    for device in linux.devices().iter().flatten() {
+        let guests =
+            GUEST.contains(&(device.major(), device.minor())) && device.typ() != LinuxDeviceType::B;
+        assert!(guests || device.typ() == LinuxDeviceType::P, "{device:?}");
+    }
+    // The guest reads it from JSON.
+    let text = serde_json::to_vec(spec).expect("a spec in JSON");
+    serde_json::from_slice::<Spec>(&text).expect("the spec again");
+}
+
+fn check_mount(mount: &Mount, plan: &Plan, paths: &GuestPaths) {
+    assert!(mount.destination().is_absolute(), "{mount:?}");
+    if rules::is_bind(mount) {
+        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        assert!(
+            is_place(source, plan, paths) && is_plain_path(source),
+            "{mount:?}"
+        );
+        assert!(
+            mount.uid_mappings().is_none() && mount.gid_mappings().is_none(),
+            "{mount:?}"
+        );
+    } else {
+        let made = [
+            "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
+        ];
+        assert!(
+            mount
+                .typ()
+                .as_deref()
+                .is_some_and(|typ| made.contains(&typ)),
+            "{mount:?}"
+        );
+    }
+    let shared = |option: &String| matches!(option.as_str(), "shared" | "rshared");
+    assert!(!mount.options().iter().flatten().any(shared), "{mount:?}");
+}
