@@ -56,6 +56,10 @@ fn healthy_pod_life_logs_no_warning_and_no_error(#[case] runtime: Runtime) -> Re
     let log = node.log();
     let noise: Vec<&str> = log[before..]
         .lines()
+        // containerd's own, with runc too: it deletes a sandbox' task twice at once and closes the connection of one.
+        .filter(|line| {
+            !line.contains("failed to stop sandbox: failed to delete task: ttrpc: closed")
+        })
         .filter(|line| {
             ["warn", "error", "fatal", "panic"]
                 .iter()
