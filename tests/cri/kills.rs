@@ -1,12 +1,12 @@
 //! A pod whose VM or shim is killed: CRI shows its end with a reason, it can be stopped and removed, and nothing is left.
 //! One test at a time: what is left is counted on the whole node.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use caisson_tests::{
     command,
-    cri::{api::ContainerState, Container, CriNode, Pod},
+    cri::{api::ContainerState, Container, CriNode, Pod, NAMESPACE},
     leftovers::alone,
     proc, Leftovers, Runtime,
 };
@@ -28,6 +28,50 @@ fn process_of_the_vm_killed_ends_the_pod(#[case] role: &str) -> Result<()> {
 #[case::caisson(Runtime::Caisson)]
 fn shim_killed_ends_the_pod(#[case] runtime: Runtime) -> Result<()> {
     killed(runtime, |pod| pod.shim())
+}
+
+/// A guest that answers nothing and whose processes do not end: QEMU stands still. runc's control is a container that stands still.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn stopped_vm_is_removed_within_ten_seconds(#[case] runtime: Runtime) -> Result<()> {
+    let _alone = alone();
+    let node = CriNode::shared();
+    node.image("busybox")?;
+    let before = Leftovers::count(node);
+    let pod = node.pod().runtime(runtime).start()?;
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    let stopped = match runtime {
+        Runtime::Caisson => pod.vm_process("qemu")?,
+        Runtime::Runc => init(&container)?,
+    };
+    proc::kill(stopped, libc::SIGSTOP);
+    let started = Instant::now();
+    pod.stop()?;
+    let stop = started.elapsed();
+    let status = container.status()?;
+    let started = Instant::now();
+    pod.remove()?;
+    let remove = started.elapsed();
+    println!("{runtime:?}: stop {stop:?}, remove {remove:?}");
+    assert!(stop < SOON && remove < SOON, "{stop:?} {remove:?}");
+    assert_eq!(status.exit_code, 137, "{status:?}");
+    Leftovers::none_since(node, &before)
+}
+
+/// A pod that has nothing but its sandbox.
+#[test]
+fn stopped_vm_without_containers_is_removed_within_ten_seconds() -> Result<()> {
+    let _alone = alone();
+    let node = CriNode::shared();
+    let before = Leftovers::count(node);
+    let pod = node.pod().start()?;
+    proc::kill(pod.vm_process("qemu")?, libc::SIGSTOP);
+    let started = Instant::now();
+    pod.stop()?;
+    pod.remove()?;
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    Leftovers::none_since(node, &before)
 }
 
 /// The kernel of the VM panics, as it does when its PID 1 ends.
@@ -66,6 +110,16 @@ fn pod_goes_on_when_containerd_restarts(#[case] runtime: Runtime) -> Result<()> 
     let second = pod.container("busybox").args(["echo", "second"]);
     assert_eq!(second.run()?.ok()?.line(), "second");
     Ok(())
+}
+
+/// Pid of a container's init on the host, of runc's.
+fn init(container: &Container<'_>) -> Result<u32> {
+    let mut ctr = container.pod().node().ctr_in(NAMESPACE);
+    let listed = command::run(ctr.args(["tasks", "list"]), None, SOON)?.ok()?;
+    let text = listed.text();
+    let line = text.lines().find(|line| line.starts_with(container.id()));
+    let pid = line.and_then(|line| line.split_whitespace().nth(1));
+    pid.context("no task")?.parse().context("pid")
 }
 
 fn killed(runtime: Runtime, who: impl FnOnce(&Pod) -> Result<u32>) -> Result<()> {

@@ -14,7 +14,7 @@ use caisson_tests::{
         api::{ContainerStats, LinuxContainerResources, UInt64Value},
         Container, CriNode, Pod,
     },
-    Runtime,
+    proc, Runtime,
 };
 use rstest::rstest;
 
@@ -190,6 +190,28 @@ fn stats_of_a_pod_have_cpu_memory_network_and_containers(#[case] runtime: Runtim
         .map(|attributes| &attributes.id)
         .any(|id| id == container.id()));
     assert!(pod.is_in_the_list_of_stats()?);
+    Ok(())
+}
+
+/// The guest of a pod does not answer: the node's stats come all the same, those of its other pods fresh.
+#[test]
+fn stats_of_a_vm_that_stands_still_are_the_last_and_come_within_a_second() -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
+    let sleeping = || pod.container("busybox").args(["sleep", "1000"]).start();
+    let containers = [sleeping()?, sleeping()?, sleeping()?];
+    let before = cpu_nanos(&containers[0].stats()?)?;
+    for container in &containers {
+        container.stats()?;
+    }
+    let qemu = pod.vm_process("qemu")?;
+    proc::kill(qemu, libc::SIGSTOP);
+    let started = Instant::now();
+    let asked: Result<Vec<_>> = containers.iter().map(Container::stats).collect();
+    let took = started.elapsed();
+    proc::kill(qemu, libc::SIGCONT);
+    assert!(cpu_nanos(&asked?[0])? >= before);
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+    assert_eq!(containers[0].sh("echo goes on")?, "goes on");
     Ok(())
 }
 

@@ -46,6 +46,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),
         ["ask", address, text] => ask(TcpStream::connect(address)?, text),
         ["ask-unix", path, text] => ask(UnixStream::connect(path)?, text),
+        ["ask-vsock", cid, port, hex] => ask_vsock(number(cid)?, number(port)?, hex),
         ["swallow", address] => swallow(&TcpListener::bind(address)?),
         ["send", address, mib] => send(TcpStream::connect(address)?, number(mib)?),
         ["round-trips", address, count] => {
@@ -81,6 +82,33 @@ fn pause() -> io::Result<String> {
         }
     }
     Ok("ended".into())
+}
+
+/// Connects by vsock, sends bytes and says how many come back until the connection is closed.
+fn ask_vsock(cid: u64, port: u64, hex: &str) -> io::Result<String> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: socket with numbers only; the result is checked.
+    let socket = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0) };
+    check(socket)?;
+    // SAFETY: the descriptor that we just got. All that is done with the stream is the same for every stream socket.
+    let mut stream = unsafe { UnixStream::from_raw_fd(socket) };
+    // SAFETY: sockaddr_vm is plain data.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid as u32;
+    address.svm_port = port as u32;
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: an address of the given length.
+    check(unsafe { libc::connect(socket, (&raw const address).cast(), length) })?;
+    let bytes = (0..hex.len() / 2).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16));
+    let bytes = bytes.collect::<Result<Vec<_>, _>>();
+    stream.write_all(&bytes.map_err(io::Error::other)?)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    match answer.len() {
+        0 => Ok("closed".into()),
+        length => Ok(format!("answered by {length} bytes")),
+    }
 }
 
 fn getxattr(path: &str, name: &str) -> io::Result<String> {

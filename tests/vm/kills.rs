@@ -73,6 +73,39 @@ fn guest_that_panics_ends_the_task_with_an_error() -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
+/// Its kernel gets no instruction done, so no process of it ends.
+#[test]
+fn task_in_a_vm_that_stands_still_is_killed_within_ten_seconds() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = running(node)?;
+    proc::kill(container.vm_process("qemu")?, libc::SIGSTOP);
+    let started = Instant::now();
+    container.kill("SIGKILL")?;
+    assert_eq!(container.wait_within(SOON)?, 137);
+    ensure!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    container.delete()?;
+    let told = "after SIGKILL: stopping the pod's VM";
+    ensure!(node.log().contains(told), "the log does not say why");
+    Leftovers::none_since(node, &before)
+}
+
+/// Nobody kills it or asks it for anything: its agent does not answer any more.
+#[test]
+fn vm_that_stands_still_is_found_and_its_task_ends_with_an_error() -> Result<()> {
+    let _alone = alone();
+    let node = Node::shared();
+    let before = settled(node)?;
+    let container = running(node)?;
+    proc::kill(container.vm_process("qemu")?, libc::SIGSTOP);
+    assert_eq!(container.wait_within(Duration::from_secs(60))?, 255);
+    container.delete()?;
+    let told = "its agent has not answered 3 pings in a row";
+    ensure!(node.log().contains(told), "the log does not say why");
+    Leftovers::none_since(node, &before)
+}
+
 #[test]
 fn shim_killed_ends_the_task_and_delete_removes_the_vm() -> Result<()> {
     let _alone = alone();

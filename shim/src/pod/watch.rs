@@ -220,7 +220,7 @@ mod tests {
         let count = Cell::new(0);
         let asked = silence(|| {
             count.set(count.get() + 1);
-            let missed = count.get() % limits::PINGS_MISSED != 0;
+            let missed = !count.get().is_multiple_of(limits::PINGS_MISSED);
             async move {
                 if missed {
                     silent()
