@@ -424,7 +424,7 @@ fn home_with_odd_files_is_archived_as_it_is() -> Result<()> {
     let secret = node.dir().join("odd-secret");
     fs::write(&secret, "the host's")?;
     let line = format!(
-        "cd /root && ln -s {0} link && ln -s / root && mkfifo fifo && truncate -s 1T sparse && mkdir -p a/b && ln -s ../.. a/b/up \
+        "cd /root && ln -s {0} link && ln -s / root && mkfifo fifo && truncate -s 1099511627776 sparse && mkdir -p a/b && ln -s ../.. a/b/up \
          && printf x > \"$(printf 'a\\033[31m\\nb')\" && probe socket /root/socket",
         secret.display()
     );
