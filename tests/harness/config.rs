@@ -145,6 +145,11 @@ pub fn caisson(dir: &Path) -> Value {
         },
         "vm": { "default_cpus": 1, "default_memory_mib": 256 },
         "skills": { "sources": { "shelf": { "type": "directory", "path": dir.join("shelf") } } },
+        // What tests ask for: pods are in the namespace `tests`, containers of ctr in that of the node.
+        "policy": {
+            "annotations": { "caisson.dev/devices=fuse": ["tests", "cst*"] },
+            "sources": { "shelf": ["tests", "cst*"] },
+        },
         "log": { "level": "debug" },
     })
 }

@@ -99,6 +99,13 @@ impl<'n> PodBuilder<'n> {
         self
     }
 
+    /// Kubernetes' namespace; `tests`, when not said.
+    pub fn namespace(self, namespace: &str) -> Self {
+        self.configure(|config| {
+            config.metadata.get_or_insert_default().namespace = namespace.into();
+        })
+    }
+
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.config.annotations.insert(key.into(), value.into());
         self

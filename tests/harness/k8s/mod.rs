@@ -18,7 +18,7 @@ mod registry;
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         atomic::{AtomicU32, Ordering},
@@ -118,6 +118,17 @@ impl TestCluster {
         caisson
     }
 
+    /// Gives the node further settings, TOML in a drop-in of this name, until what is returned is dropped.
+    pub fn settings(&self, name: &str, text: &str) -> Result<Settings> {
+        let dir = self.cluster.layout().path("caisson/config.d");
+        let path = dir.join(format!("90-{name}.toml"));
+        // A shim that starts meanwhile reads all of it or nothing.
+        let part = path.with_extension("part");
+        fs::write(&part, text)?;
+        fs::rename(&part, &path)?;
+        Ok(Settings { path })
+    }
+
     /// Brings an image of [`fixture`] in as `name`.
     pub fn image_as(&self, fixture: &str, name: &str) -> Result<()> {
         let mut there = self.images.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +165,18 @@ impl TestCluster {
     /// The cluster itself.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+}
+
+/// A drop-in of the node's configuration. Dropped, it is removed.
+#[must_use]
+pub struct Settings {
+    path: PathBuf,
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 
