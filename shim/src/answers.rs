@@ -1,7 +1,9 @@
-//! A connection on which come answers of ttrpc's and nothing else, none larger than the agent has any reason to send.
+//! A connection on which come answers of ttrpc's and nothing else, none larger than the agent has
+//! any reason to send.
 //!
-//! ttrpc takes 4 MiB, and protobuf may make eighty bytes of two: a list of 2,000,000 empty entries would be 160 MiB in the shim.
-//! A message of a stream, which the agent's service does not have, would leave the call that it answers in ttrpc's table for ever.
+//! ttrpc takes 4 MiB, and protobuf may make eighty bytes of two: a list of 2,000,000 empty entries
+//! would be 160 MiB in the shim. A message of a stream, which the agent's service does not have,
+//! would leave the call that it answers in ttrpc's table for ever.
 
 use std::{
     io,
@@ -13,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The largest answer that makes sense is a list of [`crate::agent`]'s most pids, three bytes each.
 pub const MAX_ANSWER: u32 = 256 << 10;
-/// The length of a message's header (ttrpc, PROTOCOL.md): length of the body and id of the call, big endian, type and flags.
+/// The length of a message's header (ttrpc, PROTOCOL.md): length of the body and id of the call,
+/// big endian, type and flags.
 const HEADER: usize = 10;
 const RESPONSE: u8 = 2;
 
