@@ -133,7 +133,7 @@ fn change(value: &mut Value, another: Value, random: &mut Random, words: &[&str]
             0 => text.push_str(&word),
             1 => text.insert_str(0, &word),
             2 => *text = text.chars().take(random.below(text.len() + 1)).collect(),
-            3 => *text = text.repeat(1 + random.below(40)),
+            3 if text.len() < 256 => *text = text.repeat(1 + random.below(40)),
             _ => {
                 let mut bytes = vec![0; text.len() + 8];
                 bytes[..text.len()].copy_from_slice(text.as_bytes());
