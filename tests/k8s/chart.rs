@@ -1,5 +1,7 @@
 //! The chart on a real cluster: `make test-k8s`. Its tests change the one node, so they take turns.
 
+mod node_restriction;
+
 use std::{
     fs,
     sync::{Mutex, MutexGuard, PoisonError},

@@ -1,7 +1,12 @@
 //! What `kubectl describe pod` says of a pod that can't be.
 
+use std::fs;
+
 use anyhow::Result;
-use caisson_tests::k8s::TestCluster;
+use caisson_tests::{
+    command,
+    k8s::{Namespace, TestCluster, LIMIT},
+};
 use serde_json::json;
 
 const SKILLS: &str = "caisson.dev/skills";
@@ -37,6 +42,53 @@ fn home_in_use_names_the_pod_that_has_it() -> Result<()> {
     // The kubelet tries again, and the home is free then.
     first.delete()?;
     second.wait("condition=Ready")
+}
+
+#[test]
+fn annotation_that_is_not_allowed_names_namespace_and_configuration() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let pod = namespace
+        .pod("tunnels")
+        .annotation("caisson.dev/devices", "tun")
+        .sh("sleep 1000")
+        .create()?;
+    let refused = format!(
+        "annotation caisson.dev/devices: tun is not allowed in the namespace {}",
+        namespace.name()
+    );
+    let key = "\"caisson.dev/devices=tun\" in [policy.annotations]";
+    pod.described(&[&refused, key])?;
+    Ok(())
+}
+
+#[test]
+fn skill_of_another_namespace_names_namespace_and_configuration() -> Result<()> {
+    let cluster = TestCluster::shared();
+    let (owner, other) = (cluster.namespace()?, cluster.namespace()?);
+    let keep = format!("[policy.skills]\ninternal = [\"{}\"]", owner.name());
+    let _kept = cluster.settings("internal", &keep)?;
+    let tree = tempfile::tempdir()?;
+    fs::write(tree.path().join("SKILL.md"), "# internal")?;
+    let mut pack = cluster.caisson();
+    pack.args(["skill", "pack", "--name", "internal", "--version", "1"]);
+    command::run(pack.arg(tree.path()), None, LIMIT)?.ok()?;
+    let pod = |namespace: &Namespace<'_>| {
+        let pod = namespace.pod("reader").annotation(SKILLS, "internal@1");
+        pod.sh("cat /opt/skills/internal/SKILL.md; sleep 1000")
+            .create()
+            .map(|pod| pod.name().to_owned())
+    };
+    let refused = pod(&other)?;
+    let allowed = pod(&owner)?;
+    let text = format!(
+        "skill internal@1 is not allowed in the namespace {}",
+        other.name()
+    );
+    let key = "\"internal\" in [policy.skills]";
+    other.existing(&refused).described(&[&text, key])?;
+    owner.existing(&allowed).wait("condition=Ready")?;
+    assert_eq!(owner.existing(&allowed).logs()?.trim(), "# internal");
+    Ok(())
 }
 
 #[test]

@@ -158,6 +158,11 @@ fn workspace_has_its_skill_and_finds_its_home_again() -> Result<()> {
 fn workspace_finds_what_it_wrote_into_the_object_store() -> Result<()> {
     let cluster = TestCluster::shared();
     let namespace = cluster.namespace()?;
+    let allow = format!(
+        "[policy.annotations]\n\"caisson.dev/devices=fuse\" = [\"{}\"]",
+        namespace.name()
+    );
+    let _allowed = cluster.settings("workspace-s3", &allow)?;
     cluster.image_as("rclone", "docker.io/rclone/rclone:1.60")?;
     let log = tempfile::tempdir()?;
     let s3 = S3::start_at(

@@ -217,7 +217,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn agent_that_misses_pings_now_and_then_is_alive() {
-        let count = Cell::new(0);
+        let count = Cell::new(0_u32);
         let asked = silence(|| {
             count.set(count.get() + 1);
             let missed = !count.get().is_multiple_of(limits::PINGS_MISSED);

@@ -96,6 +96,12 @@ impl<'p> ContainerBuilder<'p> {
         self
     }
 
+    pub fn annotation(self, key: &str, value: &str) -> Self {
+        self.configure(|config| {
+            config.annotations.insert(key.into(), value.into());
+        })
+    }
+
     /// A volume's folder, file or socket of the host.
     pub fn mount(self, source: &Path, target: &str) -> Self {
         self.mount_with(source, target, |_| {})
