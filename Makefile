@@ -6,7 +6,7 @@
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
 # By CRI: where containerd's version matters, and where one version is enough.
 pods = $(addprefix --test cri_,lifecycle network kills)
-more_pods = $(addprefix --test cri_,confinement surroundings streams security volumes homes secrets late_skills images pod_specs probes skills hostile_share policy)
+more_pods = $(addprefix --test cri_,confinement surroundings streams security volumes homes secrets late_skills images pod_specs probes skills hostile_share policy quiet)
 # By CRI: what containerd 2 alone has.
 pods_of_2 = $(addprefix --test cri_,sandboxer block_roots users)
 # containerd 1.6 gives a pod no users of its own, 1.7 maps no volume for them.
