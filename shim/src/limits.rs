@@ -58,8 +58,8 @@ pub const UPDATE: Call = call("update", 65);
 pub const DELETE: Call = call("delete", 8);
 /// Everything is written out, to disks that may be slow; what is not by then is lost, as after a power cut.
 pub const SHUTDOWN: Call = call("shutdown", 3);
-/// Answered at once by an agent that runs at all. One that does not get to it for [`PINGS_MISSED`] times this long is dead:
-/// the slowest answer of a guest that was emulated beside 20 that booted took 2 s.
+/// Answered at once by an agent that runs at all, and later by one that is emulated beside others that boot. One that does not
+/// get to it for [`PINGS_MISSED`] times this long is dead.
 pub const PING: Call = call("ping", 10);
 /// Open until there is an event.
 pub const NEXT_EVENT: Call = without_limit("next event");
@@ -71,7 +71,7 @@ pub const STATS: Call = without_limit("stats");
 /// So many calls without an answer that should have one make a guest broken, which answers pings only: each takes memory of the shim.
 pub const MOST_OVERDUE: usize = 64;
 
-/// Between an answer and the next ping: some 2 ms of a processor for an emulated guest, so 0.04 % of one.
+/// Between an answer and the next ping: a dead agent is found within a minute, and an idle guest stays idle.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
 /// So many in a row make an agent dead: one may be lost to a host that stood still.
 pub const PINGS_MISSED: u32 = 3;
