@@ -2,6 +2,7 @@
 //!
 //! Says what it found on one line, and a failed system call as `error: NAME OF THE ERRNO` with exit code 1.
 
+mod bombs;
 mod posix;
 
 use std::{
@@ -51,6 +52,8 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["round-trips", address, count] => {
             round_trips(TcpStream::connect(address)?, number(count)?)
         }
+        ["flood", address, seconds] => bombs::connect(address, number(seconds)?),
+        ["files", folder, most, seconds] => bombs::files(folder, number(most)?, number(seconds)?),
         ["log", count] => log(number(count)?),
         ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),
