@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit packages pods cri bench bench-k8s conformance fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
+.PHONY: help demo test unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
 
 # Under ctr: where containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
@@ -46,6 +46,10 @@ pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD 
 	@cargo xtask test-tools --posix
 	cargo test --no-fail-fast -p caisson-tests $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),$(old_skip),$(pods_of_2)) \
 		$(if $(filter shim,$(CAISSON_TEST_SANDBOXER)),$(shim_skip))
+
+hostile: ready ## pods whose agent lies, and pods that take all they can, each for a minute: figures of what others had of it
+	cargo test --no-fail-fast -p caisson-tests --test hostile_agent -- --nocapture --include-ignored
+	CAISSON_TEST_FULL=1 cargo test --no-fail-fast -p caisson-tests --test hostile_abuse -- --nocapture
 
 cri: ready ## containerd's own CRI tests, with runc and with Caisson
 	@cargo xtask test-tools --integration
@@ -104,6 +108,7 @@ lint: ## format, clippy, shell syntax, licences
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --package caisson-guest --features hostile -- -D warnings
 	bash -n packaging/setup .ci/run
 	@$(MAKE) --no-print-directory deny
 
@@ -118,6 +123,7 @@ clean: ## everything built; downloads and built tools too
 ready:
 	@packaging/setup test
 	@cargo xtask dist
+	@cargo xtask image --hostile
 	@cargo xtask test-tools
 
 .PHONY: k8s-ready

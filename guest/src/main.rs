@@ -18,6 +18,8 @@ mod door;
 mod error;
 mod follow;
 mod forward;
+#[cfg(feature = "hostile")]
+mod hostile;
 mod identity;
 mod inodes;
 mod launch;

@@ -21,6 +21,8 @@ use tokio::{
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_CID_HOST};
 use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 
+#[cfg(feature = "hostile")]
+use crate::hostile;
 use crate::{
     containers::Containers, devices, door::Door, forward, identity, inodes, machine::Machine,
     modules, network, oom::Oom, reaper::Reaper, secret::Secret, streams::Streams, Error, Result,
@@ -55,6 +57,8 @@ pub fn serve(machine: Machine, secret: Secret) -> Result<()> {
         let control = listen(&machine, port::AGENT, &door)?;
         let processes = listen(&machine, port::STREAMS, &door)?;
         let servers = listen(&machine, port::FORWARD, &door)?;
+        #[cfg(feature = "hostile")]
+        let (control, processes) = (hostile::service(control), hostile::processes(processes));
         let mut server = Server::new()
             .add_listener(control)
             .register_service(agent_ttrpc::create_agent(service));

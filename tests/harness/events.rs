@@ -41,7 +41,11 @@ pub struct Events {
 impl Events {
     /// Collects all task events of a node from now on.
     pub fn subscribe(node: &Node) -> Result<Self> {
-        let namespace = node.tag().to_owned();
+        Self::subscribe_in(node, node.tag())
+    }
+
+    /// As [`Events::subscribe`], in a namespace of containerd's.
+    pub fn subscribe_in(node: &Node, namespace: &str) -> Result<Self> {
         let socket = node.socket();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let collected = seen.clone();

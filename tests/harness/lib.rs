@@ -23,6 +23,7 @@
 //! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: where they come from, and how that goes wrong;
 //! - [`exceptions`]: what may fail of tests that are not ours;
 //! - [`bridge`]: network namespaces as CNI leaves them;
+//! - [`hostile`]: what a pod may not do to its node;
 //! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
 
 pub mod bridge;
@@ -36,7 +37,7 @@ pub mod exceptions;
 pub mod exec;
 pub mod faults;
 pub mod fixture;
-
+pub mod hostile;
 pub mod k8s;
 pub mod leftovers;
 pub mod node;

@@ -58,6 +58,12 @@ pub fn rss(pid: u32) -> Result<u64> {
     kib(status.get("VmRSS").context("VmRSS")?)
 }
 
+/// The most resident memory that the process has had, bytes.
+pub fn peak_rss(pid: u32) -> Result<u64> {
+    let status = status(pid)?;
+    kib(status.get("VmHWM").context("VmHWM")?)
+}
+
 /// Proportional set size, bytes: shared pages are divided among those that share them.
 pub fn pss(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))

@@ -2,6 +2,7 @@
 //!
 //! Says what it found on one line, and a failed system call as `error: NAME OF THE ERRNO` with exit code 1.
 
+mod bombs;
 mod frames;
 mod posix;
 
@@ -52,6 +53,8 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["round-trips", address, count] => {
             round_trips(TcpStream::connect(address)?, number(count)?)
         }
+        ["flood", address, seconds] => bombs::connect(address, number(seconds)?),
+        ["files", folder, most, seconds] => bombs::files(folder, number(most)?, number(seconds)?),
         ["send-frames", interface, frames @ ..] => frames::send(interface, frames),
         ["receive-frames", interface, seconds] => frames::receive(interface, number(seconds)?),
         ["log", count] => log(number(count)?),

@@ -36,6 +36,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   image [--locked]            the guest image; --locked: refuse another kernel than the pinned one
   image --update-pins         pin the kernel that Debian has now
   image --check-reproducible  build it again from nothing and compare
+  image --hostile             an initramfs for tests whose agent lies to the host: target/cache/hostile
   helpers                     virtiofsd and vhost-device-vsock
   dist [--locked]             the shim and caisson, image and helpers
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
@@ -75,6 +76,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["image", "--locked"] => image::build(&dirs, image::Pins::Require),
         ["image", "--update-pins"] => image::update_pins(&dirs),
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
+        ["image", "--hostile"] => image::build_hostile(&dirs),
         ["dist"] => dist::build(&dirs, image::Pins::Prefer),
         ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require),
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),

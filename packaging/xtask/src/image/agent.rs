@@ -12,8 +12,17 @@ use crate::{dirs::Dirs, step};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds into `target_dir` and returns the binary. With [`Pins::Require`] an outdated Cargo.lock is an error.
-pub fn build(dirs: &Dirs, pins: Pins, target_dir: &Path) -> Result<PathBuf> {
+/// What is in an agent beside what is shipped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Agent {
+    Shipped,
+    /// Lies to the host, for tests.
+    Hostile,
+}
+
+/// Builds into `target_dir` and returns the binary, which the next build replaces. With
+/// [`Pins::Require`] an outdated Cargo.lock is an error.
+pub fn build(dirs: &Dirs, agent: Agent, pins: Pins, target_dir: &Path) -> Result<PathBuf> {
     // A fixed address: the relocations of a position-independent binary are done at each exec, and every container needs
     // two. Measured under emulation: 90 ms of 1775 from the shim's start to a container's first byte.
     let mut flags = format!(
@@ -42,6 +51,9 @@ pub fn build(dirs: &Dirs, pins: Pins, target_dir: &Path) -> Result<PathBuf> {
         .env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     if pins == Pins::Require {
         cargo.arg("--locked");
+    }
+    if agent == Agent::Hostile {
+        cargo.args(["--features", "hostile"]);
     }
     step::run(&dirs.log, "agent", &mut cargo)?;
     Ok(target_dir.join(TARGET).join("guest/caisson-agent"))

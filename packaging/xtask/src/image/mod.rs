@@ -28,6 +28,7 @@ use crate::{
     files,
     inputs::{self, Inputs, Kernel},
 };
+use agent::Agent;
 use cpio::Archive;
 use kernel::Parts;
 
@@ -57,9 +58,24 @@ pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, pins)?;
     let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
-    let agent = agent::build(dirs, pins, &dirs.target)?;
+    let agent = agent::build(dirs, Agent::Shipped, pins, &dirs.target)?;
     assemble(&parts, &package, &agent, &dirs.dist.join("guest"))?;
     Ok(())
+}
+
+/// Builds the initramfs with the hostile agent into `target/cache/hostile`. Where the image has been
+/// built, only the agent's own crate is built for it.
+pub fn build_hostile(dirs: &Dirs) -> Result<()> {
+    let inputs = Inputs::read(&dirs.inputs())?;
+    let package = debian::fetch(dirs, &inputs.kernel, Pins::Prefer)?;
+    let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
+    let agent = agent::build(dirs, Agent::Hostile, Pins::Prefer, &dirs.target)?;
+    let initramfs = initramfs(&parts, &agent)?;
+    let to = dirs.cache.join("hostile");
+    files::make_dir(&to)?;
+    files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)?;
+    // Both are called the same; what stays there is the one that is shipped.
+    agent::build(dirs, Agent::Shipped, Pins::Prefer, &dirs.target).map(drop)
 }
 
 /// The kernel's package that is built from, and its file.
@@ -95,7 +111,7 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let at = |name: &str| temp.path().join(name);
     let parts = Parts::make(dirs, &package, &inputs.initramfs.boot_modules, &at("parts"))?;
-    let agent = agent::build(dirs, Pins::Require, &at("target"))?;
+    let agent = agent::build(dirs, Agent::Shipped, Pins::Require, &at("target"))?;
     let second = assemble(&parts, &package, &agent, &at("guest"))?;
     if first != second {
         bail!("two builds of the same inputs differ:\n{first}{second}");

@@ -1,0 +1,207 @@
+//! One hostile pod beside a neighbour: what each request came to, and what the node had of it.
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use anyhow::{ensure, Result};
+use caisson_tests::{
+    cri::{Container, CriNode, Pod},
+    hostile::{check_log, check_text, initramfs, Neighbour, Peak, MEMORY, SLOWER},
+    leftovers::alone,
+    proc, Leftovers, Node,
+};
+use serde_json::json;
+
+/// Within this time a request is answered, with a reason where it fails.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// The node, whose guests all have the agent that lies where a pod's hostname says so.
+pub fn node() -> &'static CriNode {
+    static NODE: OnceLock<CriNode> = OnceLock::new();
+    NODE.get_or_init(|| {
+        let hostile = || {
+            let initramfs = initramfs()?;
+            let node =
+                CriNode::start_with(|config| config["guest"]["initramfs"] = json!(initramfs))?;
+            node.image("busybox")?;
+            anyhow::Ok(node)
+        };
+        hostile().unwrap_or_else(|error| panic!("no test node: {error:#}"))
+    })
+}
+
+/// The pod in which the agent is honest, beside which the others are.
+pub fn neighbour() -> &'static Neighbour {
+    static NEIGHBOUR: OnceLock<Neighbour> = OnceLock::new();
+    NEIGHBOUR.get_or_init(|| {
+        let node = node();
+        Node::end_at_exit(node);
+        Neighbour::start(node).unwrap_or_else(|error| panic!("no neighbour: {error:#}"))
+    })
+}
+
+/// A request and what came of it.
+#[derive(Debug)]
+pub struct Step {
+    name: &'static str,
+    took: Duration,
+    error: Option<String>,
+}
+
+/// The requests for one pod, in their order.
+#[derive(Default)]
+pub struct Life {
+    steps: Vec<Step>,
+}
+
+impl Life {
+    /// Makes a request, and notes what came of it.
+    pub fn step<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        let start = Instant::now();
+        let result = work();
+        let error = result.as_ref().err().map(|error| format!("{error:#}"));
+        self.steps.push(Step {
+            name,
+            took: start.elapsed(),
+            error,
+        });
+        result.ok()
+    }
+
+    /// What is wrong with the answers.
+    fn faults(&self, boot: Duration, faults: &mut Vec<String>) {
+        for step in &self.steps {
+            let (name, took) = (step.name, step.took);
+            let limit = match name {
+                "RunPodSandbox" => SOON + boot,
+                _ => SOON,
+            };
+            if took > limit {
+                faults.push(format!("{name} took {took:.1?}"));
+            }
+            let Some(error) = &step.error else { continue };
+            faults.extend(check_text(name, error).err().map(|e| format!("{e:#}")));
+            if matches!(name, "StopPodSandbox" | "RemovePodSandbox") {
+                faults.push(format!("{name} failed: {error}"));
+            }
+        }
+    }
+
+    fn print(&self) {
+        for Step { name, took, error } in &self.steps {
+            let error: String = error
+                .iter()
+                .flat_map(|error| error.chars())
+                .take(200)
+                .collect();
+            println!("  {name}: {took:.2?} {error}");
+        }
+    }
+}
+
+/// Runs the life of a pod with this hostname and holds it to what no pod may do to its node. `more`
+/// is what the test asks of the running pod and its container.
+pub fn attack(
+    hostname: &str,
+    more: impl FnOnce(&mut Life, &Pod<'_>, &Container<'_>) -> Result<()> + Send,
+) -> Result<()> {
+    let _alone = alone();
+    let (node, neighbour) = (node(), neighbour());
+    let healthy = healthy()?;
+    let before = Leftovers::count(node);
+    let peak = Peak::beside(neighbour)?;
+    let mut alone = neighbour.median()?;
+    let ((life, asked), beside) = neighbour.beside(|| Ok(live(node, hostname, more)))?;
+    if beside.as_secs_f64() > SLOWER * alone.as_secs_f64() {
+        // Others of the machine may have begun meanwhile.
+        alone = alone.max(neighbour.median()?);
+    }
+    let memory = peak.bytes().saturating_sub(healthy.memory);
+    let slower = beside.as_secs_f64() / alone.as_secs_f64();
+    println!(
+        "{hostname}: {:.1} MiB of memory more than a healthy shim's {:.1}; an exec beside it {beside:.0?}, alone {alone:.0?}: {slower:.2}",
+        mib(memory),
+        mib(healthy.memory),
+    );
+    life.print();
+    let mut faults = Vec::new();
+    life.faults(healthy.boot, &mut faults);
+    faults.extend(asked.err().map(|error| format!("{error:#}")));
+    if memory > MEMORY {
+        faults.push(format!("the shim took {:.1} MiB more", mib(memory)));
+    }
+    if slower > SLOWER {
+        faults.push(format!(
+            "the neighbour's exec took {slower:.2} times as long"
+        ));
+    }
+    let left = Leftovers::none_since(node, &before);
+    faults.extend(left.err().map(|error| format!("{error:#}")));
+    faults.extend(check_log(node).err().map(|error| format!("{error:#}")));
+    ensure!(faults.is_empty(), "{hostname}:\n{}", faults.join("\n"));
+    Ok(())
+}
+
+/// What a kubelet asks for. Requests that fail do not keep it from the next.
+fn live(
+    node: &CriNode,
+    hostname: &str,
+    more: impl FnOnce(&mut Life, &Pod<'_>, &Container<'_>) -> Result<()>,
+) -> (Life, Result<()>) {
+    let mut life = Life::default();
+    let start = || node.pod().hostname(hostname).start();
+    let Some(pod) = life.step("RunPodSandbox", start) else {
+        return (life, Ok(()));
+    };
+    let mut asked = Ok(());
+    let container = pod.container("busybox").args(["sleep", "1000"]);
+    let container = container.env("CAISSON_VICTIM", neighbour().container().id());
+    let container = container.create();
+    match container {
+        Ok(container) => {
+            let start = life.step("StartContainer", || container.start());
+            if start.is_some() {
+                life.step("ExecSync", || {
+                    container.exec_within(["true"], Duration::from_secs(3))
+                });
+                life.step("ContainerStats", || container.stats());
+                asked = more(&mut life, &pod, &container);
+                life.step("StopContainer", || container.stop(Duration::ZERO));
+            }
+            life.step("RemoveContainer", || container.remove());
+        }
+        Err(error) => asked = Err(error),
+    }
+    life.step("StopPodSandbox", || pod.stop());
+    life.step("RemovePodSandbox", || pod.remove());
+    (life, asked)
+}
+
+/// What a pod takes in which nobody lies.
+struct Healthy {
+    boot: Duration,
+    memory: u64,
+}
+
+fn healthy() -> Result<&'static Healthy> {
+    static HEALTHY: OnceLock<Healthy> = OnceLock::new();
+    if let Some(healthy) = HEALTHY.get() {
+        return Ok(healthy);
+    }
+    // After the neighbour, so that the image and what is remembered of the node are there.
+    neighbour();
+    let start = Instant::now();
+    let pod = node().pod().start()?;
+    let boot = start.elapsed();
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    container.exec(["true"])?.ok()?;
+    container.stats()?;
+    let memory = proc::peak_rss(pod.shim()?)?;
+    Ok(HEALTHY.get_or_init(|| Healthy { boot, memory }))
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
