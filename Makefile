@@ -48,6 +48,7 @@ pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD 
 		$(if $(filter shim,$(CAISSON_TEST_SANDBOXER)),$(shim_skip))
 
 hostile: ready ## pods whose agent lies, and pods that take all they can, each for a minute: figures of what others had of it
+	@cargo xtask image --hostile
 	cargo test --no-fail-fast -p caisson-tests --test hostile_agent -- --nocapture --include-ignored
 	CAISSON_TEST_FULL=1 cargo test --no-fail-fast -p caisson-tests --test hostile_abuse -- --nocapture
 
@@ -123,7 +124,6 @@ clean: ## everything built; downloads and built tools too
 ready:
 	@packaging/setup test
 	@cargo xtask dist
-	@cargo xtask image --hostile
 	@cargo xtask test-tools
 
 .PHONY: k8s-ready
