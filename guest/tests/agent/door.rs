@@ -41,11 +41,9 @@ async fn stream_of_a_process_is_not_given_to_who_does_not_know_the_secret() {
     for said in [[].as_slice(), &[8; LENGTH]] {
         let mut stranger = guest.stranger(port::STREAMS).await;
         stranger.write_all(said).await.unwrap();
-        stream::write_token(&mut stranger, streams.stdout)
-            .await
-            .unwrap();
         let mut got = Vec::new();
-        // It may be reset.
+        // It may be closed before the token, or reset.
+        let _ = stream::write_token(&mut stranger, streams.stdout).await;
         let _ = timeout(CLOSED, stranger.read_to_end(&mut got))
             .await
             .unwrap();
