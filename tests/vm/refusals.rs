@@ -51,6 +51,7 @@ fn container_that_cannot_be_is_refused_by_its_field(
 #[case::kernel_that_is_none(json!({ "guest": { "kernel": "/bin/busybox" } }), &["VM"])]
 fn node_that_cannot_run_vms_says_why(#[case] change: Value, #[case] named: &[&str]) -> Result<()> {
     let node = Node::start_with(|config| merge(config, change))?;
+    let before = Leftovers::count(&node);
     let container = node.container("busybox").args(["true"]);
     let output = container.run()?;
     assert_ne!(output.code, 0);
@@ -58,7 +59,7 @@ fn node_that_cannot_run_vms_says_why(#[case] change: Value, #[case] named: &[&st
     for name in named {
         assert!(error.contains(name), "{name} is not in: {error}");
     }
-    Leftovers::none_since(&node, &Leftovers::default())
+    Leftovers::none_since(&node, &before)
 }
 
 /// A program in place of QEMU that ends at once, as QEMU does when the host has no memory for the guest.
@@ -66,6 +67,7 @@ fn node_that_cannot_run_vms_says_why(#[case] change: Value, #[case] named: &[&st
 fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let node = Node::start_with(|config| config["hypervisor"]["accelerator"] = "tcg".into())?;
+    let before = Leftovers::count(&node);
     let qemu = node.dir().join("qemu");
     std::fs::write(
         &qemu,
@@ -82,7 +84,7 @@ fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
         error.contains("memory") || error.contains("map segment"),
         "{error}"
     );
-    Leftovers::none_since(&node, &Leftovers::default())
+    Leftovers::none_since(&node, &before)
 }
 
 /// A config.json, and what the error has to name. Given to the shim directly: containerd would refuse some of them.
