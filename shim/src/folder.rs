@@ -44,9 +44,12 @@ impl Folder {
             .map(Self)
     }
 
-    /// Makes a folder for root alone, where there is none, and opens it. `path` is one name.
+    /// Makes a folder, where there is none, and opens it. `path` is one name.
+    ///
+    /// Everybody may enter it who gets that far: on the host nobody does but root, and in the guest users without rights
+    /// reach their roots through it.
     pub fn make_folder(&self, path: impl AsRef<Path>) -> io::Result<Self> {
-        match mkdirat(&self.0, path.as_ref(), Mode::RWXU) {
+        match mkdirat(&self.0, path.as_ref(), Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => self.folder(path),
             Err(error) => Err(error.into()),
         }

@@ -10,7 +10,7 @@ use caisson_vmm::{
         qmp::Qmp,
         resize::{resize_cpus, resize_memory},
     },
-    Accelerator, Credentials, Guest, VmSpec,
+    Accelerator, Credentials, Guest, Placement, Secret, VmSpec,
 };
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use serde_json::json;
@@ -139,5 +139,7 @@ fn spec() -> VmSpec {
         max_memory: 1 << 30,
         accelerator: Accelerator::Tcg,
         credentials: Credentials { uid: 1, gid: 1 },
+        placement: Placement::default(),
+        secret: Secret::random().expect("randomness"),
     }
 }
