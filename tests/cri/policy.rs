@@ -114,7 +114,8 @@ fn node() -> &'static CriNode {
 
 fn refused<T>(result: Result<T>) -> Result<String> {
     let error = result.err().context("it was not refused")?;
-    Ok(format!("{error:#}"))
+    // The client of CRI shows a message as Rust's `Debug` does.
+    Ok(format!("{error:#}").replace("\\\"", "\""))
 }
 
 fn skill(args: &[&str]) -> Result<String> {

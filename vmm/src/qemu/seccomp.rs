@@ -156,7 +156,7 @@ const VHOST: u64 = 0xaf00;
 
 /// The rest of the ioctls: any process', and those of taps (linux/if_tun.h) and block devices
 /// (linux/fs.h) that QEMU calls for what it is given.
-const IOCTLS: [u64; 25] = [
+const IOCTLS: [u64; 26] = [
     0x5401,      // TCGETS, by which glibc knows a terminal
     0x541b,      // FIONREAD
     0x5421,      // FIONBIO
@@ -176,6 +176,7 @@ const IOCTLS: [u64; 25] = [
     0x8004_54df, // TUNGETVNETBE
     0x8004_54e0, // TUNSETSTEERINGEBPF
     0x8008_1272, // BLKGETSIZE64
+    0x125e,      // BLKROGET, by which QEMU sees that a device can be written
     0x1260,      // BLKGETSIZE
     0x1267,      // BLKSECTGET
     0x1268,      // BLKSSZGET
