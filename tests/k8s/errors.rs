@@ -68,7 +68,7 @@ fn skill_of_another_namespace_names_namespace_and_configuration() -> Result<()> 
     let keep = format!("[policy.skills]\ninternal = [\"{}\"]", owner.name());
     let _kept = cluster.settings("internal", &keep)?;
     let tree = tempfile::tempdir()?;
-    fs::write(tree.path().join("SKILL.md"), "# internal")?;
+    fs::write(tree.path().join("SKILL.md"), "# internal\n")?;
     let mut pack = cluster.caisson();
     pack.args(["skill", "pack", "--name", "internal", "--version", "1"]);
     command::run(pack.arg(tree.path()), None, LIMIT)?.ok()?;
@@ -87,8 +87,11 @@ fn skill_of_another_namespace_names_namespace_and_configuration() -> Result<()> 
     let key = "\"internal\" in [policy.skills]";
     other.existing(&refused).described(&[&text, key])?;
     owner.existing(&allowed).wait("condition=Ready")?;
-    assert_eq!(owner.existing(&allowed).logs()?.trim(), "# internal");
-    Ok(())
+    // What it writes comes a moment after it has started.
+    command::poll("the skill's text", LIMIT, || {
+        let text = owner.existing(&allowed).logs().ok()?;
+        (text.trim() == "# internal").then_some(())
+    })
 }
 
 #[test]
