@@ -31,13 +31,15 @@ pub fn block(
         lines.extend(rest.lines().map(str::to_owned));
     }
     lines.push(END.to_owned());
-    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    // A line end after a last `\r` would make it the first of its kind, and the block another the next time.
+    let windows = text.contains("\r\n") || text.ends_with('\r');
+    let end = if windows { "\r\n" } else { "\n" };
     let whole = text.is_empty() || text.ends_with('\n');
     let start = if whole { "" } else { end };
     format!("{start}{}{end}", lines.join(end))
 }
 
-/// Where the block is, its line ends included.
+/// Finds the block, its line ends included.
 pub fn block_in(text: &str) -> Option<std::ops::Range<usize>> {
     let start = text.find(BEGIN)?;
     let end = start + text[start..].find(END)? + END.len();

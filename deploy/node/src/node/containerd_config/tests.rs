@@ -257,3 +257,13 @@ fn imports_are_read_and_one_more_is_said() {
     assert!(differ_in_handler_only(text, &more, "sandbox"));
     assert_eq!(importing("version = 3", dir, None).unwrap(), "version = 3");
 }
+
+/// Found by the fuzz target.
+#[test]
+fn template_whose_last_line_has_half_an_end_stays_as_it_is_the_second_time() {
+    for text in ["a\n b\r", "a\r", "a\r\nb\r", "a"] {
+        let added = add_to_template(Some(text), &ours(), 2);
+        assert_eq!(add_to_template(Some(&added), &ours(), 2), added, "{text:?}");
+        assert_eq!(remove_from_template(&added).trim_end(), text.trim_end());
+    }
+}
