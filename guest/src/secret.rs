@@ -26,7 +26,7 @@ use crate::{Error, Result};
 const LIMIT: Duration = Duration::from_secs(60);
 /// After this the question is asked again: a line of the kernel may have come into the middle of it.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// Where the fake agent finds its secret.
+/// The name of the file from which the fake agent reads its secret.
 const FILE: &str = "secret";
 
 /// What the host tells a machine.

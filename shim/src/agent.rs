@@ -14,7 +14,7 @@ use std::{
 
 use caisson_oci::{secrets::Descriptor, Plan};
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
-use caisson_vmm::plain;
+use caisson_vmm::one_line;
 use containerd_shim::protos::ttrpc::{
     self,
     context::Context,
@@ -411,7 +411,7 @@ fn translate(operation: &'static str, error: ttrpc::Error) -> Error {
 
 /// At most `most` bytes of a text of the guest, in one line that no terminal takes for more than text.
 pub fn shorten(text: &str, most: usize) -> String {
-    let text = plain(&text.replace(char::is_control, " "));
+    let text = one_line(text);
     match text.char_indices().find(|(at, c)| at + c.len_utf8() > most) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -35,6 +35,14 @@ pub struct Bind<'a> {
     pub ids: Option<BorrowedFd<'a>>,
 }
 
+/// A mount of one directory, as it is.
+pub const PLAIN: Bind<'static> = Bind {
+    recursive: false,
+    read_only: ReadOnly::No,
+    follows: false,
+    ids: None,
+};
+
 /// A clone of a mount, or of a part of one, that is at no place yet.
 #[derive(Debug)]
 pub struct Detached(OwnedFd);

@@ -44,7 +44,7 @@ pub struct Frames<C> {
 }
 
 impl<C> Frames<C> {
-    /// Of a connection that begins with a frame.
+    /// Wraps a connection that begins with a frame.
     pub fn new(connection: C) -> Self {
         Self {
             connection,

@@ -21,6 +21,7 @@ mod frames;
 pub mod homes;
 mod id_map;
 mod launch;
+mod layers;
 mod limits;
 mod log_uri;
 mod machine;

@@ -26,10 +26,11 @@ use caisson_protocol::path::SHARES;
 use containerd_shim::{mount::mount_rootfs, protos::types::mount::Mount};
 
 use crate::{
-    bind::{self, Bind, Detached},
+    bind::{self, Bind, Detached, PLAIN},
     error::{Error, Result},
     folder::Folder,
     id_map,
+    layers::Layers,
 };
 
 /// The folder that the shim works in.
@@ -40,19 +41,9 @@ const VIEW: &str = "view";
 const VOLUMES: &str = ".volumes";
 /// A container's root, in its folder.
 const ROOTFS: &str = "rootfs";
-/// The folder in which layers of roots are while they are being mounted.
-const LAYERS: &str = "layers";
 
 /// The tag of the virtiofs device.
 pub const TAG: &str = "pod";
-
-/// A mount of one directory, as it is.
-const PLAIN: Bind<'static> = Bind {
-    recursive: false,
-    read_only: ReadOnly::No,
-    follows: false,
-    ids: None,
-};
 
 /// The shared folder of a pod.
 #[derive(Debug)]
@@ -256,61 +247,6 @@ fn failed_mount(target: &Path, reason: &str) -> Error {
     Error::Mount {
         target: target.to_owned(),
         source: Box::new(containerd_shim::Error::Other(reason.to_owned())),
-    }
-}
-
-/// Where the lower layers of a container's overlay are mounted with other owners until the overlay has them.
-struct Layers {
-    pod: PathBuf,
-    container: String,
-}
-
-/// Mounted layers of [`Layers`].
-struct MappedLayers {
-    all: Folder,
-    container: String,
-}
-
-impl Layers {
-    /// Mounts them and lets the options name them there.
-    fn mount(&self, options: &mut [String], ids: &OwnedFd) -> Result<MappedLayers> {
-        let path = self.pod.join(LAYERS);
-        let make = || Folder::open(&self.pod)?.make_folder(LAYERS);
-        let mapped = MappedLayers {
-            all: make().map_err(Error::file("create", &path))?,
-            container: self.container.clone(),
-        };
-        let folder = mapped.all.make_folder(&self.container);
-        let folder = folder.map_err(Error::file("create", &path))?;
-        let how = Bind {
-            ids: Some(ids.as_fd()),
-            ..PLAIN
-        };
-        for option in options {
-            let Some(lower) = option.strip_prefix("lowerdir=") else {
-                continue;
-            };
-            let mut places = Vec::new();
-            for (number, layer) in lower.split(':').map(Path::new).enumerate() {
-                let name = number.to_string();
-                let mounted = Detached::clone_of(layer, how)
-                    .and_then(|layer| layer.mount(folder.make_folder(&name)?));
-                mounted.map_err(Error::file("map the users of", layer))?;
-                places.push(self.pod.join(LAYERS).join(&self.container).join(name));
-            }
-            let places: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
-            *option = format!("lowerdir={}", places.join(":"));
-        }
-        Ok(mapped)
-    }
-}
-
-impl Drop for MappedLayers {
-    fn drop(&mut self) {
-        // The overlay has clones of its own. What stays goes with the pod's folder.
-        if let Err(error) = self.all.remove(&self.container) {
-            log::warn!(container = self.container.as_str(); "layers of a root stay: {error}");
-        }
     }
 }
 

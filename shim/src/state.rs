@@ -49,7 +49,7 @@ pub struct PodDir {
     path: PathBuf,
     /// Whom the pod's VM runs as; nobody else on this host does.
     pub credentials: Credentials,
-    /// Where its processes go. No cgroup before [`Self::use_cgroup`].
+    /// The place of its processes. No cgroup before [`Self::use_cgroup`].
     pub placement: Placement,
     /// The pod's quality of service.
     pub class: Class,

@@ -90,7 +90,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Where an emptyDir would be: on the node's disk.
+/// Makes a folder on the node's disk, as an emptyDir is.
 fn empty_dir(pod: &Pod<'_>) -> Result<PathBuf> {
     let dir = pod.node().dir().join("root/volumes").join(pod.id());
     fs::create_dir_all(&dir)?;

@@ -6,7 +6,6 @@
 //! processor time and the size of what it writes have limits.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     os::{
@@ -18,14 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use crate::{filter::allow, jail::Jail, one_line, Credentials};
 
-use crate::{jail::Jail, Credentials};
-
-/// Where the program finds the file.
+/// The file's path, as the program sees it.
 pub const FILE: &str = "/file";
 /// How much of the program's output is kept, in bytes.
 const MAX_OUTPUT: u64 = 1024;
@@ -81,7 +75,7 @@ pub fn run(program: &Program<'_>) -> io::Result<(End, String)> {
         jail.bind(file, file.strip_prefix("/").unwrap_or(file))?;
     }
     jail.file(detached(program.file)?, FILE)?;
-    jail.seccomp(filter().map_err(io::Error::other)?);
+    jail.seccomp(allow(ALLOWED, &[]).map_err(io::Error::other)?);
     let (reader, writer) = io::pipe()?;
     let mut command = Command::new(path);
     command
@@ -180,13 +174,7 @@ fn head(reader: impl Read) -> String {
     // What was read before a failure is better than nothing.
     let _ = reader.read_to_end(&mut kept);
     let _ = io::copy(&mut reader.into_inner(), &mut io::sink());
-    clean(&String::from_utf8_lossy(&kept))
-}
-
-/// One line of what can be printed.
-fn clean(text: &str) -> String {
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let text: String = text.chars().map(printable).collect();
+    let text = one_line(&String::from_utf8_lossy(&kept));
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -338,23 +326,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
 ];
-
-/// The filter. What is not allowed fails with ENOSYS, on which glibc falls back: from `clone3`,
-/// whose flags no filter can see, to `clone`, which makes threads only.
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
-    let thread = libc::CLONE_THREAD as u64;
-    let threads_only = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::MaskedEq(thread),
-        thread,
-    )?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![threads_only])?]);
-    let not_allowed = SeccompAction::Errno(libc::ENOSYS as u32);
-    let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules, not_allowed, SeccompAction::Allow, architecture)?.try_into()
-}
 
 #[cfg(test)]
 mod tests {

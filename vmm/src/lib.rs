@@ -33,7 +33,7 @@ mod vsock;
 
 pub use device::{Device, DeviceId};
 pub use error::{Error, Result};
-pub use log_lines::plain;
+pub use log_lines::{one_line, plain};
 pub use secret::{Secret, BY_DAEMON, BY_KERNEL, SECRET_LENGTH, SECRET_MARKER};
 pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
 pub use virtiofsd::max_inodes;

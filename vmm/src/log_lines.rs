@@ -115,6 +115,11 @@ pub fn plain(text: &str) -> String {
     text.chars().filter(|c| !steers(c)).collect()
 }
 
+/// A text as by [`plain`] in one line: a space stands for each control character.
+pub fn one_line(text: &str) -> String {
+    plain(&text.replace(char::is_control, " "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

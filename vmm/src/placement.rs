@@ -1,4 +1,4 @@
-//! Where the host puts the processes of a VM: which cgroup they are in, and what the OOM killer
+//! The place of a VM's processes on the host: which cgroup they are in, and what the OOM killer
 //! makes of them.
 //!
 //! A child is born there or joins between fork and exec, so nothing that it executes runs outside;

@@ -25,13 +25,13 @@ pub struct VmSpec {
     pub accelerator: Accelerator,
     /// Whom the VMM and the unprivileged daemons run as.
     pub credentials: Credentials,
-    /// Where the host puts the VM's processes.
+    /// The place of the VM's processes on the host.
     pub placement: Placement,
     /// What the guest is told on its console and each connection to it begins with.
     pub secret: Secret,
 }
 
-/// Where the host puts the processes of a VM and their children, from before they execute anything.
+/// The place of a VM's processes and their children on the host, from before they execute anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Placement {
     /// The folders of the pod's cgroup: one, or with version 1 one in each hierarchy. They must

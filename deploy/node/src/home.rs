@@ -13,6 +13,7 @@ use caisson_shim::{
     config::NodeConfig,
     homes::{Holder, HomeStore},
 };
+use caisson_vmm::one_line;
 use clap::Subcommand;
 use nix::{
     mount::{mount, MsFlags},
@@ -160,8 +161,6 @@ fn finish(mut tar: Child) -> io::Result<(ExitStatus, String)> {
         errors.read_to_end(&mut kept)?;
         io::copy(&mut errors.into_inner(), &mut io::sink())?;
     }
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let errors = String::from_utf8_lossy(&kept);
-    let errors: String = errors.trim().chars().map(printable).collect();
+    let errors = one_line(String::from_utf8_lossy(&kept).trim());
     Ok((tar.wait()?, errors))
 }

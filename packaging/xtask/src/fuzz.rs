@@ -32,7 +32,7 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const SHORT: i64 = 60;
 /// For one input, in seconds.
 const INPUT_LIMIT: u32 = 20;
-/// Of a target, with its corpus.
+/// The most memory that a target may have, with its corpus.
 const MEMORY_LIMIT_MIB: u32 = 1024;
 /// The largest input, in bytes.
 const MAX_INPUT: u32 = 16 << 10;

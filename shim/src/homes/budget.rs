@@ -139,7 +139,7 @@ impl Limits {
 }
 
 impl Claimed {
-    /// Where the home's image is to be made.
+    /// The path at which the home's image is to be made.
     pub fn image(&self) -> &Path {
         &self.image
     }

@@ -226,7 +226,7 @@ impl Tools {
     }
 }
 
-/// Where a program is: on this process's `PATH`, or where such programs are that only root needs.
+/// Finds a program on this process's `PATH` or in the folders of what only root needs.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = env::split_paths(&path).filter(|folder| folder.is_absolute());

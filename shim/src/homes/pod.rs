@@ -35,7 +35,7 @@ const MOUNT: &str = "home";
 /// In the file system: what is shared. Beside it is ext4's own `lost+found`.
 const FILES: &str = "files";
 
-/// Where a pod's home is mounted, which is there as long as the pod has one.
+/// The mount point of a pod's home, which is there as long as the pod has one.
 pub fn place(state_dir: &Path, pod: &str) -> PathBuf {
     state_dir.join(pod).join(MOUNT)
 }
@@ -163,9 +163,7 @@ fn mount(
         .and_then(|()| map_users(&files(place), users))
         .inspect_err(|_| {
             // Else it would be in use by this pod, which does not have it.
-            let pod = place
-                .parent()
-                .map_or_else(|| Folder::open(place), Folder::open);
+            let pod = Folder::open(&config.state_dir.join(&asker.id));
             if let Err(error) = pod.and_then(|pod| pod.unmount(MOUNT)) {
                 log::warn!("a home stays mounted: {error}");
             }

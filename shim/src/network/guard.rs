@@ -249,7 +249,7 @@ fn must_not(value: u32) -> [Op; 2] {
     [is_or_skip(value, 0, 1), refuse()]
 }
 
-/// Where the kernel keeps whether a frame had a VLAN tag, which it has taken off.
+/// The offset at which a filter reads whether a frame had a VLAN tag, which the kernel has taken off.
 const SKF_VLAN_TAG_PRESENT: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG_PRESENT) as u32;
 
 fn word(at: u32) -> Op {

@@ -45,12 +45,12 @@ enum Call {
 
 #[derive(Arbitrary, Debug)]
 struct Frame<'a> {
-    /// Where it is not that of the call.
+    /// The call's id, unless it is the right one.
     stream: Option<u32>,
-    /// Where it is not a response.
+    /// The type, unless it is a response's.
     kind: Option<u8>,
     flags: u8,
-    /// Where it is not that of the body.
+    /// The length, unless it is the body's.
     length: Option<u32>,
     body: Body<'a>,
 }

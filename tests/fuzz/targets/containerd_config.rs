@@ -15,7 +15,7 @@ use toml::Table;
 
 const LIMIT: usize = 64 << 20;
 const NAME: &str = "sandbox";
-/// Where the formats have the runtimes.
+/// The plugins below which the formats have the runtimes.
 const PLUGINS: [&str; 2] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
 const MARK: &str = "# BEGIN caisson";
 

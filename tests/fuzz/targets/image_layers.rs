@@ -38,7 +38,7 @@ struct Entry<'a> {
     mode: u16,
     owner: u8,
     mtime: u64,
-    /// Where the header says another size than that of the content.
+    /// The size in the header, unless it is the content's.
     size: Option<u64>,
     /// A pax record before it.
     record: Option<(Record, &'a str)>,

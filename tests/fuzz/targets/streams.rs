@@ -38,7 +38,7 @@ enum Side {
 #[derive(Arbitrary, Debug)]
 enum Frame<'a> {
     Whole(&'a [u8]),
-    /// Of so many bytes.
+    /// A frame of so many bytes.
     Large(u32),
     /// A length, and perhaps something else after it.
     Length(u32, &'a [u8]),

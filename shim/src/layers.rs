@@ -1,0 +1,71 @@
+//! The lower layers of a container's overlay, each mounted with other owners until the overlay has them.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    bind::{Bind, Detached, PLAIN},
+    error::{Error, Result},
+    folder::Folder,
+};
+
+/// The folder, in the pod's, in which they are meanwhile.
+const LAYERS: &str = "layers";
+
+/// A container whose overlay's lower layers get other owners.
+pub struct Layers {
+    /// The pod's state folder.
+    pub pod: PathBuf,
+    pub container: String,
+}
+
+/// Mounted layers of [`Layers`].
+pub struct MappedLayers {
+    all: Folder,
+    container: String,
+}
+
+impl Layers {
+    /// Mounts them and lets the options name them there.
+    pub fn mount(&self, options: &mut [String], ids: &OwnedFd) -> Result<MappedLayers> {
+        let path = self.pod.join(LAYERS);
+        let make = || Folder::open(&self.pod)?.make_folder(LAYERS);
+        let mapped = MappedLayers {
+            all: make().map_err(Error::file("create", &path))?,
+            container: self.container.clone(),
+        };
+        let folder = mapped.all.make_folder(&self.container);
+        let folder = folder.map_err(Error::file("create", &path))?;
+        let how = Bind {
+            ids: Some(ids.as_fd()),
+            ..PLAIN
+        };
+        for option in options {
+            let Some(lower) = option.strip_prefix("lowerdir=") else {
+                continue;
+            };
+            let mut places = Vec::new();
+            for (number, layer) in lower.split(':').map(Path::new).enumerate() {
+                let name = number.to_string();
+                let mounted = Detached::clone_of(layer, how)
+                    .and_then(|layer| layer.mount(folder.make_folder(&name)?));
+                mounted.map_err(Error::file("map the users of", layer))?;
+                places.push(self.pod.join(LAYERS).join(&self.container).join(name));
+            }
+            let places: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
+            *option = format!("lowerdir={}", places.join(":"));
+        }
+        Ok(mapped)
+    }
+}
+
+impl Drop for MappedLayers {
+    fn drop(&mut self) {
+        // The overlay has clones of its own. What stays goes with the pod's folder.
+        if let Err(error) = self.all.remove(&self.container) {
+            log::warn!(container = self.container.as_str(); "layers of a root stay: {error}");
+        }
+    }
+}
