@@ -619,8 +619,9 @@ fn passwd_that_a_guest_replaced_neither_blocks_the_shim_nor_leads_out() -> Resul
         let line = format!("test -e /planted && exit; touch /planted; rm /etc/passwd; {plant}");
         let mut create = vec!["container", "create", "--runtime", Runtime::Caisson.name()];
         let annotation = format!("{HOME}=ephemeral");
-        create.extend(["--annotation", &annotation, "--env", "NONE=1", &image, &id]);
-        create.extend(["sh", "-c", &line]);
+        create.extend(["--annotation", &annotation]);
+        // containerd 1.6 takes the `-c` of a command for its own flag.
+        create.extend(["--", &image, &id, "sh", "-c", &line]);
         node.ctr(create)?.ok()?;
         node.ctr(["task", "start", &id])?.ok()?;
         node.ctr(["task", "delete", &id])?;
