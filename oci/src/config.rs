@@ -86,6 +86,9 @@ pub struct Vm {
     pub max_memory_mib: u64,
     /// How long the guest has from boot to the agent's first answer, in seconds.
     pub boot_timeout_secs: u64,
+    /// The longest that the guest's agent has for the answer to any one request, in seconds. When
+    /// not said: 9 with KVM, and 65 under emulation, where starting a process may take as long.
+    pub answer_timeout_secs: Option<u64>,
 }
 
 /// `[skills]`: the node's store of skills and where it gets those that it does not have.
@@ -213,6 +216,7 @@ impl Default for Vm {
             memory_overhead_mib: 128,
             max_memory_mib: 8192,
             boot_timeout_secs: 60,
+            answer_timeout_secs: None,
         }
     }
 }
@@ -285,6 +289,11 @@ impl NodeConfig {
         let ranges = [
             ("vm.default_cpus", u64::from(vm.default_cpus), 1..=any),
             ("vm.boot_timeout_secs", vm.boot_timeout_secs, 1..=MAX_SECS),
+            (
+                "vm.answer_timeout_secs",
+                vm.answer_timeout_secs.unwrap_or(1),
+                1..=MAX_SECS,
+            ),
             (
                 "vm.memory_overhead_mib",
                 vm.memory_overhead_mib,
@@ -461,6 +470,7 @@ mod tests {
                 "[vm]\nboot_timeout_secs = 9223372036854775807",
                 "vm.boot_timeout_secs",
             ),
+            ("[vm]\nanswer_timeout_secs = 0", "vm.answer_timeout_secs"),
             ("[skills]\nmax_mib = 9223372036854775807", "skills.max_mib"),
             ("[homes]\nsize_mib = 1", "homes.size_mib"),
             ("[homes]\nmax_size_mib = 1024", "homes.size_mib"),

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         Arc,
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use caisson_oci::{secrets::Descriptor, Plan};
@@ -25,7 +25,7 @@ use tokio::{net::UnixStream, sync::oneshot, time::timeout};
 use crate::{
     error::{Error, Result},
     frames::Frames,
-    limits::{self, Call},
+    limits::{self, Call, Patience},
     share::Share,
 };
 
@@ -38,6 +38,7 @@ const MAX_MESSAGE: usize = 2048;
 #[derive(Clone)]
 pub struct Agent {
     client: AgentClient,
+    patience: Patience,
     overdue: Arc<AtomicUsize>,
 }
 
@@ -78,10 +79,11 @@ macro_rules! call {
 
 impl Agent {
     /// Speaks to the agent over a connection to its port.
-    pub fn new(connection: UnixStream) -> Self {
+    pub fn new(connection: UnixStream, patience: Patience) -> Self {
         let connection = Frames::new(connection);
         Self {
             client: AgentClient::new(Client::new(Socket::new(connection))),
+            patience,
             overdue: Arc::default(),
         }
     }
@@ -98,9 +100,10 @@ impl Agent {
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let overdue = self.overdue.clone();
+        let limit = self.patience.limit(call);
         tokio::spawn(async move {
             let mut asked = pin!(asked);
-            match timeout(call.limit, asked.as_mut()).await {
+            match timeout(limit, asked.as_mut()).await {
                 Ok(answer) => drop(reply.send(answer)),
                 Err(_) => {
                     drop(reply);
@@ -114,9 +117,14 @@ impl Agent {
             Ok(answer) => answer.map_err(|error| translate(call.name, error)),
             Err(_) => Err(Error::AgentSilent {
                 operation: call.name,
-                message: format!("no answer within {:?}", call.limit),
+                message: format!("no answer within {limit:?}"),
             }),
         }
+    }
+
+    /// How long the answer to a call may take.
+    pub fn limit(&self, call: Call) -> Duration {
+        self.patience.limit(call)
     }
 
     /// How many calls have no answer that should have one by now.

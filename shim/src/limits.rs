@@ -1,15 +1,48 @@
 //! How long the guest may take: one row for each kind of call to its agent, with the reason, and what is waited for besides.
 //!
+//! A row's limit holds for an emulated guest. [`Patience`] shortens it where KVM runs the guest, or as the operator says.
+//!
 //! A guest that is emulated on a busy host is slow, not broken. What the agent itself has a limit for gets a little more here, so that
 //! the agent's own words arrive. `wait` and `next event` have none: the [heartbeat](PING) finds an agent that died meanwhile.
 
 use std::time::Duration;
+
+use caisson_oci::config;
+use caisson_vmm::Accelerator;
 
 /// A kind of call: its name in errors, and its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     pub name: &'static str,
     pub limit: Duration,
+}
+
+/// The most that any answer of one guest may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience(Duration);
+
+impl Patience {
+    /// With KVM a process starts in milliseconds, so who asks hears of a guest that is silent within ten seconds.
+    const KVM: Duration = Duration::from_secs(9);
+    /// Emulated, a process of a container that has 10m of cpu takes 40 s to start.
+    const EMULATED: Duration = Duration::from_secs(65);
+
+    /// As `[vm]` says, or by the accelerator.
+    pub fn new(config: &config::Vm, accelerator: Accelerator) -> Self {
+        let configured = config.answer_timeout_secs.map(Duration::from_secs);
+        Self(configured.unwrap_or(match accelerator {
+            Accelerator::Kvm => Self::KVM,
+            Accelerator::Tcg => Self::EMULATED,
+        }))
+    }
+
+    /// How long the answer to this call may take.
+    pub fn limit(self, call: Call) -> Duration {
+        match call.limit {
+            Duration::MAX => Duration::MAX,
+            limit => limit.min(self.0),
+        }
+    }
 }
 
 const fn call(name: &'static str, seconds: u64) -> Call {
@@ -80,6 +113,10 @@ pub const PINGS_MISSED: u32 = 3;
 /// busy host a second; [`crate::streams::READ_LIMIT`] is in it. containerd's and the kubelet's patience is more.
 pub const KILLED: Duration = Duration::from_secs(6);
 
+/// How long the guest may take to pass on what the pipes of an ended container hold, and to end its output. The kernel has ended all its
+/// processes by then.
+pub const REST_OF_OUTPUT: Duration = Duration::from_secs(5);
+
 /// How long who asks for stats waits for fresh ones: a node's are asked for one container after the other.
 pub const STATS_WAIT: Duration = Duration::from_millis(800);
 
@@ -95,6 +132,28 @@ pub const OOM_PAUSE: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn call_of_a_guest_with_kvm_is_answered_within_ten_seconds_or_without_a_limit() {
+        let patience = Patience::new(&config::Vm::default(), Accelerator::Kvm);
+        for call in [CONFIGURE, ATTACH, SHOW_DISK, CREATE, START, EXEC, UPDATE] {
+            assert!(patience.limit(call) < Duration::from_secs(10), "{call:?}");
+        }
+        assert_eq!(patience.limit(KILL), KILL.limit);
+        assert_eq!(patience.limit(WAIT), Duration::MAX);
+    }
+
+    #[test]
+    fn configured_patience_holds_under_each_accelerator() {
+        let config = config::Vm {
+            answer_timeout_secs: Some(20),
+            ..Default::default()
+        };
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let patience = Patience::new(&config, accelerator);
+            assert_eq!(patience.limit(EXEC), Duration::from_secs(20));
+        }
+    }
 
     #[test]
     fn pod_of_a_dead_guest_can_be_removed_within_ten_seconds() {

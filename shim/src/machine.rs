@@ -22,6 +22,7 @@ use crate::{
     agent::Agent,
     config,
     error::{Error, Result},
+    limits::Patience,
     network::Network,
     oom_score::{self, Class},
     share::{self, Share},
@@ -69,6 +70,7 @@ pub struct Machine {
     roots: Mutex<HashMap<String, LateDisk>>,
     hostname: String,
     boot_timeout: Duration,
+    patience: Patience,
     agent: OnceCell<Agent>,
     /// The size that the VM was last given. Held while it is given another; nothing else waits for it.
     size: tokio::sync::Mutex<VmSize>,
@@ -94,10 +96,11 @@ impl Machine {
         let guest = config::guest_image(config);
         let modules = guest.modules.clone();
         let memory = size.memory_mib << 20;
+        let accelerator = accelerator::choose(config).await?;
         let spec = VmSpec {
             id: id.to_owned(),
             dir: dir.vm(),
-            accelerator: accelerator::choose(config).await?,
+            accelerator,
             guest,
             cpus: size.cpus,
             max_cpus: host_cpus().max(size.cpus),
@@ -131,6 +134,7 @@ impl Machine {
             roots: Mutex::default(),
             hostname,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
+            patience: Patience::new(&config.vm, accelerator),
             agent: OnceCell::new(),
             size: tokio::sync::Mutex::new(size),
             dir: Mutex::new(Some(dir)),
@@ -155,25 +159,37 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The agent, once the guest has booted and has its identity.
+    /// The agent, once the guest has booted and has its identity. The VM of a guest that does not get there is stopped: nobody waits
+    /// for it a second time.
     pub async fn agent(&self) -> Result<&Agent> {
         self.agent
             .get_or_try_init(|| async {
-                let started = Instant::now();
-                let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
-                let agent = Agent::new(connection);
-                let kernel = agent.configure(&self.hostname).await?;
-                let shared = proto::Share {
-                    tag: share::TAG.to_owned(),
-                    max_inodes: caisson_vmm::max_inodes(),
-                    ..Default::default()
-                };
-                agent.attach(GuestDevice::Share(shared)).await?;
-                stage(&self.hostname, "guest", started);
-                log::info!(kernel; "guest is up");
-                Ok(agent)
+                let greeted = self.greet().await;
+                if let Err(error) = &greeted {
+                    if self.end().await.is_none() {
+                        self.break_off(&error.chain()).await;
+                    }
+                }
+                greeted
             })
             .await
+    }
+
+    /// Connects to the agent and gives the guest its identity.
+    async fn greet(&self) -> Result<Agent> {
+        let started = Instant::now();
+        let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
+        let agent = Agent::new(connection, self.patience);
+        let kernel = agent.configure(&self.hostname).await?;
+        let shared = proto::Share {
+            tag: share::TAG.to_owned(),
+            max_inodes: caisson_vmm::max_inodes(),
+            ..Default::default()
+        };
+        agent.attach(GuestDevice::Share(shared)).await?;
+        stage(&self.hostname, "guest", started);
+        log::info!(kernel; "guest is up");
+        Ok(agent)
     }
 
     /// Plugs devices in, both halves; the guest may still be booting.
@@ -245,12 +261,16 @@ impl Machine {
         Ok(())
     }
 
+    /// How the VM has ended, if it has.
+    async fn end(&self) -> Option<EndReason> {
+        let mut vm = self.vm.clone();
+        tokio::time::timeout(Duration::ZERO, vm.ended()).await.ok()
+    }
+
     /// Whether the VM has ended since the pod's cgroup ran out of memory: the containers' limits, with the RuntimeClass' overhead, were
     /// less than what VMM and daemons took.
     pub async fn ran_out_of_memory(&self) -> bool {
-        let mut vm = self.vm.clone();
-        let ended = tokio::time::timeout(Duration::ZERO, vm.ended()).await;
-        let died = matches!(ended, Ok(EndReason::ProcessDied { .. }));
+        let died = matches!(self.end().await, Some(EndReason::ProcessDied { .. }));
         let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
         died && dir.as_ref().is_some_and(PodDir::out_of_memory)
     }

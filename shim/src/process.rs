@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::{
     agent::ProcessId,
     error::{Error, Result},
+    limits,
     streams::{Pumps, Stdio, READ_LIMIT},
 };
 
@@ -184,6 +185,19 @@ impl Process {
         if let Some(open) = open {
             // What a child of the process holds open may be written to for ever.
             let _ = tokio::time::timeout(READ_LIMIT, open.closed()).await;
+        }
+    }
+
+    /// Has the guest end the output of a process that ended: what it had written still arrives, however slowly it is read. Who reads it
+    /// waits for its end.
+    pub async fn end_output(&self) {
+        const LOOK: Duration = Duration::from_millis(100);
+        loop {
+            let counted = |pumps: &mut Pumps| pumps.count(LOOK, limits::REST_OF_OUTPUT);
+            if !self.streams().pumps.as_mut().is_some_and(counted) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 

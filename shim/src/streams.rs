@@ -3,7 +3,17 @@
 //! Each stream is one task that copies one frame at a time, so memory is bounded and a reader that does not
 //! read stops the writer in the guest.
 
-use std::{io, os::fd::AsRawFd, pin::Pin, time::Duration};
+use std::{
+    io,
+    os::fd::AsRawFd,
+    pin::Pin,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc,
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use caisson_protocol::{port, stream};
 use tokio::{
@@ -110,11 +120,20 @@ impl HostEnds {
         ] {
             if let (Some(connection), Some(sink)) = (connection, sink) {
                 let open = pumps.output_open.subscribe();
+                let waits_for_reader = Arc::new(AtomicBool::new(false));
+                let sink = Watched {
+                    sink,
+                    is_full: waits_for_reader.clone(),
+                };
                 let pump = pump_output(name.to_owned(), stream, connection, sink);
-                pumps.output.push(tokio::spawn(async move {
-                    pump.await;
-                    drop(open);
-                }));
+                pumps.output.push(Output {
+                    task: tokio::spawn(async move {
+                        pump.await;
+                        drop(open);
+                    }),
+                    waits_for_reader,
+                    waited_for_guest: Duration::ZERO,
+                });
             }
         }
         Ok(pumps)
@@ -128,9 +147,18 @@ pub struct Pumps {
     /// A writer of our own: the process sees the end of its stdin when containerd says so (CloseIO) and all writers have
     /// gone, not when a client detaches.
     stdin_hold: Option<pipe::Sender>,
-    output: Vec<JoinHandle<()>>,
+    output: Vec<Output>,
     /// Each output has a receiver until it has ended.
     output_open: watch::Sender<()>,
+}
+
+/// One running copy of output.
+struct Output {
+    task: JoinHandle<()>,
+    /// Who reads it is slower than the guest.
+    waits_for_reader: Arc<AtomicBool>,
+    /// How long it was not, since the process ended.
+    waited_for_guest: Duration,
 }
 
 impl Pumps {
@@ -146,18 +174,75 @@ impl Pumps {
 
     /// Waits until all output has arrived where it goes, at most `within`.
     pub async fn drain(&mut self, within: Duration) {
-        let all = futures::future::join_all(self.output.iter_mut());
+        let tasks = self.output.iter_mut().map(|output| &mut output.task);
+        let all = futures::future::join_all(tasks);
         if tokio::time::timeout(within, all).await.is_err() {
             log::warn!("output is cut: still open after {within:?}");
         }
+    }
+
+    /// Counts time since the process ended, and cuts the output that the guest has had `most` of it to end. Returns whether some is
+    /// open. Time in which the guest waits for a reader does not count.
+    pub fn count(&mut self, time: Duration, most: Duration) -> bool {
+        for output in &mut self.output {
+            if !output.waits_for_reader.load(Ordering::Relaxed) {
+                output.waited_for_guest += time;
+            }
+            if output.waited_for_guest > most && !output.task.is_finished() {
+                log::warn!("output is cut: its process has ended, and the guest keeps it open");
+                output.task.abort();
+            }
+        }
+        self.output.iter().any(|output| !output.task.is_finished())
     }
 }
 
 impl Drop for Pumps {
     fn drop(&mut self) {
-        for task in self.stdin.iter().chain(&self.output) {
+        let output = self.output.iter().map(|output| &output.task);
+        for task in self.stdin.iter().chain(output) {
             task.abort();
         }
+    }
+}
+
+/// A sink of which is known whether it takes nothing at the moment.
+struct Watched {
+    sink: Sink,
+    is_full: Arc<AtomicBool>,
+}
+
+impl Watched {
+    fn noted<T>(&self, poll: Poll<T>) -> Poll<T> {
+        self.is_full.store(poll.is_pending(), Ordering::Relaxed);
+        poll
+    }
+
+    fn sink(&mut self) -> Pin<&mut dyn AsyncWrite> {
+        match &mut self.sink {
+            Sink::Fifo(fifo) => Pin::new(fifo) as Pin<&mut dyn AsyncWrite>,
+            Sink::Log(log) => log.as_mut(),
+        }
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let poll = self.sink().poll_write(cx, bytes);
+        self.noted(poll)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = self.sink().poll_flush(cx);
+        self.noted(poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sink().poll_shutdown(cx)
     }
 }
 
@@ -165,19 +250,15 @@ async fn pump_output(
     name: String,
     stream: &'static str,
     mut connection: UnixStream,
-    mut sink: Sink,
+    mut sink: Watched,
 ) {
-    let received = match &mut sink {
-        Sink::Log(log) => stream::receive(&mut connection, log).await,
-        Sink::Fifo(fifo) => stream::receive(&mut connection, fifo).await,
-    };
-    match received {
+    match stream::receive(&mut connection, &mut sink).await {
         Ok(bytes) => log::debug!(process = name, stream, bytes; "stream ended"),
         Err(error) => {
             log::warn!(process = name, stream; "output was cut: {}", chain(&error))
         }
     }
-    if let Sink::Fifo(fifo) = &sink {
+    if let Sink::Fifo(fifo) = &sink.sink {
         let read = tokio::time::timeout(READ_LIMIT, until_read(fifo)).await;
         read.unwrap_or_else(|_| log::debug!(process = name, stream; "output is not read"));
     }

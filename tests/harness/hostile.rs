@@ -24,6 +24,8 @@ pub const MEMORY: u64 = 32 << 20;
 pub const SLOWER: f64 = 1.5;
 /// How many execs a median is of.
 const EXECS: usize = 7;
+/// A shim's name in /proc/PID/status, which has the first 15 bytes of it (proc(5)).
+const SHIM_NAME: &str = "containerd-shim";
 /// Between two looks at the memory of shims.
 const LOOK: Duration = Duration::from_millis(20);
 /// Between two looks for shims.
@@ -127,7 +129,7 @@ impl Peak {
                     shims = shims_of(&tag);
                 }
                 for &shim in shims.iter().filter(|&&shim| shim != without) {
-                    found.fetch_max(proc::peak_rss(shim).unwrap_or(0), Ordering::Relaxed);
+                    found.fetch_max(peak_of_shim(shim).unwrap_or(0), Ordering::Relaxed);
                 }
                 std::thread::sleep(LOOK);
             }
@@ -143,6 +145,15 @@ impl Peak {
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
+}
+
+/// What a shim has had at most; nothing for a process that was a shim's child when it was found,
+/// and is QEMU by now.
+fn peak_of_shim(pid: u32) -> Result<u64> {
+    let status = proc::status(pid)?;
+    let is_shim = status.get("Name").is_some_and(|name| name == SHIM_NAME);
+    ensure!(is_shim, "{pid} is no shim");
+    proc::kib(status.get("VmHWM").context("VmHWM")?)
 }
 
 fn shims_of(tag: &str) -> Vec<u32> {

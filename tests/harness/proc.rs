@@ -143,7 +143,8 @@ pub fn kill(pid: u32, signal: i32) {
     unsafe { libc::kill(pid.max(2) as i32, signal) };
 }
 
-fn kib(text: &str) -> Result<u64> {
+/// The bytes of a number of KiB, as files in /proc have it (`1234 kB`).
+pub fn kib(text: &str) -> Result<u64> {
     let number = text.split_whitespace().next().context("a number of kB")?;
     Ok(number.parse::<u64>().with_context(|| text.to_owned())? * 1024)
 }

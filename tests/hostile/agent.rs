@@ -17,6 +17,9 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
+/// Within this time an agent that answers nothing is found dead: three pings, 5 s apart, that have
+/// 9 s each.
+const HEARTBEAT: Duration = Duration::from_secs(50);
 /// Events of one pod that containerd may get in 5 s.
 const EVENTS: usize = 50;
 /// What is written into the log for one pod in 5 s, bytes.
@@ -234,10 +237,11 @@ fn lies(lie: &str) -> Result<()> {
     attack(&format!("hostile-{lie}"), |_, _, _| Ok(()))
 }
 
-/// Waits until CRI shows the end of pod and container, with a reason.
+/// Waits until CRI shows the end of pod and container, with a reason. The pod lives until the
+/// heartbeat has found its agent dead: a guest that only stands still for some seconds is not killed.
 fn ended(pod: &Pod<'_>, container: &Container<'_>) -> Result<()> {
     let mut last = None;
-    command::poll("pod and container to have ended", SOON, || {
+    command::poll("pod and container to have ended", HEARTBEAT, || {
         let status = container.status().ok()?;
         let exited = status.state() == ContainerState::ContainerExited && !status.reason.is_empty();
         last = Some(status);

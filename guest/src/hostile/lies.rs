@@ -8,6 +8,7 @@ use std::{
 };
 
 use caisson_protocol::{agent, port};
+use futures_util::StreamExt;
 use protobuf::Message;
 use tokio::{
     io::{split, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf},
@@ -27,6 +28,8 @@ use super::{pod, Lie};
 const LATE: Duration = Duration::from_secs(20);
 /// How often a guest connects to the host.
 const RECONNECTS: usize = 10_000;
+/// Of these, how many at once.
+const AT_ONCE: usize = 512;
 /// What statistics may take of a frame of 4 MiB.
 const STATS: usize = 4_000_000;
 /// Frames that nobody asked for, before each answer.
@@ -202,10 +205,12 @@ fn started(lie: Option<Lie>) {
 }
 
 async fn reconnect() {
-    for _ in 0..RECONNECTS {
+    let connect = |_| async {
         // Refused or not is the host's affair.
         let _ = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port::READY)).await;
-    }
+    };
+    let all = futures_util::stream::iter(0..RECONNECTS);
+    all.for_each_concurrent(AT_ONCE, connect).await;
     log::info!("connected to the host {RECONNECTS} times");
 }
 

@@ -43,8 +43,9 @@ use crate::{
     streams::{HostEnds, Stdio},
 };
 
-/// How long output may still take to arrive after a process' end before `delete` cuts it.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long output may still take to arrive after a process' end before `delete` cuts it: what nobody reads does not keep a pod that
+/// is to be removed for long.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// For how long nothing has been started when what no start needs is plugged in: it would take the guest's only cpu from the
 /// program that starts.
 const AFTER_START: Duration = Duration::from_secs(1);

@@ -68,6 +68,7 @@ impl Pod {
                 return;
             }
             let id = process.id.clone();
+            let is_init = id.exec.is_empty();
             pod.events.send(TaskExit {
                 id: if id.exec.is_empty() {
                     id.container.clone()
@@ -80,6 +81,10 @@ impl Pod {
                 exited_at: Some(timestamp(at)).into(),
                 ..Default::default()
             });
+            // A child of an exec may write on, as with runc.
+            if is_init {
+                process.end_output().await;
+            }
         });
     }
 
@@ -117,7 +122,7 @@ impl Pod {
             ),
             () = silence(|| agent.ping()) => format!(
                 "its agent has not answered {} pings in a row, each within {:?}",
-                limits::PINGS_MISSED, limits::PING.limit
+                limits::PINGS_MISSED, agent.limit(limits::PING)
             ),
         }
     }
