@@ -11,6 +11,9 @@ more_pods = $(addprefix --test cri_,confinement surroundings streams security vo
 pods_of_2 = $(addprefix --test cri_,sandboxer block_roots users)
 # containerd 1.6 gives a pod no users of its own, 1.7 maps no volume for them.
 old_skip = -- --skip users_of_its_own
+# Of the pods whose agent lies and of those that take all they can, what fits into `make test`.
+lies = answer_that_claims answers_that_nobody ends_that events_without kill_that statistics_as case_3_start text_with
+abuses = fork_bomb memory_bomb log_flood
 # A pod with hostNetwork crashes containerd 2.1.4 where the runtime has sandboxer = "shim": containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
 # Not in `make test`: resources and scale take long and much memory; nested, servers, user_data and home_posix take minutes and 1 GB of Debian's packages.
@@ -31,6 +34,9 @@ test: ready unit packages ## the tests, on containerd 2.1 and, where its version
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings --test cri_users $(shim_skip)
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)
+	@cargo xtask image --hostile
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test hostile_agent -- $(lies)
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test hostile_abuse -- $(abuses)
 
 unit: ## the tests that need no VM and no root
 	@packaging/setup test

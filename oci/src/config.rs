@@ -87,7 +87,7 @@ pub struct Vm {
     /// How long the guest has from boot to the agent's first answer, in seconds.
     pub boot_timeout_secs: u64,
     /// The longest that the guest's agent has for the answer to any one request, in seconds. When
-    /// not said: 9 with KVM, and 65 under emulation, where starting a process may take as long.
+    /// not said: 8 with KVM, and 65 under emulation, where starting a process may take as long.
     pub answer_timeout_secs: Option<u64>,
 }
 

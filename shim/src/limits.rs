@@ -23,7 +23,7 @@ pub struct Patience(Duration);
 
 impl Patience {
     /// With KVM a process starts in milliseconds, so who asks hears of a guest that is silent within ten seconds.
-    const KVM: Duration = Duration::from_secs(9);
+    const KVM: Duration = Duration::from_secs(8);
     /// Emulated, a process of a container that has 10m of cpu takes 40 s to start.
     const EMULATED: Duration = Duration::from_secs(65);
 
@@ -112,6 +112,9 @@ pub const PINGS_MISSED: u32 = 3;
 /// How long a process may take from SIGKILL to its end; then its VM is stopped. The kernel needs milliseconds, and one that is emulated on a
 /// busy host a second; [`crate::streams::READ_LIMIT`] is in it. containerd's and the kubelet's patience is more.
 pub const KILLED: Duration = Duration::from_secs(6);
+
+/// As [`KILLED`], for a container that has not started and whose guest has left a call unanswered: it has had its time.
+pub const KILLED_UNSTARTED: Duration = Duration::from_secs(1);
 
 /// How long the guest may take to pass on what the pipes of an ended container hold, and to end its output. The kernel has ended all its
 /// processes by then.

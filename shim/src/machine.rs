@@ -175,6 +175,11 @@ impl Machine {
             .await
     }
 
+    /// Whether the agent has left a call without an answer that should have one by now.
+    pub fn is_overdue(&self) -> bool {
+        self.agent.get().is_some_and(|agent| agent.overdue() > 0)
+    }
+
     /// Connects to the agent and gives the guest its identity.
     async fn greet(&self) -> Result<Agent> {
         let started = Instant::now();

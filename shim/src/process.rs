@@ -9,10 +9,7 @@
 //! ```
 
 use std::{
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        Mutex, MutexGuard, PoisonError,
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -76,7 +73,7 @@ pub struct Process {
     pub process_json: Vec<u8>,
     state: watch::Sender<State>,
     streams: Mutex<Streams>,
-    is_killed: AtomicBool,
+    is_killed: watch::Sender<bool>,
 }
 
 /// The streams of a process, as far as they are connected.
@@ -96,13 +93,20 @@ impl Process {
             process_json,
             state: watch::Sender::new(State::Created),
             streams: Mutex::default(),
-            is_killed: AtomicBool::new(false),
+            is_killed: watch::Sender::new(false),
         }
     }
 
     /// Notes that it was killed. Returns whether that is new.
     pub fn kill(&self) -> bool {
-        !self.is_killed.swap(true, Ordering::Relaxed)
+        !self.is_killed.send_replace(true)
+    }
+
+    /// Resolves when [`Process::kill`] has been called.
+    pub async fn killed(&self) {
+        let mut is_killed = self.is_killed.subscribe();
+        // The sender lives as long as `self`.
+        drop(is_killed.wait_for(|is_killed| *is_killed).await);
     }
 
     /// How errors and logs name it.

@@ -166,7 +166,8 @@ impl Share {
         Ok(())
     }
 
-    /// Unmounts and removes what is a container's, and the volumes that no other uses. Idempotent.
+    /// Unmounts and removes what is a container's, and the volumes that no other uses. Idempotent; succeeds too where the pod's folder
+    /// has been removed meanwhile, as it is when the VM ends and containerd deletes pod and container at once.
     pub fn remove(&self, container: &str) -> Result<()> {
         let mut users = self.users();
         let mut unused = Vec::new();
@@ -176,11 +177,14 @@ impl Share {
             }
         }
         users.retain(|_, of_volume| !of_volume.is_empty());
-        if !unused.is_empty() {
-            let folder = self.volumes()?;
-            for name in unused {
-                self.remove_from(&folder, &name)?;
-            }
+        for name in unused {
+            let volumes = match self.shared.folder(VOLUMES) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                volumes => {
+                    volumes.map_err(Error::file("open", self.pod.join(SHARED).join(VOLUMES)))?
+                }
+            };
+            self.remove_from(&volumes, &name)?;
         }
         drop(users);
         self.remove_from(&self.shared, container)
@@ -359,6 +363,19 @@ mod tests {
         fixture.share.remove("b").unwrap();
         fixture.share.remove("b").unwrap();
         assert!(!fixture.place().exists());
+    }
+
+    #[test]
+    fn container_is_removed_after_the_folder_of_its_pod() {
+        let fixture = Fixture::new();
+        fixture
+            .share
+            .mount_volumes("a", &[fixture.volume()])
+            .unwrap();
+        let pod = Folder::open(fixture.dir.path()).unwrap();
+        pod.remove(SHARED).unwrap();
+        fixture.share.remove("a").unwrap();
+        assert!(fixture.source().join("file").exists());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use caisson_tests::{
 use rstest::rstest;
 
 /// Within this time an agent that answers nothing is found dead: three pings, 5 s apart, that have
-/// 9 s each.
+/// 8 s each.
 const HEARTBEAT: Duration = Duration::from_secs(50);
 /// Events of one pod that containerd may get in 5 s.
 const EVENTS: usize = 50;

@@ -21,7 +21,7 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// (`drain_exec_sync_io_timeout` of the tests' configuration).
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long an agent has for an answer: by default with KVM, configured here for emulation too.
-const ANSWER_SECS: u64 = 9;
+const ANSWER_SECS: u64 = 8;
 
 /// The node, whose guests all have the agent that lies where a pod's hostname says so.
 pub fn node() -> &'static CriNode {

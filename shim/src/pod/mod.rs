@@ -25,8 +25,11 @@ use std::{
 use caisson_oci::{config::NodeConfig, spec::LinuxResources};
 use caisson_protocol::agent::StatsResponse;
 use caisson_vmm::Vmm;
-use containerd_shim::protos::events::task::{
-    TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
+use containerd_shim::protos::{
+    events::task::{
+        TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
+    },
+    ttrpc,
 };
 use tokio::{sync::OnceCell, time::timeout};
 
@@ -242,7 +245,12 @@ impl Pod {
         if signal == libc::SIGKILL as u32 && (all || exec.is_empty()) {
             return kill_container(machine, &container, all).await;
         }
-        machine.agent().await?.kill(&process.id, signal, all).await
+        let sent = async { machine.agent().await?.kill(&process.id, signal, all).await };
+        if signal != libc::SIGKILL as u32 {
+            return sent.await;
+        }
+        process.kill();
+        killed(process.name(), sent.await)
     }
 
     /// Removes a container or an exec that has ended. Returns its exit and the pid that was told.
@@ -470,27 +478,40 @@ async fn kill_container(machine: Arc<Machine>, container: &Container, all: bool)
     let id = init.id.clone();
     if init.kill() {
         let machine = machine.clone();
+        let most = match init.state() {
+            State::Created if machine.is_overdue() => limits::KILLED_UNSTARTED,
+            _ => limits::KILLED,
+        };
         tokio::spawn(async move {
-            if timeout(limits::KILLED, init.exited()).await.is_err() {
+            if timeout(most, init.exited()).await.is_err() {
                 log::error!(
                     container = init.name();
-                    "not ended {:?} after SIGKILL: stopping the pod's VM", limits::KILLED
+                    "not ended {most:?} after SIGKILL: stopping the pod's VM"
                 );
                 machine.kill().await;
             }
         });
     }
-    let killed = async {
+    let sent = async {
         let agent = machine.agent().await?;
         agent.kill(&id, libc::SIGKILL as u32, all).await
     };
-    match killed.await {
-        // It ends all the same.
-        Err(error @ Error::AgentSilent { .. }) => {
-            log::warn!(container = id.container; "{}", error.chain());
+    killed(&id.container, sent.await)
+}
+
+/// What came of SIGKILL for a process that ends all the same, whatever the guest says. That there is no such process is containerd's
+/// to know.
+fn killed(name: &str, sent: Result<()>) -> Result<()> {
+    match sent {
+        Err(Error::Agent {
+            code: ttrpc::Code::NOT_FOUND,
+            ..
+        }) => sent,
+        Err(error @ (Error::Agent { .. } | Error::AgentSilent { .. })) => {
+            log::warn!(process = name; "{}", error.chain());
             Ok(())
         }
-        killed => killed,
+        sent => sent,
     }
 }
 

@@ -196,6 +196,13 @@ async fn exit_status(machine: &Machine, process: &Process) -> u32 {
             Err(error) => error,
         },
         status = status_with_the_vm(machine) => return status,
+        () = given_up(process) => {
+            log::error!(
+                process = process.name();
+                "not ended {:?} after SIGKILL: it counts as ended", limits::KILLED
+            );
+            return KILLED_STATUS;
+        }
     };
     match timeout(limits::LAST_WORDS, status_with_the_vm(machine)).await {
         Ok(status) => status,
@@ -206,6 +213,16 @@ async fn exit_status(machine: &Machine, process: &Process) -> u32 {
             UNKNOWN_STATUS
         }
     }
+}
+
+/// Resolves a while after an exec was killed: what keeps one from its end is the pod's affair, and who waits for it does not. A
+/// container that does not end takes its VM with it instead, see [`Pod::kill`].
+async fn given_up(process: &Process) {
+    if process.id.exec.is_empty() {
+        return std::future::pending().await;
+    }
+    process.killed().await;
+    tokio::time::sleep(limits::KILLED).await;
 }
 
 #[cfg(test)]
