@@ -25,7 +25,7 @@ help: ## this list
 demo: ## containers in VMs of their own, with a skill and a home, through a real containerd
 	@packaging/setup demo
 	@cargo xtask dist
-	@cargo xtask run demo
+	@cargo xtask demo
 
 test: ready unit packages ## the tests, on containerd 2.1 and, where its version matters, 1.6 and 1.7 (`make pods` has more)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
@@ -45,7 +45,8 @@ unit: ## the tests that need no VM and no root
 packages: ## the chart, the node image and the Debian package: the tests that need no VM
 	@packaging/setup test
 	@cargo xtask test-tools --chart
-	@cargo xtask release
+	@cargo xtask dist
+	@cargo xtask release --as-is
 	cargo test -p caisson-tests --test chart --test packages
 
 pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD names (2, 1.7 or 1.6), sandboxes by CAISSON_TEST_SANDBOXER (shim)
@@ -73,10 +74,13 @@ conformance: k8s-ready ## Kubernetes' own end-to-end tests for nodes, with runc 
 	@cargo xtask cluster-tools --conformance
 	@cargo xtask run conformance
 
-bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
+bench: ready ## start times, memory and network of containers and pods beside runc's, in one run, of what a release has
+	@cargo xtask dist --shipped
 	@cargo xtask run bench
 
 bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at once, beside runc's
+	@cargo xtask dist --shipped
+	@cargo xtask node-image --as-is
 	@cargo xtask run bench cluster
 
 soak: ready ## 200 containers one after another, then nothing may be left

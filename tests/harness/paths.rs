@@ -71,7 +71,7 @@ pub fn dist() -> PathBuf {
 
 /// The agent as it is in the guest image, which the fake VMM runs on the host.
 pub fn agent() -> PathBuf {
-    target().join("x86_64-unknown-linux-gnu/guest/caisson-agent")
+    target().join("x86_64-unknown-linux-gnu/release/caisson-agent")
 }
 
 /// The `probe` program, built beside the running test.

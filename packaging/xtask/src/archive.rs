@@ -48,6 +48,14 @@ impl Archive {
         self.append(EntryType::Regular, path, mode, content)
     }
 
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, to: &str) -> Result<()> {
+        let mut header = header(EntryType::Symlink, 0o777, 0);
+        self.tar
+            .append_link(&mut header, path, to)
+            .with_context(|| format!("add {path}"))
+    }
+
     /// Adds what lies elsewhere.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
         self.file(&entry.to, entry.mode, &files::read(&entry.from)?)

@@ -8,18 +8,18 @@ use crate::{
     dirs::Dirs,
     files, helpers,
     image::{self, Pins},
+    profile::Profile,
     step,
 };
 
-/// Package, profile and name of each binary.
-const BINARIES: [[&str; 3]; 2] = [
-    ["caisson-shim", "resident", "containerd-shim-caisson-v2"],
-    ["caisson", "release", "caisson"],
-];
-
 /// Builds the binaries, the guest image and the daemons.
-pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
-    for [package, profile, binary] in BINARIES {
+pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
+    // Nobody runs many of `caisson` at once.
+    for (package, profile, binary) in [
+        ("caisson-shim", profile, "containerd-shim-caisson-v2"),
+        ("caisson", Profile::Release, "caisson"),
+    ] {
+        let profile = profile.name();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .args(["build", "-p", package, "--bin", binary])
@@ -33,6 +33,6 @@ pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
         let built = dirs.target.join(profile).join(binary);
         files::copy(&built, &dirs.dist.join("bin").join(binary))?;
     }
-    image::build(dirs, pins)?;
+    image::build(dirs, pins, profile)?;
     helpers::build(dirs)
 }

@@ -10,6 +10,7 @@
 
 mod archive;
 mod deb;
+mod demo;
 mod deny;
 mod dirs;
 mod dist;
@@ -19,8 +20,10 @@ mod helpers;
 mod image;
 mod inputs;
 mod node_image;
+mod oci_image;
 mod papers;
 mod payload;
+mod profile;
 mod release;
 mod run;
 mod step;
@@ -29,6 +32,7 @@ mod test_tools;
 use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
+use profile::Profile;
 use test_tools::Further;
 
 const USAGE: &str = "usage: cargo xtask JOB
@@ -38,11 +42,12 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   image --hostile             an initramfs for tests whose agent lies to the host: target/cache/hostile
   helpers                     virtiofsd and vhost-device-vsock
-  dist [--locked]             the shim and caisson, image and helpers
+  dist [--shipped]            the shim and caisson, image and helpers; --shipped: as small as a release has them
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
-  deb                         dist, and a Debian package of it
-  release                     dist, node image, Debian package, SBOM, licences and SHA256SUMS of them all
-                              these three with --as-is: of what is in target/dist, with --locked: as dist
+  deb                         dist --shipped, and a Debian package of it
+  release                     dist --shipped, node image, Debian package, SBOM, licences and SHA256SUMS of them all
+                              these three with --as-is: of what is in target/dist; with --locked: refuse another
+                              kernel than the pinned one
   release --check-reproducible  packs target/dist twice and compares
   test-tools [--chart|--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
@@ -51,7 +56,8 @@ const USAGE: &str = "usage: cargo xtask JOB
   cluster-tools [--conformance]
                               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; Kubernetes'
                               own end-to-end tests
-  run NAME [ARGUMENT ...]     a program of the tests' crate: demo, bench, cri-integration, conformance
+  demo                        two containers in VMs of their own, with a skill and a home, by Debian's containerd
+  run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, conformance
   deny                        licences, bans and sources of the dependencies
   fuzz SECONDS [TARGET ...]   the fuzz targets under tests/fuzz, each for so many seconds of CPU time
 ";
@@ -72,13 +78,13 @@ fn dispatch(args: &[&str]) -> Result<()> {
     let dirs = dirs::Dirs::find()?;
     let lock = dirs.lock()?;
     match args {
-        ["image"] => image::build(&dirs, image::Pins::Prefer),
-        ["image", "--locked"] => image::build(&dirs, image::Pins::Require),
+        ["image"] => image::build(&dirs, image::Pins::Prefer, Profile::Release),
+        ["image", "--locked"] => image::build(&dirs, image::Pins::Require, Profile::Release),
         ["image", "--update-pins"] => image::update_pins(&dirs),
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
         ["image", "--hostile"] => image::build_hostile(&dirs),
-        ["dist"] => dist::build(&dirs, image::Pins::Prefer),
-        ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require),
+        ["dist"] => dist::build(&dirs, image::Pins::Prefer, Profile::Release),
+        ["dist", "--shipped"] => dist::build(&dirs, image::Pins::Prefer, Profile::Shipped),
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
@@ -91,11 +97,17 @@ fn dispatch(args: &[&str]) -> Result<()> {
             let seconds = seconds.parse().context("the seconds of a fuzz run")?;
             fuzz::run(&dirs, lock, seconds, wanted)
         }
-        ["node-image", from @ ..] => release::node_image(&dirs, where_from(from)?),
-        ["deb", from @ ..] => release::deb(&dirs, where_from(from)?),
+        ["node-image", from @ ..] => {
+            release::node_image(&dirs, where_from(from, Profile::Release)?)
+        }
+        ["deb", from @ ..] => release::deb(&dirs, where_from(from, Profile::Shipped)?),
         ["release", "--check-reproducible"] => release::check_reproducible(&dirs),
-        ["release", from @ ..] => release::all(&dirs, where_from(from)?),
+        ["release", from @ ..] => release::all(&dirs, where_from(from, Profile::Shipped)?),
         ["helpers"] => helpers::build(&dirs),
+        ["demo"] => {
+            drop(lock);
+            demo::run(&dirs)
+        }
         ["run", program, args @ ..] => run::run(&dirs, program, args),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
@@ -105,10 +117,10 @@ fn dispatch(args: &[&str]) -> Result<()> {
     }
 }
 
-fn where_from(args: &[&str]) -> Result<release::From> {
+fn where_from(args: &[&str], profile: Profile) -> Result<release::From> {
     match args {
-        [] => Ok(release::From::Built(image::Pins::Prefer)),
-        ["--locked"] => Ok(release::From::Built(image::Pins::Require)),
+        [] => Ok(release::From::Built(image::Pins::Prefer, profile)),
+        ["--locked"] => Ok(release::From::Built(image::Pins::Require, profile)),
         ["--as-is"] => Ok(release::From::AsIs),
         _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
     }

@@ -6,12 +6,12 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{bail, Context, Result};
-use serde_json::{json, Value};
+use serde_json::json;
 
 use crate::{
     archive::Archive,
     dirs::Dirs,
-    files, papers,
+    files, oci_image, papers,
     payload::{self, Entry},
     step,
 };
@@ -33,55 +33,25 @@ const FOLDERS: [&str; 7] = [
     "var",
 ];
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Puts the image together from what `target/dist` has.
 pub fn build(dirs: &Dirs) -> Result<()> {
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let layer = temp.path().join("layer.tar");
     write_layer(dirs, &layer)?;
-    let diff_id = files::sha256(&layer)?;
-    // -n: no name and no time in it.
-    step::run(
-        &dirs.log,
-        "node-image",
-        Command::new("gzip").args(["-n", "-6"]).arg(&layer),
-    )?;
-    let layer = temp.path().join("layer.tar.gz");
-    let layer_digest = files::sha256(&layer)?;
-    let layer = files::read(&layer)?;
-
-    let config = config(&diff_id);
-    let config_digest = digest(temp.path(), &config)?;
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": descriptor(CONFIG, &config_digest, config.len()),
-        "layers": [descriptor(LAYER, &layer_digest, layer.len())],
-    });
-    let manifest = bytes(&manifest);
-    let manifest_digest = digest(temp.path(), &manifest)?;
-
     let built = temp.path().join(FILE);
-    let mut image = Archive::create(&built)?;
-    image.file(
-        "oci-layout",
-        0o644,
-        &bytes(&json!({ "imageLayoutVersion": "1.0.0" })),
-    )?;
-    let index = index(descriptor(MANIFEST, &manifest_digest, manifest.len()));
-    image.file("index.json", 0o644, &bytes(&index))?;
-    for (digest, content) in [
-        (&config_digest, &config),
-        (&manifest_digest, &manifest),
-        (&layer_digest, &layer),
-    ] {
-        image.file(&format!("blobs/sha256/{digest}"), 0o644, content)?;
-    }
-    image.finish()?;
+    let config = json!({
+        "Entrypoint": [ENTRYPOINT],
+        "Env": ["PATH=/usr/lib/caisson/bin"],
+        "Labels": {
+            "org.opencontainers.image.title": "Caisson",
+            "org.opencontainers.image.version": VERSION,
+            "org.opencontainers.image.licenses": "Apache-2.0",
+        },
+    });
+    let name = format!("{REPOSITORY}:{VERSION}");
+    oci_image::write(&dirs.log, &layer, config, &name, &built)?;
     files::copy(&built, &dirs.dist.join(FILE))
 }
 
@@ -129,49 +99,6 @@ fn library_paths(said: &str) -> Result<Vec<&str>> {
     }
     paths.sort_unstable();
     Ok(paths)
-}
-
-fn config(diff_id: &str) -> Vec<u8> {
-    bytes(&json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {
-            "Entrypoint": [ENTRYPOINT],
-            "Env": ["PATH=/usr/lib/caisson/bin"],
-            "Labels": {
-                "org.opencontainers.image.title": "Caisson",
-                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
-                "org.opencontainers.image.licenses": "Apache-2.0",
-            },
-        },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
-        "history": [{ "created_by": "cargo xtask node-image" }],
-    }))
-}
-
-fn index(mut manifest: Value) -> Value {
-    let version = env!("CARGO_PKG_VERSION");
-    manifest["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-    manifest["annotations"] = json!({
-        // containerd takes the first for the image's name, other tools the second for its tag.
-        "io.containerd.image.name": format!("{REPOSITORY}:{version}"),
-        "org.opencontainers.image.ref.name": version,
-    });
-    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest] })
-}
-
-fn descriptor(media_type: &str, digest: &str, size: usize) -> Value {
-    json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size })
-}
-
-fn bytes(value: &Value) -> Vec<u8> {
-    value.to_string().into_bytes()
-}
-
-fn digest(temp: &Path, content: &[u8]) -> Result<String> {
-    let path = temp.join("blob");
-    files::write(&path, content, 0o644)?;
-    files::sha256(&path)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::{
     image::Pins,
     node_image::{self, FILE},
     papers,
+    profile::Profile,
 };
 
 const SUMS: &str = "SHA256SUMS";
@@ -19,7 +20,7 @@ const SUMS: &str = "SHA256SUMS";
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum From {
     /// They are built.
-    Built(Pins),
+    Built(Pins, Profile),
     /// They are in `target/dist` already.
     AsIs,
 }
@@ -64,8 +65,8 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
 }
 
 fn contents(dirs: &Dirs, from: From) -> Result<()> {
-    if let From::Built(pins) = from {
-        dist::build(dirs, pins)?;
+    if let From::Built(pins, profile) = from {
+        dist::build(dirs, pins, profile)?;
     }
     papers::build(dirs)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask run NAME`: a program of the tests' crate (demo, bench), built with its progress shown, then run in place of
+//! `cargo xtask run NAME`: a program of the tests' crate (bench, conformance), built with its progress shown, then run in place of
 //! xtask.
 
 use std::{os::unix::process::CommandExt, process::Command};

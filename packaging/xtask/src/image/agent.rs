@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 
 use super::Pins;
-use crate::{dirs::Dirs, step};
+use crate::{dirs::Dirs, profile::Profile, step};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -22,11 +22,18 @@ pub enum Agent {
 
 /// Builds into `target_dir` and returns the binary, which the next build replaces. With
 /// [`Pins::Require`] an outdated Cargo.lock is an error.
-pub fn build(dirs: &Dirs, agent: Agent, pins: Pins, target_dir: &Path) -> Result<PathBuf> {
+pub fn build(
+    dirs: &Dirs,
+    agent: Agent,
+    pins: Pins,
+    profile: Profile,
+    target_dir: &Path,
+) -> Result<PathBuf> {
+    // A panic of PID 1 has to end the guest.
     // A fixed address: the relocations of a position-independent binary are done at each exec, and every container needs
     // two. Measured under emulation: 90 ms of 1775 from the shim's start to a container's first byte.
     let mut flags = format!(
-        "-C target-feature=+crt-static -C relocation-model=static --remap-path-prefix={}=/caisson",
+        "-C target-feature=+crt-static -C relocation-model=static -C panic=abort --remap-path-prefix={}=/caisson",
         dirs.root.display()
     );
     if let Some(home) = cargo_home() {
@@ -40,7 +47,13 @@ pub fn build(dirs: &Dirs, agent: Agent, pins: Pins, target_dir: &Path) -> Result
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--package", "caisson-guest"])
-        .args(["--profile", "guest", "--target", TARGET, "--target-dir"])
+        .args([
+            "--profile",
+            profile.name(),
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(target_dir)
         .current_dir(&dirs.root)
         // Both would come before the flags below.
@@ -56,7 +69,8 @@ pub fn build(dirs: &Dirs, agent: Agent, pins: Pins, target_dir: &Path) -> Result
         cargo.args(["--features", "hostile"]);
     }
     step::run(&dirs.log, "agent", &mut cargo)?;
-    Ok(target_dir.join(TARGET).join("guest/caisson-agent"))
+    let built = target_dir.join(TARGET).join(profile.name());
+    Ok(built.join("caisson-agent"))
 }
 
 fn cargo_home() -> Option<PathBuf> {

@@ -27,6 +27,7 @@ use crate::{
     dirs::Dirs,
     files,
     inputs::{self, Inputs, Kernel},
+    profile::Profile,
 };
 use agent::Agent;
 use cpio::Archive;
@@ -54,11 +55,11 @@ struct Digests {
 }
 
 /// Builds the image into `target/dist/guest`.
-pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
+pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, pins)?;
     let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
-    let agent = agent::build(dirs, Agent::Shipped, pins, &dirs.target)?;
+    let agent = agent::build(dirs, Agent::Shipped, pins, profile, &dirs.target)?;
     assemble(&parts, &package, &agent, &dirs.dist.join("guest"))?;
     Ok(())
 }
@@ -69,13 +70,14 @@ pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, Pins::Prefer)?;
     let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
-    let agent = agent::build(dirs, Agent::Hostile, Pins::Prefer, &dirs.target)?;
+    let build = |agent| agent::build(dirs, agent, Pins::Prefer, Profile::Release, &dirs.target);
+    let agent = build(Agent::Hostile)?;
     let initramfs = initramfs(&parts, &agent)?;
     let to = dirs.cache.join("hostile");
     files::make_dir(&to)?;
     files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)?;
     // Both are called the same; what stays there is the one that is shipped.
-    agent::build(dirs, Agent::Shipped, Pins::Prefer, &dirs.target).map(drop)
+    build(Agent::Shipped).map(drop)
 }
 
 /// The kernel's package that is built from, and its file.
@@ -102,7 +104,7 @@ pub fn update_pins(dirs: &Dirs) -> Result<()> {
 
 /// Builds everything once more from nothing, elsewhere, and fails unless that gives the bytes of `target/dist/guest`.
 pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
-    build(dirs, Pins::Require)?;
+    build(dirs, Pins::Require, Profile::Release)?;
     let first = files::read_text(&dirs.dist.join("guest/manifest.json"))?;
 
     let inputs = Inputs::read(&dirs.inputs())?;
@@ -111,7 +113,13 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let at = |name: &str| temp.path().join(name);
     let parts = Parts::make(dirs, &package, &inputs.initramfs.boot_modules, &at("parts"))?;
-    let agent = agent::build(dirs, Agent::Shipped, Pins::Require, &at("target"))?;
+    let agent = agent::build(
+        dirs,
+        Agent::Shipped,
+        Pins::Require,
+        Profile::Release,
+        &at("target"),
+    )?;
     let second = assemble(&parts, &package, &agent, &at("guest"))?;
     if first != second {
         bail!("two builds of the same inputs differ:\n{first}{second}");

@@ -1,4 +1,4 @@
-//! What the demo does, step by step, with the time of each on the terminal.
+//! The demo's steps, each with its time on the terminal.
 
 use std::{
     io::{IsTerminal, Write},
