@@ -1,22 +1,26 @@
-# `make help` lists the targets. Each brings what it needs: on a fresh Debian 12, as root, with a Rust toolchain.
+# `make help` lists the targets. Each target installs or builds what it needs: on a fresh Debian 12,
+# as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
+.PHONY: help demo test versions unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
 
-# Under ctr: where containerd's version matters.
-tasks = $(addprefix --test ,control events exit_codes kills machine run homes skills streams)
-# By CRI: where containerd's version matters, and where one version is enough.
+# Tests under ctr for which containerd's version matters.
+tasks = $(addprefix --test ,control events exit_codes kills machine run streams)
+# CRI tests: those for which containerd's version matters, and those for which one version is
+# enough.
 pods = $(addprefix --test cri_,lifecycle network kills)
 more_pods = $(addprefix --test cri_,confinement surroundings streams security volumes homes secrets late_skills images pod_specs probes skills hostile_share policy quiet)
-# By CRI: what containerd 2 alone has.
+# CRI tests of what only containerd 2 has.
 pods_of_2 = $(addprefix --test cri_,sandboxer block_roots users)
-# containerd 1.6 gives a pod no users of its own, 1.7 maps no volume for them.
+# containerd 1.6 gives a pod no users of its own; 1.7 maps no volumes for them.
 old_skip = -- --skip users_of_its_own
-# Of the pods whose agent lies and of those that take all they can, what fits into `make test`.
+# The part of the tests with lying agents and with greedy pods that fits into `make test`.
 lies = answer_that_claims answers_that_nobody ends_that events_without kill_that statistics_as case_3_start text_with
 abuses = fork_bomb memory_bomb log_flood
-# A pod with hostNetwork crashes containerd 2.1.4 where the runtime has sandboxer = "shim": containerd#12983.
+# A pod with hostNetwork crashes containerd 2.1.4 if the runtime has sandboxer = "shim":
+# containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
-# Not in `make test`: resources and scale take long and much memory; nested, servers, user_data and home_posix take minutes and 1 GB of Debian's packages.
+# Not in `make test`: resources and scale take long and much memory; nested, servers, user_data and
+# home_posix take minutes and 1 GB of Debian's packages.
 all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data home_posix)
 
 help: ## this list
@@ -31,12 +35,18 @@ test: ready unit packages ## the tests, on containerd 2.1 and, where its version
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests
 	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(tasks)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests $(pods) $(more_pods) $(pods_of_2) --test node_install
-	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests $(pods) --test cri_surroundings --test cri_users $(shim_skip)
-	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests $(pods)
-	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests $(pods)
+	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test -p caisson-tests --test cri_lifecycle --test cri_users $(shim_skip)
+	CAISSON_TEST_CONTAINERD=1.6 cargo test -p caisson-tests --test cri_lifecycle --test cri_network
+	CAISSON_TEST_CONTAINERD=1.7 cargo test -p caisson-tests --test cri_lifecycle
 	@cargo xtask image --hostile
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test hostile_agent -- $(lies)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test hostile_abuse -- $(abuses)
+
+versions: ready ## what `make test` leaves out of other versions of containerd and of sandboxes by the shim
+	CAISSON_TEST_CONTAINERD=1.6 cargo test --no-fail-fast -p caisson-tests --test homes --test skills
+	CAISSON_TEST_CONTAINERD=1.6 cargo test --no-fail-fast -p caisson-tests $(pods)
+	CAISSON_TEST_CONTAINERD=1.7 cargo test --no-fail-fast -p caisson-tests $(pods)
+	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test --no-fail-fast -p caisson-tests $(pods) --test cri_surroundings $(shim_skip)
 
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
@@ -129,7 +139,7 @@ deny: ## licences, bans and sources of the dependencies
 clean: ## everything built; downloads and built tools too
 	cargo clean
 
-# All that the tests and the bench run on. One after the other, also under make -j.
+# Everything that the tests and the bench run on. One after the other, also under make -j.
 .PHONY: ready
 ready:
 	@packaging/setup test

@@ -1,4 +1,4 @@
-//! Generates the CRI client from Kubernetes' own proto file.
+//! Generates the CRI client from Kubernetes' proto file.
 
 fn main() -> std::io::Result<()> {
     tonic_prost_build::configure()

@@ -1,8 +1,9 @@
-//! The first second of the guest: from the kernel's jump into `/init` to an agent that listens.
+//! Boots the guest: from the kernel's jump into `/init` to an agent that listens, in about a
+//! second.
 //!
 //! ```text
-//!   own root -> /proc /sys /dev ... -> caisson.probe? power off
-//!            -> ask for the secret -> modules of the control channel -> the secret -> listen -> serve for ever
+//!   own root -> /proc /sys /dev ... -> caisson.probe? power off -> ask for the secret
+//!     -> modules of the control channel -> the secret -> listen -> serve for ever
 //! ```
 
 use std::{
@@ -27,14 +28,15 @@ use crate::{console, machine::Machine, modules, secret::Question, service, Error
 
 const CONSOLE: &str = "/dev/console";
 
-/// Cgroup v2's mount point.
+/// The mount point of cgroup v2.
 pub const CGROUP: &str = "/sys/fs/cgroup";
 
-/// What a kubelet sets on its node, since programs there count on it: reserving more memory than there is succeeds, and a
-/// kernel that is broken ends.
+/// Kernel parameters that a kubelet sets on its node, and that programs there rely on: a program
+/// may reserve more memory than there is, and an oops panics the kernel.
 const SYSCTLS: [(&str, &str); 2] = [("vm/overcommit_memory", "1"), ("kernel/panic_on_oops", "1")];
 
-/// Boots the guest and serves the host. Never returns: where it can't go on, it powers the machine off.
+/// Boots the guest and serves the host. Never returns: if it can't go on, it powers the machine
+/// off.
 pub fn run() -> ! {
     let failed = match boot() {
         Ok(()) => "the service ended".to_string(),
@@ -44,14 +46,15 @@ pub fn run() -> ! {
     power_off()
 }
 
-/// How many files a process may have open, and up to how many it may raise that: what systemd gives to containerd, and so to
-/// containers (systemd-system.conf(5), DefaultLimitNOFILE). The kernel's own 4096 is too low for servers.
+/// How many files a process may have open, and how far it may raise that limit. These are the
+/// values that systemd gives to containerd, and so to containers (systemd-system.conf(5),
+/// DefaultLimitNOFILE). The kernel's own limit of 4096 is too low for servers.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
-/// Writes out what is unwritten and turns the machine off.
+/// Writes all unwritten data to disk and turns the machine off.
 pub fn power_off() -> ! {
     nix::unistd::sync();
-    // Only fails without the right to do so, which PID 1 has.
+    // Fails only without the right to do so, which PID 1 has.
     let _ = reboot(RebootMode::RB_POWER_OFF);
     std::process::abort()
 }
@@ -81,7 +84,7 @@ fn boot() -> Result<()> {
     mount_rest()?;
     enable_controllers()?;
     loopback_up()?;
-    // Not there without memory hot-plug.
+    // The file does not exist without memory hot-plug.
     let _ = fs::write("/sys/devices/system/memory/auto_online_blocks", "online");
     for (name, value) in SYSCTLS {
         let path = Path::new("/proc/sys").join(name);
@@ -95,8 +98,8 @@ fn boot() -> Result<()> {
     service::serve(Machine::Guest, question.answer()?)
 }
 
-/// Puts a bind mount of the root over the root and moves into it: the initramfs itself can't be left by
-/// pivot_root(2), which containers need.
+/// Puts a bind mount of the root over the root and moves into it. Containers need pivot_root(2),
+/// which can't leave the initramfs itself.
 fn own_root() -> Result<()> {
     let failed = |source: nix::Error| Error::Mount {
         what: "/".to_string(),
@@ -116,7 +119,7 @@ fn own_root() -> Result<()> {
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed)?;
     nix::unistd::chroot(".").map_err(failed)?;
     nix::unistd::chdir("/").map_err(failed)?;
-    // Only a name is left of it.
+    // Only the empty directory is left.
     let _ = fs::remove_dir("/.root");
     Ok(())
 }
@@ -138,7 +141,7 @@ fn mount_rest() -> Result<()> {
         "gid=5,mode=0620,ptmxmode=0666",
     )?;
     mount_new("tmpfs", "/dev/shm", quiet, "mode=1777")?;
-    // For containers in a user namespace, who may not mount it.
+    // For containers in a user namespace, which may not mount it themselves.
     mount_new("mqueue", "/dev/mqueue", quiet, "")?;
     mount_new("tmpfs", "/run", quiet, "mode=0755")?;
     mount_new("tmpfs", "/tmp", quiet, "mode=1777")?;
@@ -162,7 +165,7 @@ fn make_dir(path: &str) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::file("create directory", path))
 }
 
-/// Opens descriptors 0 to 2 where the kernel found no console in the initramfs.
+/// Opens descriptors 0 to 2 if the kernel found no console in the initramfs.
 fn stdio() -> Result<()> {
     loop {
         let null = OpenOptions::new()
@@ -177,7 +180,7 @@ fn stdio() -> Result<()> {
     }
 }
 
-/// Gives every controller that the kernel has to the cgroups of the containers.
+/// Enables all of the kernel's controllers for the cgroups of the containers.
 fn enable_controllers() -> Result<()> {
     let path = Path::new(CGROUP).join("cgroup.controllers");
     let controllers = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
@@ -190,7 +193,7 @@ fn enable_controllers() -> Result<()> {
     Ok(())
 }
 
-/// Sets the loopback interface up, for containers that share the guest's network namespace.
+/// Brings the loopback interface up, for containers that share the guest's network namespace.
 fn loopback_up() -> Result<()> {
     let failed = Error::system("set the interface lo up");
     let up = || -> std::io::Result<()> {
@@ -200,7 +203,7 @@ fn loopback_up() -> Result<()> {
         if socket < 0 {
             return Err(std::io::Error::last_os_error());
         }
-        // SAFETY: socket(2) just gave this descriptor to us alone.
+        // SAFETY: socket(2) just returned this descriptor, and nothing else owns it.
         let socket =
             unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(socket) };
         // SAFETY: `ifreq` is plain data for which zeros are valid.
@@ -219,7 +222,7 @@ fn loopback_up() -> Result<()> {
     up().map_err(failed)
 }
 
-/// Our words on the kernel's command line.
+/// Caisson's own words on the kernel's command line.
 #[derive(Debug, PartialEq)]
 struct Words {
     probe: bool,

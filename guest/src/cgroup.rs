@@ -1,6 +1,6 @@
-//! A container's cgroup (v2): who is in it, freezing, killing, figures.
+//! A container's cgroup (v2): lists, freezes and kills its processes, and reads its statistics.
 //!
-//! What needs the OCI spec's conversions (limits) is done by [`crate::runtime`].
+//! Limits need the conversions of the OCI spec, so [`crate::runtime`] sets them.
 
 use std::{
     collections::HashMap,
@@ -24,26 +24,27 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup at this path below the mount point; it need not exist (yet).
+    /// Returns the cgroup at this path below the mount point. It need not exist (yet).
     pub fn new(mount_point: &Path, path: &Path) -> Cgroup {
         Cgroup {
             path: mount_point.join(path.strip_prefix("/").unwrap_or(path)),
         }
     }
 
-    /// The directory.
+    /// Returns the cgroup's directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Every process in it and in the cgroups below it. A cgroup that is not there has none.
+    /// Returns every process in the cgroup and in those below it. A cgroup that does not exist has
+    /// none.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let mut pids = Vec::new();
         for dir in self.tree()? {
             let path = dir.join("cgroup.procs");
             match fs::read_to_string(&path) {
                 Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-                // Gone meanwhile, or a threaded cgroup.
+                // The cgroup has been removed meanwhile, or is a threaded one.
                 Err(error) if gone(&error) || error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
                 Err(error) => return Err(Error::file("read", path)(error)),
             }
@@ -51,7 +52,7 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Kills everything in it, also what is frozen.
+    /// Kills everything in the cgroup, including what is frozen.
     pub fn kill(&self) -> Result<()> {
         let path = self.path.join("cgroup.kill");
         match fs::write(&path, "1") {
@@ -60,7 +61,7 @@ impl Cgroup {
         }
     }
 
-    /// Freezes or thaws it, and waits until it is so.
+    /// Freezes or thaws the cgroup, and waits until it is done.
     pub async fn freeze(&self, frozen: bool) -> Result<()> {
         let path = self.path.join("cgroup.freeze");
         let word = if frozen { "1" } else { "0" };
@@ -73,7 +74,7 @@ impl Cgroup {
                 return Ok(());
             }
             if start.elapsed() > DEADLINE {
-                // Half frozen is worse than not.
+                // A half-frozen container is worse than one that is not frozen.
                 let _ = fs::write(&path, "0");
                 return Err(Error::Slow {
                     what: "freeze the container",
@@ -84,7 +85,8 @@ impl Cgroup {
         }
     }
 
-    /// Kills what is left and removes it with the cgroups below it. One that is not there is a success.
+    /// Kills what is left and removes the cgroup with those below it. One that does not exist
+    /// counts as a success.
     pub async fn remove(&self) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -104,7 +106,7 @@ impl Cgroup {
         }
     }
 
-    /// The figures; a controller that is not there gives none.
+    /// Returns the statistics. A controller that does not exist contributes none.
     pub fn stats(&self) -> Result<StatsResponse> {
         Ok(StatsResponse {
             cpu_stat: flat(&self.read("cpu.stat")?),
@@ -121,7 +123,7 @@ impl Cgroup {
         })
     }
 
-    /// How many processes the kernel has killed here for memory.
+    /// Returns how many processes the kernel has killed here for lack of memory.
     pub fn oom_kills(&self) -> u64 {
         let text = self.read("memory.events").unwrap_or_default();
         flat(&text).get("oom_kill").copied().unwrap_or(0)
@@ -135,7 +137,7 @@ impl Cgroup {
         }
     }
 
-    /// This directory and all below it, parents first.
+    /// Returns this directory and all those below it, parents first.
     fn tree(&self) -> Result<Vec<PathBuf>> {
         let mut dirs = Vec::new();
         let mut next = vec![self.path.clone()];
@@ -159,7 +161,7 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// `key value` lines.
+/// Parses lines of the form `key value`.
 fn flat(text: &str) -> HashMap<String, u64> {
     text.lines()
         .filter_map(|line| line.split_once(' '))
@@ -167,7 +169,7 @@ fn flat(text: &str) -> HashMap<String, u64> {
         .collect()
 }
 
-/// One number, `max` being the largest.
+/// Parses one number; `max` becomes the largest one.
 fn number(text: &str) -> u64 {
     match text.trim() {
         "max" => u64::MAX,
@@ -175,7 +177,7 @@ fn number(text: &str) -> u64 {
     }
 }
 
-/// `8:0 rbytes=1 wbytes=2`.
+/// Parses a line such as `8:0 rbytes=1 wbytes=2`.
 fn io_line(line: &str) -> Option<IoStat> {
     let mut words = line.split_whitespace();
     let (major, minor) = words.next()?.split_once(':')?;

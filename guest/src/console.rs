@@ -1,4 +1,4 @@
-//! The log: lines on the console, which the host reads from the serial port.
+//! Writes the log as lines to the console, which the host reads from the serial port.
 //!
 //! A line is `caisson-agent LEVEL message key=value ...`.
 
@@ -16,7 +16,8 @@ pub fn init(sink: File, level: LevelFilter) {
     }
 }
 
-/// Writes a panic to the log and ends the process: a thread of PID 1 that is gone must not be missed.
+/// Makes a panic write to the log and end the process: PID 1 must not go on without one of its
+/// threads.
 pub fn abort_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         log::error!("panic: {info}");
@@ -43,13 +44,13 @@ impl Log for Logger {
             record.level(),
             record.args()
         ));
-        // A `Line` takes every pair.
+        // Can't fail: a `Line` takes every pair.
         let _ = record.key_values().visit(&mut line);
-        // One line is one write, so that lines of threads do not mix.
+        // One line is one write, so that lines of several threads do not mix.
         let mut text = line.0.replace(['\n', '\r'], " ");
         text.push('\n');
         if let Some(mut sink) = SINK.get() {
-            // There is nowhere to tell that the log is gone.
+            // There is nowhere to report that the log is gone.
             let _ = sink.write_all(text.as_bytes());
         }
     }

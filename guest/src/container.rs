@@ -1,4 +1,4 @@
-//! One container: what it consists of and which state it is in. [`crate::containers`] does things to it.
+//! One container: its parts and its state. [`crate::containers`] has the operations on it.
 //!
 //! ```text
 //!   create --> created --start--> running --init ends--> stopped --delete--> gone
@@ -22,17 +22,17 @@ use oci_spec::runtime::Spec;
 
 use crate::{boot, cgroup::Cgroup, machine::Machine, process::Process, Error, Result};
 
-/// Execs of a container that have ended and can still be asked for.
+/// How many ended execs of a container are kept, so that they can still be asked for.
 const MAX_ENDED: usize = 256;
 
 /// One container.
 pub struct Container {
     pub id: String,
     pub bundle: PathBuf,
-    /// Below the cgroup mount point.
+    /// The path below the cgroup mount point.
     pub cgroup_path: PathBuf,
     pub cgroup: Cgroup,
-    /// Paths below the shares that it uses, each maybe a mount of its own.
+    /// The paths below shares that the container uses. Each may be a mount of its own.
     pub uses: Vec<PathBuf>,
     pub init: OnceLock<Process>,
     pub execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
@@ -42,7 +42,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// A container that is not made yet.
+    /// Returns a container that has not been made yet.
     pub fn plan(machine: &Machine, id: &str, spec: &Spec) -> Result<Container> {
         let given = spec
             .linux()
@@ -79,7 +79,7 @@ impl Container {
         })
     }
 
-    /// In the words of the OCI runtime spec, and `paused`.
+    /// Returns the state in the words of the OCI runtime spec, or `paused`.
     pub fn state(&self) -> &'static str {
         match self.init.get() {
             None => "creating",
@@ -90,7 +90,7 @@ impl Container {
         }
     }
 
-    /// Fails unless it is in one of these states.
+    /// Fails unless the container is in one of these states.
     pub fn expect(&self, action: &'static str, states: &[&str]) -> Result<()> {
         match states.contains(&self.state()) {
             true => Ok(()),
@@ -98,7 +98,7 @@ impl Container {
         }
     }
 
-    /// Why something can't be done to it now.
+    /// Returns the error for an action that the current state does not allow.
     pub fn refuse(&self, action: &'static str) -> Error {
         Error::State {
             container: self.id.clone(),
@@ -107,7 +107,7 @@ impl Container {
         }
     }
 
-    /// An exec that was started.
+    /// Returns an exec that was started.
     pub fn process(&self, exec: &str) -> Result<Arc<Process>> {
         let found = self.execs().get(exec).cloned().flatten();
         found.ok_or_else(|| Error::NoProcess {
@@ -117,7 +117,7 @@ impl Container {
         })
     }
 
-    /// All execs; `None`: being started.
+    /// Locks and returns all execs. `None` stands for one that is being started.
     pub fn execs(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Process>>>> {
         match self.execs.lock() {
             Ok(execs) => execs,
@@ -126,7 +126,8 @@ impl Container {
     }
 }
 
-/// Forgets some that have ended once there are many: a container that is probed for a year has millions.
+/// Forgets some of the ended execs once there are many: a container that is probed for a year has
+/// millions.
 pub fn forget_ended(execs: &mut HashMap<String, Option<Arc<Process>>>) {
     let ended = |process: &Option<Arc<Process>>| process.as_ref().is_some_and(|p| p.has_ended());
     let mut count = execs.values().filter(|process| ended(process)).count();
@@ -137,7 +138,7 @@ pub fn forget_ended(execs: &mut HashMap<String, Option<Arc<Process>>>) {
     });
 }
 
-/// An id becomes the name of a directory.
+/// Checks an id, which becomes the name of a directory.
 pub fn check_id(field: &'static str, id: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
     let why = match id {

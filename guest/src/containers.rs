@@ -1,7 +1,8 @@
-//! The containers of this guest and what can be done to them, called by [`crate::service`].
+//! Holds the containers of this guest and carries out the operations on them. Called by
+//! [`crate::service`].
 //!
-//! No lock is held across an await; the steps of one container that exclude each other take its `step` lock, which
-//! nothing else waits for.
+//! No lock is held across an await, except a container's `step` lock: steps of one container that
+//! exclude each other take it, and nothing else waits for it.
 
 use std::{
     collections::{hash_map::Entry, HashMap},
@@ -38,13 +39,13 @@ use crate::{
     Error, Result,
 };
 
-/// How long a killed init may take to be gone.
+/// How long a killed init may take to end.
 const KILLED: Duration = Duration::from_secs(10);
-/// The socket on which libcontainer's init waits for its start, and what it is told.
+/// The socket on which libcontainer's init waits for its start, and the message that starts it.
 const START_SOCKET: &str = "notify.sock";
 const START: &[u8] = b"start container";
 
-/// All containers.
+/// All containers of the guest.
 pub struct Containers {
     machine: Machine,
     reaper: Reaper,
@@ -192,7 +193,7 @@ impl Containers {
         container.expect("start", &["created"])?;
         let dir = self.state_dir(id);
         let failed = || Error::file("write", dir.join(START_SOCKET));
-        // The path of a socket is at most 108 bytes; through the descriptor it always fits.
+        // The path of a socket has at most 108 bytes. The path through the descriptor always fits.
         let opened = fs::File::open(&dir).map_err(Error::file("open", &dir))?;
         let fd = std::os::fd::AsRawFd::as_raw_fd(&opened);
         let address = format!("/proc/self/fd/{fd}/{START_SOCKET}");
@@ -226,7 +227,7 @@ impl Containers {
         self.oom.forget(id);
         container.cgroup.kill()?;
         if let Some(init) = container.init.get() {
-            // Its cgroup may be another one where there are no cgroups to speak of.
+            // Without a usable cgroup, the init may be in another one.
             if let Err(error) = init.signal(libc::SIGKILL as u32) {
                 if error != Errno::ESRCH {
                     return Err(Error::system("kill the container")(error));
@@ -256,14 +257,15 @@ impl Containers {
                 _ => {}
             }
         }
-        // What the host mounted below a share became a mount of its own here when a path crossed it; the
-        // host can't unmount it while we hold it.
+        // Where a path crossed something that the host mounted below a share, it became a mount of
+        // its own here. The host can't unmount it while the guest holds it.
         let mut found = false;
         for path in &container.uses {
             let others = |other: &Arc<Container>| {
                 !Arc::ptr_eq(other, container) && other.uses.contains(path)
             };
-            // What others use too stays what it is to them: a place that is mounted again has other inodes.
+            // What other containers use stays mounted: mounting it again would give them other
+            // inodes.
             if self.lock().values().any(others) {
                 continue;
             }
@@ -329,7 +331,7 @@ impl Containers {
             .await
         }
         .await;
-        // It is in memory and goes with the bundle at the latest.
+        // The file is in memory and is removed with the bundle at the latest.
         let _ = fs::remove_file(&path);
         match started {
             Ok(process) => {
@@ -345,7 +347,7 @@ impl Containers {
         }
     }
 
-    /// Waits for the end of a process.
+    /// Waits for the end of a process and returns its status.
     pub async fn wait(&self, id: &str, exec: &str) -> Result<u32> {
         let container = self.get(id)?;
         if exec.is_empty() {
@@ -359,7 +361,7 @@ impl Containers {
         Ok(process.wait().await)
     }
 
-    /// Sends a signal to a process, or to all of a container.
+    /// Sends a signal to a process, or to all processes of a container.
     pub fn kill(&self, request: &agent::KillRequest) -> Result<()> {
         let container = self.get(&request.container_id)?;
         let signal = request.signal;
@@ -375,7 +377,8 @@ impl Containers {
                 return container.cgroup.kill();
             }
             for pid in container.cgroup.pids()? {
-                // SAFETY: plain numbers. One that has ended meanwhile is what is wanted.
+                // SAFETY: the arguments are plain numbers. A process that has ended meanwhile is no
+                // failure.
                 unsafe { libc::kill(pid as i32, signal as i32) };
             }
             return Ok(());
@@ -413,7 +416,7 @@ impl Containers {
         }
     }
 
-    /// Every process of a container.
+    /// Returns every process of a container.
     pub fn pids(&self, id: &str) -> Result<Vec<u32>> {
         self.get(id)?.cgroup.pids()
     }
@@ -481,12 +484,12 @@ impl Containers {
             .map(drop)
     }
 
-    /// The figures of a container's cgroup.
+    /// Returns the statistics of a container's cgroup.
     pub fn stats(&self, id: &str) -> Result<StatsResponse> {
         self.get(id)?.cgroup.stats()
     }
 
-    /// Kills every container, for the end of the machine.
+    /// Kills every container before the machine ends.
     pub fn kill_all(&self) {
         let all: Vec<Arc<Container>> = self.lock().values().cloned().collect();
         for container in all {
@@ -497,7 +500,7 @@ impl Containers {
         self.pod_pids.kill();
     }
 
-    /// Removes every container, for the end of a test.
+    /// Removes every container at the end of a test.
     pub async fn remove_all(&self) {
         self.kill_all();
         let all: Vec<Arc<Container>> = self.lock().drain().map(|(_, found)| found).collect();
@@ -544,7 +547,8 @@ fn descriptor(descriptor: &agent::Descriptor) -> runtime::descriptors::Descripto
     }
 }
 
-/// Kills what a container in a shared pid namespace leaves behind when its init ends; in one of its own the kernel does so.
+/// Kills what a container in a shared pid namespace leaves behind when its init ends. In a pid
+/// namespace of its own, the kernel does so.
 fn end_with_init(container: &Arc<Container>, init: &Process) {
     let (container, exit) = (container.clone(), init.exit.clone());
     tokio::spawn(async move {

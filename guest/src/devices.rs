@@ -1,4 +1,4 @@
-//! The guest's half of plugging a device in: waits until the kernel has it, then makes it usable.
+//! The guest's half of plugging in a device: waits until the kernel has it, then makes it usable.
 //!
 //! Every wait ends after [`DEADLINE`]. All functions block.
 
@@ -34,7 +34,7 @@ pub fn attach_share(share: &Share) -> Result<()> {
     let mut devices = BTreeSet::new();
     let mut last = None::<Instant>;
     wait_for(&format!("share {}", share.tag), || {
-        // Each try for a tag that is not there is a line in the kernel's log.
+        // Each attempt for a tag that does not exist adds a line to the kernel's log.
         let now = names_in("/sys/bus/virtio/drivers/virtiofs");
         if now == devices && last.is_some_and(|last| last.elapsed() < 50 * POLL) {
             return Ok(None);
@@ -49,7 +49,7 @@ pub fn attach_share(share: &Share) -> Result<()> {
             None::<&str>,
         ) {
             Ok(()) => Ok(Some(())),
-            // No such tag (yet).
+            // The tag does not exist (yet).
             Err(nix::Error::EINVAL | nix::Error::ENODEV) => Ok(None),
             // Another call for the same share was faster.
             Err(nix::Error::EBUSY) if is_mount_point(&target)? => Ok(Some(())),
@@ -108,18 +108,18 @@ pub fn attach_disk(disk: &Disk) -> Result<()> {
     }
 }
 
-/// Unmounts a share and what is mounted below it. One that is not there is a success.
+/// Unmounts a share and what is mounted below it. One that is not mounted counts as a success.
 pub fn detach_share(share: &Share) -> Result<()> {
     let_go(&share_target(&share.tag)?)
 }
 
-/// Unmounts a disk. One that is not there is a success.
+/// Unmounts a disk. One that is not mounted counts as a success.
 pub fn detach_disk(disk: &Disk) -> Result<()> {
     let_go(&disk_target(&disk.serial)?)?;
     verity::close(&disk.serial)
 }
 
-/// Brings the number of cpus that are online to `total`.
+/// Brings the number of CPUs that are online to `total`.
 pub fn online_cpus(total: u32) -> Result<()> {
     let path = "/sys/devices/system/cpu/online";
     wait_for(&format!("cpu number {total}"), || {
@@ -143,7 +143,8 @@ pub fn online_cpus(total: u32) -> Result<()> {
         };
         for cpu in wrong {
             let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-            // The file of a cpu that is just being plugged may not be there yet; the next round tries again.
+            // A CPU that is just being plugged in may not have its file yet; the next round tries
+            // again.
             if let Err(error) = fs::write(&path, if grow { "1" } else { "0" }) {
                 log::debug!(cpu, error:%; "cpu not ready");
             }
@@ -152,7 +153,8 @@ pub fn online_cpus(total: u32) -> Result<()> {
     })
 }
 
-/// Waits until the machine has `total` bytes online, counted in memory blocks: the last may be there in part.
+/// Waits until the machine has `total` bytes online, counted in memory blocks. The last block may
+/// be there only in part.
 pub fn online_memory(total: u64) -> Result<()> {
     let path = "/sys/devices/system/memory/block_size_bytes";
     let block = fs::read_to_string(path).map_err(Error::file("read", path))?;
@@ -168,7 +170,7 @@ pub fn online_memory(total: u64) -> Result<()> {
                 .join("state");
             match fs::read_to_string(&path).as_deref().map(str::trim) {
                 Ok("online") => online += 1,
-                // A kernel that does not do it by itself.
+                // For a kernel that does not do it by itself.
                 Ok("offline") => drop(fs::write(&path, "online")),
                 _ => {}
             }
@@ -177,7 +179,7 @@ pub fn online_memory(total: u64) -> Result<()> {
     })
 }
 
-/// The device node of the disk with this serial, if the kernel has found it.
+/// Returns the device node of the disk with this serial, if the kernel has found it.
 pub fn find_disk(serial: &str) -> Option<PathBuf> {
     names_in("/sys/block").into_iter().find_map(|name| {
         let found = fs::read_to_string(format!("/sys/block/{name}/serial")).ok()?;
@@ -185,7 +187,8 @@ pub fn find_disk(serial: &str) -> Option<PathBuf> {
     })
 }
 
-/// Unmounts everything at and below `path`, the deepest first. Returns whether there was something.
+/// Unmounts everything at and below `path`, the deepest first. Returns whether anything was
+/// mounted.
 pub fn unmount(path: &Path) -> Result<bool> {
     let mut found = false;
     for target in mount_points()?.iter().rev() {
@@ -197,14 +200,16 @@ pub fn unmount(path: &Path) -> Result<bool> {
     Ok(found)
 }
 
-/// Makes the kernel forget directory entries that nobody uses. A share's entry for what the host mounted below it
-/// keeps that mount busy on the host, and there is no call to drop a single one.
+/// Makes the kernel forget directory entries that are not in use. While a share has an entry for
+/// what the host mounted below it, that mount stays busy on the host, and there is no call to drop
+/// a single entry.
 pub fn forget_entries() -> Result<()> {
     let path = "/proc/sys/vm/drop_caches";
     fs::write(path, "2").map_err(Error::file("write", path))
 }
 
-/// Unmounts what can be below `dir`, writing out what is unwritten there; for the end of the machine.
+/// Unmounts what can be unmounted below `dir`, for the end of the machine. This writes out the
+/// unwritten data there.
 pub fn unmount_below(dir: &Path) {
     for target in mount_points().unwrap_or_default().iter().rev() {
         if target.starts_with(dir) && target != dir {
@@ -215,7 +220,7 @@ pub fn unmount_below(dir: &Path) {
     }
 }
 
-/// Where something is mounted, in the order in which it was.
+/// Returns all mount points, in the order in which they were mounted.
 fn mount_points() -> Result<Vec<PathBuf>> {
     let path = "/proc/self/mountinfo";
     let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
@@ -226,7 +231,7 @@ fn mount_points() -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Whether something is mounted there.
+/// Returns whether something is mounted at `path`.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(mount_points()?.iter().any(|mounted| mounted == path))
 }
@@ -245,13 +250,13 @@ fn unescape(field: &str) -> String {
     text
 }
 
-/// Where a share is mounted; a tag that is no name is refused.
+/// Returns where a share is mounted. Fails for a tag that is not a valid name.
 pub fn share_target(tag: &str) -> Result<PathBuf> {
     // virtio spec 5.11.4.
     target(SHARES, "share.tag", tag, 36)
 }
 
-/// Where a disk is mounted; a serial that is no name is refused.
+/// Returns where a disk is mounted. Fails for a serial that is not a valid name.
 pub fn disk_target(serial: &str) -> Result<PathBuf> {
     // virtio spec 5.2.6.2.
     target(DISKS, "disk.serial", serial, 20)
@@ -285,7 +290,7 @@ fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::file("create directory", path))
 }
 
-/// The entries of a directory; none where it can't be read.
+/// Returns the names in a directory; none if it can't be read.
 pub fn names_in(dir: &str) -> BTreeSet<String> {
     fs::read_dir(dir)
         .into_iter()
@@ -294,7 +299,7 @@ pub fn names_in(dir: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Asks `found` again and again until it has something, fails, or [`DEADLINE`] is over.
+/// Calls `found` again and again until it returns something, fails, or [`DEADLINE`] has passed.
 pub fn wait_for<T>(device: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
@@ -312,7 +317,7 @@ pub fn wait_for<T>(device: &str, mut found: impl FnMut() -> Result<Option<T>>) -
     }
 }
 
-/// The kernel's list format: `0-2,5`.
+/// Parses the kernel's list format, such as `0-2,5`.
 fn parse_cpu_list(text: &str) -> Vec<u32> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {

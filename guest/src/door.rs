@@ -1,7 +1,8 @@
-//! Lets the shim in and nobody else: each connection begins with the machine's secret or is closed.
+//! Admits only the shim: a connection that does not begin with the machine's secret is closed.
 //!
-//! Every process of the host may connect to a guest's ports where the kernel carries connections, so those that have not said the
-//! secret are few, have a limit of time, and never keep the shim out: the oldest of them goes first.
+//! Where the kernel carries connections, every process of the host can connect to a guest's ports.
+//! So the connections that have not yet sent the secret are limited in number and time. They never
+//! keep the shim out: the oldest of them is closed first.
 
 use std::{
     collections::VecDeque,
@@ -27,14 +28,15 @@ use tokio_vsock::{VsockAddr, VMADDR_CID_HOST};
 
 use crate::secret::Secret;
 
-/// How long a connection may take to say the secret, which the shim sends with its first packet.
+/// How long a connection may take to send the secret. The shim sends it with its first packet.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How many may not have said it yet. The shim connects three streams of a process at once.
+/// How many connections may not have sent the secret yet. The shim opens the three streams of a
+/// process at once.
 const MOST: usize = 64;
-/// How many are told of in the log, in all.
+/// How many refused connections are logged in all.
 const MOST_LOGGED: u32 = 16;
 
-/// Who may connect to the agent's ports.
+/// Decides which connections to the agent's ports are admitted.
 pub struct Door {
     secret: Secret,
     strangers: Mutex<VecDeque<AbortHandle>>,
@@ -50,14 +52,16 @@ impl Door {
         })
     }
 
-    /// Whether a connection to `port` may come from there: from the host, and to the service from a reserved port where that means something.
-    /// (Not so to the other ports: the host has some 500 reserved ports for all its pods, and a pod has many streams.)
+    /// Returns whether a connection to `port` may come from this address. It must come from the
+    /// host. A connection to the service must also come from a reserved port, where that means
+    /// something. The other ports do not require this: the host has some 500 reserved ports for all
+    /// its pods, and a pod has many streams.
     pub fn may_come(&self, from: &VsockAddr, port: u32) -> bool {
         let reserved = !self.secret.by_kernel || port != port::AGENT || from.port() < RESERVED;
         from.cid() == VMADDR_CID_HOST && reserved
     }
 
-    /// Sends a connection to `admitted` once it has said the secret; else closes it.
+    /// Sends a connection to `admitted` once it has sent the secret; otherwise closes it.
     pub fn ask<C>(self: &Arc<Self>, mut connection: C, admitted: UnboundedSender<C>)
     where
         C: AsyncRead + Unpin + Send + 'static,
@@ -65,7 +69,7 @@ impl Door {
         let door = self.clone();
         let asked = tokio::spawn(async move {
             match door.is_told_by(&mut connection).await {
-                // Nobody takes connections any more at the end of a test.
+                // At the end of a test, nothing receives connections any more.
                 true => drop(admitted.send(connection)),
                 false => door.refuse("has not said the machine's secret"),
             }
@@ -83,7 +87,7 @@ impl Door {
         }
     }
 
-    /// Notes that a connection is closed.
+    /// Logs that a connection is closed.
     pub fn refuse(&self, why: &str) {
         if self.refused.fetch_add(1, Ordering::Relaxed) < MOST_LOGGED {
             log::warn!("connection closed that {why}");

@@ -1,16 +1,16 @@
-//! What can go wrong in the guest, and the ttrpc code that the host gets for it.
+//! The errors of the guest, and the ttrpc code that the host gets for each.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use ttrpc::Code;
 
-/// A failed operation, with the path, id or device that it failed on.
+/// A failed operation, with the path, id or device on which it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file, directory or device node can't be used.
     #[error("{action} {}", path.display())]
     File {
-        /// e.g. `read`
+        /// For example `read`.
         action: &'static str,
         path: PathBuf,
         #[source]
@@ -19,7 +19,7 @@ pub enum Error {
     /// A file system can't be mounted.
     #[error("mount {what} at {}", target.display())]
     Mount {
-        /// Type, tag or serial.
+        /// The type, tag or serial.
         what: String,
         target: PathBuf,
         #[source]
@@ -32,10 +32,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The kernel refused a call that is about no file.
+    /// The kernel refused a call that does not concern a file.
     #[error("{call}")]
     System {
-        /// The call and what for.
+        /// The call and its purpose.
         call: &'static str,
         #[source]
         source: io::Error,
@@ -51,7 +51,7 @@ pub enum Error {
     /// A device that the host announced did not appear.
     #[error("{device} did not appear within {} s", waited.as_secs())]
     NoDevice { device: String, waited: Duration },
-    /// Something that is normally done at once is not.
+    /// Something that normally happens at once did not.
     #[error("{what}: not done within {} s", waited.as_secs())]
     Slow {
         what: &'static str,
@@ -91,7 +91,7 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
-    /// A field of a request is not acceptable.
+    /// A field of a request has a value that is not accepted.
     #[error("{field} {value:?}: {why}")]
     Argument {
         field: &'static str,
@@ -104,7 +104,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Makes an [`Error::File`] of an I/O error.
+    /// Turns an I/O error into an [`Error::File`].
     pub fn file<E: Into<io::Error>>(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -117,7 +117,7 @@ impl Error {
         }
     }
 
-    /// Makes an [`Error::System`] of an I/O error.
+    /// Turns an I/O error into an [`Error::System`].
     pub fn system<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::System {
             call,
@@ -144,13 +144,14 @@ impl Error {
         }
     }
 
-    /// The error with all its causes, outermost first.
+    /// Returns the error with all its causes, outermost first.
     pub fn chain(&self) -> String {
         chain(self)
     }
 }
 
-/// An error with all its causes, outermost first, a cause that only repeats what was said left out.
+/// Returns an error with all its causes, outermost first. Leaves out causes that only repeat what
+/// was said.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,9 +1,11 @@
-//! Volumes that the kubelet swaps as a whole (configMap, secret, projected, downward API), as copies in the guest's memory.
+//! Keeps copies, in the guest's memory, of volumes that the kubelet swaps as a whole (configMap,
+//! secret, projected, downward API).
 //!
-//! On a share a change of the host is seen, but nobody is told: the kernel raises inotify's events for what is done through it.
-//! So such a volume is copied, looked at twice a second, and swapped here as the kubelet does it there (Kubernetes,
-//! pkg/volume/util/atomic_writer.go): everything lies in a folder `..<time>`, the link `..data` to it is renamed over the old
-//! one, and what users see are links through `..data`.
+//! On a share, the guest sees a change of the host but gets no notice of it: the kernel raises
+//! inotify events only for changes that are made through it. So such a volume is copied and checked
+//! twice a second. A change is swapped in here as the kubelet does it on the host (Kubernetes,
+//! pkg/volume/util/atomic_writer.go): all files lie in a folder `..<time>`, the link `..data` to it
+//! is replaced by a rename, and users see links that lead through `..data`.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,14 +22,15 @@ use tokio::task::AbortHandle;
 
 use crate::{devices, memory, Error, Result};
 
-/// A change arrives within this and the second that a share's entries are kept.
+/// How often the volumes are checked. A change arrives within this period plus the second for which
+/// a share's entries are cached.
 const PERIOD: Duration = Duration::from_millis(500);
 const DATA: &str = "..data";
 const NEXT: &str = "..data_next";
-/// Folders in folders of a volume, at most.
+/// How deep folders of a volume may be nested.
 const MAX_DEPTH: u32 = 16;
 
-/// The copies that containers use. Clones are the same.
+/// The copies that containers use. Clones share the same copies.
 #[derive(Clone, Default)]
 pub struct Followed {
     copies: Arc<Mutex<HashMap<String, Copy>>>,
@@ -39,7 +42,7 @@ struct Copy {
 }
 
 impl Followed {
-    /// Makes a copy for a container, or takes the one that there is.
+    /// Makes a copy for a container, or uses the one that exists.
     pub fn add(&self, container: &str, volume: &Memory) -> Result<()> {
         memory::mount(volume)?;
         let mut copies = self.lock();
@@ -55,7 +58,7 @@ impl Followed {
         Ok(())
     }
 
-    /// Forgets a container; a copy that no other uses is removed.
+    /// Forgets a container. A copy that no other container uses is removed.
     pub fn remove(&self, container: &str) -> Result<()> {
         let mut unused = Vec::new();
         self.lock().retain(|name, copy| {
@@ -88,7 +91,7 @@ async fn watch(from: PathBuf, to: PathBuf) {
             true => sync(&source, &copy),
             false => Ok(()),
         });
-        // The kubelet may be at it just now; the next round sees the whole.
+        // The kubelet may be changing the volume right now; the next round sees the whole change.
         if let Ok(Err(error)) = synced.await {
             log::debug!(path = from.display().to_string(), error:%; "volume not copied");
         }
@@ -100,7 +103,7 @@ fn changed(from: &Path, to: &Path) -> io::Result<bool> {
     Ok(version(from)? != version(to)? || names(from)? != names(to)?)
 }
 
-/// Brings a copy up to date: what is new, then the swap, then what is gone.
+/// Brings a copy up to date: copies what is new, swaps, then removes what is gone.
 fn sync(from: &Path, to: &Path) -> io::Result<()> {
     let (wanted, there) = (names(from)?, names(to)?);
     for name in wanted.difference(&there).filter(|name| *name != DATA) {
@@ -126,11 +129,11 @@ fn names(dir: &Path) -> io::Result<BTreeSet<OsString>> {
     entries.map(|entry| Ok(entry?.file_name())).collect()
 }
 
-/// A file, link or folder with owner and mode. What a failure leaves of it is removed.
+/// Copies a file, link or folder with its owner and mode. Removes what a failure leaves behind.
 fn copy(from: &Path, to: &Path, depth: u32) -> io::Result<()> {
     let copied = copy_entry(from, to, depth);
     if copied.is_err() {
-        // What is still there fails the next round, which says so.
+        // If anything remains, the next round fails and reports it.
         let _ = fs::remove_dir_all(to).or_else(|_| fs::remove_file(to));
     }
     copied
@@ -157,7 +160,7 @@ fn copy_entry(from: &Path, to: &Path, depth: u32) -> io::Result<()> {
         return Ok(());
     }
     chown(to, owner.0, owner.1)?;
-    // After the owner, whose change takes the set-group-id bit away.
+    // Set after the owner, since changing the owner clears the set-group-id bit.
     fs::set_permissions(to, metadata.permissions())
 }
 
@@ -166,7 +169,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A version of a volume with one key, written as the kubelet does.
+    /// Writes a version of a volume with one key as the kubelet does.
     fn write(volume: &Path, version: &str, key: &str, text: &str) {
         fs::create_dir(volume.join(version)).unwrap();
         fs::write(volume.join(version).join(key), text).unwrap();

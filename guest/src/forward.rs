@@ -1,4 +1,5 @@
-//! Connections of the host to servers of the pod, which may listen on the guest's loopback: port-forwarding.
+//! Forwards connections of the host to servers in the pod, which may listen on the guest's
+//! loopback.
 
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use tokio::{
 
 use crate::error::chain;
 
-/// How long a connection may take to say where it wants to go.
+/// How long a connection may take to say where it is to go.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long a server with a full queue may take; the host has stopped waiting then.
+/// How long connecting to a server with a full queue may take. The host has stopped waiting by
+/// then.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Serves one connection of the host to its end.
+/// Serves one connection of the host until it ends.
 pub async fn serve<C: AsyncRead + AsyncWrite + Unpin>(mut connection: C) {
     let to = match timeout(HELLO, forward::read_request(&mut connection)).await {
         Ok(Ok(to)) => to,
@@ -38,7 +40,7 @@ pub async fn serve<C: AsyncRead + AsyncWrite + Unpin>(mut connection: C) {
         }
         Err(_) => return,
     };
-    // The host's side sends what it has as soon as it has it; so does this one.
+    // The host's side sends data as soon as it has it, and so does this side.
     let _ = server.set_nodelay(true);
     let carried = async {
         connection.write_all(&[CONNECTED]).await?;

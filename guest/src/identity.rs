@@ -1,4 +1,5 @@
-//! What makes a new machine, fresh or cloned, one of its own: clock, random numbers, host name, machine-id, kernel parameters.
+//! Gives a machine, whether freshly booted or cloned, its own identity: clock, random numbers, host
+//! name, machine-id and kernel parameters.
 
 use std::{
     collections::HashMap,
@@ -16,14 +17,14 @@ use nix::{
 
 use crate::{Error, Result};
 
-/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of the kernel's include/uapi/linux/random.h.
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` from the kernel's include/uapi/linux/random.h.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
 /// Seeds are cut to this many bytes; the kernel's pool holds 32.
 const MAX_SEED: usize = 512;
 
-/// Applies what the request has; empty fields are left alone.
+/// Applies the fields of the request that are set. An empty field changes nothing.
 pub fn apply(request: &ConfigureRequest) -> Result<()> {
     if request.realtime_nanos != 0 {
         let now = TimeSpec::from_duration(Duration::from_nanos(request.realtime_nanos));
@@ -41,7 +42,8 @@ pub fn apply(request: &ConfigureRequest) -> Result<()> {
     Ok(())
 }
 
-/// Sets kernel parameters. The first that can't be set fails the call; those before it stay set.
+/// Sets kernel parameters. The call fails at the first one that can't be set; those before it stay
+/// set.
 pub fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<()> {
     let mut sorted: Vec<_> = sysctls.iter().collect();
     sorted.sort();
@@ -57,11 +59,12 @@ pub fn set_sysctls(sysctls: &HashMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// The file of a kernel parameter: what comes first of dot and slash separates, the other is a dot in a name (sysctl(8)).
+/// Returns the file of a kernel parameter. The first dot or slash in the name decides which of the
+/// two separates; the other then stands for a dot within a name (sysctl(8)).
 fn sysctl_path(name: &str) -> Option<PathBuf> {
     let path = match name.find(['.', '/']) {
         Some(at) if name.as_bytes()[at] == b'/' => name.to_string(),
-        // `net.ipv4.conf.eth0/1.x` is of the interface `eth0.1`.
+        // `net.ipv4.conf.eth0/1.x` belongs to the interface `eth0.1`.
         _ => name
             .chars()
             .map(|c| match c {
@@ -89,7 +92,8 @@ fn write_machine_id(id: &str) -> Result<()> {
     fs::write("/etc/machine-id", format!("{id}\n")).map_err(Error::file("write", "/etc/machine-id"))
 }
 
-/// Credits the kernel with the host's random bytes and makes it use them at once.
+/// Adds the host's random bytes to the kernel's pool, credits them, and makes the kernel use them
+/// at once.
 fn seed(entropy: &[u8]) -> Result<()> {
     #[repr(C)]
     struct Pool {

@@ -1,7 +1,9 @@
-//! Lets go of files that the guest no longer uses, where the host can't keep many open.
+//! Makes the guest's kernel forget files that it no longer uses, for hosts that can't keep many
+//! files open.
 //!
-//! The daemon of a shared directory has a descriptor for each file that the guest's kernel remembers, and the kernel
-//! forgets only for want of memory. On a host with few descriptors a walk through a large tree would fail with ENFILE.
+//! The daemon of a shared directory holds a descriptor for each file that the guest's kernel
+//! remembers, and the kernel forgets files only when it runs short of memory. On a host with few
+//! descriptors, walking through a large tree would fail with ENFILE.
 
 use std::{
     fs,
@@ -11,18 +13,21 @@ use std::{
 
 use crate::devices;
 
-/// A guest meets some 50,000 files a second at the most: a fraction of the room that is left above the mark.
+/// How often the number of inodes is checked. A guest meets at most some 50,000 files a second, so
+/// between two checks it uses only a fraction of what is left above the mark.
 const PERIOD: Duration = Duration::from_millis(50);
-/// With so much room only memory limits the guest, and nobody need look.
+/// With a limit this high only memory limits the guest, and the number need not be watched.
 const PLENTY: u64 = 500_000;
-/// Where forgetting does not help, since so many files are in use.
+/// How long to wait if forgetting does not help, since so many files are in use.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How many inodes of shares the kernel knows (Documentation/ABI/testing/sysfs-kernel-slab), then the same by memory node.
+/// The number of inodes of shares that the kernel knows
+/// (Documentation/ABI/testing/sysfs-kernel-slab), followed by the numbers for each memory node.
 const INODES: &str = "/sys/kernel/slab/fuse_inode/objects";
 
-/// From now on, has the kernel forget unused files when it knows more than half of `max` inodes; 0 is no limit.
+/// From now on, makes the kernel forget unused files when it knows more than half of `max` inodes.
+/// 0 means no limit.
 ///
-/// All shares of a pod come from hosts with one limit, so the first call decides.
+/// All shares of a pod have the same limit, so the first call decides.
 pub fn keep_below(max: u64) {
     static WATCHING: AtomicBool = AtomicBool::new(false);
     if max == 0 || max >= PLENTY || WATCHING.swap(true, Ordering::Relaxed) {
@@ -43,7 +48,7 @@ pub fn keep_below(max: u64) {
 }
 
 async fn forget() {
-    // Takes as long as there is to forget.
+    // Takes as long as there are entries to forget.
     let forgotten = tokio::task::spawn_blocking(devices::forget_entries).await;
     if !matches!(forgotten, Ok(Ok(()))) {
         log::warn!("forget unused files: {forgotten:?}");

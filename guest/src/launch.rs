@@ -16,22 +16,23 @@ use crate::{
     Error, Result,
 };
 
-/// How long a runtime process may take, also on an emulated machine under load.
+/// How long a runtime process may take. Allows for an emulated machine under load.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long the answer of one that has ended may take to arrive.
+/// How long the answer of a runtime process that has ended may take to arrive.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a runtime process made.
 pub struct Made {
-    /// The new process, a child of ours by now or in a moment.
+    /// The new process, which is a child of the agent now or will be in a moment.
     pub pid: Option<i32>,
-    /// Its terminal's master.
+    /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
 }
 
-/// Has a request done. `stdio` are the new process' descriptors 0 to 2.
+/// Starts a runtime process that carries out a request. `stdio` are the new process' descriptors 0
+/// to 2.
 ///
-/// The caller keeps `expected` until it watches the new process.
+/// The caller must keep `expected` until it watches the new process.
 pub async fn run(expected: &Expected, request: &Request, stdio: &[BorrowedFd<'_>]) -> Result<Made> {
     let verb = request.verb();
     let failed = || Error::system::<io::Error>("talk to the runtime process");
@@ -45,7 +46,7 @@ pub async fn run(expected: &Expected, request: &Request, stdio: &[BorrowedFd<'_>
     let child = Command::new("/proc/self/exe")
         .args(["runtime", verb])
         .env_clear()
-        // Without it a static glibc would load NSS modules to find one.
+        // Without it, a static glibc would load NSS modules to find a home directory.
         .env("HOME", "/")
         .current_dir("/")
         .stdin(Stdio::from(theirs))
@@ -55,13 +56,14 @@ pub async fn run(expected: &Expected, request: &Request, stdio: &[BorrowedFd<'_>
         .map_err(Error::system("start the runtime process"))?;
     // The reaper waits for it.
     let (exit, _) = expected.watch(child.id() as i32);
-    // SAFETY: `ours` is an open descriptor that is closed with the value only.
+    // SAFETY: `ours` is an open descriptor that is only closed with the value.
     let socket = unsafe { AsyncFd::register(ours) }.map_err(|error| failed()(error.into()))?;
     match timeout(DEADLINE, answer(&socket, &exit, verb)).await {
         Ok(answer) => answer,
         Err(_) => {
             if exit.borrow().is_none() {
-                // SAFETY: plain numbers; our child is not reaped as long as it has no status.
+                // SAFETY: the arguments are plain numbers; the child is not reaped while it has no
+                // status.
                 unsafe { libc::kill(child.id() as i32, libc::SIGKILL) };
             }
             Err(Error::Slow {

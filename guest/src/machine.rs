@@ -1,12 +1,15 @@
-//! What the agent runs on: a guest, or for tests the host.
+//! The machine on which the agent runs: a guest, or the host in tests.
 //!
-//! The fake serves the host's tests without a VM. It lives in mount and cgroup views of its own:
-//! - `DIR/1024.sock` to `DIR/1026.sock` are the ports, `DIR/agent.log` the console, and `DIR/secret` is what the host would
-//!   tell a guest on its console;
-//! - a share is `DIR/devices/<tag>`, a disk `DIR/devices/<serial>`: directories or links to one, seen as the process that
-//!   started the fake sees them, and mounted where the guest would have them;
-//! - cgroups are those of the host's cgroup v2 tree below `/caisson-fake`, without limits if it has no controllers;
-//! - clock, host name, cpus, memory and network cards are left alone.
+//! The fake machine serves the host's tests without a VM. It has its own view of mounts and
+//! cgroups:
+//! - `DIR/1024.sock` to `DIR/1026.sock` are the ports, `DIR/agent.log` is the console, and
+//!   `DIR/secret` holds what the host would tell a guest on its console.
+//! - A share is `DIR/devices/<tag>`, and a disk is `DIR/devices/<serial>`. Both are directories or
+//!   links to one. They are seen as the process that started the fake sees them, and are mounted
+//!   where the guest would have them.
+//! - Cgroups are those of the host's cgroup v2 tree below `/caisson-fake`. They have no limits if
+//!   the tree has no controllers.
+//! - Clock, host name, CPUs, memory and network cards are left alone.
 
 use std::{
     fs::{self, File},
@@ -24,12 +27,12 @@ use crate::{
     boot, console, launch, reaper::Reaper, runtime, secret::Secret, service, Error, Result,
 };
 
-/// What the agent runs on.
+/// The machine on which the agent runs.
 #[derive(Debug, Clone)]
 pub enum Machine {
-    /// The guest, whose PID 1 the agent is.
+    /// The guest, in which the agent is PID 1.
     Guest,
-    /// The host of a test.
+    /// The host on which a test runs.
     Fake {
         /// An absolute path.
         dir: PathBuf,
@@ -37,7 +40,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// Where containers have their state.
+    /// Returns the directory in which containers have their state.
     pub fn state(&self) -> PathBuf {
         match self {
             Machine::Guest => PathBuf::from("/run/caisson/agent"),
@@ -45,7 +48,7 @@ impl Machine {
         }
     }
 
-    /// A container's cgroup below the mount point.
+    /// Returns the path of a container's cgroup below the mount point.
     pub fn cgroup_path(&self, id: &str, given: Option<PathBuf>) -> PathBuf {
         match self {
             Machine::Guest => match given {
@@ -64,7 +67,7 @@ impl Machine {
         }
     }
 
-    /// Brings a directory of the fake's devices to where the guest would have the device.
+    /// Mounts a directory of the fake's devices where the guest would have the device.
     pub async fn graft(
         &self,
         reaper: &Reaper,
@@ -89,7 +92,7 @@ impl Machine {
     }
 }
 
-/// Serves a test on the host. `dir` exists. SIGTERM ends it with its containers.
+/// Serves a test on the host. `dir` must exist. SIGTERM ends the service with its containers.
 pub fn serve_fake(dir: &Path) -> ExitCode {
     let served = prepare_fake(dir).and_then(|dir| {
         let secret = Secret::of_fake(&dir)?;
@@ -115,7 +118,7 @@ fn prepare_fake(dir: &Path) -> Result<PathBuf> {
     for path in [SHARES, DISKS, MEMORY] {
         fs::create_dir_all(path).map_err(Error::file("create directory", path))?;
     }
-    // Its containers' processes become its children, as those of a guest do.
+    // The containers' processes become this process' children, as in a guest.
     nix::sys::prctl::set_child_subreaper(true).map_err(Error::system("become a subreaper"))?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(Error::system("leave the host's mounts"))?;
     let place = |what: &str, target: &str, flags: MsFlags| {
@@ -126,7 +129,7 @@ fn prepare_fake(dir: &Path) -> Result<PathBuf> {
             source: source.into(),
         })
     };
-    // What the host mounts is seen here, what is mounted here is not seen there.
+    // Mounts of the host are seen here, but mounts made here are not seen on the host.
     place("slave", "/", MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
     place("tmpfs", SHARES, MsFlags::empty())?;
     place("tmpfs", DISKS, MsFlags::empty())?;

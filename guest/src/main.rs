@@ -1,12 +1,16 @@
-//! The agent: PID 1 of the guest, and in other roles of the same binary what the guest needs around it.
+//! The agent: PID 1 of the guest. The same binary also plays the guest's helper roles, depending on
+//! how it is called:
 //!
-//! | called as | role |
-//! |---|---|
-//! | PID 1 (`/init` of the initramfs) | [`boot`]: makes the machine usable, then [`service`] serves the host |
-//! | `/pause` (by the agent) | [`pause`]: PID 1 of the pid namespace that containers of a pod share |
-//! | `/sbin/modprobe` (by the kernel) | [`modprobe`]: loads a module that the initramfs does not have |
-//! | `caisson-agent runtime <verb>` (by the agent) | [`runtime`]: single-threaded, makes one container or process |
-//! | `caisson-agent --fake DIR` (by tests on the host) | the service on unix sockets, see [`machine::Machine::Fake`] |
+//! - PID 1 (`/init` of the initramfs): [`boot`] makes the machine usable, then [`service`] serves
+//!   the host.
+//! - `/pause` (called by the agent): [`pause`] is PID 1 of the pid namespace that containers of a
+//!   pod share.
+//! - `/sbin/modprobe` (called by the kernel): [`modprobe`] loads a module that the initramfs does
+//!   not have.
+//! - `caisson-agent runtime <verb>` (called by the agent): [`runtime`], single-threaded, makes one
+//!   container or process.
+//! - `caisson-agent --fake DIR` (called by tests on the host): the service on unix sockets, see
+//!   [`machine::Machine::Fake`].
 
 mod boot;
 mod cgroup;

@@ -1,4 +1,5 @@
-//! File systems in memory that the containers of a pod share: `/dev/shm`, and emptyDirs with medium Memory.
+//! Mounts file systems in memory that the containers of a pod share: `/dev/shm`, and emptyDirs with
+//! medium Memory.
 
 use std::{
     fs,
@@ -14,10 +15,10 @@ use nix::{
 
 use crate::{container::check_id, devices, Error, Result};
 
-/// Two containers may want the same at once.
+/// Two containers may ask for the same file system at once.
 static MOUNTING: Mutex<()> = Mutex::new(());
 
-/// Makes it, if it is not there.
+/// Mounts the file system, unless it is mounted already.
 pub fn mount(memory: &Memory) -> Result<()> {
     check_id("memory.name", &memory.name)?;
     let _mounting = MOUNTING.lock().unwrap_or_else(PoisonError::into_inner);

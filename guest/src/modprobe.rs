@@ -1,7 +1,9 @@
-//! `/sbin/modprobe` of the guest: modules that the initramfs does not have, from the disk with serial `modules`.
+//! The guest's `/sbin/modprobe`: loads modules that the initramfs does not have from the disk with
+//! the serial `modules`.
 //!
-//! Called by the kernel as `modprobe -q -- NAME`, and by [`crate::modules`]. The disk is a squashfs whose root is what
-//! kmod knows as `/lib/modules/<release>`, with `modules.dep` and `modules.alias`.
+//! The kernel calls it as `modprobe -q -- NAME`; [`crate::modules`] calls it, too. The disk is a
+//! squashfs. Its root is what kmod knows as `/lib/modules/<release>`, with `modules.dep` and
+//! `modules.alias`.
 
 use std::{
     ffi::OsString,
@@ -19,11 +21,11 @@ use nix::{
 
 use crate::{devices, modules, Error, Result};
 
-/// How long a promised disk may take to come.
+/// How long a promised disk may take to appear.
 const PLUG_LIMIT: Duration = Duration::from_secs(5);
 const MOUNT_POINT: &str = "/run/caisson/modules";
 
-/// The program. Quiet, since the kernel asks for many things that need not exist.
+/// Runs the program. It is quiet, since the kernel asks for many modules that need not exist.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let names = args
         .filter_map(|word| word.into_string().ok())
@@ -54,7 +56,8 @@ fn probe(name: &str) -> Result<bool> {
     from_disk(&name)
 }
 
-/// Loads a module, by name or alias, with what it depends on. `false`: there is no disk, or not on it.
+/// Loads a module, given by name or alias, with its dependencies. Returns `false` if there is no
+/// disk or the disk does not have the module.
 pub fn from_disk(name: &str) -> Result<bool> {
     let Some(root) = mounted()? else {
         return Ok(false);
@@ -69,7 +72,8 @@ pub fn from_disk(name: &str) -> Result<bool> {
     Ok(found)
 }
 
-/// The disk, if the machine has it. The host plugs it in a moment after the first start, where the kernel's command line says so.
+/// Returns the device of the disk, if the machine has it. If the kernel's command line promises the
+/// disk, this waits: the host plugs it in a moment after the first start.
 fn disk() -> Option<PathBuf> {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let promised = line
@@ -85,7 +89,7 @@ fn disk() -> Option<PathBuf> {
     }
 }
 
-/// The mounted disk, if the machine has it.
+/// Returns where the disk is mounted, if the machine has it. Mounts it if need be.
 fn mounted() -> Result<Option<PathBuf>> {
     let root = PathBuf::from(MOUNT_POINT);
     if root.join("modules.dep").exists() {
@@ -103,7 +107,7 @@ fn mounted() -> Result<Option<PathBuf>> {
     fs::create_dir_all(&root).map_err(Error::file("create directory", &root))?;
     let lock = File::create("/run/caisson/modules.lock")
         .map_err(Error::file("create", "/run/caisson/modules.lock"))?;
-    // Held till the end: two callers would mount twice.
+    // Held until the end, since two callers would mount the disk twice.
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, error)| Error::file("lock", "/run/caisson/modules.lock")(error))?;
     if !root.join("modules.dep").exists() {
@@ -123,7 +127,7 @@ fn mounted() -> Result<Option<PathBuf>> {
     Ok(Some(root))
 }
 
-/// kmod's `modules.dep` and `modules.alias`.
+/// The contents of kmod's `modules.dep` and `modules.alias`.
 struct Index {
     dep: String,
     alias: String,
@@ -141,7 +145,7 @@ impl Index {
         })
     }
 
-    /// Files to load for a name or alias, dependencies first.
+    /// Returns the files to load for a name or alias, dependencies first.
     fn files_of(&self, name: &str) -> Vec<&str> {
         let mut files = Vec::new();
         let plain = name.replace('-', "_");
@@ -160,7 +164,7 @@ impl Index {
             let Some((file, dependencies)) = line.split_once(':') else {
                 continue;
             };
-            // kmod lists dependencies with the one needed first at the end.
+            // kmod lists dependencies in reverse: the one to load first is at the end.
             for file in dependencies.split_whitespace().rev().chain([file]) {
                 if !files.contains(&file) {
                     files.push(file);
@@ -180,7 +184,8 @@ impl Index {
     }
 }
 
-/// Whether `text` matches a pattern with `*` and `?`, all that aliases use besides `[...]`, which is taken as `?`.
+/// Returns whether `text` matches a pattern with `*` and `?`. Besides these, aliases use only
+/// `[...]`, which is taken as `?`.
 fn glob(pattern: &str, text: &str) -> bool {
     match (pattern.as_bytes(), text.as_bytes()) {
         ([], []) => true,

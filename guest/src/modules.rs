@@ -1,7 +1,8 @@
-//! Kernel modules of the initramfs: `/lib/modules/<name>.ko`, `/lib/modules/order` has their load order.
+//! Loads the kernel modules of the initramfs. They are files `/lib/modules/<name>.ko`, and
+//! `/lib/modules/order` has their load order.
 //!
-//! Each module costs 10 to 30 ms under emulation, so the boot loads those of the control channel only and
-//! [`crate::devices`] asks for the others when a device of their kind is plugged in.
+//! Each module costs 10 to 30 ms under emulation. So the boot loads only those of the control
+//! channel, and [`crate::devices`] loads the others when a device that needs them is plugged in.
 
 use std::{
     collections::HashSet,
@@ -16,10 +17,10 @@ use nix::errno::Errno;
 
 use crate::{modprobe, Error, Result};
 
-/// Where the initramfs has its modules.
+/// The directory of the modules in the initramfs.
 pub const DIR: &str = "/lib/modules";
 
-/// What the host's connection needs.
+/// The modules for the connection to the host.
 pub const CONTROL_CHANNEL: &[&str] = &[
     "virtio_ring",
     "virtio",
@@ -30,23 +31,24 @@ pub const CONTROL_CHANNEL: &[&str] = &[
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
 ];
-/// What a share needs.
+/// The modules for a share.
 pub const SHARE: &[&str] = &["fuse", "virtiofs"];
-/// What any disk needs.
+/// The modules for any disk.
 pub const DISK: &[&str] = &["virtio_blk"];
-/// What a network card needs.
+/// The modules for a network card.
 pub const NETWORK: &[&str] = &["failover", "net_failover", "virtio_net"];
-/// What memory hot-plug needs.
+/// The modules for memory hot-plug.
 pub const MEMORY: &[&str] = &["virtio_mem"];
 
-/// What giving free pages back to the host needs.
+/// The modules for giving free pages back to the host.
 pub const FREE_PAGE_REPORTING: &[&str] = &["virtio_balloon"];
 
 static LOADED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
 
-/// Loads modules in the order given. One that is loaded or built into the kernel is a success.
+/// Loads modules in the order given. A module that is already loaded or built into the kernel
+/// counts as a success.
 ///
-/// A module that the initramfs does not have is looked for on the disk with all modules, if there is one.
+/// If the initramfs does not have a module, the disk with all modules is searched, if there is one.
 pub fn load(names: &[&str]) -> Result<()> {
     let mut loaded = match LOADED.lock() {
         Ok(loaded) => loaded,
@@ -64,7 +66,7 @@ pub fn load(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The modules that a file system of this type needs, in their order.
+/// Returns the modules that a file system of this type needs, in load order.
 pub fn of_fs(fs_type: &str) -> Vec<&str> {
     match fs_type {
         "erofs" => vec!["libcrc32c", "erofs"],
@@ -73,7 +75,8 @@ pub fn of_fs(fs_type: &str) -> Vec<&str> {
     }
 }
 
-/// Whether the module is there now; `false` where neither the initramfs nor the disk has it (or it is built in).
+/// Loads one module. Returns `false` if neither the initramfs nor the disk has it (it may be built
+/// into the kernel).
 fn load_one(name: &str) -> Result<bool> {
     let failed = |source| Error::Module {
         name: name.to_string(),
@@ -89,12 +92,12 @@ fn load_one(name: &str) -> Result<bool> {
     modprobe::from_disk(name)
 }
 
-/// Where the initramfs would have this module.
+/// Returns the path at which the initramfs would have this module.
 pub fn in_initramfs(name: &str) -> PathBuf {
     Path::new(DIR).join(format!("{name}.ko"))
 }
 
-/// Gives the kernel a module file. One that is there already is a success.
+/// Loads a module file into the kernel. A module that is already loaded counts as a success.
 pub fn insert(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     // SAFETY: an open descriptor, an empty parameter string and no flags.
@@ -112,7 +115,7 @@ pub fn insert(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The modules of the initramfs in their load order; empty without the file.
+/// Returns the modules of the initramfs in their load order; empty if the file does not exist.
 pub fn order() -> Vec<String> {
     fs::read_to_string(Path::new(DIR).join("order"))
         .unwrap_or_default()

@@ -1,5 +1,7 @@
-//! A network card of the pod: waits for it and makes it what an interface of the pod's network namespace is on the host. Called by
-//! [`crate::service`]; blocks.
+//! Sets up a network card of the pod: waits for it and makes it what an interface of the pod's
+//! network namespace is on the host.
+//!
+//! [`crate::service`] calls this. All of it blocks.
 
 use std::{
     io,
@@ -26,10 +28,10 @@ use crate::{
     modules, Error, Result,
 };
 
-/// Length of a netlink message's header (netlink(7), `struct nlmsghdr`).
+/// The length of a netlink message's header (netlink(7), `struct nlmsghdr`).
 const HEADER: usize = 16;
 
-/// Cards come side by side and may trade names.
+/// Several cards are attached at the same time and may trade names.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Waits for a card and sets it up. Idempotent.
@@ -50,7 +52,7 @@ pub fn attach(network: &Network) -> Result<()> {
         }
     };
     let mut netlink = Netlink::open().map_err(failed("open a netlink socket for"))?;
-    // A card that was here first may have been given another's name in the meantime.
+    // While this call waited, another one may have given this card another name.
     let card = find(&network.mac).unwrap_or(card);
     let index = index_of(&card).map_err(failed("find"))?;
     if card != network.name {
@@ -69,7 +71,7 @@ pub fn attach(network: &Network) -> Result<()> {
             .add_neighbour(index, neighbour)
             .map_err(failed("add a neighbour to"))?;
     }
-    // A gateway must be on the link before a route leads through it.
+    // A gateway must be reachable on the link before a route can lead through it.
     let mut routes: Vec<&Route> = network.routes.iter().collect();
     routes.sort_by_key(|route| !route.gateway.is_empty());
     for route in routes {
@@ -80,7 +82,8 @@ pub fn attach(network: &Network) -> Result<()> {
     Ok(())
 }
 
-/// The name that the card with this address has now. An interface on top of a card can have the same address, and no device.
+/// Returns the current name of the card with this address. An interface on top of a card can have
+/// the same address, but has no device.
 fn find(mac: &str) -> Option<String> {
     names_in("/sys/class/net").into_iter().find(|name| {
         let path = std::path::Path::new("/sys/class/net").join(name);
@@ -94,7 +97,7 @@ fn index_of(name: &str) -> io::Result<u32> {
     text.trim().parse().map_err(io::Error::other)
 }
 
-/// Asks the guest's kernel to change its network.
+/// A socket on which the guest's kernel is asked to change its network.
 struct Netlink {
     socket: Socket,
 }
@@ -106,7 +109,7 @@ impl Netlink {
         Ok(Netlink { socket })
     }
 
-    /// Sends a request and waits for the kernel's word on it.
+    /// Sends a request and waits for the kernel's answer.
     fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -128,7 +131,8 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
-    /// Names a card that is down. Who has the name waits for its own and gets another for the time.
+    /// Renames a card that is down. If another card has the name, it gets a temporary one until it
+    /// is given its own.
     fn rename(&mut self, index: u32, name: &str) -> io::Result<()> {
         if let Ok(occupant) = index_of(name) {
             let mut other = link(occupant);
@@ -143,7 +147,8 @@ impl Netlink {
         self.change_link(message)
     }
 
-    /// MTU and flags. The link-local address comes from the host with the others.
+    /// Sets the MTU and the flags. The link-local address comes from the host with the other
+    /// addresses.
     fn set_up(&mut self, index: u32, network: &Network) -> io::Result<()> {
         let mut message = link(index);
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
@@ -152,7 +157,7 @@ impl Netlink {
             .attributes
             .push(LinkAttribute::AfSpecUnspec(vec![family]));
         match self.change_link(message) {
-            // No IPv6 in this kernel.
+            // This kernel has no IPv6.
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
             done => done?,
         }
@@ -186,7 +191,8 @@ impl Netlink {
         if let Ok(broadcast) = <[u8; 4]>::try_from(address.broadcast.as_slice()) {
             attributes.push(AddressAttribute::Broadcast(broadcast.into()));
         }
-        // The host's interface keeps the address, and the two must not find each other.
+        // The host's interface keeps the address, too. Without duplicate address detection, the two
+        // do not find each other.
         let mut flags = AddressFlags::Nodad;
         flags.set(AddressFlags::Noprefixroute, address.no_prefix_route);
         attributes.push(AddressAttribute::Flags(flags));
@@ -214,7 +220,7 @@ impl Netlink {
         self.change(message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Adds a route after those that are there; one that is there already is a success.
+    /// Adds a route after the existing ones. A route that exists already counts as a success.
     fn add_route(&mut self, index: u32, route: &Route) -> io::Result<()> {
         let destination = ip("destination", &route.destination)?;
         let mut message = RouteMessage::default();
@@ -291,7 +297,7 @@ fn mac(text: &str) -> io::Result<Vec<u8>> {
         .ok_or_else(|| invalid("mac"))
 }
 
-/// A number that is a byte in the kernel's messages.
+/// Checks that a number fits into a byte, as the kernel's messages require.
 fn small(field: &'static str, number: u32) -> io::Result<u8> {
     u8::try_from(number).map_err(|_| invalid(field))
 }

@@ -1,4 +1,4 @@
-//! Tells when the kernel killed a process of a container for memory.
+//! Reports that the kernel killed a process of a container for lack of memory.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +14,7 @@ use tokio::{io::unix::AsyncFd, sync::Notify};
 
 use crate::{cgroup::Cgroup, Error, Result};
 
-/// Events that the host did not fetch, at most; the oldest go first.
+/// How many events are kept that the host has not fetched. The oldest are dropped first.
 const MAX_EVENTS: usize = 1024;
 
 /// Watches cgroups. Cheap to clone.
@@ -54,7 +54,7 @@ impl Oom {
     pub fn start() -> Result<Oom> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
             .map_err(Error::system("watch files"))?;
-        // SAFETY: an open descriptor that is closed with the value only.
+        // SAFETY: an open descriptor that is only closed with the value.
         let inotify = unsafe { AsyncFd::register(Watcher(inotify)) }
             .map_err(|error| Error::system("watch files")(std::io::Error::from(error)))?;
         let oom = Oom {
@@ -76,7 +76,8 @@ impl Oom {
         Ok(oom)
     }
 
-    /// Watches a container from now on, until [`Oom::forget`]. Without the memory controller there is nothing to see.
+    /// Watches a container until [`Oom::forget`]. Without the memory controller there is nothing to
+    /// watch.
     pub fn watch(&self, container: &str, cgroup: &Cgroup) {
         let path = cgroup.path().join("memory.events");
         let added = self
@@ -98,7 +99,7 @@ impl Oom {
         }
     }
 
-    /// Looks at a container a last time.
+    /// Checks a container one last time, and stops watching it.
     pub fn forget(&self, container: &str) {
         let mut table = self.lock();
         let found = table
@@ -109,12 +110,12 @@ impl Oom {
         if let Some(descriptor) = found {
             self.look(&mut table, &descriptor);
             table.watched.remove(&descriptor);
-            // The kernel drops it with the file, too.
+            // The kernel also drops the watch when the file goes.
             let _ = self.shared.inotify.get_ref().0.rm_watch(descriptor);
         }
     }
 
-    /// Waits for the next event: the container's id.
+    /// Waits for the next event and returns the container's id.
     pub async fn next(&self) -> String {
         loop {
             let event = self.shared.event.notified();

@@ -1,8 +1,11 @@
-//! `/pause`: the init of the pid namespace that containers of a pod share (`shareProcessNamespace`), where Kubernetes promises
-//! a process of this name as PID 1. It reaps what is orphaned there and does nothing else, until it is killed. In a pod with
-//! users of its own (`hostUsers: false`) it also holds their namespace, to which its pid namespace then belongs.
+//! `/pause`: the init of the pid namespace that containers of a pod share
+//! (`shareProcessNamespace`). Kubernetes promises a process of this name as PID 1 there.
 //!
-//! [`start`] makes it, in a runtime process ([`crate::runtime`]); [`run`] is the program.
+//! It reaps orphans of the namespace and does nothing else until it is killed. In a pod with users
+//! of its own (`hostUsers: false`) it also holds the pod's user namespace, to which its pid
+//! namespace then belongs.
+//!
+//! [`start`] starts it from a runtime process ([`crate::runtime`]); [`run`] is the program.
 
 use std::{
     convert::Infallible,
@@ -19,20 +22,21 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Its name, by which [`crate::main`] knows it.
+/// The name of the program, by which [`crate::main`] recognises it.
 pub const NAME: &str = "/pause";
-/// As the kubelet gives it: nobody's memory is worth more than the init of the others (Kubernetes, pkg/kubelet/qos `PodInfraOOMAdj`).
+/// The score that the kubelet gives it: freeing any other memory is better than killing the init of
+/// the other processes (Kubernetes, pkg/kubelet/qos `PodInfraOOMAdj`).
 const OOM_SCORE_ADJ: &str = "-998";
 
-/// The mappings of a user namespace, in the words of `/proc/<pid>/uid_map`.
+/// The mappings of a user namespace, in the format of `/proc/<pid>/uid_map`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Users {
     pub uid_map: String,
     pub gid_map: String,
 }
 
-/// Forks it into a new pid namespace, and a new user namespace if there are `users`. Returns its pid in the namespace of the
-/// caller, who has one thread.
+/// Forks the program into a new pid namespace, and a new user namespace if there are `users`.
+/// Returns its pid in the caller's namespace. The caller must have one thread.
 pub fn start(users: Option<&Users>) -> io::Result<i32> {
     let program = CString::new("/proc/self/exe")?;
     let arguments = [CString::new(NAME)?];
@@ -42,13 +46,14 @@ pub fn start(users: Option<&Users>) -> io::Result<i32> {
         None => 0,
     };
     let flags = libc::CLONE_NEWPID | user | libc::SIGCHLD;
-    // SAFETY: like fork, with namespaces; this process has one thread.
+    // SAFETY: works like fork, with namespaces; this process has one thread.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } as i32;
     match pid {
         -1 => return Err(io::Error::last_os_error()),
         0 => {
             drop(mapped);
-            // Its end is all that can be told: every container that joins the namespace fails then.
+            // The process can only report a failure by its end. Every container that joins the
+            // namespace then fails.
             if let Ok(1) = waits.read(&mut [0]) {
                 let _ = execute(&program, &arguments);
             }
@@ -67,18 +72,18 @@ pub fn start(users: Option<&Users>) -> io::Result<i32> {
 
 fn execute(program: &CString, arguments: &[CString]) -> nix::Result<Infallible> {
     nix::unistd::setsid()?;
-    // The root of its user namespace, where that is not who it is already.
+    // Becomes root of its user namespace, unless it is that already.
     nix::unistd::setresgid(0.into(), 0.into(), 0.into())?;
     nix::unistd::setresuid(0.into(), 0.into(), 0.into())?;
     nix::unistd::execve::<_, CString>(program, arguments, &[])
 }
 
-/// The program. Ends by SIGKILL alone.
+/// Runs the program, which only SIGKILL ends.
 pub fn run() -> ! {
-    // Its root is the agent's: not for containers that look at /proc/1.
+    // Its root directory is the agent's, which containers must not reach through /proc/1.
     let _ = nix::sys::prctl::set_dumpable(false);
     let _ = nix::sys::prctl::set_name(c"pause");
-    // A test's host may not give the right to lower it.
+    // The host of a test may not grant the right to lower the score.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);

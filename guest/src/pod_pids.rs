@@ -1,5 +1,5 @@
-//! The pid namespace and the user namespace that containers of this pod share if they share one: made when the first asks for
-//! it, kept until the end.
+//! Holds the pid namespace and the user namespace that containers of this pod share, if they do.
+//! Both are made when the first container asks for them, and kept until the end.
 
 use std::{
     path::PathBuf,
@@ -17,11 +17,11 @@ use crate::{
     Error, Result,
 };
 
-/// The namespace, by its init ([`crate::pause`]). Cheap to clone.
+/// The pod's namespaces, held by their init process ([`crate::pause`]). Cheap to clone.
 #[derive(Clone)]
 pub struct PodPids {
     reaper: Reaper,
-    /// Held while it is made.
+    /// Locked while the init is being started.
     making: Arc<tokio::sync::Mutex<()>>,
     init: Arc<Mutex<Option<(i32, Exit)>>>,
 }
@@ -35,17 +35,19 @@ impl PodPids {
         }
     }
 
-    /// Whether a container with this spec is to be in it.
+    /// Returns whether a container with this spec is to join the pod's pid namespace.
     pub fn wanted(spec: &Spec) -> bool {
         joins(spec, LinuxNamespaceType::Pid, POD_PID_NAMESPACE)
     }
 
-    /// Whether a container with this spec has its processes among those of others: then they do not end with its init by themselves.
+    /// Returns whether a container with this spec has its processes in a pid namespace with others.
+    /// Its processes then do not end by themselves when its init ends.
     pub fn shared(spec: &Spec) -> bool {
         paths(spec, LinuxNamespaceType::Pid).next().is_some()
     }
 
-    /// The users of the pod, if a container with this spec is to be in their namespace.
+    /// Returns the users of the pod, if a container with this spec is to join the pod's user
+    /// namespace.
     pub fn users(spec: &Spec) -> Option<Users> {
         let linux = spec.linux().as_ref()?;
         let lines = |lines: &Option<Vec<LinuxIdMapping>>| {
@@ -59,7 +61,8 @@ impl PodPids {
         })
     }
 
-    /// The pid of its init, which is started if there is none. All containers of a pod have the same users, or none.
+    /// Returns the pid of the namespaces' init, and starts it if there is none. Either all
+    /// containers of a pod have the same users, or none has users.
     pub async fn init(&self, users: Option<Users>) -> Result<i32> {
         let _making = self.making.lock().await;
         if let Some(pid) = self.running() {
@@ -76,10 +79,11 @@ impl PodPids {
         Ok(pid)
     }
 
-    /// Kills its init, and so all that is in it.
+    /// Kills the init, and with it everything in the pid namespace.
     pub fn kill(&self) {
         if let Some(pid) = self.running() {
-            // SAFETY: plain numbers; our child is not reaped as long as it has no status.
+            // SAFETY: the arguments are plain numbers; the child is not reaped while it has no
+            // status.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
     }
@@ -96,7 +100,7 @@ fn joins(spec: &Spec, typ: LinuxNamespaceType, place: &str) -> bool {
     paths(spec, typ).any(|path| path.as_os_str() == place)
 }
 
-/// Where the namespaces of a type are that a container with this spec joins.
+/// Returns the paths of the namespaces of one type that a container with this spec joins.
 fn paths(spec: &Spec, typ: LinuxNamespaceType) -> impl Iterator<Item = &PathBuf> {
     let linux = spec.linux().as_ref();
     let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());

@@ -18,16 +18,16 @@ use crate::{
 
 /// A process that was started, running or not.
 pub struct Process {
-    /// In the guest's root pid namespace.
+    /// The pid in the guest's root pid namespace.
     pub pid: u32,
-    /// Its end.
+    /// The exit status, once the process has ended.
     pub exit: Exit,
     pidfd: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
 }
 
 impl Process {
-    /// Starts one by the runtime process and offers its streams.
+    /// Has a runtime process start the process, and offers its streams.
     pub async fn start(
         reaper: &Reaper,
         streams: &Streams,
@@ -123,17 +123,17 @@ impl Process {
         })
     }
 
-    /// Whether it has ended.
+    /// Returns whether the process has ended.
     pub fn has_ended(&self) -> bool {
         self.exit.borrow().is_some()
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended, and returns its status.
     pub async fn wait(&self) -> u32 {
         reaper::ended(&self.exit).await
     }
 
-    /// Sends a signal; `ESRCH` if it has ended.
+    /// Sends a signal. Fails with `ESRCH` if the process has ended.
     pub fn signal(&self, signal: u32) -> std::result::Result<(), Errno> {
         let Some(pidfd) = self.pidfd.as_ref().filter(|_| !self.has_ended()) else {
             return Err(Errno::ESRCH);
@@ -151,7 +151,7 @@ impl Process {
         Errno::result(result).map(drop)
     }
 
-    /// Sets the size of its terminal; one that has none has nothing to set.
+    /// Sets the size of the terminal. Without a terminal, nothing is done.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
         match &self.terminal {
             Some(master) => streams::resize(master, width, height)
@@ -161,7 +161,7 @@ impl Process {
     }
 }
 
-/// A channel of its own: the event loop takes each descriptor once.
+/// Returns a channel with its own descriptor, since the event loop takes each descriptor only once.
 fn another(terminal: &OwnedFd) -> io::Result<Channel> {
     Channel::new(terminal.try_clone()?)
 }

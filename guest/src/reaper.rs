@@ -1,7 +1,9 @@
-//! The one place that waits for children: every process of the guest ends up as a child of PID 1.
+//! Waits for child processes. Nothing else does, since every process of the guest ends up as a
+//! child of PID 1.
 //!
-//! A pid is known only after its runtime process has answered, and the process may be gone by then. So whoever
-//! starts one holds an [`Expected`] from before the start: while any is held, statuses that nobody waits for are kept.
+//! A pid is known only after the runtime process has answered, and the new process may have ended
+//! by then. So the caller takes an [`Expected`] before it starts a process. While any of them is
+//! held, exit statuses that nobody waits for are kept.
 
 use std::{
     collections::HashMap,
@@ -20,7 +22,7 @@ use tokio::{
 
 use crate::{Error, Result};
 
-/// 0-255, or 128 + n after signal n; `None` while the process runs.
+/// The exit status: 0-255, or 128 + n after signal n; `None` while the process runs.
 pub type Exit = watch::Receiver<Option<u32>>;
 
 /// Waits for all children. Cheap to clone.
@@ -66,7 +68,8 @@ impl Reaper {
 
     fn reap(&self) {
         loop {
-            // Locked for each child, so that a pid that is being looked up is not reaped meanwhile.
+            // The table is locked for each child, so that a pid is not reaped while it is being
+            // looked up.
             let mut table = self.lock();
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), code as u32 & 0xff),
@@ -80,7 +83,7 @@ impl Reaper {
             };
             log::debug!(pid, status; "process ended");
             match table.watched.remove(&pid) {
-                // Nobody may be left who wants to know.
+                // Possibly nothing waits for this status any more.
                 Some(sender) => drop(sender.send(Some(status))),
                 None if table.expected > 0 => drop(table.unclaimed.insert(pid, status)),
                 None => {}
@@ -96,13 +99,14 @@ impl Reaper {
     }
 }
 
-/// While held, no exit status gets lost; see [`Reaper::expect`].
+/// Keeps exit statuses while it is held; see [`Reaper::expect`].
 pub struct Expected {
     reaper: Reaper,
 }
 
 impl Expected {
-    /// The exit of a child, which may be over already, and a descriptor for signals if it is not.
+    /// Returns the exit of a child, which may have ended already, and a descriptor to signal it if
+    /// it has not.
     pub fn watch(&self, pid: i32) -> (Exit, Option<OwnedFd>) {
         let mut table = self.reaper.lock();
         let ended = table.unclaimed.remove(&pid);
@@ -113,7 +117,7 @@ impl Expected {
         table.watched.insert(pid, sender);
         // SAFETY: plain numbers; the result is checked.
         let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        // SAFETY: pidfd_open(2) just gave this descriptor to us alone.
+        // SAFETY: pidfd_open(2) just returned this descriptor, and nothing else owns it.
         let pidfd = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result as i32) });
         (receiver, pidfd)
     }
@@ -129,7 +133,7 @@ impl Drop for Expected {
     }
 }
 
-/// Waits until the process has ended.
+/// Waits until the process has ended, and returns its status.
 pub async fn ended(exit: &Exit) -> u32 {
     let mut exit = exit.clone();
     let status = match exit.wait_for(Option::is_some).await {

@@ -1,6 +1,7 @@
-//! Asks the host for the machine's secret (see [`caisson_protocol::secret`]) on the console.
+//! Asks the host, on the console, for the machine's secret (see [`caisson_protocol::secret`]).
 //!
-//! It is in the memory of this process alone: the helpers that the agent executes begin with an empty one.
+//! Only this process has the secret in its memory: a helper that the agent executes starts with
+//! empty memory.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -21,10 +22,11 @@ use nix::{
 
 use crate::{Error, Result};
 
-/// How long the host has to answer. It answers within a millisecond, unless it is out of memory or swapping; the guest's start takes
-/// no longer than the host's `vm.boot_timeout_secs`, 60 s.
+/// How long the host has to answer. It answers within a millisecond, unless it is out of memory or
+/// swapping. The guest's start may take no longer than the host's `vm.boot_timeout_secs`, 60 s.
 const LIMIT: Duration = Duration::from_secs(60);
-/// After this the question is asked again: a line of the kernel may have come into the middle of it.
+/// How long to wait before asking again: a line of the kernel may have come into the middle of the
+/// question.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// The name of the file from which the fake agent reads its secret.
 const FILE: &str = "secret";
@@ -33,7 +35,8 @@ const FILE: &str = "secret";
 #[derive(Clone)]
 pub struct Secret {
     pub bytes: [u8; LENGTH],
-    /// The host's kernel carries the connections, and the shim's come from a reserved port.
+    /// True if the host's kernel carries the connections, so that those of the shim come from a
+    /// reserved port.
     pub by_kernel: bool,
 }
 
@@ -51,7 +54,7 @@ impl Secret {
         })
     }
 
-    /// The secret of a fake, from a file in its directory, which is removed.
+    /// Reads the secret of a fake from a file in its directory, and removes the file.
     pub fn of_fake(dir: &Path) -> Result<Secret> {
         let path = dir.join(FILE);
         let told = fs::read(&path).map_err(Error::file("read", &path))?;
@@ -61,13 +64,14 @@ impl Secret {
     }
 }
 
-/// A question to which the answer may have come by now.
+/// A question that the host may have answered by now.
 pub struct Question {
     console: File,
 }
 
 impl Question {
-    /// Asks. The answer waits in the terminal until it is read, so the boot goes on meanwhile.
+    /// Asks the question. The answer stays in the terminal until it is read, so the boot can go on
+    /// meanwhile.
     pub fn ask(console: &str) -> Result<Question> {
         let console = OpenOptions::new()
             .read(true)
@@ -83,7 +87,8 @@ impl Question {
         Ok(question)
     }
 
-    /// Without echo, lines, signals or conversion of the input; the output stays as it was.
+    /// Turns off echo, line editing, signals and conversion of the input. The output stays as it
+    /// was.
     fn take_bytes_as_they_are(&self) -> nix::Result<()> {
         let mut terminal = tcgetattr(&self.console)?;
         terminal.input_flags = InputFlags::empty();
@@ -99,7 +104,7 @@ impl Question {
         written.map_err(Error::system("ask for the secret"))
     }
 
-    /// Waits for the answer.
+    /// Waits for the answer and returns the secret.
     pub fn answer(mut self) -> Result<Secret> {
         let mut told = [0; 1 + LENGTH];
         let mut length = 0;
@@ -126,7 +131,7 @@ impl Question {
         Secret::parse(&told).ok_or_else(unreadable)
     }
 
-    /// Whether something has come within [`ASK_AGAIN`].
+    /// Returns whether input has come within [`ASK_AGAIN`].
     fn readable(&self) -> nix::Result<bool> {
         let mut polled = [PollFd::new(self.console.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(ASK_AGAIN).unwrap_or(PollTimeout::MAX);

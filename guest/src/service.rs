@@ -1,4 +1,4 @@
-//! The ttrpc service: one method a request, each a few lines; the work is done elsewhere.
+//! The ttrpc service: one short method for each request. The work is done in other modules.
 
 use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
@@ -28,10 +28,10 @@ use crate::{
     modules, network, oom::Oom, reaper::Reaper, secret::Secret, streams::Streams, Error, Result,
 };
 
-/// Between tries of what failed for a reason that may pass.
+/// The pause before a retry, after a failure that may pass.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Serves the host, which knows the secret, on this machine, for ever.
+/// Serves the host, which knows the secret, on this machine for ever.
 pub fn serve(machine: Machine, secret: Secret) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -94,7 +94,7 @@ pub fn serve(machine: Machine, secret: Secret) -> Result<()> {
     })
 }
 
-/// Gives each connection of the host a task of its own.
+/// Runs each connection of the host in a task of its own.
 async fn serve_each<F>(
     mut connections: Listener,
     serve: impl Fn(ttrpc::r#async::transport::Socket) -> F,
@@ -109,7 +109,7 @@ async fn serve_each<F>(
     }
 }
 
-/// Listens for the host alone.
+/// Listens for connections of the host only.
 fn listen(machine: &Machine, port: u32, door: &Arc<Door>) -> Result<Listener> {
     let door = door.clone();
     match machine {
@@ -122,7 +122,8 @@ fn listen(machine: &Machine, port: u32, door: &Arc<Door>) -> Result<Listener> {
                         Ok((stream, from)) if door.may_come(&from, port) => {
                             door.ask(stream, admitted.clone());
                         }
-                        // Others of the vsock: containers by its loopback, unprivileged processes of the host.
+                        // Others that can use vsock: containers through its loopback, and
+                        // unprivileged processes of the host.
                         Ok((_, from)) => door.refuse(&format!("comes from {from}")),
                         Err(error) => wait_after(&error).await,
                     }
@@ -145,7 +146,7 @@ fn listen(machine: &Machine, port: u32, door: &Arc<Door>) -> Result<Listener> {
     }
 }
 
-/// The connections that `accept`, which runs for ever, sends.
+/// Returns the connections that `accept` sends. `accept` runs for ever.
 fn admitted<C, F>(accept: impl FnOnce(UnboundedSender<C>) -> F) -> Listener
 where
     C: AsyncRead + AsyncWrite + Send + Sync + 'static,
@@ -163,7 +164,7 @@ async fn wait_after(error: &std::io::Error) {
     tokio::time::sleep(RETRY).await;
 }
 
-/// Tells the host that somebody listens. A host that does not care to know refuses it.
+/// Tells the host that the agent listens. A host that does not want to know refuses the connection.
 async fn say_ready() {
     let host = VsockAddr::new(VMADDR_CID_HOST, port::READY);
     if let Err(error) = VsockStream::connect(host).await {
@@ -171,7 +172,7 @@ async fn say_ready() {
     }
 }
 
-/// Runs blocking work beside the event loop, to its end even if the caller goes away.
+/// Runs blocking work beside the event loop. The work is finished even if the caller goes away.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,11 +1,12 @@
-//! Byte streams of processes: pipes and terminals on one side, connections of the host on the other.
+//! Carries byte streams of processes between pipes or terminals and connections of the host.
 //!
 //! ```text
 //!   offered --the host connects with the token--> pumping --end of either side--> gone
 //!      `--30 s after the process ended: nobody came--> gone
 //! ```
 //!
-//! Memory is one frame a stream; the rest is the kernel's pipe, whose limit is the back-pressure.
+//! Each stream takes the memory of one frame. All else is in the kernel's pipe, whose limit is the
+//! back-pressure.
 
 use std::{
     collections::HashMap,
@@ -27,16 +28,17 @@ use tokio::{
 
 use crate::reaper::{self, Exit};
 
-/// How long a connection may take to say its token, and a token to be offered after that.
+/// How long a connection may take to send its token, and how long it then waits for the token to be
+/// offered.
 const HELLO: Duration = Duration::from_secs(10);
 /// How long the output of a process that has ended waits for the host.
 const LATE: Duration = Duration::from_secs(30);
 
 /// The agent's end of a stream, as the process sees it.
 pub enum End {
-    /// The host writes, the process reads.
+    /// The host writes and the process reads.
     Input(Channel),
-    /// The process writes, the host reads.
+    /// The process writes and the host reads.
     Output(Channel),
 }
 
@@ -55,7 +57,8 @@ impl Streams {
         }
     }
 
-    /// Offers one end of a stream of the process with this exit. Token 0 is never asked for.
+    /// Offers one end of a stream of the process with this exit. Token 0 stands for no stream, and
+    /// is never asked for.
     pub fn offer(&self, token: u64, end: End, exit: &Exit) {
         self.lock().insert(token, (end, exit.clone()));
         self.changed.send_replace(());
@@ -69,7 +72,7 @@ impl Streams {
         });
     }
 
-    /// Serves one connection of the host to its end.
+    /// Serves one connection of the host until it ends.
     pub async fn serve<C: AsyncRead + AsyncWrite + Unpin>(&self, mut connection: C) {
         let token = match timeout(HELLO, stream::read_token(&mut connection)).await {
             Ok(Ok(token)) => token,
@@ -96,7 +99,7 @@ impl Streams {
             End::Input(mut sink) => {
                 let moved = tokio::select! {
                     moved = stream::receive(&mut connection, &mut sink) => moved,
-                    // Nobody reads any more.
+                    // Nothing reads the input any more.
                     _ = reaper::ended(&exit) => Ok(0),
                 };
                 match moved {
@@ -116,7 +119,7 @@ impl Streams {
             if let Some(found) = self.lock().remove(&token) {
                 return found;
             }
-            // The sender lives in `self`.
+            // Can't fail: the sender lives in `self`.
             let _ = changed.changed().await;
         }
     }
@@ -129,15 +132,15 @@ impl Streams {
     }
 }
 
-/// A pipe or a terminal's master on the event loop.
+/// A pipe or the master of a terminal, on the event loop.
 pub struct Channel(AsyncFd<OwnedFd>);
 
 impl Channel {
-    /// Takes a descriptor, which becomes non-blocking.
+    /// Takes a descriptor and makes it non-blocking.
     pub fn new(fd: OwnedFd) -> io::Result<Channel> {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        // SAFETY: an open descriptor that is closed with the value only.
+        // SAFETY: an open descriptor that is only closed with the value.
         Ok(Channel(unsafe { AsyncFd::register(fd) }?))
     }
 }
@@ -161,7 +164,7 @@ impl AsyncRead for Channel {
                     buffer.advance(length);
                     return Poll::Ready(Ok(()));
                 }
-                // How a terminal says that nobody has its other side open any more.
+                // A terminal reports with this error that nothing has its other side open any more.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
                     return Poll::Ready(Ok(()))
                 }

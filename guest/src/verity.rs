@@ -1,5 +1,8 @@
-//! dm-verity: each block that is read of a disk is checked against a tree of hashes whose root the host said
-//! (kernel, Documentation/admin-guide/device-mapper/verity.rst). The tree begins where the data ends, without a superblock.
+//! Sets up dm-verity for a disk: the kernel checks each block that is read against a tree of
+//! hashes. The host gives the root of the tree (kernel,
+//! Documentation/admin-guide/device-mapper/verity.rst).
+//!
+//! The tree begins where the data ends, and has no superblock.
 
 use std::{
     fs::File,
@@ -14,7 +17,7 @@ use crate::{devices, modules, Error, Result};
 
 const CONTROL: &str = "/dev/mapper/control";
 const MODULES: &[&str] = &["dm_mod", "dm_verity"];
-/// Of data and of hashes, in bytes.
+/// The size of a block of data and of hashes, in bytes.
 const BLOCK: u64 = 4096;
 const SECTOR: u64 = 512;
 
@@ -34,7 +37,7 @@ pub fn open(serial: &str, disk: &Path, verity: &Verity) -> Result<PathBuf> {
         load.target.kind[..6].copy_from_slice(b"verity");
         load.parameters[..table.len()].copy_from_slice(table.as_bytes());
         call(&control, &mut load, ioctl::load)?;
-        // Without the flag of a suspension it is a resumption: the table takes effect.
+        // Without the suspend flag the call resumes the device, which puts the table into effect.
         call(&control, &mut Command::new(serial), ioctl::suspend)
     })();
     if let Err(error) = loaded {
@@ -47,7 +50,7 @@ pub fn open(serial: &str, disk: &Path, verity: &Verity) -> Result<PathBuf> {
     })
 }
 
-/// Removes the checked device of a disk. One that is not there is a success.
+/// Removes the checked device of a disk. One that does not exist counts as a success.
 pub fn close(serial: &str) -> Result<()> {
     if !Path::new(CONTROL).exists() {
         return Ok(());
@@ -66,7 +69,7 @@ fn control() -> Result<File> {
     file.map_err(Error::file("open", CONTROL))
 }
 
-/// The parameters of the target: no salt, data and hashes on the same disk.
+/// Returns the parameters of the target: no salt, and data and hashes on the same disk.
 fn table(disk: &Path, verity: &Verity) -> Result<String> {
     let (root, blocks) = (&verity.root_hash, verity.data_blocks);
     if root.len() != 64 || !root.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -89,7 +92,8 @@ fn table(disk: &Path, verity: &Verity) -> Result<String> {
     ))
 }
 
-/// Of a `dev_t` as the kernel gives it to 64-bit programs (`huge_encode_dev`).
+/// Returns the minor number of a `dev_t` as the kernel gives it to 64-bit programs
+/// (`huge_encode_dev`).
 fn minor(dev: u64) -> u64 {
     (dev & 0xff) | ((dev >> 12) & 0xf_ff00)
 }
@@ -126,7 +130,7 @@ struct Target {
     kind: [u8; 16],
 }
 
-/// What each call is given: the header, and for a table one target with its parameters.
+/// The argument of each call: the header, and for a table one target with its parameters.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Command {
@@ -139,7 +143,7 @@ impl Command {
     fn new(name: &str) -> Self {
         let mut command = Self {
             header: Header {
-                // The interface's first with a stable layout.
+                // The first version of the interface with a stable layout.
                 version: [4, 0, 0],
                 data_size: size_of::<Self>() as u32,
                 data_start: size_of::<Header>() as u32,
@@ -162,7 +166,7 @@ impl Command {
             },
             parameters: [0; 512],
         };
-        // A serial is shorter.
+        // Fits, since a serial is shorter.
         command.header.name[..name.len()].copy_from_slice(name.as_bytes());
         command
     }
@@ -171,7 +175,8 @@ impl Command {
 mod ioctl {
     use super::{Command, Header};
 
-    // The kernel takes the header's size for the call's number, and what is behind it by `data_size`.
+    // The kernel derives the call's number from the header's size only; `data_size` gives the size
+    // of what follows.
     const fn number(call: u8) -> u64 {
         nix::request_code_readwrite!(0xfd, call, size_of::<Header>())
     }
@@ -184,7 +189,8 @@ mod ioctl {
 type Ioctl = unsafe fn(libc::c_int, *mut Command) -> nix::Result<libc::c_int>;
 
 fn call(control: &File, command: &mut Command, ioctl: Ioctl) -> io::Result<()> {
-    // SAFETY: the device mapper reads and writes no more than `data_size` bytes, which is the size of what the pointer is to.
+    // SAFETY: the device mapper reads and writes no more than `data_size` bytes, which is the size
+    // of the value that the pointer points to.
     unsafe { ioctl(control.as_raw_fd(), command) }?;
     Ok(())
 }

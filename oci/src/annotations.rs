@@ -1,17 +1,20 @@
-//! Every annotation that a pod or container can carry for Caisson; any other key under `caisson.dev/` is refused.
+//! The annotations with which a pod or container asks Caisson for something.
 //!
-//! | key | value |
-//! |---|---|
-//! | `caisson.dev/skills` | skills for every container: `[NAME=]sha256:HEX` or `[NAME=]SKILL@VERSION`, separated by commas |
-//! | `caisson.dev/skills.CONTAINER` | further skills for the container of that name alone |
-//! | `caisson.dev/devices` | devices of the guest, separated by commas: see [`crate::guest_devices`] |
-//! | `caisson.dev/secret-fd` | `VOLUME/KEY=ENV_NAME`, separated by commas: see [`crate::secrets`] |
-//! | `caisson.dev/secret-fd.CONTAINER` | further ones for the container of that name alone |
-//! | `caisson.dev/home` | `ephemeral` or `persistent/NAME`: a file system of the node, at the container user's home: see [`crate::home`] |
-//! | `caisson.dev/home-size` | how much it holds, as a quantity of Kubernetes' |
-//! | `caisson.dev/home-path` | where it is in the container instead |
+//! Any other key under `caisson.dev/` is refused.
 //!
-//! Who may use which of them, says the node's configuration: [`crate::policy`].
+//! - `caisson.dev/skills`: skills for every container, each as `[NAME=]sha256:HEX` or
+//!   `[NAME=]SKILL@VERSION`, separated by commas.
+//! - `caisson.dev/skills.CONTAINER`: further skills for the container of that name alone.
+//! - `caisson.dev/devices`: devices of the guest, separated by commas; see
+//!   [`crate::guest_devices`].
+//! - `caisson.dev/secret-fd`: `VOLUME/KEY=ENV_NAME`, separated by commas; see [`crate::secrets`].
+//! - `caisson.dev/secret-fd.CONTAINER`: further ones for the container of that name alone.
+//! - `caisson.dev/home`: `ephemeral` or `persistent/NAME`, a file system of the node that is
+//!   mounted at the container user's home; see [`crate::home`].
+//! - `caisson.dev/home-size`: how much the home holds, as a Kubernetes quantity.
+//! - `caisson.dev/home-path`: where in the container the home is mounted instead.
+//!
+//! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
 use std::{collections::HashMap, fmt};
 
@@ -23,25 +26,26 @@ use crate::{
     Error, Result,
 };
 
-/// Where Caisson's annotations live.
+/// The prefix of all of Caisson's annotations.
 pub const PREFIX: &str = "caisson.dev/";
-/// See the module's table.
+/// See the module documentation.
 pub const SKILLS: &str = "caisson.dev/skills";
-/// With a container's name. See the module's table.
+/// Followed by a container's name. See the module documentation.
 pub const SKILLS_OF: &str = "caisson.dev/skills.";
-/// See the module's table.
+/// See the module documentation.
 pub const DEVICES: &str = "caisson.dev/devices";
-/// See the module's table.
+/// See the module documentation.
 pub const HOME: &str = "caisson.dev/home";
-/// See the module's table.
+/// See the module documentation.
 pub const HOME_SIZE: &str = "caisson.dev/home-size";
-/// See the module's table.
+/// See the module documentation.
 pub const HOME_PATH: &str = "caisson.dev/home-path";
 
-/// Every key that there is, without `.CONTAINER`.
+/// All keys, without the `.CONTAINER` suffix.
 pub const KEYS: &[&str] = &[SKILLS, DEVICES, secrets::KEY, HOME, HOME_SIZE, HOME_PATH];
 
-/// The one of [`KEYS`] that a key is, whatever container it is for; none where it is not known.
+/// Returns the entry of [`KEYS`] that a key belongs to, whichever container it is for, or `None` if
+/// the key is unknown.
 pub fn base(key: &str) -> Option<&'static str> {
     let of_one = [(SKILLS_OF, SKILLS), (secrets::KEY_OF, secrets::KEY)];
     let mut of_one = of_one.into_iter();
@@ -50,20 +54,20 @@ pub fn base(key: &str) -> Option<&'static str> {
     of_one.map(|(_, all)| all).or_else(known)
 }
 
-/// The most skills of one container: a VM has this many slots for them.
+/// The most skills that one container can have: a VM has this many slots for them.
 pub const MAX_SKILLS: usize = 16;
 
-/// By which containerd says a container's name in its pod.
+/// The annotation in which containerd gives a container's name in its pod.
 pub const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 
 /// The annotations of a container, parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Annotations {
-    /// In the order given, no name and no skill twice.
+    /// In the order given; no name and no skill appears twice.
     pub skills: Vec<SkillWish>,
-    /// Devices of the guest, none twice.
+    /// Devices of the guest; none appears twice.
     pub devices: Vec<GuestDevice>,
-    /// In the order given, no variable twice.
+    /// In the order given; no variable appears twice.
     pub secret_fds: Vec<SecretFd>,
     /// The home to plug in.
     pub home: Option<Home>,
@@ -72,17 +76,17 @@ pub struct Annotations {
 /// A skill that a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkillWish {
-    /// Under which it is mounted, where the skill's manifest is not to decide.
+    /// The name under which the skill is mounted, if it is not left to the skill's manifest.
     pub name: Option<String>,
     pub skill: SkillRef,
 }
 
-/// Which skill.
+/// How a skill is identified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SkillRef {
-    /// sha256 of the file, 64 lower-case hex digits.
+    /// The sha256 of the file, as 64 lower-case hex digits.
     Digest(String),
-    /// By what the manifest says; a source of skills says which digest that is.
+    /// Name and version as in the manifest; a source of skills knows the digest.
     Version { name: String, version: String },
 }
 
@@ -110,14 +114,14 @@ impl SkillRef {
 }
 
 impl Annotations {
-    /// Parses what is under `caisson.dev/`; everything else is somebody else's.
+    /// Parses the keys under `caisson.dev/` and ignores all others.
     pub fn parse(annotations: &HashMap<String, String>) -> Result<Self> {
         let mut parsed = Self::default();
         let mut ours: Vec<_> = annotations
             .iter()
             .filter(|(key, _)| key.starts_with(PREFIX))
             .collect();
-        // Those for every container come before those for one.
+        // Annotations for every container sort before those for one.
         ours.sort();
         let container = annotations.get(CONTAINER_NAME);
         let mut home = Wish::default();
@@ -147,7 +151,8 @@ impl Annotations {
     }
 }
 
-/// Adds what is for one container. Checked also where that is another, so that the pod's first one says what is wrong.
+/// Adds what an annotation gives to one container. Annotations for other containers are checked
+/// too, so that a mistake is already reported by the pod's first container.
 fn add_of_one<T: Clone>(
     wanted: &mut Vec<T>,
     is_own: bool,
@@ -233,12 +238,13 @@ fn parse_devices(value: &str) -> Result<Vec<GuestDevice>> {
     Ok(devices)
 }
 
-/// Whether `hex` is 64 lower-case hex digits.
+/// Returns whether `hex` is 64 lower-case hex digits.
 pub fn is_sha256(hex: &str) -> bool {
     hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether `name` can safely name a file and a mount point: 1 to 63 letters, digits, `.`, `_`, `-`, the first a letter or digit.
+/// Returns whether `name` can safely name a file and a mount point: 1 to 63 letters, digits, `.`,
+/// `_` or `-`, starting with a letter or digit.
 pub fn is_plain_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=63).contains(&name.len())
@@ -246,7 +252,8 @@ pub fn is_plain_name(name: &str) -> bool {
         && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
-/// Whether `version` can be a skill's: what an OCI registry takes as a tag (distribution-spec, "Pulling manifests"), since it may be one.
+/// Returns whether `version` can be a skill's version. It may become a tag in an OCI registry, so
+/// it has to be a valid one (distribution-spec, "Pulling manifests").
 pub fn is_version(version: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let bytes = version.as_bytes();

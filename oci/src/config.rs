@@ -1,10 +1,11 @@
-//! The node's configuration: `/etc/caisson/config.toml`, then the drop-ins in name order; later files win key by key.
+//! Parses the node's configuration: `/etc/caisson/config.toml`, then the drop-ins in name order.
+//! Later files override earlier ones key by key.
 //!
-//! Reading the files is the caller's; this module parses and checks. Unknown keys are refused.
+//! The caller reads the files; this module parses and checks them. Unknown keys are refused.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     home::{MAX_SIZE, MIN_SIZE},
@@ -15,32 +16,32 @@ use crate::{
 /// What the guest's kernel and agent need to boot, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 128;
 
-/// The most of any size in MiB: 16 TiB, as much as the largest home has.
+/// The upper limit of every size in MiB: 16 TiB, the size of the largest home.
 const MAX_MIB: u64 = MAX_SIZE >> 20;
-/// The longest time that may be waited for anything, in seconds: a day.
+/// The upper limit of every timeout in seconds: a day.
 const MAX_SECS: u64 = 24 * 60 * 60;
 
 /// The configuration of a node, with defaults filled in.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
-    /// One folder a pod, gone after a reboot.
+    /// Holds one folder for each pod; it is gone after a reboot.
     pub state_dir: PathBuf,
-    /// Skills, homes, guest image: what outlives a reboot.
+    /// Holds skills, homes and the guest image, which outlive a reboot.
     pub store_dir: PathBuf,
     pub hypervisor: Hypervisor,
     pub guest: Guest,
     pub vm: Vm,
     pub skills: Skills,
     pub homes: Homes,
-    /// Who may use which annotation, skill and source of skills.
+    /// Which namespaces may use which annotation, skill and source of skills.
     pub policy: Policy,
     pub network: Network,
     pub log: Log,
 }
 
-/// `[hypervisor]`: programs that a VM is made of.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+/// `[hypervisor]`: the programs that a VM is made of.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hypervisor {
     pub qemu: PathBuf,
@@ -49,13 +50,14 @@ pub struct Hypervisor {
     /// `auto` boots a probe VM once per node to see whether KVM works, and falls back to emulation,
     /// which is no security boundary; `kvm` never does.
     pub accelerator: Accelerator,
-    /// Each VM runs under a user of its own out of `uid_base .. uid_base + uid_count`, which nobody else may use.
+    /// Each VM runs under its own user from `uid_base .. uid_base + uid_count`. Nothing else may
+    /// use these ids.
     pub uid_base: u32,
     pub uid_count: u32,
 }
 
 /// What runs the guests' instructions.
-#[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
     Auto,
@@ -64,7 +66,7 @@ pub enum Accelerator {
 }
 
 /// `[guest]`: the guest image; by default the files in `<store_dir>/guest`.
-#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guest {
     pub kernel: Option<PathBuf>,
@@ -72,8 +74,8 @@ pub struct Guest {
     pub modules: Option<PathBuf>,
 }
 
-/// `[vm]`: sizes. Memory in MiB.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+/// `[vm]`: the sizes of VMs, with memory in MiB.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vm {
     /// Cpus of a VM whose containers have no cpu limit.
@@ -82,29 +84,30 @@ pub struct Vm {
     pub default_memory_mib: u64,
     /// Added to the containers' memory limits for the guest's kernel and agent.
     pub memory_overhead_mib: u64,
-    /// Up to which a running VM can grow.
+    /// The size up to which a running VM can grow.
     pub max_memory_mib: u64,
     /// How long the guest has from boot to the agent's first answer, in seconds.
     pub boot_timeout_secs: u64,
-    /// The longest that the guest's agent has for the answer to any one request, in seconds. When
-    /// not said: 8 with KVM, and 65 under emulation, where starting a process may take as long.
+    /// The longest time that the guest's agent may take to answer any one request, in seconds. The
+    /// default is 8 with KVM and 65 under emulation, where starting a process may take that long.
     pub answer_timeout_secs: Option<u64>,
 }
 
-/// `[skills]`: the node's store of skills and where it gets those that it does not have.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+/// `[skills]`: the node's store of skills and where it fetches those that it does not have.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Skills {
     /// How much `caisson skill gc` leaves in the store, in MiB.
     pub max_mib: u64,
-    /// How long a container waits for skills that are being fetched, in seconds. The kubelet gives up after 120.
+    /// How long a container waits for skills that are being fetched, in seconds. The kubelet gives
+    /// up after 120.
     pub fetch_timeout_secs: u64,
-    /// By name, `[skills.sources.NAME]`; asked in the order of their names.
+    /// The sources by name, `[skills.sources.NAME]`; they are asked in the order of their names.
     pub sources: BTreeMap<String, SkillSource>,
 }
 
-/// `[skills.sources.NAME]`: who has skills. Which kind it is says `type`.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+/// `[skills.sources.NAME]`: a source of skills. `type` gives its kind.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum SkillSource {
     /// A directory of the node, such as a network file system.
@@ -112,69 +115,72 @@ pub enum SkillSource {
     /// A bucket of an S3-compatible store.
     S3 {
         bucket: String,
-        /// Of the objects' names.
+        /// The prefix of the objects' names.
         #[serde(default)]
         prefix: String,
-        /// A URL; Amazon's for the region when not said.
+        /// A URL; by default Amazon's for the region.
         endpoint: Option<String>,
         region: Option<String>,
         /// `ENDPOINT/BUCKET/…` instead of `BUCKET.ENDPOINT/…`.
         #[serde(default)]
         path_style: bool,
-        /// An INI file as the AWS command line has it, read anew for each fetch; the instance's role when not said.
+        /// An INI file in the format of the AWS command line, read anew for each fetch. By default
+        /// the instance's role is used.
         credentials_file: Option<PathBuf>,
-        /// The section of that file, `default` when not said.
+        /// The section of that file; `default` by default.
         profile: Option<String>,
     },
-    /// One repository of an OCI registry, each skill an artifact in it.
+    /// One repository of an OCI registry, in which each skill is an artifact.
     Registry {
         /// `HOST[:PORT]/PATH`.
         repository: String,
         /// HTTP instead of HTTPS.
         #[serde(default)]
         plain_http: bool,
-        /// `auths` as in Docker's `config.json`, read anew for each fetch; anonymous when not said.
+        /// A file with `auths` as in Docker's `config.json`, read anew for each fetch. By default
+        /// access is anonymous.
         credentials_file: Option<PathBuf>,
     },
 }
 
 /// `[homes]`.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Homes {
-    /// How much a home holds whose pod does not say it, in MiB. There is no home without a limit; what it does not hold it does not cost.
+    /// The size in MiB of a home whose pod does not give one. Every home has a limit; space that a
+    /// home does not use takes nothing from the disk.
     pub size_mib: u64,
-    /// The largest size that a pod may ask for, in MiB; 0: no limit but that of the file system, 16
-    /// TiB.
+    /// The largest size that a pod may ask for, in MiB. With 0 the only limit is the file system's,
+    /// 16 TiB.
     pub max_size_mib: u64,
-    /// What the sizes of all homes of the node may add up to, in MiB; 0: no limit, so that homes
-    /// together may fill the node's disk.
+    /// The most that the sizes of all homes of the node may add up to, in MiB. With 0 there is no
+    /// limit, so that homes together may fill the node's disk.
     pub node_budget_mib: u64,
-    /// The same for the homes of each namespace.
+    /// The same limit for the homes of each namespace.
     pub namespace_budget_mib: u64,
-    /// The same for namespaces by their names, `[homes.namespace_budgets_mib]`, instead of
+    /// The same limit for single namespaces by name, `[homes.namespace_budgets_mib]`, instead of
     /// `namespace_budget_mib`.
     pub namespace_budgets_mib: BTreeMap<String, u64>,
-    /// How long each of ext4's programs may take to make, look through or grow a home, in seconds.
-    /// The kubelet gives up after 120.
+    /// How long each of ext4's programs may take to make, check or grow a home, in seconds. The
+    /// kubelet gives up after 120.
     pub tool_timeout_secs: u64,
 }
 
 /// `[network]`.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
-    /// Drops what a guest sends with another hardware or IP address than its interface's. Addresses
-    /// that something in the pod takes by itself (a virtual address of keepalived, a bridge to
-    /// further machines) work without it only.
+    /// Drops packets that a guest sends with a hardware or IP address other than its interface's.
+    /// Addresses that something in the pod takes by itself (a virtual address of keepalived, a
+    /// bridge to further machines) work only without it.
     pub anti_spoofing: bool,
 }
 
 /// `[log]`.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug` or `trace`, for shim and agent.
+    /// `error`, `warn`, `info`, `debug` or `trace`; applies to shim and agent.
     pub level: String,
 }
 
@@ -261,7 +267,7 @@ impl Default for Log {
 }
 
 impl NodeConfig {
-    /// Merges the files, given as (path, text) in the order of reading, over the defaults.
+    /// Merges the files over the defaults. They are given as (path, text) in the order of reading.
     pub fn parse(files: &[(String, String)]) -> Result<Self> {
         let mut merged = toml::Table::new();
         for (file, text) in files {
@@ -269,7 +275,7 @@ impl NodeConfig {
                 file: file.clone(),
                 source: Box::new(source),
             };
-            // Each file is checked alone first, so that an error names the right file and line.
+            // Check each file alone first, so that an error names the right file and line.
             toml::from_str::<Self>(text).map_err(refuse)?;
             merge(&mut merged, toml::from_str(text).map_err(refuse)?);
         }
@@ -381,7 +387,7 @@ impl NodeConfig {
     }
 }
 
-/// Puts one table over another, key by key: tables are merged, everything else is replaced.
+/// Merges one table into another, key by key: tables are merged, everything else is replaced.
 pub fn merge(into: &mut toml::Table, from: toml::Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
@@ -449,6 +455,36 @@ mod tests {
         .unwrap();
         let names: Vec<_> = config.skills.sources.keys().collect();
         assert_eq!(names, ["company", "shared"]);
+    }
+
+    /// The keys of a table and of those in it, with what they hold.
+    fn leaves(prefix: &str, value: &toml::Value, found: &mut BTreeMap<String, toml::Value>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    leaves(&format!("{prefix}{key}."), value, found);
+                }
+            }
+            leaf => drop(found.insert(prefix.to_owned(), leaf.clone())),
+        }
+    }
+
+    #[test]
+    fn documented_configuration_has_every_key_with_its_default() {
+        let page = include_str!("../../docs/configuration.md");
+        let block = page.split("```").nth(1).unwrap();
+        let block = block.strip_prefix("toml").unwrap();
+        assert_eq!(parse(&[block]).unwrap(), NodeConfig::default());
+        let (mut documented, mut all) = (BTreeMap::new(), BTreeMap::new());
+        leaves("", &toml::from_str(block).unwrap(), &mut documented);
+        let default = toml::Value::try_from(NodeConfig::default()).unwrap();
+        leaves("", &default, &mut all);
+        assert_eq!(documented, all);
+        // What has no default is commented out.
+        let whole = parse(&[&block.replace("\n# ", "\n")]).unwrap();
+        let guest = whole.guest;
+        assert!(guest.kernel.is_some() && guest.initramfs.is_some() && guest.modules.is_some());
+        assert!(whole.vm.answer_timeout_secs.is_some());
     }
 
     #[test]

@@ -1,13 +1,15 @@
-//! Device nodes that a spec asks for. None of the host's ever comes into a guest but as a disk of its own.
+//! Translates the device nodes that a spec asks for. The only devices of the host that get into a
+//! guest are block devices, each as a disk of its own.
 //!
-//! | asked for | given |
-//! |---|---|
-//! | what every container has (`/dev/null` …) | the guest's, made by its runtime |
-//! | [`GUEST`]: drivers without hardware, `/dev/fuse`, `/dev/net/tun` … | the guest's: the numbers are the same on any Linux |
-//! | a block device by name (PVC with volumeMode Block; its numbers have a rule of their own) | a virtio disk of the VM, at the path asked for |
-//! | another device by name | refused |
-//! | the host's `/dev` as a volume | the guest's, or at `/dev` one of the container's own |
-//! | any other, by a privileged container, whose spec lists all of the host's | dropped, with a warning; it gets all devices of the guest |
+//! - What every container has (`/dev/null` …): the guest's, made by its runtime.
+//! - [`GUEST`], drivers without hardware (`/dev/fuse`, `/dev/net/tun` …): the guest's. The numbers
+//!   are the same on any Linux.
+//! - A block device by name (PVC with volumeMode Block; its numbers have a rule of their own): a
+//!   virtio disk of the VM, at the path asked for.
+//! - Another device by name: refused.
+//! - The host's `/dev` as a volume: the guest's, or, at `/dev`, one of the container's own.
+//! - Any other device of a privileged container, whose spec lists all of the host's: dropped, with
+//!   a warning. The container gets all devices of the guest.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +20,8 @@ use oci_spec::runtime::{
 
 use crate::{error::shorten, Error, Result};
 
-/// Character devices of kernel drivers that need no hardware, as major and minor (kernel, Documentation/admin-guide/devices.txt).
+/// Character devices of kernel drivers that need no hardware, as major and minor numbers (kernel,
+/// Documentation/admin-guide/devices.txt).
 pub const GUEST: &[(i64, i64)] = &[
     (1, 3),    // null
     (1, 5),    // zero
@@ -32,24 +35,24 @@ pub const GUEST: &[(i64, i64)] = &[
     (10, 229), // fuse
     (108, 0),  // ppp
 ];
-/// Those of [`GUEST`] that libcontainer makes by itself.
+/// The majors of the [`GUEST`] devices that libcontainer makes by itself.
 const DEFAULT_MAJORS: [i64; 2] = [1, 5];
 const KMSG: (i64, i64) = (1, 11);
 /// Linux has no larger numbers (kernel, include/linux/kdev_t.h, `MINORBITS`).
 const MAX_NUMBERS: (i64, i64) = ((1 << 12) - 1, (1 << 20) - 1);
-/// What to do about another device.
+/// The advice given when another device is refused.
 const ADVICE: &str = "the host's devices are not reachable from the guest; possible are block devices (volumeDevices), /dev/fuse, /dev/net/tun, /dev/kmsg and /dev/ppp, and all of the guest's for a privileged container";
 
 /// A block device of the host that the VM gets as a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockDevice {
-    /// Of the VM's disk: the same for the same device, at most 20 bytes.
+    /// The serial number of the VM's disk: always the same for the same device, at most 20 bytes.
     pub serial: String,
-    /// On the host.
+    /// The major number on the host.
     pub major: i64,
-    /// On the host.
+    /// The minor number on the host.
     pub minor: i64,
-    /// Of the node in the container.
+    /// The path of the node in the container.
     pub path: PathBuf,
     /// Permission bits of the node.
     pub mode: u32,
@@ -57,18 +60,19 @@ pub struct BlockDevice {
     pub uid: u32,
     /// Group of the node.
     pub gid: u32,
-    /// The rule's: some of `r`, `w` and `m`.
+    /// The access that the rule gives: some of `r`, `w` and `m`.
     pub access: String,
 }
 
 impl BlockDevice {
-    /// Whether the container may not write to it.
+    /// Returns whether the container may not write to it.
     pub fn read_only(&self) -> bool {
         !self.access.contains('w')
     }
 }
 
-/// Takes the devices out of a spec that are not the guest's own. Returns the disks to plug in, and a warning of what is dropped.
+/// Removes from a spec the devices that are not the guest's own. Returns the disks to plug in, and
+/// a warning about what was dropped.
 pub fn translate(spec: &mut Spec, privileged: bool) -> Result<(Vec<BlockDevice>, Option<String>)> {
     let Some(linux) = spec.linux_mut() else {
         return Ok((Vec::new(), None));
@@ -88,10 +92,10 @@ pub fn translate(spec: &mut Spec, privileged: bool) -> Result<(Vec<BlockDevice>,
                     kept.push(device.clone());
                 }
             }
-            // A FIFO is no device.
+            // A FIFO is not a device.
             (LinuxDeviceType::P, _) => kept.push(device.clone()),
             (LinuxDeviceType::B, Some(rule)) if is_device(numbers) => disks.push(BlockDevice {
-                // Of the same device, what may be written to and what may not are two disks.
+                // A read-only and a writable disk of the same device are two disks.
                 serial: format!(
                     "b{}{:x}-{:x}",
                     if writes(rule) { "-" } else { "r" },
@@ -133,7 +137,8 @@ pub fn translate(spec: &mut Spec, privileged: bool) -> Result<(Vec<BlockDevice>,
     Ok((disks, warning))
 }
 
-/// Puts the guest's devices where a spec mounts the host's `/dev`. Containerd has left out what it else mounts below `/dev` then.
+/// Puts the guest's devices where a spec mounts the host's `/dev`. In that case containerd has left
+/// out its usual mounts below `/dev`.
 pub fn own_dev(spec: &mut Spec) -> Result<()> {
     let mut mounts = Vec::new();
     for mut mount in spec.mounts().clone().unwrap_or_default() {
@@ -150,7 +155,7 @@ pub fn own_dev(spec: &mut Spec) -> Result<()> {
                 mounts.push(own(target, typ, options)?);
             }
         } else {
-            // A file system that the guest's kernel makes by itself, the one that its own /dev is.
+            // The guest's kernel makes this file system by itself; its own /dev is one.
             mount.set_typ(Some("devtmpfs".to_owned()));
             mount.set_source(Some("devtmpfs".into()));
             mount.set_options(Some(vec!["nosuid".to_owned()]));
@@ -214,7 +219,7 @@ fn is_device((major, minor): (i64, i64)) -> bool {
     (0..=MAX_NUMBERS.0).contains(&major) && (0..=MAX_NUMBERS.1).contains(&minor)
 }
 
-/// Whether this rule is about this very device (containerd, pkg/oci `WithDevices`).
+/// Returns whether this rule is about exactly this device (containerd, pkg/oci `WithDevices`).
 fn names(rule: &LinuxDeviceCgroup, device: &LinuxDevice) -> bool {
     let same_type = rule.typ() == Some(device.typ());
     let numbers = (rule.major(), rule.minor());
@@ -227,7 +232,7 @@ fn writes(rule: &LinuxDeviceCgroup) -> bool {
         .is_none_or(|access| access.contains('w'))
 }
 
-/// The rule that allows everything.
+/// Returns the rule that allows everything.
 fn all() -> Result<LinuxDeviceCgroup> {
     let rule = LinuxDeviceCgroupBuilder::default();
     let rule = rule.allow(true).access("rwm").build();

@@ -1,19 +1,19 @@
-//! Why a container's description was refused.
+//! The errors with which a container's description is refused.
 
-/// A refusal. The text names the field, what is wrong with it and what to do: users read it in `ctr`'s output and in
-/// `kubectl describe pod`.
+/// A refusal. The text names the field, what is wrong with it and what to do. Users read it in the
+/// output of `ctr` and of `kubectl describe pod`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `config.json` can't be read as an OCI runtime spec.
     #[error("config.json is not an OCI runtime spec")]
     Spec(#[source] Unread),
-    /// What an exec is to run can't be read as the runtime spec's `process` object.
+    /// The process of an exec can't be read as the runtime spec's `process` object.
     #[error("the process to be executed is not as the OCI runtime spec has it")]
     Exec(#[source] Unread),
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("config.json: {0} is missing")]
     Missing(&'static str),
-    /// A field has a value that can't be.
+    /// A field has an invalid value.
     #[error("config.json: {field}: {reason}")]
     Field {
         /// Dotted path of the field.
@@ -21,7 +21,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A rule of [`crate::rules`] says no.
+    /// A rule of [`crate::rules`] refuses the container.
     #[error("config.json: {field} {what} can't be honoured in a VM: {advice}")]
     Refused {
         /// Dotted path of the field.
@@ -31,7 +31,7 @@ pub enum Error {
         /// What to do about it.
         advice: &'static str,
     },
-    /// An annotation under `caisson.dev/`.
+    /// An annotation under `caisson.dev/` is invalid.
     #[error("annotation {key}: {reason}")]
     Annotation {
         /// The whole key.
@@ -39,7 +39,7 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
-    /// A container or sandbox id.
+    /// A container or sandbox id is invalid.
     #[error("id {shown:?}: {reason}")]
     Id {
         /// The id, shortened.
@@ -47,16 +47,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A configuration file of the node.
+    /// A configuration file of the node can't be read.
     #[error("configuration {file}")]
     Config {
         /// The file's path.
         file: String,
-        /// Line, column and key, as the TOML reader says it.
+        /// Line, column and key, as the TOML reader reports them.
         #[source]
         source: Box<toml::de::Error>,
     },
-    /// A configuration value that parses and yet can't be.
+    /// A configuration value parses but is invalid.
     #[error("configuration: {key}: {reason}")]
     ConfigValue {
         /// Dotted path of the key.
@@ -66,7 +66,7 @@ pub enum Error {
     },
 }
 
-/// What a JSON reader said, cut: it quotes what it read.
+/// A JSON reader's message, shortened because it quotes what it read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unread(String);
@@ -80,7 +80,7 @@ impl From<serde_json::Error> for Unread {
         if length <= START + END {
             return Self(said);
         }
-        // The line and column are at the end.
+        // Keep the end, which has the line and column.
         let (start, end) = (said.chars().take(START), said.chars().skip(length - END));
         Self(start.chain(['…']).chain(end).collect())
     }
@@ -89,7 +89,7 @@ impl From<serde_json::Error> for Unread {
 /// The result of a translation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// At most 64 characters of `text`, for an error message.
+/// Returns at most 64 characters of `text`, for an error message.
 pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(64) {
         Some((end, _)) => format!("{}…", &text[..end]),

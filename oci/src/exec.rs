@@ -1,5 +1,6 @@
-//! A further process of a container: what its annotations give to it beside what containerd says of it, which knows the container as
-//! it was before [`crate::translate`].
+//! Translates a further process of a container (an exec): adds what the container's annotations
+//! give to it. Containerd's description of the process does not have that, since containerd knows
+//! the container as it was before [`crate::translate`].
 
 use oci_spec::runtime::Process;
 
@@ -9,12 +10,12 @@ use crate::{
     Error, Result,
 };
 
-/// What every process of a container gets by the container's annotations.
+/// What every process of a container gets because of the container's annotations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
     /// Devices of the guest.
     pub devices: Vec<GuestDevice>,
-    /// Files that it has open.
+    /// Files that the process has open.
     pub descriptors: Vec<Descriptor>,
 }
 

@@ -1,12 +1,15 @@
-//! `caisson.dev/devices`: device nodes of the guest for a container that is not privileged, with what their use takes.
+//! `caisson.dev/devices`: gives device nodes of the guest to a container that is not privileged,
+//! with the capability and system calls that using them takes.
 //!
 //! | name | node | capability | system calls beyond the profile |
 //! |---|---|---|---|
 //! | `fuse` | `/dev/fuse` | `CAP_SYS_ADMIN` | `mount`, `umount2`, `umount` |
 //! | `tun` | `/dev/net/tun` | `CAP_NET_ADMIN` | |
 //!
-//! A process of root has the capability, the container's as one that is executed in it. For other users it is in the bounding set, from where a program such as `fusermount3`
-//! takes it unless the container forbids it to (`allowPrivilegeEscalation: false`). It holds in the pod's own VM and nowhere else.
+//! Processes of root have the capability, both the container's own and those executed in it. For
+//! other users it is in the bounding set. A program such as `fusermount3` takes it from there,
+//! unless the container forbids that (`allowPrivilegeEscalation: false`). The capability holds in
+//! the pod's own VM and nowhere else.
 
 use oci_spec::runtime::{
     Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
@@ -26,7 +29,7 @@ impl GuestDevice {
     /// The names that the annotation knows.
     pub const NAMES: &str = "fuse, tun";
 
-    /// By the name that the annotation has for it.
+    /// Parses a name as the annotation has it.
     pub fn parse(name: &str) -> Option<Self> {
         match name {
             "fuse" => Some(Self::Fuse),
@@ -35,7 +38,8 @@ impl GuestDevice {
         }
     }
 
-    /// Numbers as the kernel's Documentation/admin-guide/devices.txt has them.
+    /// Returns the node's path and its numbers, as in the kernel's
+    /// Documentation/admin-guide/devices.txt.
     fn node(self) -> (&'static str, i64, i64) {
         match self {
             Self::Fuse => ("/dev/fuse", 10, 229),
@@ -58,7 +62,8 @@ impl GuestDevice {
     }
 }
 
-/// Lets a further process of a container use the devices. One without capabilities of its own has the container's.
+/// Lets a further process of a container use the devices. A process without capabilities of its own
+/// has the container's.
 pub fn grant_exec(process: &mut Process, devices: &[GuestDevice]) {
     if process.capabilities().is_some() {
         for &device in devices {

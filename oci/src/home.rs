@@ -1,4 +1,4 @@
-//! The home that a pod asks for by its annotations.
+//! Parses the annotations with which a pod asks for a home.
 
 use std::{
     fmt,
@@ -11,18 +11,19 @@ use crate::{
     quantity, Error, Result,
 };
 
-/// The smallest home, in bytes: below this a file system has no room for its own journal.
+/// The smallest home, in bytes: a smaller file system has no room for its own journal.
 pub const MIN_SIZE: u64 = 16 << 20;
-/// The largest home, in bytes: what ext4 can have with blocks of 4 KiB and without wider block numbers.
+/// The largest home, in bytes: the most that ext4 can have with blocks of 4 KiB and without wider
+/// block numbers.
 pub const MAX_SIZE: u64 = 1 << 44;
 
 /// A home that a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
     pub kind: HomeKind,
-    /// How much it holds, in bytes; what the node's configuration says, where the pod says nothing.
+    /// How much it holds, in bytes; `None` means the size in the node's configuration.
     pub size: Option<u64>,
-    /// Where it is in the container; the home of the container's user, where the pod says nothing.
+    /// Where it is in the container; `None` means the home of the container's user.
     pub path: Option<PathBuf>,
 }
 
@@ -31,7 +32,7 @@ pub struct Home {
 pub enum HomeKind {
     /// As long as its pod.
     Ephemeral,
-    /// On its node, until it is removed.
+    /// Stays on its node until it is removed.
     Persistent {
         /// A plain file name.
         name: String,
@@ -47,7 +48,7 @@ impl fmt::Display for HomeKind {
     }
 }
 
-/// The values of the annotations as they come.
+/// The values of the annotations, not parsed yet.
 #[derive(Debug, Default)]
 pub(crate) struct Wish<'a> {
     pub home: Option<&'a str>,
@@ -114,7 +115,7 @@ fn path(value: &str) -> Result<PathBuf> {
     }
 }
 
-/// Whether a home can be mounted there: an absolute path other than `/`, without `..`.
+/// Returns whether a home can be mounted there: an absolute path other than `/`, without `..`.
 pub fn is_mount_point(path: &Path) -> bool {
     let plain = |c: Component| matches!(c, Component::RootDir | Component::Normal(_));
     path.is_absolute() && path.components().all(plain) && path != Path::new("/")

@@ -1,11 +1,12 @@
-//! What may name a container, a sandbox or an exec.
+//! Checks the ids of containers, sandboxes and execs.
 
 use crate::{error::shorten, Error, Result};
 
 /// The longest id: containerd's own limit (pkg/identifiers, `maxLength`) is 76 bytes.
 pub const MAX_LENGTH: usize = 76;
 
-/// Checks an id by containerd's rule (pkg/identifiers): letters and digits, joined by single `.`, `_` or `-`.
+/// Checks an id by containerd's rule (pkg/identifiers): letters and digits, joined by single `.`,
+/// `_` or `-`.
 ///
 /// Ids become names of files, mounts and cgroups on both sides, so nothing else may pass.
 pub fn check(id: &str) -> Result<()> {

@@ -1,8 +1,10 @@
-//! Pure translation, no I/O: OCI spec, annotations and node configuration → what VM, what devices, what guest spec.
+//! Translates an OCI spec, annotations and the node's configuration into what the VM is, which
+//! devices it gets and what spec the guest runs. This crate does no I/O.
 //!
-//! The shim reads the bundle, calls [`translate()`] with what it read, and does what the [`Plan`] says. What can't be honoured
-//! in a VM is refused or dropped by the table in [`rules`]. Every annotation is listed in [`annotations`],
-//! every configuration key in [`config`], who may use what in [`policy`].
+//! The shim reads the bundle, calls [`translate()`] with what it read, and does what the [`Plan`]
+//! says. The table in [`rules`] refuses or drops what can't be honoured in a VM. Every annotation
+//! is listed in [`annotations`], every configuration key in [`config`]; [`policy`] decides which
+//! namespace may use what.
 
 pub mod annotations;
 pub mod config;

@@ -1,8 +1,10 @@
-//! What a task is to a pod, and what a pod's sandbox asks for: by the annotations and specs of containerd's CRI plugin.
+//! Reads, from the annotations and specs of containerd's CRI plugin, which part a task plays in a
+//! pod and what a pod's sandbox asks for.
 //!
-//! The plugin (containerd, internal/cri/annotations and internal/cri/server) marks a pod's pause container as `sandbox`, its
-//! other containers as `container` with the sandbox' id. Kubernetes' pod is the VM, so of the pause container nothing runs:
-//! [`sandbox`] takes from its spec what the VM itself shall have.
+//! The plugin (containerd, internal/cri/annotations and internal/cri/server) marks a pod's pause
+//! container as `sandbox`, and the pod's other containers as `container` with the sandbox's id. The
+//! Kubernetes pod is the VM, so nothing of the pause container runs: [`sandbox`] takes from its
+//! spec what the VM itself is to have.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +20,7 @@ use crate::{error::shorten, id, rules, Error, Result};
 
 /// `sandbox` or `container`.
 pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-/// Of the pod, on all of its containers.
+/// The id of the pod's sandbox, on all of the pod's containers.
 pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 /// Kubernetes' uid of the pod, on all of its containers.
 pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
@@ -26,7 +28,8 @@ pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
 pub const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 /// The pod's name, on all of its containers.
 pub const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
-/// Sums over the pod's containers, of the kubelet (since Kubernetes 1.23 and containerd 1.7); 0 is none.
+/// The first of the sums over the pod's containers, which the kubelet gives (since Kubernetes 1.23
+/// and containerd 1.7); 0 means none.
 pub const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// See [`SANDBOX_CPU_PERIOD`].
 pub const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -35,8 +38,8 @@ pub const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 /// In bytes. See [`SANDBOX_CPU_PERIOD`].
 pub const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
-/// What a pod's containers have at these places, where they do not mount something else there, and how it is named in the
-/// folder of the pod's sandbox (containerd, `linuxContainerMounts`).
+/// The files that a pod's containers have at these places, unless they mount something else there,
+/// and their names in the folder of the pod's sandbox (containerd, `linuxContainerMounts`).
 pub const FILES: [(&str, &str); 3] = [
     ("/etc/hostname", "hostname"),
     ("/etc/hosts", "hosts"),
@@ -46,10 +49,10 @@ pub const FILES: [(&str, &str); 3] = [
 /// The most sysctls of a pod.
 const MAX_SYSCTLS: usize = 256;
 
-/// What a task is to a pod.
+/// The part that a task plays in a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// A container in a VM of its own, in no pod.
+    /// A container in a VM of its own, outside of any pod.
     Alone,
     /// A pod's pause container: the VM itself.
     Sandbox,
@@ -61,7 +64,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Reads it from a spec's annotations.
+    /// Reads the role from a spec's annotations.
     pub fn of(spec: &Spec) -> Result<Self> {
         let value = |key| spec.annotations().as_ref().and_then(|all| all.get(key));
         let refuse = |key: &str, reason: String| {
@@ -90,7 +93,8 @@ impl Role {
     }
 }
 
-/// The namespace and name that a pod has in Kubernetes, of the spec of one of its containers. None where the container is in no pod.
+/// Returns the Kubernetes namespace and name of a pod, from the spec of one of its containers, or
+/// `None` if the container is in no pod.
 pub fn name(spec: &Spec) -> Result<Option<(String, String)>> {
     let Some(namespace) = namespace(spec)? else {
         return Ok(None);
@@ -98,7 +102,7 @@ pub fn name(spec: &Spec) -> Result<Option<(String, String)>> {
     Ok(Some((namespace, of_pod(spec, SANDBOX_NAME)?)))
 }
 
-/// Kubernetes' namespace of a container's pod. None where the container is in no pod.
+/// Returns the Kubernetes namespace of a container's pod, or `None` if the container is in no pod.
 pub fn namespace(spec: &Spec) -> Result<Option<String>> {
     match Role::of(spec)? {
         Role::Alone => Ok(None),
@@ -114,14 +118,16 @@ fn of_pod(spec: &Spec, key: &str) -> Result<String> {
     })
 }
 
-/// The path of the namespace of a type that a container is to join; none where it gets its own or has none.
+/// Returns the path of the namespace of this type that a container is to join, or `None` if it gets
+/// its own or has none.
 pub fn joined(spec: &Spec, typ: LinuxNamespaceType) -> Option<&Path> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
     let mut namespaces = namespaces.iter();
     namespaces.find(|ns| ns.typ() == typ)?.path().as_deref()
 }
 
-/// The process whose pid namespace a path is, as containerd names it (internal/cri/opts `GetPIDNamespace`).
+/// Returns the process whose pid namespace a path is, as containerd names it (internal/cri/opts
+/// `GetPIDNamespace`).
 pub fn pid_of(namespace: &Path) -> Option<u32> {
     let rest = namespace.to_str()?.strip_prefix("/proc/")?;
     rest.strip_suffix("/ns/pid")?.parse().ok()
@@ -130,21 +136,26 @@ pub fn pid_of(namespace: &Path) -> Option<u32> {
 /// What a pod asks for with its sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
-    /// None: the pod's hostname is the host's own (as with runc, whose new UTS namespace begins with it).
+    /// `None` means that the pod's hostname is the host's own, as with runc, where a new UTS
+    /// namespace begins with it.
     pub hostname: Option<String>,
-    /// Names with dots, as sysctl(8) has them. The VM has a kernel of its own, so all of them are the pod's.
+    /// Sysctls by their names with dots, as in sysctl(8). The VM has a kernel of its own, so all of
+    /// them are the pod's.
     pub sysctls: BTreeMap<String, String>,
-    /// The network namespace on the host that CNI has filled. None: containerd made none, the pod has no network.
+    /// The network namespace on the host that CNI has filled. `None` means that containerd made
+    /// none and the pod has no network.
     pub network: Option<PathBuf>,
-    /// On the host, where the VM's processes belong.
+    /// The cgroup on the host that the VM's processes belong in.
     pub cgroups_path: Option<PathBuf>,
-    /// The sums of what the pod's containers may use, if the kubelet has told.
+    /// The sums of what the pod's containers may use, if the kubelet has given them.
     pub resources: Option<LinuxResources>,
 }
 
-/// Translates a sandbox' spec. What only the pause container would need (root, mounts, process) is not looked at.
+/// Translates a sandbox's spec. It ignores what only the pause container would need (root, mounts,
+/// process).
 ///
-/// A pod that wants namespaces of the host, users of its own or hooks is refused here, before anything is started for it.
+/// A pod that wants namespaces of the host, users of its own or hooks is refused here, before
+/// anything is started for it.
 pub fn sandbox(spec: &Spec) -> Result<Sandbox> {
     rules::check_sandbox(spec)?;
     let linux = spec.linux().as_ref().ok_or(Error::Missing("linux"))?;
@@ -158,7 +169,8 @@ pub fn sandbox(spec: &Spec) -> Result<Sandbox> {
     })
 }
 
-/// Mounts the [`FILES`] of a pod into a container that has nothing at their places, as containerd does for a sandbox of its own.
+/// Mounts the [`FILES`] of a pod into a container that has nothing at their places, as containerd
+/// does for a sandbox of its own.
 pub fn add_files(spec: &mut Spec, folder: &Path) -> Result<()> {
     let root = spec.root().as_ref();
     let read_only = root.and_then(|root| root.readonly()).unwrap_or_default();

@@ -18,20 +18,20 @@
 //! | `skills` | `NAME`, `NAME@VERSION`, `sha256:DIGEST` | `"*" = ["*"]` |
 //! | `sources` | `NAME` of `[skills.sources.NAME]` | `"*" = []` |
 //!
-//! A container of a pod is in a namespace of Kubernetes, any other in one of containerd's. `*` stands
-//! for any text in a namespace and in the name of a skill or source. If several names match, the most
-//! specific one decides: a name without `*` before one with it, then the longer. Drop-ins and the
-//! defaults are merged name by name.
+//! A container of a pod is in a namespace of Kubernetes, any other in one of containerd's. `*`
+//! stands for any text in a namespace and in the name of a skill or source. If several names match,
+//! the most specific one decides: a name without `*` before one with it, then the longer. Drop-ins
+//! and the defaults are merged name by name.
 //!
-//! By default every namespace may use all annotations but `caisson.dev/devices`, since a device comes
-//! with a capability that Pod Security does not see. What the operator has put into the node's store
-//! is for all. A source is for nobody, since it is asked with the node's credentials for what a pod
-//! names.
+//! By default every namespace may use all annotations but `caisson.dev/devices`, since a device
+//! comes with a capability that Pod Security does not see. Skills that the operator has put into
+//! the node's store are for all namespaces. Sources are for none, since they are asked with the
+//! node's credentials for what a pod names.
 
 use std::collections::{BTreeMap, HashMap};
 
 use glob::Pattern;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     annotations::{self, is_sha256},
@@ -44,7 +44,7 @@ use crate::{
 type Table = BTreeMap<String, Vec<String>>;
 
 /// The `[policy]` of a node. See the module's table.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Given")]
 pub struct Policy {
     annotations: Table,
@@ -52,7 +52,7 @@ pub struct Policy {
     sources: Table,
 }
 
-/// What the files say, which goes over the defaults.
+/// The policy as the files give it, which is merged over the defaults.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Given {
@@ -61,7 +61,7 @@ struct Given {
     sources: Table,
 }
 
-/// Who may not use something, and what would allow it.
+/// The error that names which namespace may not use something, and what would allow it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "is not allowed in the namespace {namespace}; \
@@ -146,8 +146,8 @@ impl Policy {
         Ok(())
     }
 
-    /// Refuses the first annotation of ours that the namespace may not use. Keys that are not known
-    /// are left to [`crate::Annotations::parse`].
+    /// Refuses the first of Caisson's annotations that the namespace may not use. Unknown keys are
+    /// left to [`crate::Annotations::parse`].
     pub fn check_annotations(
         &self,
         given: &HashMap<String, String>,
@@ -180,7 +180,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether a namespace may use a skill, as far as it is known by what is given of it.
+    /// Checks whether a namespace may use a skill, as far as the given names of the skill tell.
     pub fn check_skill(
         &self,
         name: &str,
@@ -195,10 +195,10 @@ impl Policy {
         decide("skills", &self.skills, &names, namespace)
     }
 
-    /// Whether a namespace may use what a source has.
+    /// Checks whether a namespace may use what a source has.
     pub fn check_source(&self, source: &str, namespace: &str) -> std::result::Result<(), Denied> {
         decide("sources", &self.sources, &[source], namespace)
-            // Its own name is what the operator would write.
+            // Show the source's own name, which is what the operator would write.
             .map_err(|denied| Denied {
                 name: source.to_owned(),
                 ..denied
@@ -206,7 +206,7 @@ impl Policy {
     }
 }
 
-/// Whether the entry that says most of something with these names has the namespace.
+/// Decides by the most specific entry for any of these names whether the namespace is allowed.
 fn decide(
     table: &'static str,
     entries: &Table,
@@ -233,7 +233,8 @@ fn decide(
     })
 }
 
-/// By a pattern that [`Policy::check`] has seen; one that can't be read matches nothing.
+/// Matches a pattern that [`Policy::check`] has accepted; a pattern that can't be read matches
+/// nothing.
 fn matches(pattern: &str, text: &str) -> bool {
     Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(text))
 }

@@ -1,10 +1,13 @@
-//! Privileged containers: no field of a spec says so, containerd's `WithPrivileged` (pkg/oci) leaves a pattern.
+//! Recognises privileged containers. No field of a spec marks them, but containerd's
+//! `WithPrivileged` (pkg/oci) leaves a pattern.
 
 use oci_spec::runtime::Spec;
 
-/// Whether a spec is a privileged container's: nothing of /proc is masked, and /sys can be written to.
+/// Returns whether a spec is a privileged container's: nothing of /proc is masked, and /sys is
+/// writable.
 ///
-/// What it may then do it does to the VM that it has for itself or shares with its own pod.
+/// Whatever such a container does affects only the VM that it has for itself or shares with its own
+/// pod.
 pub fn is_privileged(spec: &Spec) -> bool {
     let masked = spec.linux().as_ref().is_some_and(|linux| {
         let any = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|p| !p.is_empty());

@@ -1,6 +1,7 @@
-//! Amounts of bytes as Kubernetes writes them (apimachinery, `resource.Quantity`): `512Mi`, `2G`, `1.5Gi`, `1e9`.
+//! Parses amounts of bytes as Kubernetes writes them (apimachinery, `resource.Quantity`): `512Mi`,
+//! `2G`, `1.5Gi`, `1e9`.
 
-/// What a suffix multiplies by.
+/// The suffixes, each with the factor that it multiplies by.
 const SUFFIXES: &[(&str, u64)] = &[
     ("", 1),
     ("k", 1000),
@@ -15,7 +16,8 @@ const SUFFIXES: &[(&str, u64)] = &[
     ("Pi", 1 << 50),
 ];
 
-/// The bytes that a quantity says, rounded up. None where it is none, is negative or is more than can be counted.
+/// Returns a quantity in bytes, rounded up, or `None` if it is invalid, negative or too large to be
+/// counted.
 pub fn bytes(text: &str) -> Option<u64> {
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

@@ -1,5 +1,6 @@
-//! The table of what can't be honoured in a VM: each row is refused (the container fails, saying why) or dropped
-//! (it starts, with a warning in the shim's log). Devices have a table of their own in [`crate::devices`].
+//! The table of what can't be honoured in a VM. Each row is either refused (the container fails and
+//! says why) or dropped (it starts, with a warning in the shim's log). Devices have a table of
+//! their own in [`crate::devices`].
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 
@@ -10,7 +11,7 @@ use crate::{error::shorten, Error, IdMap, Result, Role};
 pub enum Action {
     /// The container is refused.
     Refuse,
-    /// It goes on without; the shim logs a warning.
+    /// The container starts without it, and the shim logs a warning.
     Drop,
 }
 
@@ -20,18 +21,19 @@ pub struct Rule {
     pub field: &'static str,
     /// Refuse or drop.
     pub action: Action,
-    /// For a refusal what to do; for a drop what it means.
+    /// For a refusal, what to do; for a drop, what it means.
     pub advice: &'static str,
-    /// The offending value, where the spec of a task in this role has it.
+    /// Returns the offending value if the spec of a task in this role has it.
     find: fn(&Spec, &Role) -> Option<String>,
-    /// Takes it out of the spec (drops only).
+    /// Removes it from the spec (drops only).
     drop: fn(&mut Spec),
 }
 
 fn keep(_: &mut Spec) {}
 
-/// AppArmor's profiles that engines give to every container: to keep it from the kernel's controls that it would share with the
-/// host. That is done by the VM. A profile by another name is somebody's wish, which must not be forgotten.
+/// The AppArmor profiles that engines give to every container, to keep it from the kernel controls
+/// that it would share with the host. The VM does that already. A profile with another name was
+/// chosen by a user and must not be silently ignored.
 const USUAL_PROFILES: &[&str] = &["unconfined", "cri-containerd.apparmor.d", "docker-default"];
 
 /// The table.
@@ -79,7 +81,8 @@ pub const RULES: &[Rule] = &[
             let user = |ns: &&LinuxNamespace| ns.typ() == LinuxNamespaceType::User;
             let found = linux(spec)?.namespaces().iter().flatten().find(user)?;
             let path = found.path().as_ref().map(|path| path.display().to_string());
-            // By path is the one that containerd has made for the pod, of the spec's mappings.
+            // A namespace given by path is the one that containerd has made for the pod, from the
+            // spec's mappings.
             match (role, IdMap::of_namespace(spec)) {
                 (Role::Sandbox | Role::Container { .. }, Some(_)) => None,
                 (Role::Alone, Some(_)) => path,
@@ -225,10 +228,11 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-/// The rows that are about a pod as a whole, so that it is refused before it is started.
+/// The rows that concern a pod as a whole. They are checked before the pod is started.
 const SANDBOX_FIELDS: &[&str] = &["linux.namespaces", "linux.netDevices", "hooks"];
 
-/// Refuses a sandbox. What else its spec has is the pause container's, which is not run.
+/// Refuses a sandbox that the rows for pods don't allow. The rest of its spec is for the pause
+/// container, which is not run.
 pub fn check_sandbox(spec: &Spec) -> Result<()> {
     let whole = |rule: &&Rule| SANDBOX_FIELDS.iter().any(|f| rule.field.starts_with(f));
     for rule in RULES.iter().filter(whole) {
@@ -243,7 +247,7 @@ pub fn check_sandbox(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Refuses, or drops and returns the warnings.
+/// Applies the table: refuses the spec, or drops what has to be dropped and returns the warnings.
 pub fn apply(spec: &mut Spec, role: &Role) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     for rule in RULES {
@@ -268,7 +272,7 @@ pub fn apply(spec: &mut Spec, role: &Role) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Whether a mount shows something that is there, and makes no file system.
+/// Returns whether a mount shows something that exists already, rather than making a file system.
 pub fn is_bind(mount: &Mount) -> bool {
     let by_type = matches!(mount.typ().as_deref(), Some("bind" | "rbind"));
     by_type || has_option(mount, &["bind", "rbind"])
@@ -298,9 +302,9 @@ fn non_empty(text: &Option<String>) -> Option<String> {
 
 /// How a container would share a namespace with the host.
 enum Shared {
-    /// Not listed (config-linux.md, "Namespaces": then the container inherits the runtime's).
+    /// Not listed, so that the container inherits the runtime's (config-linux.md, "Namespaces").
     Inherited,
-    /// Joined by a path of the host.
+    /// Joined by a path on the host.
     Joined(String),
 }
 
@@ -321,9 +325,10 @@ fn host_namespace(spec: &Spec, role: &Role, typ: LinuxNamespaceType) -> Option<S
         Some(ns) => {
             let path = ns.path().as_ref()?;
             let pods = match role {
-                // A network namespace by path is the pod's own, made by CNI.
+                // A network namespace given by path is the pod's own, made by CNI.
                 Role::Alone | Role::Sandbox => typ == LinuxNamespaceType::Network,
-                // By path are the namespaces of the sandbox (containerd, internal/cri/opts `WithPodNamespaces`).
+                // Namespaces given by path are the sandbox's (containerd, internal/cri/opts
+                // `WithPodNamespaces`).
                 Role::Container { .. } => typ != LinuxNamespaceType::Mount,
             };
             (!pods).then(|| Shared::Joined(path.display().to_string()))

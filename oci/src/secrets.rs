@@ -1,8 +1,10 @@
-//! `caisson.dev/secret-fd`: keys of the pod's secrets that every process of a container has open, and whose numbers its environment has.
+//! `caisson.dev/secret-fd`: opens keys of the pod's secrets for every process of a container, and
+//! puts the descriptors' numbers into its environment.
 //!
-//! The volume is one that the container mounts as a whole: what the kubelet makes at `…/volumes/kubernetes.io~secret/<volume>`, or
-//! `…/kubernetes.io~projected/<volume>`. The container's user need not be allowed to read it. The guest opens the key, for reading,
-//! anew for each process, and only inside of the volume.
+//! The container has to mount the volume as a whole: the one that the kubelet makes at
+//! `…/volumes/kubernetes.io~secret/<volume>` or `…/kubernetes.io~projected/<volume>`. The
+//! container's user need not be allowed to read it. The guest opens the key anew for each process,
+//! for reading, and only inside the volume.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +14,15 @@ use crate::{error::shorten, Error, Result};
 
 /// The annotation.
 pub const KEY: &str = "caisson.dev/secret-fd";
-/// With a container's name: for that one alone.
+/// The annotation for one container alone; its name follows.
 pub const KEY_OF: &str = "caisson.dev/secret-fd.";
-/// The most of one container.
+/// The most entries of one container.
 pub const MAX: usize = 16;
 
-/// The number of the first descriptor; those after it follow.
+/// The number of the first descriptor; the others follow it.
 const FIRST: usize = 3;
-/// The kubelet's folders of volumes that have keys (Kubernetes, pkg/volume/secret and pkg/volume/projected).
+/// The kubelet's folders for volumes that have keys (Kubernetes, pkg/volume/secret and
+/// pkg/volume/projected).
 const KINDS: [&str; 2] = ["kubernetes.io~secret", "kubernetes.io~projected"];
 /// The longest name of a volume, a DNS label.
 const MAX_VOLUME: usize = 63;
@@ -44,13 +47,13 @@ pub struct Descriptor {
     pub directory: PathBuf,
     /// A plain file name in it.
     pub name: String,
-    /// As the annotation has it.
+    /// The entry as the annotation has it.
     pub origin: String,
-    /// The variable that gets its number.
+    /// The variable that gets the descriptor's number.
     pub variable: String,
 }
 
-/// Parses the value of the annotation and adds what it says.
+/// Parses the value of the annotation and adds its entries to `parsed`.
 pub fn parse(key: &str, value: &str, parsed: &mut Vec<SecretFd>) -> Result<()> {
     let refuse = |reason: String| {
         Err(Error::Annotation {
@@ -87,7 +90,7 @@ fn parse_entry(entry: &str) -> Option<SecretFd> {
     })
 }
 
-/// A DNS label (RFC 1123), as names of volumes are.
+/// Returns whether a text is a DNS label (RFC 1123), as names of volumes are.
 fn is_label(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=MAX_VOLUME).contains(&text.len())
@@ -96,7 +99,8 @@ fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// A key of a secret. Kubernetes has none that begins with two dots, by which the kubelet names its own.
+/// Returns whether a text can be a key of a secret. Kubernetes has no keys that begin with two
+/// dots; the kubelet uses such names for its own files.
 fn is_key(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=MAX_KEY).contains(&text.len())
@@ -105,7 +109,7 @@ fn is_key(text: &str) -> bool {
         && !text.starts_with("..")
 }
 
-/// What a shell takes as a variable's name.
+/// Returns whether a shell accepts a text as a variable's name.
 fn is_variable(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     (1..=MAX_VOLUME).contains(&text.len())
@@ -113,7 +117,8 @@ fn is_variable(text: &str) -> bool {
         && !text.as_bytes()[0].is_ascii_digit()
 }
 
-/// Where the guest has the secrets. `given` are the mounts of the spec, `translated` the same ones as the guest has them.
+/// Finds the secrets in the guest. `given` are the mounts of the spec, `translated` the same mounts
+/// as the guest has them.
 pub fn find(wanted: &[SecretFd], given: &[Mount], translated: &[Mount]) -> Result<Vec<Descriptor>> {
     let find_one = |secret: &SecretFd| {
         let origin = format!("{}/{}", secret.volume, secret.key);
@@ -160,7 +165,7 @@ pub fn check_environment(process: &Process, descriptors: &[Descriptor]) -> Resul
     Ok(())
 }
 
-/// Puts the numbers into a process' environment.
+/// Puts the descriptors' numbers into a process's environment.
 pub fn set_environment(process: &mut Process, descriptors: &[Descriptor]) {
     if descriptors.is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! How large a VM is, from the limits of the containers that it is for.
+//! Computes the size of a VM from the limits of its containers.
 
 use oci_spec::runtime::LinuxResources;
 
@@ -13,17 +13,17 @@ pub struct VmSize {
     pub memory_mib: u64,
 }
 
-/// What a container may use at most.
+/// The most that a container may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Thousandths of a cpu; none: no limit.
+    /// Thousandths of a cpu; `None` is no limit.
     pub cpu_milli: Option<u64>,
-    /// Bytes; none: no limit.
+    /// Bytes; `None` is no limit.
     pub memory: Option<u64>,
 }
 
 impl Limits {
-    /// The limits of a spec's `linux.resources`.
+    /// Returns the limits of a spec's `linux.resources`.
     pub fn of(resources: Option<&LinuxResources>) -> Self {
         let mut limits = Self::default();
         if let Some(resources) = resources {
@@ -32,10 +32,11 @@ impl Limits {
         limits
     }
 
-    /// Changes what `resources` name, as a runtime's `update` does; what they leave out stays.
+    /// Changes the limits that `resources` names, as a runtime's `update` does; the others stay.
     pub fn update(&mut self, resources: &LinuxResources) {
         if let Some(quota) = resources.cpu().as_ref().and_then(|cpu| cpu.quota()) {
-            // The period's default is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`); -1 and 0 are no limit.
+            // The default period is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`); -1 and 0 mean no
+            // limit.
             let period = resources.cpu().as_ref().and_then(|cpu| cpu.period());
             let period = period.filter(|p| *p > 0).unwrap_or(100_000);
             let quota = u64::try_from(quota).ok().filter(|q| *q > 0);
@@ -48,8 +49,9 @@ impl Limits {
 }
 
 impl VmSize {
-    /// The VM for containers with these limits: their sums, the cpus rounded up and at most `host_cpus`, the memory with the node's
-    /// overhead on top. All containers without a limit share the node's default, and so does a pod without containers.
+    /// Returns the size of the VM for containers with these limits. It is their sum: the cpus
+    /// rounded up and at most `host_cpus`, the memory with the node's overhead added. All
+    /// containers without a limit share the node's default, and so does a pod without containers.
     pub fn of(limits: impl IntoIterator<Item = Limits>, node: &Vm, host_cpus: u32) -> Self {
         let limits: Vec<_> = limits.into_iter().collect();
         let sum = |of: fn(&Limits) -> Option<u64>| {
@@ -72,7 +74,7 @@ impl VmSize {
                 .default_memory_mib
                 .saturating_sub(node.memory_overhead_mib);
         }
-        // In bytes it has to be a number, too.
+        // The size in bytes must fit in a u64, too.
         memory_mib = memory_mib.min(u64::MAX >> 20);
         Self {
             cpus: cpus.clamp(1, host_cpus.max(1)),

@@ -1,4 +1,5 @@
-//! A container's `config.json` → the size of its VM, the directories to share, and the spec that the guest runs.
+//! Translates a container's `config.json` into the size of its VM, the directories to share, and
+//! the spec that the guest runs.
 
 use std::{
     collections::HashMap,
@@ -24,25 +25,26 @@ use crate::{
 pub struct GuestPaths {
     /// The container's root.
     pub rootfs: PathBuf,
-    /// A volume is at `volumes/<name>`.
+    /// The folder of the volumes, each at `volumes/<name>`.
     pub volumes: PathBuf,
-    /// The pod's memory is at `memory/<name>`.
+    /// The folder of the pod's memory, each at `memory/<name>`.
     pub memory: PathBuf,
-    /// What is at the sources of the bind mounts, on the host.
+    /// What the shim found on the host at the sources of the bind mounts.
     pub found: HashMap<PathBuf, Found>,
-    /// The skills, in the order of the annotation: mount point in the container, place in the guest.
+    /// The skills, in the order of the annotation, each as its mount point in the container and its
+    /// place in the guest.
     pub skills: Vec<(PathBuf, PathBuf)>,
-    /// The home: mount point in the container, place in the guest.
+    /// The home, as its mount point in the container and its place in the guest.
     pub home: Option<(PathBuf, PathBuf)>,
-    /// Of the mounted volumes, what every process shall have open.
+    /// The keys in the mounted volumes that every process is to have open.
     pub secret_fds: Vec<SecretFd>,
-    /// The pid namespace that containers of a pod share if they share one.
+    /// The pid namespace that the containers of a pod share, if they share one.
     pub pid_namespace: PathBuf,
     /// The user namespace of a pod that has one.
     pub user_namespace: PathBuf,
 }
 
-/// The node that the container comes to.
+/// The node that the container runs on.
 #[derive(Debug, Clone, Copy)]
 pub struct Node<'a> {
     /// Its `[vm]` configuration.
@@ -56,25 +58,25 @@ pub struct Node<'a> {
 /// What to do for a container.
 #[derive(Debug)]
 pub struct Plan {
-    /// Which the VM has to have room for.
+    /// The limits that the VM has to have room for.
     pub limits: Limits,
     /// Host directories and files to share with the guest, each at `GuestPaths::volumes/<name>`.
     pub volumes: Vec<Volume>,
     /// Memory of the pod that the guest's spec refers to, each at `GuestPaths::memory/<name>`.
     pub memory: Vec<Memory>,
-    /// Block devices of the host that the VM gets as disks, and the container as nodes.
+    /// Block devices of the host that the VM gets as disks and the container as device nodes.
     pub disks: Vec<BlockDevice>,
-    /// The container has all device nodes of the guest.
+    /// Whether the container has all device nodes of the guest.
     pub guest_devices: bool,
-    /// What every process of the container has open.
+    /// The files that every process of the container has open.
     pub descriptors: Vec<Descriptor>,
-    /// What the guest runs.
+    /// The spec that the guest runs.
     pub guest_spec: Spec,
     /// What was dropped, for the log.
     pub warnings: Vec<String>,
 }
 
-/// Reads `config.json` and checks that what every container needs is there.
+/// Reads `config.json` and checks that it has what every container needs.
 pub fn parse_spec(json: &[u8]) -> Result<Spec> {
     let spec: Spec = serde_json::from_slice(json).map_err(|error| Error::Spec(error.into()))?;
     let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
@@ -100,7 +102,7 @@ pub fn parse_spec(json: &[u8]) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Translates a spec from [`parse_spec`] for the VM. Nothing is done yet when this fails.
+/// Translates a spec from [`parse_spec`] for the VM. If this fails, nothing has been done yet.
 pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -> Result<Plan> {
     let role = Role::of(&spec)?;
     let privileged = privileged::is_privileged(&spec);
@@ -168,7 +170,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     }
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id)));
-        // Of a mount of the guest nothing goes further; the share follows the host's mounts by itself.
+        // A mount in the guest propagates nowhere; the share follows the host's mounts by itself.
         linux.set_rootfs_propagation(None);
         if let Some(namespaces) = linux.namespaces_mut() {
             guest_namespaces(namespaces, &role, privileged, paths)?;
@@ -186,7 +188,8 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     })
 }
 
-/// A pod's network, IPC and UTS namespaces are those that the guest has booted with, which a container has if it lists none.
+/// Adapts the namespaces of a container to the guest. A pod's network, IPC and UTS namespaces are
+/// those that the guest has booted with; a container that lists none has these.
 fn guest_namespaces(
     namespaces: &mut Vec<LinuxNamespace>,
     role: &Role,
@@ -209,7 +212,8 @@ fn guest_namespaces(
             namespace.set_path(Some(shared.clone()));
         }
     }
-    // Containerd leaves it out on a host with cgroup v1. The guest has v2, whose tree would show all of the pod's containers.
+    // Containerd leaves the cgroup namespace out on a host with cgroup v1. The guest has v2, whose
+    // tree would show all of the pod's containers.
     let hidden = namespaces.iter().any(|ns| ns.typ() == Cgroup);
     if *role != Role::Alone && !privileged && !hidden {
         let cgroup = LinuxNamespaceBuilder::default().typ(Cgroup).build();
@@ -226,7 +230,7 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
 ];
 
-/// Where the mounts of one container come from.
+/// The places that the mounts of one container come from.
 struct Sources<'a> {
     pod: volume::Pod<'a>,
     paths: &'a GuestPaths,
@@ -252,7 +256,8 @@ impl Sources<'_> {
                 refuse(format!("the bind mount at {destination:?} has no source"))
             })?;
             if !source.is_absolute() {
-                // OCI runtime spec, config.md "Mounts": relative to the bundle. containerd never does so.
+                // The path is relative to the bundle (OCI runtime spec, config.md "Mounts").
+                // Containerd never uses that.
                 return Err(refuse(format!(
                     "source {:?} of the bind mount at {destination:?} is not absolute",
                     shorten(&source.to_string_lossy())
@@ -271,7 +276,7 @@ impl Sources<'_> {
                 Source::Memory(memory) => self.remember(memory),
             };
             mount.set_source(Some(place));
-            // The host does it.
+            // The host maps the ids.
             mount.set_uid_mappings(None).set_gid_mappings(None);
             if let Some(options) = mount.options_mut() {
                 options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
@@ -410,7 +415,7 @@ mod tests {
             .all(|n| n.typ() != LinuxNamespaceType::Network));
     }
 
-    /// The namespaces of a container of a pod in the guest, as type and path.
+    /// Returns the namespaces, as type and path, that a container of a pod has in the guest.
     fn namespaces_in_pod(given: Value) -> Vec<(String, Option<PathBuf>)> {
         let mut config = config();
         config["annotations"] = json!({

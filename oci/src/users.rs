@@ -1,16 +1,18 @@
-//! User namespaces (`hostUsers: false`), as containerd writes them into specs.
+//! Translates user namespaces (`hostUsers: false`), as containerd writes them into specs.
 //!
-//! The guest knows the ids of the host: what the node's snapshotter has mapped or given away (`uidmap=` of the root's mounts,
-//! chowned snapshots) and what the kubelet wants mapped (`mounts.uidMappings`) is mapped on the host, as for runc, and the
-//! virtiofs device passes the ids on. In the guest a container's user namespace has the mappings of its spec. So one table holds on
-//! both sides, for volumes of other pods too, and the guest's kernel need not map mounts of virtiofs, which 6.1 can't.
+//! The guest uses the host's ids. The host maps what the node's snapshotter has mapped or given
+//! away (`uidmap=` of the root's mounts, chowned snapshots) and what the kubelet wants mapped
+//! (`mounts.uidMappings`), as for runc, and the virtiofs device passes the ids on. In the guest a
+//! container's user namespace has the mappings of its spec. So one table holds on both sides, for
+//! volumes of other pods too, and the guest's kernel need not map mounts of virtiofs, which 6.1
+//! can't.
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
-/// The file of a user namespace has at most this many lines (user_namespaces(7)).
+/// The most lines that the map file of a user namespace can have (user_namespaces(7)).
 const MAX_LINES: usize = 340;
 
-/// Which ids stand for which.
+/// Which ids inside stand for which ids outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdMap {
     uids: Vec<LinuxIdMapping>,
@@ -18,7 +20,8 @@ pub struct IdMap {
 }
 
 impl IdMap {
-    /// Of the user namespace that a spec asks for. None without one, or without mappings for both, which the rules refuse.
+    /// Returns the map of the user namespace that a spec asks for. `None` if it asks for none, or
+    /// has no mappings for both users and groups, which the rules refuse.
     pub fn of_namespace(spec: &Spec) -> Option<Self> {
         let linux = spec.linux().as_ref()?;
         let mut namespaces = linux.namespaces().iter().flatten();
@@ -26,7 +29,7 @@ impl IdMap {
         Self::new(linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())
     }
 
-    /// Of a mount whose files shall have other owners than at its source.
+    /// Returns the map of a mount whose files are to have other owners than at its source.
     pub fn of_mount(mount: &Mount) -> Option<Self> {
         Self::new(mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref())
     }
@@ -39,17 +42,17 @@ impl IdMap {
         })
     }
 
-    /// As `/proc/<pid>/uid_map` takes it.
+    /// Returns the text for `/proc/<pid>/uid_map`.
     pub fn uid_map(&self) -> String {
         text(&self.uids)
     }
 
-    /// As `/proc/<pid>/gid_map` takes it.
+    /// Returns the text for `/proc/<pid>/gid_map`.
     pub fn gid_map(&self) -> String {
         text(&self.gids)
     }
 
-    /// Who owns on the outside what these own on the inside; what is not mapped stays.
+    /// Returns the owners outside that correspond to these inside; ids that are not mapped stay.
     pub fn outside(&self, uid: u32, gid: u32) -> (u32, u32) {
         (outside(&self.uids, uid), outside(&self.gids, gid))
     }

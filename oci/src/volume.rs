@@ -1,16 +1,20 @@
-//! Where the bind mounts of a spec come from in the guest: from the host through the pod's share, or from the guest's own memory.
+//! Decides where the bind mounts of a spec come from in the guest: from the host through the pod's
+//! share, or from the guest's own memory.
 //!
-//! | source on the host | in the guest |
-//! |---|---|
-//! | `…/sandboxes/<sandbox>/shm` at `/dev/shm` (CRI's tmpfs of the pod) | a tmpfs of the same size, one for the pod |
-//! | an emptyDir of the pod with medium Memory, empty | a tmpfs of the same size, owner and mode, one for the pod |
-//! | a volume that the kubelet swaps as a whole (its link `..data`) and that is small | a copy in memory that follows it, for inotify |
-//! | an emptyDir of the pod | the share; read-only by the guest alone, so that it is one place for readers and writers |
-//! | anything else, secrets and projected volumes too, which the kubelet fills | the share, read-only by the host |
+//! - `…/sandboxes/<sandbox>/shm` at `/dev/shm` (CRI's tmpfs of the pod): a tmpfs of the same size,
+//!   one for the pod.
+//! - An emptyDir of the pod with medium Memory, empty: a tmpfs of the same size, owner and mode,
+//!   one for the pod.
+//! - A small volume that the kubelet swaps as a whole (its link `..data`): a copy in memory that
+//!   follows it, for inotify.
+//! - An emptyDir of the pod: the share. Only the guest makes it read-only, so that it is one place
+//!   for readers and writers.
+//! - Anything else, including secrets and projected volumes, which the kubelet fills: the share,
+//!   made read-only by the host.
 //!
-//! What two containers of a pod mount in the same way is one place in the guest, with the same inodes: sockets and locks work
-//! across it. An emptyDir in memory that has something in it was filled on the host (a subPath is a folder there), so it is
-//! shared like one on disk.
+//! What two containers of a pod mount in the same way is one place in the guest, with the same
+//! inodes, so sockets and locks work across it. An emptyDir in memory that is not empty was filled
+//! on the host (a subPath is a folder there), so it is shared like one on disk.
 
 use std::{
     collections::HashMap,
@@ -22,27 +26,28 @@ use sha2::{Digest, Sha256};
 
 use crate::{IdMap, Role};
 
-/// The name of the memory that is at `/dev/shm`.
+/// The name of the memory that is mounted at `/dev/shm`.
 pub const SHM: &str = "shm";
-/// Size of a pod's /dev/shm where the host has none to copy, in bytes (containerd, `defaultShmSize`).
+/// Size of a pod's /dev/shm if the host has none to copy, in bytes (containerd, `defaultShmSize`).
 const DEFAULT_SHM: u64 = 64 << 20;
 
-/// What a copy of a volume may hold, old and new version at once, in bytes. An object of Kubernetes has 1 MiB at most, a
-/// projected volume has several.
+/// The most that a copy of a volume may hold, old and new version together, in bytes. A Kubernetes
+/// object has at most 1 MiB; a projected volume has several.
 pub const MAX_COPY: u64 = 32 << 20;
 
 /// What the shim has found at the source of a bind mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// stat(2)'s device and inode: a path that becomes something else becomes another volume.
+    /// Device and inode from stat(2): a path that becomes something else becomes another volume.
     pub identity: (u64, u64),
-    /// It is the root of a tmpfs.
+    /// Set if the source is the root of a tmpfs.
     pub tmpfs: Option<Tmpfs>,
-    /// The kubelet's atomic writer has written it, and it is small: the owner and mode of the folder.
+    /// Set if the kubelet's atomic writer wrote the volume and it is small: the folder's owner and
+    /// mode.
     pub swapped: Option<Owner>,
 }
 
-/// Of a folder.
+/// The owner and mode of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     /// Permission bits.
@@ -58,7 +63,7 @@ pub struct Owner {
 pub struct Tmpfs {
     /// The most that it may hold, in bytes.
     pub size: u64,
-    /// Nothing is in it.
+    /// Whether it is empty.
     pub empty: bool,
     /// Permission bits of its root.
     pub mode: u32,
@@ -71,17 +76,17 @@ pub struct Tmpfs {
 /// A bind mount of the spec: a directory or file of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// The same for whatever shall be one place, a plain file name.
+    /// A plain file name, the same for all mounts that are to be one place.
     pub name: String,
-    /// On the host, as the spec says it.
+    /// The path on the host, as in the spec.
     pub source: PathBuf,
-    /// With the mounts below it.
+    /// Whether the mounts below it are included.
     pub recursive: bool,
-    /// Enforced on the host, too.
+    /// How much is read-only, which the host enforces, too.
     pub read_only: ReadOnly,
-    /// What the host mounts below it later appears in the guest (`HostToContainer`).
+    /// Whether later mounts below it on the host appear in the guest (`HostToContainer`).
     pub follows_host: bool,
-    /// The owners of its files are others than on the host.
+    /// The mapping of its files' owners, if they are others than on the host.
     pub ids: Option<IdMap>,
 }
 
@@ -90,7 +95,7 @@ pub struct Volume {
 pub enum ReadOnly {
     /// Nothing.
     No,
-    /// It, but not the mounts below it.
+    /// The volume itself, but not the mounts below it.
     Top,
     /// Everything.
     Recursive,
@@ -101,7 +106,7 @@ pub enum ReadOnly {
 pub struct Memory {
     /// A plain file name.
     pub name: String,
-    /// In bytes.
+    /// The size in bytes.
     pub size: u64,
     /// Permission bits of its root.
     pub mode: u32,
@@ -109,7 +114,7 @@ pub struct Memory {
     pub uid: u32,
     /// Group of its root.
     pub gid: u32,
-    /// Without set-user-id, devices and programs, as `/dev/shm` is.
+    /// Whether set-user-id, devices and programs are disallowed, as in `/dev/shm`.
     pub strict: bool,
     /// The name of the volume that it is a copy of.
     pub copy_of: Option<String>,
@@ -120,25 +125,25 @@ pub struct Memory {
 pub enum Source {
     /// The host.
     Host(Volume),
-    /// A copy that follows the host's.
+    /// A copy that follows the host's volume.
     Copy(Volume, Memory),
     /// The guest's memory.
     Memory(Memory),
 }
 
-/// The pod that a container is in, as far as volumes tell.
+/// What is known, for its volumes, about the pod that a container is in.
 #[derive(Debug)]
 pub struct Pod<'a> {
-    /// What the container is to it.
+    /// The container's role in the pod.
     pub role: &'a Role,
-    /// Kubernetes' uid.
+    /// The pod's uid in Kubernetes.
     pub uid: Option<&'a str>,
-    /// By the source of the bind mount.
+    /// What the shim found, by the source of the bind mount.
     pub found: &'a HashMap<PathBuf, Found>,
 }
 
 impl Pod<'_> {
-    /// Where a bind mount comes from.
+    /// Decides where a bind mount comes from.
     pub fn source_of(&self, mount: &Mount, source: &Path) -> Source {
         let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
         let found = self.found.get(source).cloned().unwrap_or_default();
@@ -188,7 +193,7 @@ impl Pod<'_> {
             ..folder
         });
         match swapped {
-            // Who may write into it means the host's.
+            // A container that may write to the volume means the host's.
             Some(owner) if read_only != ReadOnly::No => Source::Copy(
                 volume.clone(),
                 Memory {
@@ -205,7 +210,8 @@ impl Pod<'_> {
         }
     }
 
-    /// The pod's memory for a tmpfs of the spec's own at /dev/shm: what containerd leaves if it made none for the pod.
+    /// Returns the pod's memory for a spec's own tmpfs at /dev/shm, which containerd leaves in the
+    /// spec if it made none for the pod.
     pub fn own_shm(&self, mount: &Mount) -> Option<Memory> {
         let shm = mount.typ().as_deref() == Some("tmpfs")
             && mount.destination() == Path::new("/dev/shm")
@@ -230,8 +236,8 @@ impl Pod<'_> {
         mount.destination() == Path::new("/dev/shm") && source.ends_with(folder)
     }
 
-    /// `<kubelet>/pods/<uid>/volumes/kubernetes.io~empty-dir/<name>` (Kubernetes, pkg/volume/emptydir). Of this pod: a
-    /// hostPath may name another's.
+    /// Returns whether a path is `<kubelet>/pods/<uid>/volumes/kubernetes.io~empty-dir/<name>`
+    /// (Kubernetes, pkg/volume/emptydir) of this pod: a hostPath may name another pod's.
     fn is_own_empty_dir(&self, source: &Path) -> bool {
         let kind = source.parent().unwrap_or(source);
         self.uid.filter(|uid| !uid.is_empty()).is_some_and(|uid| {
@@ -241,7 +247,7 @@ impl Pod<'_> {
     }
 }
 
-/// tmpfs(5)'s `size`, but for its percent.
+/// Parses the `size` option of tmpfs(5), except for percentages.
 fn size(option: &str) -> Option<u64> {
     let text = option.strip_prefix("size=")?;
     let (digits, shift) = match text.char_indices().next_back()? {
@@ -253,7 +259,7 @@ fn size(option: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// 32 hex digits.
+/// Returns a digest of the key as 32 hex digits.
 fn digest(key: &[u8]) -> String {
     let hash = Sha256::digest(key);
     hash.iter().take(16).map(|b| format!("{b:02x}")).collect()

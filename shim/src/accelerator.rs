@@ -1,6 +1,8 @@
-//! Which accelerator this node's VMs use: what the configuration says, or what a probe VM found out, once per node.
+//! Chooses the accelerator of this node's VMs: the one that the configuration names, or the one
+//! that a probe VM found, once per node.
 //!
-//! The result is remembered in `<store_dir>/accelerator.json` until kernel, QEMU or guest image change.
+//! The probe's result is remembered in `<store_dir>/accelerator.json` until the kernel, QEMU or the
+//! guest image changes.
 
 use std::{
     fs,
@@ -24,7 +26,8 @@ use crate::{
     state::PodDir,
 };
 
-/// What is to be known of a node without KVM.
+/// What operators should know about a node without KVM. Continues a message that says that guests
+/// are emulated.
 pub const EMULATION: &str =
     "which is no security boundary (QEMU, docs/system/security.rst, Non-virtualization Use Case)";
 
@@ -33,7 +36,7 @@ const PROBE_MEMORY: u64 = 256 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
-    /// What the result holds for, see [`key`].
+    /// The kernel, QEMU and guest image that the result holds for, see [`key`].
     key: String,
     result: ProbeResult,
 }
@@ -51,7 +54,8 @@ fn qemu_config(config: &NodeConfig) -> QemuConfig {
     }
 }
 
-/// The accelerator that the configuration names; for `auto` what the probe found, which is asked for at most once.
+/// Returns the accelerator that the configuration names. For `auto`, returns what the probe found;
+/// the probe runs at most once.
 pub async fn choose(config: &NodeConfig) -> Result<Accelerator> {
     match config.hypervisor.accelerator {
         config::Accelerator::Kvm => Ok(Accelerator::Kvm),
@@ -60,7 +64,8 @@ pub async fn choose(config: &NodeConfig) -> Result<Accelerator> {
     }
 }
 
-/// As [`choose`], without a probe: `None` before there was one.
+/// Returns the same as [`choose`], but never starts a probe: for `auto`, `None` if none has run
+/// yet.
 pub fn known(config: &NodeConfig) -> Option<Accelerator> {
     match config.hypervisor.accelerator {
         config::Accelerator::Kvm => Some(Accelerator::Kvm),
@@ -72,7 +77,7 @@ pub fn known(config: &NodeConfig) -> Option<Accelerator> {
     }
 }
 
-/// The probe's result, remembered or fresh. Pods that start together wait for one probe.
+/// Returns the probe's result, remembered or fresh. Pods that start together wait for one probe.
 async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     let path = remembered_path(config);
     let key = key(config);
@@ -94,7 +99,7 @@ async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     }
 }
 
-/// Boots a probe VM and remembers what came out. Takes a few seconds at most.
+/// Boots a probe VM and remembers the result. Takes a few seconds at most.
 pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
     let dir = PodDir::create(config, &format!("probe-{}", std::process::id()))?;
     let spec = VmSpec {
@@ -113,7 +118,7 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
     let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
     match result.accelerator {
         Accelerator::Kvm => log::info!("probed: {}", result.reason),
-        // Once a node: from here on it is remembered.
+        // Logged once per node: from here on the result is remembered.
         Accelerator::Tcg => log::warn!(
             "the VMs of this node are emulated, {EMULATION}: {}",
             result.reason
@@ -141,7 +146,7 @@ fn remembered(path: &Path, key: &str) -> Option<ProbeResult> {
     (found.key == key).then_some(found.result)
 }
 
-/// The host's kernel, QEMU and the guest image: a probe says nothing about others.
+/// Identifies the host's kernel, QEMU and the guest image. A probe's result holds for these alone.
 fn key(config: &NodeConfig) -> String {
     let guest = guest_image(config);
     let file = |path: &Path| {

@@ -1,4 +1,5 @@
-//! The shim's side of the agent's service: every call with a time limit, every answer checked. The guest is hostile.
+//! The client of the agent's service in the guest. The guest is hostile, so every call has a time
+//! limit and every answer is checked.
 
 use std::{
     collections::HashMap,
@@ -29,9 +30,9 @@ use crate::{
     share::Share,
 };
 
-/// The most pids that are believed.
+/// The largest number of pids that the shim accepts in one answer.
 pub const MAX_PIDS: usize = 65_536;
-/// The longest text of the guest that is passed on, in bytes.
+/// The longest text that is passed on from the guest, in bytes.
 const MAX_MESSAGE: usize = 2048;
 
 /// The agent of one guest. Clones share the connection.
@@ -42,14 +43,14 @@ pub struct Agent {
     overdue: Arc<AtomicUsize>,
 }
 
-/// Which process of which container; no exec id means the container's init.
+/// Identifies a process by its container and exec id. An empty exec id means the container's init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessId {
     pub container: String,
     pub exec: String,
 }
 
-/// The tokens by which the streams of a process are connected; 0 is none.
+/// The tokens that connect the streams of a process; 0 means that there is no such stream.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tokens {
     pub stdin: u64,
@@ -68,7 +69,7 @@ impl From<Tokens> for proto::Streams {
     }
 }
 
-/// One call: its row in the table of limits, the client's method, the request.
+/// Makes one call. Takes its row in the table of limits, the client's method and the request.
 macro_rules! call {
     ($self:ident, $call:ident, $method:ident, $request:expr) => {{
         let (client, request) = ($self.client.clone(), $request);
@@ -78,7 +79,7 @@ macro_rules! call {
 }
 
 impl Agent {
-    /// Speaks to the agent over a connection to its port.
+    /// Creates a client on a connection to the agent's port.
     pub fn new(connection: UnixStream, patience: Patience) -> Self {
         let connection = Frames::new(connection);
         Self {
@@ -88,11 +89,12 @@ impl Agent {
         }
     }
 
-    /// The answer to a call, if it comes within the call's limit.
+    /// Returns the answer to a call, if it arrives within the call's limit.
     ///
-    /// The call itself stays open until the guest answers or the connection ends, also when nobody waits for it any more: ttrpc keeps
-    /// what it has no answer for, and warns of it in the end if nobody takes that. (ttrpc's own limit would not count the
-    /// time in which the guest does not read the request.)
+    /// The call itself stays open until the guest answers or the connection ends, even when nobody
+    /// waits for it any more: ttrpc keeps every call that has no answer, and logs a warning if
+    /// nobody takes the answer in the end. (ttrpc's own limit would not count the time in which the
+    /// guest does not read the request.)
     async fn ask<T: Send + 'static>(
         &self,
         call: Call,
@@ -122,17 +124,18 @@ impl Agent {
         }
     }
 
-    /// How long the answer to a call may take.
+    /// Returns how long the answer to a call may take.
     pub fn limit(&self, call: Call) -> Duration {
         self.patience.limit(call)
     }
 
-    /// How many calls have no answer that should have one by now.
+    /// Returns the number of calls that should have been answered by now and were not.
     pub fn overdue(&self) -> usize {
         self.overdue.load(Ordering::Relaxed)
     }
 
-    /// Gives a new machine its identity: clock, randomness, names. Returns the guest's kernel release.
+    /// Gives a new machine its identity: clock, randomness and names. Returns the guest's kernel
+    /// release.
     pub async fn configure(&self, hostname: &str) -> Result<String> {
         let mut entropy = vec![0; 64];
         random(&mut entropy)?;
@@ -152,7 +155,7 @@ impl Agent {
         Ok(shorten(&answer.kernel_release, 128))
     }
 
-    /// Sets kernel parameters of the guest, by their names with dots.
+    /// Sets kernel parameters of the guest, named with dots.
     pub async fn set_sysctls(&self, sysctls: HashMap<String, String>) -> Result<()> {
         if sysctls.is_empty() {
             return Ok(());
@@ -164,7 +167,7 @@ impl Agent {
         call!(self, SET_SYSCTLS, set_sysctls, request).map(drop)
     }
 
-    /// The guest's half of plugging a device in.
+    /// Attaches a device in the guest: the guest's half of plugging it in.
     pub async fn attach(&self, device: proto::attach_request::Device) -> Result<()> {
         let request = proto::AttachRequest {
             device: Some(device),
@@ -173,7 +176,7 @@ impl Agent {
         call!(self, ATTACH, attach, request).map(drop)
     }
 
-    /// The guest's half of unplugging a disk.
+    /// Detaches a disk in the guest: the guest's half of unplugging it.
     pub async fn detach_disk(&self, serial: &str) -> Result<()> {
         let disk = proto::Disk {
             serial: serial.to_owned(),
@@ -186,7 +189,7 @@ impl Agent {
         call!(self, DETACH, detach, request).map(drop)
     }
 
-    /// Shows an attached disk at a place of a container that is there already, or hides it again.
+    /// Shows an attached disk at a path of a container that already exists, or hides it again.
     pub async fn show_disk(
         &self,
         container: &str,
@@ -204,7 +207,8 @@ impl Agent {
         call!(self, SHOW_DISK, show_disk, request).map(drop)
     }
 
-    /// Makes a container; its init waits for [`Agent::start`]. Returns the init's pid in the guest.
+    /// Creates a container; its init waits for [`Agent::start`]. Returns the init's pid in the
+    /// guest.
     pub async fn create(&self, id: &str, plan: &Plan, streams: Tokens) -> Result<u32> {
         let memory = plan.memory.iter().map(|memory| proto::Memory {
             name: memory.name.clone(),
@@ -248,7 +252,7 @@ impl Agent {
         call!(self, DELETE, delete_container, container(id)).map(drop)
     }
 
-    /// Runs a further process in a container.
+    /// Runs an additional process in a container.
     pub async fn exec(
         &self,
         id: &ProcessId,
@@ -267,7 +271,7 @@ impl Agent {
         call!(self, EXEC, exec, request).map(drop)
     }
 
-    /// Waits for the end of a process, without a limit. Returns 0-255.
+    /// Waits for the end of a process, without a limit. Returns its exit status, 0-255.
     pub async fn wait(&self, id: &ProcessId) -> Result<u32> {
         let request = proto::ProcessRequest {
             container_id: id.container.clone(),
@@ -278,7 +282,7 @@ impl Agent {
         Ok(answer.exit_status.min(255))
     }
 
-    /// Sends a signal to a process, or with `all` to every process of its container.
+    /// Sends a signal to a process or, with `all`, to every process of its container.
     pub async fn kill(&self, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
         let request = proto::KillRequest {
             container_id: id.container.clone(),
@@ -290,7 +294,7 @@ impl Agent {
         call!(self, KILL, kill, request).map(drop)
     }
 
-    /// Tells a terminal its size, in characters.
+    /// Sets the size of a process' terminal, in characters.
     pub async fn resize(&self, id: &ProcessId, width: u32, height: u32) -> Result<()> {
         let request = proto::ResizePtyRequest {
             container_id: id.container.clone(),
@@ -302,7 +306,7 @@ impl Agent {
         call!(self, RESIZE, resize_pty, request).map(drop)
     }
 
-    /// The pids of a container, as the guest numbers them.
+    /// Returns the pids of a container, as the guest numbers them.
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
         let mut pids = call!(self, LIST_PROCESSES, list_processes, container(id))?.pids;
         pids.truncate(MAX_PIDS);
@@ -333,17 +337,17 @@ impl Agent {
         call!(self, UPDATE, update, request).map(drop)
     }
 
-    /// What a container uses, without a limit.
+    /// Returns what a container uses. Waits without a limit.
     pub async fn stats(&self, id: &str) -> Result<proto::StatsResponse> {
         call!(self, STATS, stats, container(id))
     }
 
-    /// The next event of the guest, without a limit.
+    /// Returns the next event of the guest. Waits without a limit.
     pub async fn next_event(&self) -> Result<proto::Event> {
         call!(self, NEXT_EVENT, next_event, proto::Empty::new())
     }
 
-    /// Asks whether the agent lives. What it says does not matter.
+    /// Checks that the agent is alive. Any answer counts, even an error.
     pub async fn ping(&self) -> Result<()> {
         match call!(self, PING, ping, proto::Empty::new()) {
             Ok(_) | Err(Error::Agent { .. }) => Ok(()),
@@ -351,7 +355,7 @@ impl Agent {
         }
     }
 
-    /// Has the guest write everything out.
+    /// Tells the guest to write everything out to its disks.
     pub async fn shutdown(&self) -> Result<()> {
         call!(self, SHUTDOWN, shutdown, proto::Empty::new()).map(drop)
     }
@@ -367,14 +371,14 @@ fn descriptors(descriptors: &[Descriptor]) -> Vec<proto::Descriptor> {
     descriptors.iter().map(descriptor).collect()
 }
 
-/// Where the guest has the volume that a memory is a copy of.
+/// Returns the path in the guest of the volume that `memory` is a copy of.
 fn copied(memory: &caisson_oci::volume::Memory) -> String {
     let name = memory.copy_of.as_ref();
     let path = name.map(|name| Share::guest_volumes().join(name));
     path.unwrap_or_default().display().to_string()
 }
 
-/// A fresh token for a stream: never 0.
+/// Returns a fresh random token for a stream, never 0.
 pub fn new_token() -> Result<u64> {
     let mut bytes = [0; 8];
     random(&mut bytes)?;
@@ -417,7 +421,8 @@ fn translate(operation: &'static str, error: ttrpc::Error) -> Error {
     }
 }
 
-/// At most `most` bytes of a text of the guest, in one line that no terminal takes for more than text.
+/// Returns at most `most` bytes of a text from the guest, in one line and without anything that
+/// could steer a terminal.
 pub fn shorten(text: &str, most: usize) -> String {
     let text = one_line(text);
     match text.char_indices().find(|(at, c)| at + c.len_utf8() > most) {

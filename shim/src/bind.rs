@@ -1,10 +1,13 @@
-//! Bind mounts that are whole before anybody sees them: cloned, given their flags, then put in place (mount_setattr(2), Linux 5.12).
+//! Makes bind mounts that are complete before anybody sees them: a mount is cloned, given its flags
+//! and then put in place (mount_setattr(2), Linux 5.12).
 //!
-//! Mounted the old way, a clone is a peer of its source until it is told otherwise: what happens below one happens below
-//! the other, so that unmounting a pod's volume would unmount the host's own mounts.
+//! With mount(2), a clone is a peer of its source until it is told otherwise. What is mounted or
+//! unmounted below one is mounted or unmounted below the other, so unmounting a pod's volume would
+//! unmount the host's own mounts.
 //!
-//! Every clone is `nosuid` and `nodev`: what a guest has written gives nobody on the host other rights. The guest loses nothing by
-//! it, since its own kernel runs its programs and opens its devices, and virtiofsd only reads and writes.
+//! Every clone is `nosuid` and `nodev`, so files that a guest has written give nobody on the host
+//! additional rights. The guest loses nothing: its own kernel runs its programs and opens its
+//! devices, and virtiofsd only reads and writes.
 
 use std::{
     io,
@@ -18,24 +21,26 @@ use rustix::{
     mount::{move_mount, open_tree, MoveMountFlags, OpenTreeFlags},
 };
 
-/// Takes their power from set-uid programs and device nodes among a guest's files.
+/// Makes set-uid programs and device nodes among a guest's files powerless on the host.
 pub const INERT: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
 /// How a clone differs from its source.
 #[derive(Debug, Clone, Copy)]
 pub struct Bind<'a> {
-    /// With the mounts below it.
+    /// Whether the mounts below the source are cloned too.
     pub recursive: bool,
-    /// What is read-only.
+    /// Which part of the clone is read-only.
     pub read_only: ReadOnly,
-    /// Mounts that come below the source later come here, too; never the other way.
+    /// Whether mounts that later appear below the source also appear in the clone. Mounts never
+    /// propagate the other way.
     pub follows: bool,
-    /// A user namespace: what belongs to an id of it belongs in the clone to that for which it stands. Of the mount itself, not
-    /// of those below it (runc's `idmap`).
+    /// A user namespace that maps the owners of the files: in the clone, a file that is owned by an
+    /// id of the namespace is owned by the host's id that this one maps to. Applies to the mount
+    /// itself, not to the mounts below it (runc's `idmap`).
     pub ids: Option<BorrowedFd<'a>>,
 }
 
-/// A mount of one directory, as it is.
+/// An unchanged clone of one mount, without the mounts below it.
 pub const PLAIN: Bind<'static> = Bind {
     recursive: false,
     read_only: ReadOnly::No,
@@ -43,7 +48,7 @@ pub const PLAIN: Bind<'static> = Bind {
     ids: None,
 };
 
-/// A clone of a mount, or of a part of one, that is at no place yet.
+/// A clone of a mount, or of a part of one, that is not attached anywhere yet.
 #[derive(Debug)]
 pub struct Detached(OwnedFd);
 
@@ -76,13 +81,14 @@ impl Detached {
         Ok(Self(tree))
     }
 
-    /// Whether it is a directory. Anything else can be mounted over a file alone.
+    /// Whether the clone is a directory. Anything else can only be mounted over a file.
     pub fn is_dir(&self) -> io::Result<bool> {
         let mode = fstat(&self.0)?.st_mode;
         Ok(FileType::from_raw_mode(mode) == FileType::Directory)
     }
 
-    /// Puts it over `place`, which is of the same kind, and over what is mounted there.
+    /// Mounts the clone over `place`, which must be of the same kind, and over whatever is mounted
+    /// there.
     pub fn mount(self, place: impl AsFd) -> io::Result<()> {
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -90,7 +96,8 @@ impl Detached {
     }
 }
 
-/// Changes the mount whose root is open: its attributes and, where it is not 0, its propagation.
+/// Changes the attributes of the mount whose root is open and, if `propagation` is not 0, its
+/// propagation.
 pub fn set(
     root: &impl AsFd,
     recursive: bool,
@@ -108,7 +115,8 @@ pub fn set(
 
 fn set_attributes(root: &impl AsFd, recursive: bool, change: &libc::mount_attr) -> io::Result<()> {
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: an open descriptor, a path and a struct that live through the call, and the struct's size.
+    // SAFETY: an open descriptor, a path and a struct that live through the call, and the struct's
+    // size.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -1,4 +1,5 @@
-//! Block devices of the host that a pod's VM gets as disks: PVCs with volumeMode Block, and roots by containerd's block snapshotters.
+//! Finds the host's block devices that a pod's VM gets as disks: PVCs with volumeMode Block, and
+//! roots from containerd's block snapshotters.
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ use crate::{
     machine::Plug,
 };
 
-/// The two halves of plugging one in.
+/// Returns both halves of plugging in a block device.
 pub fn plug(device: &BlockDevice) -> Result<Plug> {
     let disk = proto::Disk {
         serial: device.serial.clone(),
@@ -36,13 +37,14 @@ pub fn plug(device: &BlockDevice) -> Result<Plug> {
     })
 }
 
-/// What the guest mounts as a container's root.
+/// The file systems that the guest can mount as a container's root.
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
-/// Options of a mount that say nothing of the file system.
+/// Mount options that do not concern the file system.
 const OPTIONS: [&str; 3] = ["rw", "ro", "loop"];
 
-/// The root that containerd has on a device or in a file of its own (snapshotters `blockfile` and `devmapper`), which then needs no
-/// virtiofs. None where it is anything else.
+/// Returns a container's root as a disk, if containerd has it on a device or in a file of its own
+/// (snapshotters `blockfile` and `devmapper`). Such a root needs no virtiofs. Returns `None` for
+/// any other root.
 pub fn root(container: &str, mounts: &[Mount]) -> Option<Plug> {
     let [mount] = mounts else { return None };
     let known = |option: &String| OPTIONS.contains(&option.as_str());
@@ -68,18 +70,20 @@ pub fn root(container: &str, mounts: &[Mount]) -> Option<Plug> {
     })
 }
 
-/// Where the guest has a root of [`root`].
+/// Returns the path at which the guest mounts a root from [`root`].
 pub fn root_place(container: &str) -> PathBuf {
     Path::new(DISKS).join(root_serial(container))
 }
 
-/// A container's id is longer than a serial may be.
+/// Derives the serial of a container's root. It is a hash, since a container's id can be longer
+/// than a serial may be.
 fn root_serial(container: &str) -> String {
     let digest = format!("{:x}", Sha256::digest(container));
     format!("r-{}", &digest[..16])
 }
 
-/// The node in /dev with these numbers: the kernel says its name (Documentation/ABI/stable/sysfs-block, `uevent`).
+/// Finds the node in /dev with these numbers. The kernel reports its name
+/// (Documentation/ABI/stable/sysfs-block, `uevent`).
 fn find(device: &BlockDevice) -> Result<PathBuf> {
     let (major, minor) = (device.major, device.minor);
     let uevent = format!("/sys/dev/block/{major}:{minor}/uevent");

@@ -1,7 +1,9 @@
-//! The host's cgroup of a pod: the VMM and its daemons are in it, so that the kubelet accounts for them.
+//! Manages a pod's cgroup on the host. The VMM and its daemons run in it, so that the kubelet
+//! accounts for them.
 //!
-//! The path is the spec's `linux.cgroupsPath`, in one of the two forms that containerd writes (runc, docs/systemd.md):
-//! a path below the cgroup mounts, or `SLICE:PREFIX:NAME` for systemd's layout.
+//! The path is the spec's `linux.cgroupsPath`, in one of the two forms that containerd writes
+//! (runc, docs/systemd.md): a path below the cgroup mounts, or `SLICE:PREFIX:NAME` for systemd's
+//! layout.
 
 use std::{
     collections::BTreeSet,
@@ -18,14 +20,15 @@ use crate::{
     oom_score::Class,
 };
 
-/// Makes the cgroup; what is there is used.
+/// Creates the cgroup, or uses the one that exists.
 pub fn create(path: &Path) -> Result<()> {
     Cgroup::new(auto(), relative(path)?)
         .map(drop)
         .map_err(|source| failed("create", path, source))
 }
 
-/// Its folders: one, or with version 1 one in each hierarchy. They are there once it is made.
+/// Returns the folders of a cgroup: one, or with version 1 one in each hierarchy. They exist once
+/// the cgroup has been created.
 pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     let inside = relative(path)?;
     let hierarchies = auto();
@@ -34,19 +37,19 @@ pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     }
     let cgroup = Cgroup::load(hierarchies, inside);
     let controllers = cgroup.subsystems().iter();
-    // Controllers that are mounted together have the same.
+    // Controllers that are mounted together share a folder.
     let folders: BTreeSet<_> = controllers
         .map(|controller| controller.to_controller().path().to_owned())
         .collect();
     Ok(folders.into_iter().collect())
 }
 
-/// The quality of service that it says of its pod.
+/// Returns the pod's quality of service, which the path of its cgroup shows.
 pub fn class(path: &Path) -> Result<Class> {
     Ok(Class::of(&relative(path)?))
 }
 
-/// The files by which a process joins it, one for each hierarchy.
+/// Opens the files through which a process joins the cgroup, one for each hierarchy.
 pub fn entrances(path: &Path) -> io::Result<Vec<File>> {
     let folders = folders(path).map_err(io::Error::other)?;
     let files = folders.iter().map(|folder| folder.join("cgroup.procs"));
@@ -55,8 +58,8 @@ pub fn entrances(path: &Path) -> io::Result<Vec<File>> {
         .collect()
 }
 
-/// Removes it, once its processes have ended: those of a shim that was killed a moment ago may
-/// still be on their way. One that is not there is a success.
+/// Removes the cgroup once its processes have ended. Processes of a shim that has just been killed
+/// may still be exiting. Succeeds if the cgroup does not exist.
 pub fn remove(path: &Path) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(5);
     let folders = folders(path)?;
@@ -77,13 +80,15 @@ pub fn remove(path: &Path) -> Result<()> {
         .map_err(|source| failed("remove", path, source))
 }
 
-/// Whether the kernel has killed one of its processes since memory ran out: by its own limit or one above it.
+/// Whether the kernel has killed a process of the cgroup because memory ran out, by the cgroup's
+/// own limit or by one above it.
 pub fn out_of_memory(path: &Path) -> bool {
     let Ok(inside) = relative(path) else {
         return false;
     };
     let root = auto().root();
-    // The first is version 2's (kernel, admin-guide/cgroup-v2.rst), the other version 1's (cgroup-v1/memory.rst).
+    // The first file is version 2's (kernel, admin-guide/cgroup-v2.rst), the second version 1's
+    // (cgroup-v1/memory.rst).
     let files = [
         root.join(&inside).join("memory.events"),
         root.join("memory").join(&inside).join("memory.oom_control"),
@@ -108,7 +113,7 @@ fn failed(operation: &'static str, path: &Path, source: cgroups_rs::fs::error::E
     }
 }
 
-/// The path below a cgroup mount.
+/// Returns the cgroup's path relative to a cgroup mount.
 fn relative(path: &Path) -> Result<PathBuf> {
     let text = path.to_string_lossy();
     let plain = match text.split(':').collect::<Vec<_>>()[..] {
@@ -129,7 +134,8 @@ fn relative(path: &Path) -> Result<PathBuf> {
     Ok(inside)
 }
 
-/// systemd.slice(5): the slice `a-b.slice` lies in `a.slice`; the unit of a container is a scope.
+/// Converts a path in systemd's form (systemd.slice(5)): the slice `a-b.slice` lies in `a.slice`,
+/// and a container's unit is a scope.
 fn systemd(slice: &str, prefix: &str, name: &str) -> PathBuf {
     let stem = slice.strip_suffix(".slice").unwrap_or(slice);
     let mut path = PathBuf::new();

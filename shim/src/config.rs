@@ -1,7 +1,10 @@
-//! Reads the node's configuration: `/etc/caisson/config.toml`, then `/etc/caisson/config.d/*.toml` by name.
+//! Reads the node's configuration: `/etc/caisson/config.toml`, then `/etc/caisson/config.d/*.toml`
+//! in the order of their names.
 //!
-//! The environment variable `CAISSON_CONFIG` names another file (with its `config.d` beside it); containerd hands its
-//! environment on to the shims that it starts. Before all files counts the release that the running program is of. What the keys mean is in [`caisson_oci::config`].
+//! The environment variable `CAISSON_CONFIG` names another main file, with its `config.d` beside
+//! it; containerd passes its environment on to the shims that it starts. The files override the
+//! paths of the release that the running program belongs to. [`caisson_oci::config`] describes the
+//! keys.
 
 use std::{
     env, fs, io,
@@ -12,34 +15,35 @@ pub use caisson_oci::config::{Accelerator, NodeConfig};
 
 use crate::error::{Error, Result};
 
-/// Names the configuration file, where it is not the default.
+/// The environment variable that names another configuration file than the default.
 pub const CONFIG_ENV: &str = "CAISSON_CONFIG";
 const DEFAULT_PATH: &str = "/etc/caisson/config.toml";
 
-/// The main file's path.
+/// Returns the path of the main file.
 pub fn path() -> PathBuf {
     env::var_os(CONFIG_ENV).map_or_else(|| DEFAULT_PATH.into(), PathBuf::from)
 }
 
-/// The files that the configuration is read from, those that are there.
+/// Returns the existing files that the configuration is read from.
 pub fn files() -> Result<Vec<PathBuf>> {
     let mut paths = paths(&path())?;
     paths.retain(|path| path.exists());
     Ok(paths)
 }
 
-/// Reads and checks the configuration. Files that do not exist are no error: everything has a default.
+/// Reads and checks the configuration. Missing files are no error, since everything has a default.
 pub fn load() -> Result<NodeConfig> {
     load_with(&path(), None)
 }
 
-/// As [`load`], of another main file and as if one of its drop-ins had this text.
+/// Does the same as [`load`] with another main file. With `drop_in`, reads as if the drop-in at
+/// that path had this text.
 pub fn load_with(main: &Path, drop_in: Option<(&Path, &str)>) -> Result<NodeConfig> {
     let mut files: Vec<_> = beside().into_iter().collect();
     let mut paths = paths(main)?;
     if let Some((path, _)) = drop_in.filter(|(path, _)| !paths.iter().any(|p| p == path)) {
         paths.push(path.to_owned());
-        // The main file stays the first.
+        // The main file stays first.
         paths[1..].sort();
     }
     for path in paths {
@@ -56,17 +60,19 @@ pub fn load_with(main: &Path, drop_in: Option<(&Path, &str)>) -> Result<NodeConf
     Ok(NodeConfig::parse(&files)?)
 }
 
-/// The daemons and the guest image that lie beside the running program, as in a release: `../libexec` and `../guest`. What the files say
-/// goes over it. So a process keeps the version that it was started with, whatever is installed meanwhile.
+/// Returns settings for the daemons and the guest image that lie beside the running program, as in
+/// a release: in `../libexec` and `../guest`. The configuration files override them. A process thus
+/// keeps using the version that it was started with, whatever is installed meanwhile.
 fn beside() -> Option<(String, String)> {
     let program = env::current_exe().ok()?;
     let release = program.parent()?.parent()?;
     release_at(release).map(|text| ("(beside the program)".to_owned(), text))
 }
 
-/// Only whole releases count: `/usr/libexec` may have a distribution's virtiofsd.
+/// Returns the settings for a release in `dir`. Only a complete release counts: `/usr/libexec` may
+/// contain a distribution's virtiofsd.
 fn release_at(dir: &Path) -> Option<String> {
-    // A literal string of TOML has no quote in it.
+    // A literal string in TOML can't contain a single quote.
     let file = |key: &str, name: &str| {
         let path = dir.join(name).to_str()?.to_owned();
         let plain = !path.contains(|c: char| c == '\'' || c.is_control());
@@ -81,7 +87,7 @@ fn release_at(dir: &Path) -> Option<String> {
     ))
 }
 
-/// In the order in which they are read.
+/// Returns the paths of the files, in the order in which they are read.
 fn paths(main: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = vec![main.to_owned()];
     paths.extend(drop_ins(&main.with_file_name("config.d"))?);
@@ -107,7 +113,8 @@ fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The three files that a guest boots from: those of the configuration or the running program's release, else those in `<store_dir>/guest`.
+/// Returns the three files that a guest boots from: those of the configuration or of the running
+/// program's release, otherwise those in `<store_dir>/guest`.
 pub fn guest_image(config: &NodeConfig) -> caisson_vmm::Guest {
     let dir = config.store_dir.join("guest");
     let or_default =
@@ -117,7 +124,7 @@ pub fn guest_image(config: &NodeConfig) -> caisson_vmm::Guest {
         kernel: or_default(&config.guest.kernel, "vmlinux"),
         initramfs: or_default(&config.guest.initramfs, "initramfs.cpio"),
         modules: (config.guest.modules.is_some() || modules.exists()).then_some(modules),
-        // A level that was checked when the configuration was read.
+        // The level was checked when the configuration was read.
         log_level: config.log.level.parse().unwrap_or(log::LevelFilter::Info),
     }
 }

@@ -1,4 +1,5 @@
-//! A container of a pod: what containerd asked for and its processes.
+//! A container of a pod: its processes, and what containerd asked for when it created the
+//! container.
 
 use std::{
     collections::HashMap,
@@ -34,39 +35,41 @@ use crate::{
 
 /// The tag of the home's virtiofs device.
 const HOME_TAG: &str = "home";
-/// The largest config.json that is read, in bytes.
+/// The largest `config.json` that is read, in bytes.
 const MAX_SPEC: u64 = 16 << 20;
 
 /// A container.
 pub struct Container {
     pub bundle: PathBuf,
     pub init: Arc<Process>,
-    /// What containerd has for its processes' pid on the host: the VMM's, or in a pod that of [`StandIn`].
+    /// The pid on the host that containerd is told for its processes: the VMM's, or in a pod the
+    /// pid of its [`StandIn`].
     pub pid: u32,
     stand_in: Option<StandIn>,
-    /// Of the init, as the guest numbers it; none for the sandbox, which is the VM itself.
+    /// The init's pid in the guest. `None` for the sandbox, which is the VM itself.
     pub guest_pid: Option<u32>,
-    /// containerd has a task for it, so it hears of it by events.
+    /// Whether containerd has a task for the container and therefore gets events about it.
     pub is_task: bool,
-    /// Which the VM has to have room for.
+    /// The container's limits, which the VM must be large enough for.
     limits: Mutex<Limits>,
-    /// Its `process.oomScoreAdj`, 0 where it has none.
+    /// The spec's `process.oomScoreAdj`, or 0 if it has none.
     pub oom_score_adj: i32,
-    /// What each further process of it gets.
+    /// What every additional process of the container gets.
     pub grants: Grants,
-    /// Its name in the pod, where CRI says one.
+    /// The container's name in the pod, if CRI gives one.
     pub name: Option<String>,
-    /// The skills that it was made with: mount point, place in the guest.
+    /// The skills that the container was created with: mount point and path in the guest.
     pub skills: Vec<(PathBuf, PathBuf)>,
-    /// Where the guest has the pid namespace that it joined; none where it has its own.
+    /// The path in the guest of the pid namespace that the container joined. `None` if it has its
+    /// own.
     pub pid_namespace: Option<PathBuf>,
-    /// What it uses, as it was last heard.
+    /// The last known resource usage.
     pub stats: stats::Last,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
 impl Container {
-    /// A container whose init is made.
+    /// Creates a container whose init has been created.
     pub fn new(
         bundle: PathBuf,
         init: Process,
@@ -93,13 +96,14 @@ impl Container {
         }
     }
 
-    /// Gives it a pid of its own, for as long as it is there.
+    /// Gives the container a pid of its own for as long as it exists.
     pub fn stand_in(&mut self, stand_in: StandIn) {
         self.pid = stand_in.pid;
         self.stand_in = Some(stand_in);
     }
 
-    /// The sandbox of a pod: containerd's pause container, or what its sandbox service asks for, which is no task.
+    /// Creates the sandbox of a pod: containerd's pause container, or the sandbox of containerd's
+    /// sandbox service, which is no task.
     pub fn sandbox(bundle: PathBuf, init: Process, pid: u32, is_task: bool) -> Self {
         Self {
             guest_pid: None,
@@ -108,22 +112,22 @@ impl Container {
         }
     }
 
-    /// Whether it is the VM itself and has no process in it.
+    /// Whether this is the sandbox, which is the VM itself and has no process in the guest.
     pub fn is_sandbox(&self) -> bool {
         self.guest_pid.is_none()
     }
 
-    /// What it may use.
+    /// Returns the container's current limits.
     pub fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes new limits.
+    /// Records new limits.
     pub fn set_limits(&self, limits: Limits) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
-    /// The init (no exec id) or an exec.
+    /// Returns the init, if the exec id is empty, or an exec.
     pub fn process(&self, exec: &str) -> Result<Arc<Process>> {
         if exec.is_empty() {
             return Ok(self.init.clone());
@@ -135,7 +139,7 @@ impl Container {
         })
     }
 
-    /// Adds an exec that is yet to be started.
+    /// Adds an exec that has not been started yet.
     pub fn add_exec(&self, process: Process) -> Result<()> {
         let exec = process.id.exec.clone();
         let mut execs = self.lock();
@@ -149,7 +153,7 @@ impl Container {
         Ok(())
     }
 
-    /// Forgets an exec.
+    /// Removes an exec.
     pub fn remove_exec(&self, exec: &str) {
         self.lock().remove(exec);
     }
@@ -159,7 +163,7 @@ impl Container {
     }
 }
 
-/// The pod that a container's home is to be the home of.
+/// The pod that a container's home belongs to.
 #[derive(Clone, Copy)]
 pub struct PodsHome<'a> {
     /// The pod's id.
@@ -169,12 +173,12 @@ pub struct PodsHome<'a> {
     pub home: &'a PodHome,
 }
 
-/// A bundle's spec and what it asks to be plugged in.
+/// A bundle's spec and what its annotations ask to be plugged in.
 pub struct Wishes {
     pub spec: Spec,
     annotations: Annotations,
-    /// The pod's namespace, or containerd's for a container in no pod. Empty where nothing is asked
-    /// for.
+    /// The pod's namespace, or containerd's for a container outside a pod. Empty if the annotations
+    /// ask for nothing.
     namespace: String,
 }
 
@@ -191,7 +195,8 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
 }
 
 impl Wishes {
-    /// Checks the annotations of a spec, also against the node's policy, and gives it the devices that they ask for.
+    /// Checks the annotations of a spec, including against the node's policy, and adds the devices
+    /// that they ask for to the spec.
     pub fn of(mut spec: Spec, config: &NodeConfig, containerd_namespace: &str) -> Result<Self> {
         let given = spec.annotations().clone().unwrap_or_default();
         let annotations = Annotations::parse(&given)?;
@@ -209,33 +214,35 @@ impl Wishes {
         })
     }
 
-    /// The container's name in its pod, where CRI says one.
+    /// Returns the container's name in its pod, if CRI gives one.
     pub fn name(&self) -> Option<String> {
         let annotations = self.spec.annotations().as_ref()?;
         annotations.get(CONTAINER_NAME).cloned()
     }
 
-    /// What the annotations give to every process of the container.
+    /// Returns what the annotations give to every process of the container.
     pub fn grants(&self) -> Grants {
         Grants {
             devices: self.annotations.devices.clone(),
-            // Whose places the plan says.
+            // The plan decides their places.
             descriptors: Vec::new(),
         }
     }
 
-    /// The folder on the host that `root.path` names (config.md, "Root": relative to the bundle).
+    /// Returns the folder on the host that `root.path` names (config.md, "Root": relative to the
+    /// bundle).
     pub fn root(&self, bundle: &Path) -> PathBuf {
         let path = self.spec.root().as_ref().map(|root| root.path().clone());
         bundle.join(path.unwrap_or_default())
     }
 
-    /// The network namespace that CNI made for the pod, where the spec names one.
+    /// Returns the network namespace that CNI made for the pod, if the spec names one.
     pub fn network(&self) -> Option<PathBuf> {
         pod::joined(&self.spec, LinuxNamespaceType::Network).map(Path::to_owned)
     }
 
-    /// Looks up what is asked for: the places in the guest, and the devices to be plugged in for them.
+    /// Looks up what the annotations ask for. Returns the paths in the guest and the devices that
+    /// must be plugged in for them.
     pub async fn resolve(
         &self,
         config: &NodeConfig,

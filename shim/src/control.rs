@@ -1,6 +1,8 @@
-//! The operator's way to a pod's shim: a socket in the pod's state folder, by which `caisson skill attach` and `detach` ask.
+//! Gives the operator access to a pod's shim by a socket in the pod's state folder. The commands
+//! `caisson skill attach` and `caisson skill detach` use it.
 //!
-//! One request a connection, a line of JSON each way. Only root can connect: the socket is writable by its owner alone.
+//! A connection carries one request and one answer, each a line of JSON. Only root can connect,
+//! since only the socket's owner may write to it.
 
 use std::{
     fs,
@@ -28,16 +30,16 @@ pub const SOCKET: &str = "control";
 /// The longest line, in bytes.
 const MAX_LINE: u64 = 64 << 10;
 
-/// What is asked.
+/// A request to the shim.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     AttachSkill {
         /// `sha256:HEX` or `SKILL@VERSION`.
         skill: String,
-        /// Under which it is mounted, where the manifest is not to decide.
+        /// The name that the skill is mounted under, if it is not the manifest's.
         name: Option<String>,
-        /// Name or id; none: all that run.
+        /// The container's name or id. `None` means all running containers.
         container: Option<String>,
     },
     DetachSkill {
@@ -46,11 +48,11 @@ pub enum Request {
     },
 }
 
-/// What came of it.
+/// The shim's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// Where it is or was mounted, in which containers.
+    /// The path at which the skill is or was mounted, and the containers concerned.
     Done {
         target: PathBuf,
         containers: Vec<String>,
@@ -58,7 +60,7 @@ pub enum Answer {
     Failed(String),
 }
 
-/// Asks the shim of a pod. Blocks, at most `limit`.
+/// Sends a request to the shim of a pod. Blocks, at most for `limit`.
 pub fn ask(state_dir: &Path, id: &str, request: &Request, limit: Duration) -> Result<Answer> {
     let path = state_dir.join(id).join(SOCKET);
     let asked = || -> io::Result<Answer> {
@@ -74,7 +76,7 @@ pub fn ask(state_dir: &Path, id: &str, request: &Request, limit: Duration) -> Re
     asked().map_err(Error::file("ask the shim by", &path))
 }
 
-/// Answers for a pod until its shim ends. The socket goes with the state folder.
+/// Answers requests for a pod until its shim ends. The socket is removed with the state folder.
 pub fn serve(pod: Arc<Pod>, state: &Path) -> Result<()> {
     let path = state.join(SOCKET);
     let failed = || Error::file("listen on", &path);
@@ -102,7 +104,7 @@ async fn answer(pod: Arc<Pod>, stream: UnixStream) {
         read.read_until(b'\n', &mut line).await?;
         let answer = match serde_json::from_slice(&line) {
             Ok(request) => {
-                // What has begun is finished, also for an operator who has gone.
+                // A request that has begun is finished even if the operator has disconnected.
                 let done = tokio::spawn(async move { handle(&pod, request).await }).await;
                 match done {
                     Ok(Ok(answer)) => answer,

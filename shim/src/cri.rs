@@ -1,4 +1,5 @@
-//! CRI's messages, as far as containerd hands them on to a shim: generated from `proto/pod_sandbox_config.proto`.
+//! The CRI messages that containerd passes on to a shim, generated from
+//! `proto/pod_sandbox_config.proto`.
 
 #![allow(clippy::all, clippy::unwrap_used)] // in the generated code
 

@@ -1,4 +1,4 @@
-//! What can go wrong in the shim, and the one mapping to the codes that containerd understands.
+//! The shim's errors, and how they map to the status codes that containerd understands.
 
 use std::{io, path::PathBuf};
 
@@ -6,16 +6,17 @@ use containerd_shim::protos::ttrpc;
 
 use crate::{homes::HomeError, network::NetworkError};
 
-/// A failed request. Its text reaches the user through containerd (`ctr`'s output, `kubectl describe pod`).
+/// A failed request. Its text reaches the user through containerd, in `ctr`'s output or in that of
+/// `kubectl describe pod`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The container's description or the node's configuration was refused.
     #[error(transparent)]
     Refused(#[from] caisson_oci::Error),
-    /// The VM or one of its devices.
+    /// The VM or one of its devices failed.
     #[error("the pod's VM")]
     Vm(#[from] caisson_vmm::Error),
-    /// The VM did not start, and it has more memory than the machine.
+    /// The VM did not start, and it has more memory than the node.
     #[error(
         "the pod's VM of {vm_mib} MiB did not start on a node with {node_mib} MiB: lower the containers' memory limits, by which it is sized"
     )]
@@ -25,7 +26,7 @@ pub enum Error {
         #[source]
         source: caisson_vmm::Error,
     },
-    /// The VM ended while something was to be done in it.
+    /// The VM ended during an operation on it.
     #[error("the pod's VM has ended: {0}")]
     VmEnded(String),
     /// The agent in the guest refused a request; its own text says why.
@@ -34,7 +35,7 @@ pub enum Error {
         /// `create`, `start`, `exec` …
         operation: &'static str,
         code: ttrpc::Code,
-        /// Shortened: a guest may say anything.
+        /// Shortened, since a guest may send anything.
         message: String,
     },
     /// The agent did not answer in time, or the connection broke.
@@ -43,20 +44,20 @@ pub enum Error {
         operation: &'static str,
         message: String,
     },
-    /// No container, exec or task of that id.
+    /// There is no container, exec or task with that id.
     #[error("{what} {id:?}: not found")]
     NotFound { what: &'static str, id: String },
     /// The id is in use.
     #[error("{what} {id:?} already exists")]
     Exists { what: &'static str, id: String },
-    /// The process is not in a state for this.
+    /// The process is in a state that does not allow the operation.
     #[error("cannot {operation} {id:?}: it is {state}")]
     State {
         operation: &'static str,
         id: String,
         state: &'static str,
     },
-    /// A file or folder of the host.
+    /// An operation on a file or folder of the host failed.
     #[error("{operation} {}", path.display())]
     File {
         operation: &'static str,
@@ -64,10 +65,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The serving process of the shim.
+    /// The shim's serving process could not be started.
     #[error("start the shim")]
     Spawn(#[source] Box<containerd_shim::Error>),
-    /// The pod's cgroup on the host.
+    /// An operation on the pod's cgroup on the host failed.
     #[error("{operation} the pod's cgroup {}", path.display())]
     Cgroup {
         operation: &'static str,
@@ -75,29 +76,29 @@ pub enum Error {
         #[source]
         source: cgroups_rs::fs::error::Error,
     },
-    /// A mount on the host.
+    /// A mount on the host failed.
     #[error("mount {} for the guest", target.display())]
     Mount {
         target: PathBuf,
         #[source]
         source: Box<containerd_shim::Error>,
     },
-    /// A request carries something that can't be read.
+    /// A request contains something that can't be read.
     #[error("request: {field}: {reason}")]
     Request { field: &'static str, reason: String },
-    /// A skill that is asked for.
+    /// A skill that an annotation asks for can't be provided.
     #[error("annotation caisson.dev/skills: {0}")]
     Skill(#[from] crate::skills::SkillError),
-    /// A skill that is to come to a pod which is there.
+    /// A skill can't be attached to a running pod.
     #[error("attach the skill")]
     LateSkill(#[source] crate::skills::SkillError),
-    /// The home that is asked for.
+    /// The home that an annotation asks for can't be provided.
     #[error("annotation caisson.dev/home: {0}")]
     Home(#[from] crate::homes::HomeError),
-    /// The pod's network.
+    /// The pod's network can't be set up.
     #[error("the pod's network")]
     Network(#[from] crate::network::NetworkError),
-    /// A stream of a process.
+    /// A stream of a process can't be opened.
     #[error("{stream} of the process")]
     Stream {
         /// e.g. `stdin fifo /run/…`
@@ -105,7 +106,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// All users of `hypervisor.uid_base .. + uid_count` are taken.
+    /// All users in the range of `hypervisor.uid_count` ids from `hypervisor.uid_base` are in use.
     #[error("no free user for the pod's VM: all {0} of hypervisor.uid_count are in use; raise it or run `caisson gc`")]
     NoFreeUser(u32),
 }
@@ -114,7 +115,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A `map_err` for operations on a path.
+    /// Returns a function for `map_err` after an operation on a path.
     pub fn file(
         operation: &'static str,
         path: impl Into<PathBuf>,
@@ -127,7 +128,7 @@ impl Error {
         }
     }
 
-    /// The error with its causes, in one line.
+    /// Returns the error with its causes, in one line.
     pub fn chain(&self) -> String {
         chain(self)
     }
@@ -181,7 +182,8 @@ impl From<Error> for ttrpc::Error {
     }
 }
 
-/// `error` and its causes, joined by colons; a cause that repeats the text before it is left out.
+/// Joins `error` and its causes with colons. Omits a cause that repeats the end of the text before
+/// it.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

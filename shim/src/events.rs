@@ -1,6 +1,8 @@
-//! Events to containerd, in the order in which they happened, also across a restart of containerd.
+//! Publishes events to containerd, in the order in which they happened, even across a restart of
+//! containerd.
 //!
-//! (The publisher of `containerd-shim` sends again later what failed, which changes the order, and can't be waited for.)
+//! (The publisher of `containerd-shim` retries a failed event later, which changes the order, and
+//! offers no way to wait for it.)
 
 use std::{
     collections::VecDeque,
@@ -22,11 +24,12 @@ use tokio::sync::{oneshot, Notify};
 
 use crate::error::chain;
 
-/// How long containerd has to take one event.
+/// The time limit for containerd to take one event.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Between attempts while containerd is away.
+/// The pause between attempts while containerd is away.
 const PAUSE: Duration = Duration::from_secs(1);
-/// While containerd is away, or slower than events come, no more are kept; the oldest goes first.
+/// The most events that are kept while containerd is away or slower than events arrive. The oldest
+/// are dropped first.
 const MOST_KEPT: usize = 1024;
 
 enum Message {
@@ -34,7 +37,7 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-/// Takes the events of one pod. Clones share one order.
+/// Takes the events of one pod. Clones share one queue and thus one order.
 #[derive(Clone)]
 pub struct Events {
     queue: Arc<Queue>,
@@ -58,7 +61,7 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// The next message, once there is one.
+    /// Waits for the next message and returns it.
     async fn next(&self) -> Message {
         loop {
             if let Some(message) = self.lock().pop_front() {
@@ -68,7 +71,7 @@ impl Queue {
         }
     }
 
-    /// Puts back what could not be published, unless that would be one too many.
+    /// Puts back an event that could not be published, unless the queue is full by now.
     fn put_back(&self, message: Message) {
         let mut messages = self.lock();
         if messages.len() < MOST_KEPT {
@@ -82,7 +85,8 @@ impl Queue {
 }
 
 impl Events {
-    /// Publishes to containerd's ttrpc socket at `address`, in `namespace`.
+    /// Publishes to containerd's ttrpc socket at `address`, in the containerd namespace
+    /// `namespace`.
     pub fn new(address: String, namespace: String) -> Self {
         let queue = Arc::<Queue>::default();
         tokio::spawn(publish(address, queue.clone()));
@@ -98,7 +102,7 @@ impl Events {
         }
     }
 
-    /// Waits until everything queued so far is published, at most `within`.
+    /// Waits until everything queued so far has been published, at most for `within`.
     pub async fn flush(&self, within: Duration) {
         let (done, flushed) = oneshot::channel();
         self.queue.push(Message::Flush(done));
@@ -123,13 +127,13 @@ impl Events {
     }
 }
 
-/// Publishes what is queued, for as long as the shim lives.
+/// Publishes queued events for as long as the shim runs.
 async fn publish(address: String, queue: Arc<Queue>) {
     let mut client = None;
     loop {
         let request = match queue.next().await {
             Message::Flush(done) => {
-                // Nobody may be waiting any more.
+                // The waiting side may have given up.
                 let _ = done.send(());
                 continue;
             }
@@ -142,7 +146,7 @@ async fn publish(address: String, queue: Arc<Queue>) {
     }
 }
 
-/// Whether containerd has taken an event.
+/// Tries to publish an event. Returns whether containerd has taken it.
 async fn deliver(
     address: &str,
     client: &mut Option<EventsClient>,

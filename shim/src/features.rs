@@ -1,12 +1,14 @@
-//! What `-info` tells containerd of this runtime (containerd, core/runtime/v2 `PluginInfo`): since 2.0 it starts no container with
-//! id-mapped mounts by a runtime that does not say that it knows them.
+//! Describes this runtime to containerd, which asks with `-info` (containerd, core/runtime/v2
+//! `PluginInfo`). Since 2.0, containerd starts a container with id-mapped mounts only with a
+//! runtime that declares support for them.
 
 use containerd_shim::protos::{
     protobuf::{well_known_types::any::Any, Message, MessageField},
     types::introspection::{RuntimeInfo, RuntimeVersion},
 };
 
-/// containerd's name of the type, whose values are JSON (OCI runtime spec, features.md).
+/// containerd's name for the type of the features, whose value is JSON (OCI runtime spec,
+/// features.md).
 const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 const FEATURES: &str = r#"{
     "ociVersionMin": "1.0.0",
@@ -17,7 +19,7 @@ const FEATURES: &str = r#"{
     }
 }"#;
 
-/// A `RuntimeInfo`, encoded.
+/// Returns an encoded `RuntimeInfo`.
 pub fn info() -> containerd_shim::protos::protobuf::Result<Vec<u8>> {
     let info = RuntimeInfo {
         name: crate::RUNTIME.to_owned(),

@@ -1,8 +1,9 @@
-//! Folders of the host that are reached by descriptors.
+//! Accesses folders of the host by open descriptors.
 //!
-//! The shim makes, mounts and removes things as the host's root, beside files that others can change. So it names a
-//! thing by the folder that it is in, which it holds open, and by one plain path below it: openat2(2) with
-//! `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS` follows no link out of it and none within it.
+//! The shim creates, mounts and removes things as the host's root, beside files that others can
+//! change. It therefore refers to a file or folder by a descriptor of the folder that it is in and
+//! a plain path below that: openat2(2) with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS` follows no
+//! link, neither out of the folder nor within it.
 
 use std::{
     fs, io,
@@ -22,9 +23,9 @@ use rustix::{
     mount::{unmount, UnmountFlags},
 };
 
-/// Folders below one another that are removed at most. The shim's own are five deep.
+/// The deepest nesting of folders that is removed. The shim's own are five deep.
 const MAX_DEPTH: usize = 64;
-/// Mounts at one place that are undone at most.
+/// The most mounts on top of one another at one path that are undone.
 const MAX_STACKED: usize = 64;
 
 /// An open folder.
@@ -32,22 +33,22 @@ const MAX_STACKED: usize = 64;
 pub struct Folder(OwnedFd);
 
 impl Folder {
-    /// Opens a folder by a path of the operator's, in which links are followed.
+    /// Opens a folder by a path that the operator controls. Follows links.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(openat(CWD, path, flags, Mode::empty())?))
     }
 
-    /// Opens a folder below this one, and what is mounted over it.
+    /// Opens a folder below this one, or what is mounted over it.
     pub fn folder(&self, path: impl AsRef<Path>) -> io::Result<Self> {
         self.beneath(path.as_ref(), OFlags::DIRECTORY, ResolveFlags::empty())
             .map(Self)
     }
 
-    /// Makes a folder, where there is none, and opens it. `path` is one name.
+    /// Creates a folder, if there is none, and opens it. `path` is one name.
     ///
-    /// Everybody may enter it who gets that far: on the host nobody does but root, and in the guest users without rights
-    /// reach their roots through it.
+    /// Anybody who can reach the folder may enter it. On the host only root can reach it; in the
+    /// guest, users without privileges reach their roots through it.
     pub fn make_folder(&self, path: impl AsRef<Path>) -> io::Result<Self> {
         match mkdirat(&self.0, path.as_ref(), Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => self.folder(path),
@@ -55,7 +56,8 @@ impl Folder {
         }
     }
 
-    /// Makes an empty file, where there is none, and opens it for its place alone. `path` is one name.
+    /// Creates an empty file, if there is none, and opens it as a place to mount over. `path` is
+    /// one name.
     pub fn make_file(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(&self.0, path.as_ref(), flags, Mode::RUSR) {
@@ -64,12 +66,13 @@ impl Folder {
         }
     }
 
-    /// Opens whatever is at a path below this folder, for its place alone: to mount over it.
+    /// Opens whatever is at a path below this folder as a place to mount over, without reading it.
     pub fn place(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
         self.beneath(path.as_ref(), OFlags::NOFOLLOW, ResolveFlags::empty())
     }
 
-    /// Undoes the mounts at a path below this folder, with all that is mounted below them. Nothing there is a success.
+    /// Undoes the mounts at a path below this folder, together with everything mounted below them.
+    /// Succeeds if nothing is there.
     pub fn unmount(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
         for _ in 0..MAX_STACKED {
@@ -80,14 +83,15 @@ impl Folder {
             if !is_mounted(&place)? {
                 return Ok(());
             }
-            // The link stands for the mount that was opened, whatever its path leads to by now.
+            // The link refers to the mount that was opened, whatever its path leads to by now.
             unmount(descriptor_path(&place), UnmountFlags::DETACH)?;
         }
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// Removes a file or folder of this folder with all that is in it, after what is mounted in it has been undone. What is
-    /// mounted there all the same is left as it is, and an error. Nothing there is a success. `path` is one name.
+    /// Removes a file or folder of this folder with everything in it, after undoing the mounts in
+    /// it. If something is mounted there nevertheless, it is left alone and an error is returned.
+    /// Succeeds if nothing is there. `path` is one name.
     pub fn remove(&self, path: impl AsRef<Path>) -> io::Result<()> {
         self.remove_below(path.as_ref(), MAX_DEPTH)
     }
@@ -112,13 +116,14 @@ impl Folder {
         }
     }
 
-    /// The names in it.
+    /// Returns the names in the folder.
     pub fn names(&self) -> io::Result<Vec<PathBuf>> {
         let names = self.entries()?.map(|entry| Ok(entry?.0));
         names.collect()
     }
 
-    /// What is in it: names and kinds. They are read one by one, since others may have made many.
+    /// Returns the names and kinds of what is in the folder. They are read one by one, since others
+    /// may have created many.
     pub fn entries(&self) -> io::Result<impl Iterator<Item = io::Result<(PathBuf, FileType)>>> {
         use std::os::unix::ffi::OsStrExt;
         let readable = openat(
@@ -138,13 +143,14 @@ impl Folder {
         Ok(entries)
     }
 
-    /// The length of a file of this folder, or of the link that is there. `path` is one name.
+    /// Returns the length of a file in this folder, or of the link that is there. `path` is one
+    /// name.
     pub fn length(&self, path: impl AsRef<Path>) -> io::Result<u64> {
         let status = statat(&self.0, path.as_ref(), AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(status.st_size.unsigned_abs())
     }
 
-    /// A path that leads to this very folder, for interfaces that take nothing else.
+    /// Returns a path that leads to this very folder, for interfaces that take only paths.
     pub fn path(&self) -> PathBuf {
         descriptor_path(&self.0)
     }
@@ -162,24 +168,25 @@ impl AsFd for Folder {
     }
 }
 
-/// Makes a folder and its parents for root alone. What is there stays as it is.
+/// Creates a folder and its parents for root alone. Leaves existing ones as they are.
 pub fn create_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(path)
 }
 
-/// Makes a folder of ours for root alone, also where it is there already. Its parents are as by [`create_private`].
+/// Creates a folder for root alone, and restricts it to root if it exists already. Its parents are
+/// handled as by [`create_private`].
 pub fn make_private(path: &Path) -> io::Result<()> {
     create_private(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
-/// A path that leads to what is open (proc(5), `/proc/self/fd`).
+/// Returns a path that leads to an open file (proc(5), `/proc/self/fd`).
 pub fn descriptor_path(open: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", open.as_raw_fd()).into()
 }
 
-/// Whether what is open is the root of a mount (statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
+/// Whether an open file is the root of a mount (statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
 fn is_mounted(place: &OwnedFd) -> io::Result<bool> {
     let status = statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
     Ok(status

@@ -1,10 +1,11 @@
-//! What the agent may send on its service's connection: answers in ttrpc's frames, of a size and at a rate that do the shim no
-//! harm.
+//! Limits what the agent may send on its service's connection: only ttrpc frames that are answers,
+//! of a size and at a rate that do the shim no harm.
 //!
-//! A frame is a header of ten bytes and what follows it (ttrpc, PROTOCOL.md): the length of that and the id of the call, big
-//! endian, type and flags. ttrpc itself takes up to 4 MiB, of which protobuf may make 160; a guest has nothing to say that is
-//! as long. A message of a stream, which the agent's service does not have, would leave the call that it answers in ttrpc's
-//! table for ever.
+//! A frame is a header of ten bytes and a payload (ttrpc, PROTOCOL.md). The header holds the length
+//! of the payload and the id of the call, both big endian, and the type and flags. ttrpc itself
+//! accepts up to 4 MiB, which protobuf may expand to 160 MiB; no legitimate answer of a guest is as
+//! long. A stream message, which the agent's service does not have, would leave the call that it
+//! answers in ttrpc's table for ever.
 
 use std::{
     future::Future,
@@ -23,28 +24,29 @@ const HEADER: usize = 10;
 const RESPONSE: u8 = 2;
 /// The largest answer is a list of [`crate::agent::MAX_PIDS`] pids, of up to four bytes each.
 const MAX_FRAME: u32 = 320 * 1024;
-/// What a frame costs besides its bytes: the shim starts a task for each.
+/// The cost of a frame in addition to its bytes, since the shim starts a task for each.
 const FRAME_COST: u32 = 1024;
-/// What is read in the long run.
+/// The rate at which the connection is read in the long run.
 const BYTES_PER_SECOND: u32 = 4 << 20;
-/// What may be read at once.
+/// How far reading may run ahead of the rate.
 const BURST: Duration = Duration::from_secs(1);
 
-/// A connection that fails at a frame that is too long, and is read no faster than it may be.
+/// A connection that fails at a frame that is too long or no answer, and that is not read faster
+/// than allowed.
 pub struct Frames<C> {
     connection: C,
     header: [u8; HEADER],
-    /// Bytes of the header that have come.
+    /// The number of bytes of the header that have arrived.
     known: usize,
-    /// Bytes that follow the header and have not come.
+    /// The number of bytes of the payload that have not arrived yet.
     left: u32,
-    /// The time at which all that was read is paid for.
+    /// The time at which everything read so far is paid for.
     paid: Instant,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C> Frames<C> {
-    /// Wraps a connection that begins with a frame.
+    /// Wraps a connection whose next byte begins a frame.
     pub fn new(connection: C) -> Self {
         Self {
             connection,
@@ -56,7 +58,8 @@ impl<C> Frames<C> {
         }
     }
 
-    /// Follows what has come. Returns how many frames have begun.
+    /// Parses the bytes that have arrived. Returns the number of frames whose headers they
+    /// completed.
     fn follow(&mut self, mut bytes: &[u8]) -> io::Result<u32> {
         let mut frames = 0;
         while !bytes.is_empty() {

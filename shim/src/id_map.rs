@@ -1,18 +1,20 @@
-//! Owners of files that are others in a pod than on the host (`hostUsers: false`), by mounts with a user namespace
-//! (mount_setattr(2), Linux 5.12; the kernel says for which file systems).
+//! Maps the owners of files, which are different in a pod than on the host (`hostUsers: false`), by
+//! mounts with a user namespace (mount_setattr(2), Linux 5.12; the kernel decides for which file
+//! systems).
 
 use std::{io, os::fd::OwnedFd};
 
 use caisson_oci::IdMap;
 use caisson_vmm::user_namespace;
 
-/// A user namespace with these mappings.
+/// Creates a user namespace with these mappings.
 pub fn namespace(ids: &IdMap) -> io::Result<OwnedFd> {
     user_namespace::with_maps(&ids.uid_map(), &ids.gid_map())
 }
 
-/// Takes `uidmap=` and `gidmap=` out of a mount's options, in which containerd's snapshotters say what no file system knows
-/// (core/mount/mount_linux.go). Fails with a reason if one of them is not right or missing.
+/// Removes `uidmap=` and `gidmap=` from a mount's options and returns a user namespace with their
+/// mappings. No file system knows these options; containerd's snapshotters set them
+/// (core/mount/mount_linux.go). Fails with a reason if one of the two is invalid or missing.
 pub fn take(options: &mut Vec<String>) -> Result<Option<io::Result<OwnedFd>>, String> {
     let mut maps = [None, None];
     for (map, key) in maps.iter_mut().zip(["uidmap=", "gidmap="]) {
@@ -27,7 +29,7 @@ pub fn take(options: &mut Vec<String>) -> Result<Option<io::Result<OwnedFd>>, St
     }
 }
 
-/// `0:100000:65536,...` in the words of `/proc/<pid>/uid_map`.
+/// Converts `0:100000:65536,...` to the format of `/proc/<pid>/uid_map`.
 fn lines(text: &str) -> Result<String, String> {
     let mut lines = String::new();
     for part in text.split(',') {

@@ -1,5 +1,6 @@
-//! The shim's life as containerd knows it (containerd, core/runtime/v2/README.md): `start` spawns the serving process,
-//! [`serve`] is that process, `delete` cleans up after a dead one. All three run in a task's bundle.
+//! Implements the shim's commands as containerd calls them (containerd, core/runtime/v2/README.md):
+//! `start` spawns the serving process, [`serve`] is that process, and `delete` cleans up after a
+//! dead one. All three run in a task's bundle.
 
 use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
@@ -31,19 +32,21 @@ use crate::{
     task::TaskService,
 };
 
-/// The exit status that `delete` reports for a task whose shim died: as killed.
+/// The exit status that `delete` reports for a task whose shim died: that of a killed process.
 const KILLED: u32 = 137;
 
-/// In the bundle: the address of the serving shim's socket. By it containerd 1.6 finds a running shim again.
+/// The file in the bundle with the address of the serving shim's socket. containerd 1.6 uses it to
+/// find a running shim again.
 const ADDRESS_FILE: &str = "address";
 
-/// In the bundle: the spec. That of a sandbox by containerd's sandbox service has none.
+/// The spec in the bundle. The bundle of a sandbox from containerd's sandbox service has none.
 const SPEC_FILE: &str = "config.json";
 
-/// Task v2 and v3 differ in the name of their protobuf package alone (containerd, api/runtime/task/).
+/// Task v2 and v3 differ only in the name of their protobuf package (containerd,
+/// api/runtime/task/).
 const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
-/// Does what containerd's command line asks for.
+/// Executes containerd's command line.
 pub async fn run() -> Result<()> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let refused = |error: containerd_shim::Error| Error::Request {
@@ -75,14 +78,14 @@ fn answer(bytes: &[u8]) -> Result<()> {
     written.map_err(Error::file("write", "stdout"))
 }
 
-/// What the bundle's task is to a pod.
+/// Returns the role that the bundle's task has in a pod.
 fn role() -> Result<Role> {
     Ok(Role::of(&read_spec(Path::new("."))?)?)
 }
 
-/// Starts a serving process for a pod or finds the one that it has. Returns how it is reached.
+/// Starts a serving process for a pod, or finds the one that it has. Returns how to reach it.
 async fn start(flags: Flags) -> Result<String> {
-    // What is wrong with a bundle, the request to create it will tell, where its user looks.
+    // An error in a bundle is reported by the request to create its task, where the user sees it.
     let role = role().unwrap_or(Role::Alone);
     let address = match role {
         Role::Container { sandbox_id } => pod_address(&sandbox_id)?,
@@ -104,23 +107,25 @@ async fn start(flags: Flags) -> Result<String> {
     if Path::new(SPEC_FILE).exists() {
         return Ok(address);
     }
-    // By the version containerd 2 knows that it need not ask for the pod's containers (containerd, core/runtime/v2/shim.go,
-    // `parseStartResponse`). For a task it is not told: 1.6 and 1.7 know no version 3, and say so neither.
+    // The version tells containerd 2 that it need not ask for the pod's containers (containerd,
+    // core/runtime/v2/shim.go, `parseStartResponse`). It is left out for a task, since containerd
+    // 1.6 and 1.7 do not know version 3 and do not say so either.
     let bootstrap = serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"});
     Ok(bootstrap.to_string())
 }
 
-/// The address of the shim that serves a pod, from its sandbox's bundle, which lies beside this one.
+/// Returns the address of the shim that serves a pod. It is in the bundle of the pod's sandbox,
+/// which lies beside this one.
 fn pod_address(sandbox_id: &str) -> Result<String> {
     let path = Path::new("..").join(sandbox_id).join(ADDRESS_FILE);
     std::fs::read_to_string(&path)
         .map_err(Error::file("find the shim of the pod's sandbox by", path))
 }
 
-/// Removes what a dead shim left behind. Returns the answer to containerd.
+/// Removes what a dead shim left behind. Returns the answer for containerd.
 fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let state_dir = config::load().unwrap_or_default().state_dir;
-    // A container of a pod has nothing outside of the pod, which goes with its sandbox.
+    // A container of a pod leaves nothing outside the pod, and the pod is removed with its sandbox.
     if !matches!(role(), Ok(Role::Container { .. })) {
         state::remove(&state_dir, &flags.id)?;
         remove_socket();
@@ -140,7 +145,7 @@ fn encoded(message: protobuf::Result<Vec<u8>>) -> Result<Vec<u8>> {
     })
 }
 
-/// Removes the socket of a shim, in the end or when it died before it could.
+/// Removes the shim's socket, either when the shim ends or after it died without doing so.
 fn remove_socket() {
     let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) else {
         return;
@@ -157,9 +162,10 @@ fn socket_path(address: &str) -> &Path {
     Path::new(address.strip_prefix("unix://").unwrap_or(address))
 }
 
-/// Serves containerd until the pod's end.
+/// Serves containerd until the pod ends.
 async fn serve(flags: Flags) -> Result<()> {
-    // Or why it was refused: told with the first request, where its user looks.
+    // If the configuration was refused, the first request returns the reason, where the user sees
+    // it.
     let config = config::load().map_err(|error| error.chain());
     let level = config.as_ref().map_or("info", |config| &config.log.level);
     logger::init(flags.debug, level, &flags.namespace, &flags.id)
@@ -190,7 +196,7 @@ async fn serve(flags: Flags) -> Result<()> {
 }
 
 fn pod(flags: &Flags, config: NodeConfig) -> Arc<Pod> {
-    /// containerd's socket for events, by its environment variable.
+    /// The environment variable with the address of containerd's socket for events.
     const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
     let containerd = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
     let events = Events::new(containerd, flags.namespace.clone());
@@ -204,7 +210,8 @@ fn pod(flags: &Flags, config: NodeConfig) -> Arc<Pod> {
     )
 }
 
-/// Only containerd's requests end a shim: a signal to all processes of a service must not take the pods with it.
+/// Ignores termination signals. Only containerd's requests end a shim: a signal to all processes of
+/// a service must not end the pods too.
 fn ignore_signals() -> Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signals = signal(kind).map_err(Error::file("listen for signals by", "signalfd"))?;
@@ -224,7 +231,7 @@ fn listen(address: &str) -> Result<Listener> {
     }
     let bind = || std::os::unix::net::UnixListener::bind(path);
     let listener = match bind() {
-        // Of a shim that was killed.
+        // The socket belonged to a shim that was killed.
         Err(error)
             if error.kind() == std::io::ErrorKind::AddrInUse
                 && std::os::unix::net::UnixStream::connect(path).is_err() =>
@@ -238,7 +245,8 @@ fn listen(address: &str) -> Result<Listener> {
     listening.map_err(Error::file("listen on", path))
 }
 
-/// containerd waits for the end of our stdout, of which the process that spawned us has the other end.
+/// Closes stdout, whose end containerd waits for. The process that spawned this one holds the other
+/// end.
 fn say_started() -> Result<()> {
     nix::unistd::dup2_stdout(std::io::stderr())
         .map_err(std::io::Error::from)

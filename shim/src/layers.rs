@@ -1,4 +1,5 @@
-//! The lower layers of a container's overlay, each mounted with other owners until the overlay has them.
+//! Mounts the lower layers of a container's overlay with different owners, until the overlay has
+//! been mounted on top of them.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -11,24 +12,24 @@ use crate::{
     folder::Folder,
 };
 
-/// The folder, in the pod's, in which they are meanwhile.
+/// The folder in the pod's folder where the layers are mounted in the meantime.
 const LAYERS: &str = "layers";
 
-/// A container whose overlay's lower layers get other owners.
+/// A container whose overlay's lower layers get different owners.
 pub struct Layers {
     /// The pod's state folder.
     pub pod: PathBuf,
     pub container: String,
 }
 
-/// Mounted layers of [`Layers`].
+/// The mounted layers of [`Layers`]. Dropping it unmounts them.
 pub struct MappedLayers {
     all: Folder,
     container: String,
 }
 
 impl Layers {
-    /// Mounts them and lets the options name them there.
+    /// Mounts the layers and changes `lowerdir` in the options to name the mounts.
     pub fn mount(&self, options: &mut [String], ids: &OwnedFd) -> Result<MappedLayers> {
         let path = self.pod.join(LAYERS);
         let make = || Folder::open(&self.pod)?.make_folder(LAYERS);
@@ -63,7 +64,7 @@ impl Layers {
 
 impl Drop for MappedLayers {
     fn drop(&mut self) {
-        // The overlay has clones of its own. What stays goes with the pod's folder.
+        // The overlay has clones of its own. Whatever is left is removed with the pod's folder.
         if let Err(error) = self.all.remove(&self.container) {
             log::warn!(container = self.container.as_str(); "layers of a root stay: {error}");
         }

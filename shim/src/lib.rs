@@ -1,8 +1,13 @@
-//! containerd's services on one side, the VM of a pod on the other.
+//! A containerd shim that runs each pod in a VM: it implements containerd's services and drives the
+//! VM.
 //!
-//! From the outside in: [`launch`] (start, delete) → [`task`] and [`sandbox`] (containerd's messages) → [`pod`] (containers and their
-//! processes) → [`machine`] (VM, agent, shared folder). [`config`], [`state`], [`skills`] and [`homes`] also serve the `caisson` command; the tests drive a
-//! [`pod`] over a fake VMM; the fuzz targets reach what reads messages of others: [`agent`], [`cri`], [`sandbox::spec`], [`stats`].
+//! The modules, from the outside in: [`launch`] (start, delete) → [`task`] and [`sandbox`]
+//! (containerd's messages) → [`pod`] (containers and their processes) → [`machine`] (VM, agent,
+//! shared folder).
+//!
+//! [`config`], [`state`], [`skills`] and [`homes`] also serve the `caisson` command. The tests
+//! drive a [`pod`] over a fake VMM. The fuzz targets use the modules that read messages from
+//! others: [`agent`], [`cri`], [`sandbox::spec`] and [`stats`].
 
 pub mod accelerator;
 pub mod agent;
@@ -42,7 +47,7 @@ mod vm;
 
 pub use error::{Error, Result};
 
-/// containerd's name of this runtime.
+/// containerd's name for this runtime.
 pub const RUNTIME: &str = "io.containerd.caisson.v2";
 
 pub use launch::run;

@@ -1,33 +1,38 @@
-//! How long the guest may take: one row for each kind of call to its agent, with the reason, and what is waited for besides.
+//! Defines how long the guest may take: one row with a reason for each kind of call to its agent,
+//! and further limits for what else the shim waits for.
 //!
-//! A row's limit holds for an emulated guest. [`Patience`] shortens it where KVM runs the guest, or as the operator says.
+//! A row's limit holds for an emulated guest. [`Patience`] shortens it if KVM runs the guest, or as
+//! the operator configures.
 //!
-//! A guest that is emulated on a busy host is slow, not broken. What the agent itself has a limit for gets a little more here, so that
-//! the agent's own words arrive. `wait` and `next event` have none: the [heartbeat](PING) finds an agent that died meanwhile.
+//! A guest that is emulated on a busy host is slow, not broken. Where the agent has a limit of its
+//! own, the shim's is a little longer, so that the agent's own message arrives. The calls `wait`
+//! and `next event` have no limit: the [heartbeat](PING) detects an agent that dies in the
+//! meantime.
 
 use std::time::Duration;
 
 use caisson_oci::config;
 use caisson_vmm::Accelerator;
 
-/// A kind of call: its name in errors, and its limit.
+/// A kind of call: its name in error messages and its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     pub name: &'static str,
     pub limit: Duration,
 }
 
-/// The most that any answer of one guest may take.
+/// The longest time that any answer of one guest may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience(Duration);
 
 impl Patience {
-    /// With KVM a process starts in milliseconds, so who asks hears of a guest that is silent within ten seconds.
+    /// With KVM, a process starts in milliseconds. The caller learns within ten seconds that a
+    /// guest is silent.
     const KVM: Duration = Duration::from_secs(8);
-    /// Emulated, a process of a container that has 10m of cpu takes 40 s to start.
+    /// Under emulation, a process of a container with 10m of CPU takes 40 s to start.
     const EMULATED: Duration = Duration::from_secs(65);
 
-    /// As `[vm]` says, or by the accelerator.
+    /// Takes the limit that `[vm]` configures, or else the accelerator's default.
     pub fn new(config: &config::Vm, accelerator: Accelerator) -> Self {
         let configured = config.answer_timeout_secs.map(Duration::from_secs);
         Self(configured.unwrap_or(match accelerator {
@@ -36,7 +41,7 @@ impl Patience {
         }))
     }
 
-    /// How long the answer to this call may take.
+    /// Returns how long the answer to this call may take.
     pub fn limit(self, call: Call) -> Duration {
         match call.limit {
             Duration::MAX => Duration::MAX,
@@ -59,77 +64,90 @@ const fn without_limit(name: &'static str) -> Call {
     }
 }
 
-/// The first call: the guest has just booted, beside others that boot.
+/// The first call: the guest has just booted, possibly beside others that boot.
 pub const CONFIGURE: Call = call("configure", 30);
-/// A few writes to /proc; some make the kernel allocate.
+/// A few writes to /proc, some of which make the kernel allocate memory.
 pub const SET_SYSCTLS: Call = call("set sysctls", 20);
-/// The guest's kernel has to find the device and load its driver, and replays the journal of a home; memory goes online block by block.
+/// The guest's kernel has to find the device and load its driver. It also replays the journal of a
+/// home, and brings memory online block by block.
 pub const ATTACH: Call = call("attach", 60);
 /// An unmount of a read-only disk.
 pub const DETACH: Call = call("detach", 20);
-/// Done by a helper, to which the agent gives 60 s (guest/src/launch.rs).
+/// A helper does this, to which the agent gives 60 s (guest/src/launch.rs).
 pub const SHOW_DISK: Call = call("show disk", 65);
-/// As above: the helper reads the container's files for the first time, through the share.
+/// A helper does this, as above. It reads the container's files for the first time, through the
+/// share.
 pub const CREATE: Call = call("create", 65);
 /// The agent gives a waiting init 10 s (guest/src/containers.rs).
 pub const START: Call = call("start", 15);
-/// By a helper, as above.
+/// A helper does this, as above.
 pub const EXEC: Call = call("exec", 65);
-/// One system call. For SIGKILL, [`KILLED`] counts as well.
+/// One system call. For SIGKILL, [`KILLED`] applies as well.
 pub const KILL: Call = call("kill", 5);
 /// One system call.
 pub const RESIZE: Call = call("resize", 5);
-/// Reads one file of the kernel's.
+/// Reads one file of the kernel.
 pub const LIST_PROCESSES: Call = call("list processes", 10);
-/// Each process has to reach a place where it can be frozen; one that waits for a disk does not yet.
+/// Each process has to reach a point where it can be frozen. A process that waits for a disk has
+/// not reached it yet.
 pub const PAUSE: Call = call("pause", 15);
-/// As above.
+/// As for [`PAUSE`].
 pub const RESUME: Call = call("resume", 15);
-/// By a helper, as above.
+/// A helper does this, as above.
 pub const UPDATE: Call = call("update", 65);
-/// What has ended is unmounted and its files are removed; the kubelet waits for it. A guest that is slower keeps the rest to its end.
+/// The agent unmounts what has ended and removes its files, while the kubelet waits. A slower guest
+/// keeps the rest until it ends.
 pub const DELETE: Call = call("delete", 8);
-/// Everything is written out, to disks that may be slow; what is not by then is lost, as after a power cut.
+/// The guest writes everything out, to disks that may be slow. What has not been written by then is
+/// lost, as after a power cut.
 pub const SHUTDOWN: Call = call("shutdown", 3);
-/// Answered at once by an agent that runs at all, and later by one that is emulated beside others that boot. One that does not
-/// get to it for [`PINGS_MISSED`] times this long is dead.
+/// A running agent answers at once, or later if it is emulated beside others that boot. An agent
+/// that does not answer for [`PINGS_MISSED`] times this long is dead.
 pub const PING: Call = call("ping", 10);
-/// Open until there is an event.
+/// Stays open until there is an event.
 pub const NEXT_EVENT: Call = without_limit("next event");
-/// Open until the process ends.
+/// Stays open until the process ends.
 pub const WAIT: Call = without_limit("wait");
-/// One at a time for each container; who asks does not wait for it, see [`STATS_WAIT`].
+/// One call at a time for each container. A request for stats does not wait for the end of the
+/// call, see [`STATS_WAIT`].
 pub const STATS: Call = without_limit("stats");
 
-/// So many calls without an answer that should have one make a guest broken, which answers pings only: each takes memory of the shim.
+/// The most overdue calls that a guest may have. A guest with more of them is broken even if it
+/// answers pings: each open call takes memory of the shim.
 pub const MOST_OVERDUE: usize = 64;
 
-/// Between an answer and the next ping: a dead agent is found within a minute, and an idle guest stays idle.
+/// The pause between an answer and the next ping. A dead agent is found within a minute, and an
+/// idle guest stays idle.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
-/// So many in a row make an agent dead: one may be lost to a host that stood still.
+/// The number of missed pings in a row after which an agent counts as dead. A host that stood still
+/// may have caused a single one.
 pub const PINGS_MISSED: u32 = 3;
 
-/// How long a process may take from SIGKILL to its end; then its VM is stopped. The kernel needs milliseconds, and one that is emulated on a
-/// busy host a second; [`crate::streams::READ_LIMIT`] is in it. containerd's and the kubelet's patience is more.
+/// How long a process may take from SIGKILL to its end; after that its VM is stopped. The kernel
+/// needs milliseconds, or a second if it is emulated on a busy host. The limit includes
+/// [`crate::streams::READ_LIMIT`]. containerd and the kubelet wait longer.
 pub const KILLED: Duration = Duration::from_secs(6);
 
-/// As [`KILLED`], for a container that has not started and whose guest has left a call unanswered: it has had its time.
+/// The same as [`KILLED`], for a container that has not started and whose guest has an overdue
+/// call: that guest has had its time already.
 pub const KILLED_UNSTARTED: Duration = Duration::from_secs(1);
 
-/// How long the guest may take to pass on what the pipes of an ended container hold, and to end its output. The kernel has ended all its
-/// processes by then.
+/// How long the guest may take to pass on what the pipes of an ended container hold, and to end its
+/// output. The kernel has ended all of the container's processes by then.
 pub const REST_OF_OUTPUT: Duration = Duration::from_secs(5);
 
-/// How long who asks for stats waits for fresh ones: a node's are asked for one container after the other.
+/// How long a request for stats waits for fresh ones. Those of a node are requested for one
+/// container after the other.
 pub const STATS_WAIT: Duration = Duration::from_millis(800);
 
-/// How long a guest that has broken off may take to end by itself, which says more about why.
+/// How long a guest that has broken off may take to end by itself, since its own end explains more.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Between two events of the guest, so that one that has nothing but events to tell does not keep the shim busy.
+/// The pause between two events of the guest, so that a guest that sends events without end does
+/// not keep the shim busy.
 pub const EVENT_PAUSE: Duration = Duration::from_millis(5);
 
-/// A container is told to be out of memory at most once in this time.
+/// The shortest time between two reports that the same container is out of memory.
 pub const OOM_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Log URIs in place of FIFOs (containerd, runtime v2 README, "Logging"): `file:///path` and `binary:///path?arg=value`.
+//! Opens the log URIs that a request may name in place of FIFOs (containerd, runtime v2 README,
+//! "Logging"): `file:///path` and `binary:///path?arg=value`.
 
 use std::{
     os::fd::OwnedFd,
@@ -14,10 +15,10 @@ use crate::{
     streams::Sink,
 };
 
-/// How long a logging program has to say that it is ready, as in containerd's own shim.
+/// How long a logging program may take to report that it is ready, as in containerd's own shim.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Whether a stream is named by a URI and not by a FIFO's path.
+/// Whether a stream is named by a URI rather than a FIFO's path.
 pub fn is_uri(stdio: &str) -> bool {
     stdio.contains("://")
 }
@@ -72,7 +73,8 @@ async fn open_file(path: &Path) -> Result<tokio::fs::File> {
     opened.map_err(Error::file("open log", path))
 }
 
-/// Starts a logging program: stdout and stderr of the container at its descriptors 3 and 4; it closes 5 when it is ready.
+/// Starts a logging program. It reads the container's stdout and stderr from descriptors 3 and 4,
+/// and closes descriptor 5 when it is ready.
 async fn start_program(
     path: &Path,
     arguments: &[String],
@@ -105,7 +107,8 @@ async fn start_program(
     }
     place_descriptors(&mut command, descriptors);
     let mut child = command.spawn().map_err(failed)?;
-    // The closure holds the descriptors; the program must see the end of the streams.
+    // The closure holds the descriptors. They must be closed here for the program to see the end of
+    // the streams.
     drop(command);
     let mut byte = [0; 1];
     match tokio::time::timeout(READY_LIMIT, ready_end.read(&mut byte)).await {
@@ -124,11 +127,11 @@ async fn start_program(
     ))
 }
 
-/// Has `command` start with these open as 3, 4 and 5.
+/// Makes `command` start with these open as descriptors 3, 4 and 5.
 fn place_descriptors(command: &mut Command, descriptors: [OwnedFd; 3]) {
     use std::os::fd::AsRawFd;
     let place = move || {
-        // First out of the way of 3 to 5, then into place; dup2 clears close-on-exec.
+        // Move them out of the way of 3 to 5 first, then into place. dup2 clears close-on-exec.
         let mut moved = [0; 3];
         for (to, from) in moved.iter_mut().zip(&descriptors) {
             // SAFETY: a system call on a descriptor that the closure owns; async-signal-safe.
@@ -149,7 +152,8 @@ fn place_descriptors(command: &mut Command, descriptors: [OwnedFd; 3]) {
     unsafe { command.pre_exec(place) };
 }
 
-/// The query as arguments, `a=b&c` → `a b c`: keys and values in their order, as containerd's NewBinaryCmd.
+/// Converts the query to arguments, `a=b&c` → `a b c`: keys and values in their order, as
+/// containerd's NewBinaryCmd does.
 fn parse_query(query: &str) -> Option<Vec<String>> {
     let mut arguments = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -162,7 +166,8 @@ fn parse_query(query: &str) -> Option<Vec<String>> {
     Some(arguments)
 }
 
-/// RFC 3986, section 2.1; none where an escape is broken or the result is no text.
+/// Decodes percent-encoding (RFC 3986, section 2.1). Returns `None` if an escape is broken or the
+/// result is not UTF-8.
 fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -1,4 +1,4 @@
-//! A pod's VM, put together: state folder, shared folder, VM, agent.
+//! Assembles the VM of a pod from its state folder, shared folder, VM and agent.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,24 +30,26 @@ use crate::{
     vm::VmHandle,
 };
 
-// The two rooms that must agree here do not see each other; `secret::MARKER` is compared by a test.
+// The two crates that must agree here do not depend on each other. A test compares
+// `secret::MARKER`.
 const _: () = assert!(caisson_vmm::READY_PORT == port::READY);
 const _: () = assert!(caisson_vmm::SERVICE_PORT == port::AGENT);
 const _: () = assert!(caisson_vmm::SECRET_LENGTH == secret::LENGTH);
 const _: () = assert!(caisson_vmm::BY_DAEMON == secret::BY_DAEMON);
 const _: () = assert!(caisson_vmm::BY_KERNEL == secret::BY_KERNEL);
 
-/// A device in its two halves: what the VM gets and what the agent then does with it.
+/// The two halves of a device: what the VM gets, and what the agent then does with it.
 pub struct Plug {
     pub vm: Device,
     pub guest: GuestDevice,
-    /// A lock that is held as long as the VM has the device.
+    /// A lock that is held for as long as the VM has the device.
     pub hold: Option<File>,
 }
 
-/// A disk that was plugged in late, to be unplugged again. It keeps the disk's file locked.
+/// A disk that was plugged into a running VM and can be unplugged again. Keeps the disk's file
+/// locked.
 pub struct LateDisk {
-    /// Serial and file.
+    /// The disk's serial and its file.
     place: (String, PathBuf),
     device: DeviceId,
     hold: Option<File>,
@@ -59,30 +61,34 @@ pub struct Machine {
     /// The pod's quality of service.
     class: Class,
     pub share: Share,
-    /// Of the VMM, on the host: what containerd is told as the pid of the pod's tasks.
+    /// The VMM's pid on the host, which containerd is told as the pid of the pod's tasks.
     pub pid: u32,
-    /// The disk with the kernel's further modules, until it is plugged in.
+    /// The disk with the kernel's additional modules, until it is plugged in.
     modules: Mutex<Option<PathBuf>>,
-    /// By name in the guest and place on the host, what was plugged in and may be asked for again.
+    /// The devices that have been plugged in and may be requested again, by their name in the guest
+    /// and place on the host.
     plugged: Mutex<HashSet<(String, PathBuf)>>,
     holds: Mutex<Vec<File>>,
-    /// By container, the roots that are disks.
+    /// The roots that are disks, by container.
     roots: Mutex<HashMap<String, LateDisk>>,
     hostname: String,
     boot_timeout: Duration,
     patience: Patience,
     agent: OnceCell<Agent>,
-    /// The size that the VM was last given. Held while it is given another; nothing else waits for it.
+    /// The size that the VM was last given. Locked while the VM is resized; nothing else waits for
+    /// the lock.
     size: tokio::sync::Mutex<VmSize>,
     dir: Mutex<Option<PodDir>>,
     network: Mutex<Option<Network>>,
     anti_spoofing: bool,
-    /// The VM is stopped because its guest is not to be believed any more, so nobody knows how its processes ended.
+    /// Set when the VM is stopped because its guest can't be trusted any more. How its processes
+    /// ended is then unknown.
     is_broken: AtomicBool,
 }
 
 impl Machine {
-    /// Starts a bare VM and plugs the shared folder in; the guest is still booting then.
+    /// Starts a bare VM and plugs the shared folder in. The guest is still booting when this
+    /// returns.
     pub async fn boot(
         vmm: &dyn Vmm,
         config: &NodeConfig,
@@ -159,8 +165,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The agent, once the guest has booted and has its identity. The VM of a guest that does not get there is stopped: nobody waits
-    /// for it a second time.
+    /// Returns the agent, once the guest has booted and has its identity. If the guest does not get
+    /// that far, its VM is stopped, so that nobody waits for it a second time.
     pub async fn agent(&self) -> Result<&Agent> {
         self.agent
             .get_or_try_init(|| async {
@@ -175,7 +181,7 @@ impl Machine {
             .await
     }
 
-    /// Whether the agent has left a call without an answer that should have one by now.
+    /// Whether the agent has left a call unanswered that should have been answered by now.
     pub fn is_overdue(&self) -> bool {
         self.agent.get().is_some_and(|agent| agent.overdue() > 0)
     }
@@ -197,14 +203,15 @@ impl Machine {
         Ok(agent)
     }
 
-    /// Plugs devices in, both halves; the guest may still be booting.
+    /// Plugs both halves of the devices in. The guest may still be booting.
     pub async fn plug(&self, devices: Vec<Plug>) -> Result<()> {
         if devices.is_empty() {
             return Ok(());
         }
         let mut halves = Vec::new();
         for device in devices {
-            // Another container of the pod may have asked for the same: then the VM has it, and the agent says when it is ready.
+            // Another container of the pod may have requested the same device. The VM then has it
+            // already, and the agent reports when it is ready.
             let place = place(&device.vm);
             let is_new = place
                 .iter()
@@ -226,7 +233,7 @@ impl Machine {
         futures::future::try_join_all(attached).await.map(drop)
     }
 
-    /// Plugs a disk in, both halves. None where the VM has it already.
+    /// Plugs both halves of a disk into a running VM. Returns `None` if the VM has it already.
     pub async fn plug_late(&self, plug: Plug) -> Result<Option<LateDisk>> {
         let Some(place) = place(&plug.vm) else {
             return self.plug(vec![plug]).await.map(|()| None);
@@ -258,7 +265,7 @@ impl Machine {
         }
     }
 
-    /// Unplugs a disk, both halves. One that the guest keeps stays plugged in.
+    /// Unplugs both halves of a disk. A disk that the guest does not let go of stays plugged in.
     pub async fn unplug(&self, disk: &LateDisk) -> Result<()> {
         self.agent().await?.detach_disk(&disk.place.0).await?;
         self.vm.detach(disk.device.clone()).await?;
@@ -266,21 +273,21 @@ impl Machine {
         Ok(())
     }
 
-    /// How the VM has ended, if it has.
+    /// Returns how the VM has ended, if it has.
     async fn end(&self) -> Option<EndReason> {
         let mut vm = self.vm.clone();
         tokio::time::timeout(Duration::ZERO, vm.ended()).await.ok()
     }
 
-    /// Whether the VM has ended since the pod's cgroup ran out of memory: the containers' limits, with the RuntimeClass' overhead, were
-    /// less than what VMM and daemons took.
+    /// Whether the VM has ended because the pod's cgroup ran out of memory: the containers' limits
+    /// and the RuntimeClass' overhead together were less than the VMM and its daemons needed.
     pub async fn ran_out_of_memory(&self) -> bool {
         let died = matches!(self.end().await, Some(EndReason::ProcessDied { .. }));
         let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
         died && dir.as_ref().is_some_and(PodDir::out_of_memory)
     }
 
-    /// Plugs a container's root in, where it is a disk.
+    /// Plugs in a container's root, if it is a disk.
     pub async fn plug_root(&self, container: &str, root: Option<Plug>) -> Result<()> {
         let Some(root) = root else { return Ok(()) };
         if let Some(disk) = self.plug_late(root).await? {
@@ -289,7 +296,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Unplugs a container's root, where it is a disk. Idempotent.
+    /// Unplugs a container's root, if it is a disk. Idempotent.
     pub async fn unplug_root(&self, container: &str) -> Result<()> {
         let disk = self.roots().remove(container);
         match disk {
@@ -302,7 +309,7 @@ impl Machine {
         self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a late disk stay until the VM's end.
+    /// Keeps a late disk plugged in until the VM ends.
     pub fn keep(&self, disk: LateDisk) {
         let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
         holds.extend(disk.hold);
@@ -312,7 +319,8 @@ impl Machine {
         self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Plugs in what a network namespace has, if there is one, until the VM's end.
+    /// Plugs in the network cards of a network namespace, if there is one. They stay until the VM
+    /// ends.
     pub async fn join_network(&self, namespace: Option<&Path>) -> Result<()> {
         let Some(namespace) = namespace else {
             return Ok(());
@@ -326,8 +334,9 @@ impl Machine {
         self.plug(cards).await
     }
 
-    /// Plugs in what no start needs, once: the disk with the kernel's further modules, for which the guest waits when something asks for a
-    /// module, and the device by which free pages come back, whose driver is one of them.
+    /// Plugs in, once, what no start needs. This is the disk with the kernel's additional modules,
+    /// which the guest waits for when something asks for a module, and the device that returns free
+    /// pages to the host, whose driver is one of these modules.
     pub async fn plug_the_rest(&self) {
         let path = self
             .modules
@@ -354,7 +363,8 @@ impl Machine {
         }
     }
 
-    /// Grows or shrinks the VM to what `wanted` makes of its size. What a guest does not give back stays its own: shrinking is best effort.
+    /// Grows or shrinks the VM to the size that `wanted` returns for the current size. Shrinking is
+    /// best effort: the guest keeps what it does not give back.
     pub async fn resize(&self, wanted: impl FnOnce(VmSize) -> VmSize) -> Result<()> {
         let mut size = self.size.lock().await;
         let current = *size;
@@ -384,7 +394,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Both halves side by side: the VM waits for the guest's driver, which the agent loads. A failure counts when growing only.
+    /// Changes both halves concurrently, since the VM waits for the guest's driver, which the agent
+    /// loads. A failure is an error only when growing.
     async fn replug(
         &self,
         what: &str,
@@ -402,7 +413,8 @@ impl Machine {
         tokio::try_join!(self.vm.attach(device), agent.attach(half)).map(drop)
     }
 
-    /// Stops the VM at once: its guest has broken off. What ran in it ended nobody knows how. Why is logged, once.
+    /// Stops the VM at once because its guest has broken off. How the processes in it ended is
+    /// unknown. Logs the reason, once.
     pub async fn break_off(&self, why: &str) {
         if self.is_broken.swap(true, Ordering::Relaxed) {
             return;
@@ -423,7 +435,7 @@ impl Machine {
         }
     }
 
-    /// Ends the VM, in order. Idempotent; failures are logged.
+    /// Shuts the guest down and ends the VM. Idempotent; failures are logged.
     pub async fn stop(&self) {
         let mut ended = self.vm.clone();
         if let Some(agent) = self.agent.get() {
@@ -435,12 +447,14 @@ impl Machine {
             }
         }
         self.kill().await;
-        // Before its namespace goes, and that goes when the sandbox has ended.
+        // The network is dropped before its namespace goes, which happens when the sandbox has
+        // ended.
         let network = self.network.lock();
         drop(network.unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// Ends the VM and removes everything of the pod from the host. Idempotent; failures are logged.
+    /// Ends the VM and removes everything that belongs to the pod from the host. Idempotent;
+    /// failures are logged.
     pub async fn shutdown(&self) {
         self.stop().await;
         let dir = self
@@ -448,11 +462,11 @@ impl Machine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // Unmounting and waiting for processes blocks; a panic there is logged by the runtime.
+        // Unmounting and waiting for processes blocks. The runtime logs a panic there.
         drop(tokio::task::spawn_blocking(move || drop(dir)).await);
     }
 
-    /// Gives the VM's processes the score of a pod with these of its containers.
+    /// Gives the VM's processes the score of a pod whose containers have the given scores.
     pub async fn set_oom_score_adj(&self, containers: &[i32]) {
         let score = oom_score::of_vm(self.class, containers);
         if let Err(error) = self.vm.set_oom_score_adj(score).await {
@@ -460,7 +474,7 @@ impl Machine {
         }
     }
 
-    /// Notes the VM's processes in the state folder.
+    /// Records the VM's processes in the state folder.
     async fn record(&self) -> Result<()> {
         let pids = self.vm.pids().await?;
         match self
@@ -475,7 +489,8 @@ impl Machine {
     }
 }
 
-/// What a device shows, by which two that are the same are known.
+/// Returns the name in the guest and the place on the host that identify a device, if it can be
+/// requested twice.
 fn place(device: &Device) -> Option<(String, PathBuf)> {
     match device {
         Device::SharedDir { tag, path, .. } => Some((tag.clone(), path.clone())),
@@ -493,12 +508,12 @@ pub fn stage(pod: &str, stage: &str, since: Instant) {
     log::info!(pod, stage, ms; "start");
 }
 
-/// The host's cpus that this process may use.
+/// Returns the number of the host's CPUs that this process may use.
 pub fn host_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }
 
-/// The host's memory in MiB (proc(5), `MemTotal`).
+/// Returns the host's memory in MiB (proc(5), `MemTotal`).
 pub fn host_memory_mib() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| {

@@ -1,4 +1,4 @@
-//! `containerd-shim-caisson-v2`: see ARCHITECTURE.md.
+//! The program `containerd-shim-caisson-v2`, which containerd starts: see ARCHITECTURE.md.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ async fn main() -> ExitCode {
     match caisson_shim::run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // containerd shows it.
+            // containerd shows the message.
             eprintln!("{}: {}", caisson_shim::RUNTIME, error.chain());
             ExitCode::FAILURE
         }

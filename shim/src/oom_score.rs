@@ -1,12 +1,15 @@
-//! How soon the OOM killer takes a pod's VM: by the quality of service that the kubelet gives the
-//! pod.
+//! Decides how soon the OOM killer takes a pod's VM, by the quality of service that the kubelet
+//! gives the pod.
 //!
-//! The kubelet scores containers (pkg/kubelet/qos/policy.go, `GetContainerOOMScoreAdjust`): 1000 in
-//! a best-effort pod, -997 in a guaranteed one and in any that is critical to the node, and in a
-//! burstable one 1000 less the thousandths of the node's memory that the container requests, in 3
-//! to 999. The VM has the memory of all containers, so in a burstable pod it gets 1000 less what
-//! all of them are below 1000, in 2 to 999: as one container that requests what all of them do.
-//! Before the first container comes, the cgroup in which the kubelet puts the pod says its class.
+//! The kubelet gives containers these scores (pkg/kubelet/qos/policy.go,
+//! `GetContainerOOMScoreAdjust`): 1000 in a best-effort pod, -997 in a guaranteed pod and in any
+//! pod that is critical to the node. In a burstable pod, a container gets 1000 minus the
+//! thousandths of the node's memory that it requests, limited to 3 to 999.
+//!
+//! The VM has the memory of all containers. In a burstable pod it gets the score of one container
+//! that requests what all of them do: 1000 minus the sum of what their scores lack to 1000, limited
+//! to 2 to 999. Before the first container is created, the path of the cgroup that the kubelet puts
+//! the pod in shows its class.
 
 use std::path::Path;
 
@@ -19,20 +22,21 @@ pub enum Class {
     Guaranteed,
     Burstable,
     BestEffort,
-    /// No kubelet's: a container alone, or a pod that something else made.
+    /// Not the kubelet's: a container alone, or a pod that something else made.
     Other,
 }
 
 impl Class {
-    /// By the pod's cgroup, in plain form, as the kubelet lays them out
-    /// (pkg/kubelet/cm/pod_container_manager_linux.go), with either driver:
-    /// `kubepods/burstable/pod<uid>/…`,
-    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/…`; guaranteed
-    /// pods have no folder of their class. A root of the kubelet's own may be before.
+    /// Returns the class that the path of the pod's cgroup shows, in plain form and with either
+    /// driver. The kubelet's layout (pkg/kubelet/cm/pod_container_manager_linux.go) is
+    /// `kubepods/burstable/pod<uid>/…` or
+    /// `kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/…`.
+    /// Guaranteed pods have no folder for their class. A cgroup root of the kubelet's own may come
+    /// first.
     pub fn of(cgroup: &Path) -> Self {
         let mut names = cgroup.components().map(|part| {
             let name = part.as_os_str().to_string_lossy().into_owned();
-            // The name of a slice has those of the slices above it (systemd.slice(5)).
+            // A slice's name contains the names of the slices above it (systemd.slice(5)).
             match name.strip_suffix(".slice") {
                 Some(slice) => slice.rsplit('-').next().unwrap_or(slice).to_owned(),
                 None => name,
@@ -50,9 +54,9 @@ impl Class {
     }
 }
 
-/// The `oom_score_adj` of the VM of a pod with these of its containers.
+/// Returns the `oom_score_adj` of a VM whose pod's containers have the given scores.
 pub fn of_vm(class: Class, containers: &[i32]) -> i32 {
-    // Only what must not be taken has one below 0.
+    // Only a container that must not be killed has a score below 0.
     let containers = || containers.iter().map(|adj| (*adj).clamp(-1000, 1000));
     let lowest = containers().min();
     let sum = || 1000 - containers().map(|adj| 1000 - adj).sum::<i32>();

@@ -41,7 +41,7 @@ pub struct Exit {
 }
 
 impl State {
-    /// As error messages say it.
+    /// Returns the state's name in error messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -52,7 +52,7 @@ impl State {
         }
     }
 
-    /// Whether the picture above has an arrow from `self` to `next`.
+    /// Whether the diagram above has an arrow from `self` to `next`.
     fn may_become(self, next: Self) -> bool {
         use State::{Created, Paused, Running, Starting, Stopped};
         match (self, next) {
@@ -69,23 +69,23 @@ impl State {
 pub struct Process {
     pub id: ProcessId,
     pub stdio: Stdio,
-    /// For an exec: the OCI `process` object to be run.
+    /// For an exec: the OCI `process` object to run.
     pub process_json: Vec<u8>,
     state: watch::Sender<State>,
     streams: Mutex<Streams>,
     is_killed: watch::Sender<bool>,
 }
 
-/// The streams of a process, as far as they are connected.
+/// The connected streams of a process.
 #[derive(Default)]
 struct Streams {
     pumps: Option<Pumps>,
-    /// containerd may say so before a start has connected them.
+    /// Kept here because containerd may close stdin before a start has connected the streams.
     stdin_closed: bool,
 }
 
 impl Process {
-    /// A process that is not running yet.
+    /// Creates a process that is not running yet.
     pub fn new(id: ProcessId, stdio: Stdio, process_json: Vec<u8>) -> Self {
         Self {
             id,
@@ -97,7 +97,7 @@ impl Process {
         }
     }
 
-    /// Notes that it was killed. Returns whether that is new.
+    /// Records that the process was killed. Returns whether this is the first time.
     pub fn kill(&self) -> bool {
         !self.is_killed.send_replace(true)
     }
@@ -109,7 +109,7 @@ impl Process {
         drop(is_killed.wait_for(|is_killed| *is_killed).await);
     }
 
-    /// How errors and logs name it.
+    /// Returns the process' name in errors and logs.
     pub fn name(&self) -> &str {
         match self.id.exec.as_str() {
             "" => &self.id.container,
@@ -117,12 +117,13 @@ impl Process {
         }
     }
 
-    /// What it is doing now.
+    /// Returns the current state.
     pub fn state(&self) -> State {
         *self.state.borrow()
     }
 
-    /// Moves on to `next`; an error that names `operation` where that can't be.
+    /// Moves on to `next`. If the current state does not allow that, returns an error that names
+    /// `operation`.
     pub fn transition(&self, operation: &'static str, next: State) -> Result<()> {
         let mut refused = None;
         self.state.send_if_modified(|state| {
@@ -152,7 +153,7 @@ impl Process {
                 return exit;
             }
             if states.changed().await.is_err() {
-                // Not while `self` lives.
+                // Never reached: the sender lives as long as `self`.
                 futures::future::pending::<()>().await;
             }
         }
@@ -165,7 +166,7 @@ impl Process {
         drop(states.wait_for(|state| *state != State::Starting).await);
     }
 
-    /// Takes the running copies of the streams over.
+    /// Takes over the running copies of the streams.
     pub fn set_pumps(&self, mut pumps: Pumps) {
         let mut streams = self.streams();
         if streams.stdin_closed {
@@ -174,7 +175,7 @@ impl Process {
         streams.pumps = Some(pumps);
     }
 
-    /// See [`Pumps::close_stdin`].
+    /// Closes stdin, see [`Pumps::close_stdin`].
     pub fn close_stdin(&self) {
         let mut streams = self.streams();
         streams.stdin_closed = true;
@@ -183,17 +184,17 @@ impl Process {
         }
     }
 
-    /// Waits until all output has been read, at most [`READ_LIMIT`].
+    /// Waits until all output has been read, at most for [`READ_LIMIT`].
     pub async fn output_read(&self) {
         let open = self.streams().pumps.as_ref().map(Pumps::output_open);
         if let Some(open) = open {
-            // What a child of the process holds open may be written to for ever.
+            // A child of the process may hold the output open and write to it for ever.
             let _ = tokio::time::timeout(READ_LIMIT, open.closed()).await;
         }
     }
 
-    /// Has the guest end the output of a process that ended: what it had written still arrives, however slowly it is read. Who reads it
-    /// waits for its end.
+    /// Limits how long the guest keeps the output of an ended process open. What the process had
+    /// written still arrives, however slowly it is read. Its readers wait for its end.
     pub async fn end_output(&self) {
         const LOOK: Duration = Duration::from_millis(100);
         loop {
@@ -205,7 +206,7 @@ impl Process {
         }
     }
 
-    /// Waits until the output has arrived, at most `within`, and cuts what is left.
+    /// Waits until the output has arrived, at most for `within`, and cuts what is left.
     pub async fn drain(&self, within: Duration) {
         let pumps = self.streams().pumps.take();
         if let Some(mut pumps) = pumps {

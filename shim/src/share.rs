@@ -1,4 +1,5 @@
-//! What the guest sees of the host: one folder, shared by one virtiofs device, into which containers are mounted.
+//! Manages the folder of the host that the guest sees. One virtiofs device shares it, and the
+//! containers' roots and volumes are mounted into it.
 //!
 //! ```text
 //! <pod>/shared/<container>/rootfs  the container's root
@@ -6,12 +7,15 @@
 //! <pod>/view/                      the same folder, as the virtiofs daemon has it
 //! ```
 //!
-//! A volume is there as long as a container uses it. It is one place, since a file that the guest reaches by two mounts is two
-//! files to it, whose sockets and locks have nothing to do with each other. No container's id begins with a dot.
+//! A volume exists for as long as a container uses it. All its containers use the same mount: a
+//! file that the guest reaches by two mounts is two files to it, whose sockets and locks have
+//! nothing to do with each other. No container's id begins with a dot.
 //!
-//! The shim works in `shared`, which no guest reaches. The view is a read-only mount of it that follows it (a slave,
-//! mount_namespaces(7)): what is mounted into the one appears in the other with flags of its own, so a guest can write in roots
-//! and volumes, and gets EROFS for the folders that they are in. All of it goes with the pod's state folder, see [`crate::state`].
+//! The shim works in `shared`, which no guest reaches. The view is a read-only mount of it that
+//! follows it (a slave, mount_namespaces(7)): whatever is mounted into `shared` appears in the view
+//! with its own flags. A guest can therefore write in roots and volumes, and gets EROFS for the
+//! folders that they are in. All of it is removed with the pod's state folder, see
+//! [`crate::state`].
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -35,11 +39,11 @@ use crate::{
 
 /// The folder that the shim works in.
 const SHARED: &str = "shared";
-/// The same, as the guest sees it.
+/// The same folder, as the guest sees it.
 const VIEW: &str = "view";
 /// The folder of the volumes.
 const VOLUMES: &str = ".volumes";
-/// A container's root, in its folder.
+/// A container's root in the container's folder.
 const ROOTFS: &str = "rootfs";
 
 /// The tag of the virtiofs device.
@@ -51,12 +55,12 @@ pub struct Share {
     /// The pod's state folder.
     pod: PathBuf,
     shared: Folder,
-    /// The containers that use a volume, by its name.
+    /// The containers that use each volume, by the volume's name.
     users: Mutex<HashMap<String, BTreeSet<String>>>,
 }
 
 impl Share {
-    /// Makes the folder and its view in a pod's state folder.
+    /// Creates the folder and its view in a pod's state folder.
     pub fn create(pod: &Path) -> Result<Self> {
         let path = pod.join(SHARED);
         let make = || {
@@ -64,7 +68,8 @@ impl Share {
             let below = folder.make_folder(SHARED)?;
             Detached::clone_of(&below.path(), PLAIN)?.mount(&below)?;
             let shared = folder.folder(SHARED)?;
-            // A peer group of its own: the view hears of it, the rest of the host does not.
+            // A peer group of its own: mounts propagate to the view, but not to the rest of the
+            // host.
             bind::set(&shared, false, 0, libc::MS_SHARED)?;
             let view = Bind {
                 read_only: ReadOnly::Top,
@@ -81,28 +86,28 @@ impl Share {
         })
     }
 
-    /// What the virtiofs daemon gets.
+    /// Returns the folder that the virtiofs daemon shares.
     pub fn view(&self) -> PathBuf {
         self.pod.join(VIEW)
     }
 
-    /// A container's root on the host.
+    /// Returns a container's root on the host.
     pub fn rootfs(&self, container: &str) -> PathBuf {
         self.pod.join(SHARED).join(container).join(ROOTFS)
     }
 
-    /// A container's root in the guest.
+    /// Returns a container's root in the guest.
     pub fn guest_rootfs(container: &str) -> PathBuf {
         guest(container).join(ROOTFS)
     }
 
-    /// The folder of the volumes in the guest.
+    /// Returns the folder of the volumes in the guest.
     pub fn guest_volumes() -> PathBuf {
         guest(VOLUMES)
     }
 
-    /// Mounts a container's root: the mounts of containerd's request one over the other, or, where there are none, the
-    /// folder that the spec names.
+    /// Mounts a container's root: the mounts of containerd's request on top of one another or, if
+    /// there are none, the folder that the spec names.
     pub async fn mount_rootfs(
         &self,
         container: &str,
@@ -134,7 +139,8 @@ impl Share {
             pod: self.pod.clone(),
             container: container.to_owned(),
         };
-        // On a thread of its own: for long overlay options it changes the thread's working directory.
+        // Uses a thread of its own, since mounting with long overlay options changes the thread's
+        // working directory.
         let (done, result) = tokio::sync::oneshot::channel();
         let place = target.clone();
         std::thread::spawn(move || {
@@ -146,7 +152,8 @@ impl Share {
             .unwrap_or_else(|_| Err(failed_mount(&target, "the mounting thread ended")))
     }
 
-    /// Mounts a container's volumes, those that are not there yet. What a failure leaves is removed with the container.
+    /// Mounts those of a container's volumes that are not mounted yet. What a failure leaves behind
+    /// is removed with the container.
     pub fn mount_volumes(&self, container: &str, volumes: &[Volume]) -> Result<()> {
         if volumes.is_empty() {
             return Ok(());
@@ -166,8 +173,9 @@ impl Share {
         Ok(())
     }
 
-    /// Unmounts and removes what is a container's, and the volumes that no other uses. Idempotent; succeeds too where the pod's folder
-    /// has been removed meanwhile, as it is when the VM ends and containerd deletes pod and container at once.
+    /// Unmounts and removes what belongs to a container, and the volumes that no other container
+    /// uses. Idempotent. Also succeeds if the pod's folder has been removed in the meantime, which
+    /// happens when the VM ends and containerd deletes pod and container at once.
     pub fn remove(&self, container: &str) -> Result<()> {
         let mut users = self.users();
         let mut unused = Vec::new();
@@ -208,8 +216,9 @@ impl Share {
     }
 }
 
-/// Mounts one of containerd's mounts over a container's root, with the options by which its snapshotters say whose the files
-/// shall be. `target` is the root's path, for errors.
+/// Mounts one of containerd's mounts over a container's root. Supports the options with which
+/// containerd's snapshotters choose the owners of the files. `target` is the root's path, for
+/// errors.
 fn mount_one(m: &Mount, container: &Folder, target: &Path, layers: &Layers) -> Result<()> {
     let non_empty = |text| Some(text).filter(|t: &&str| !t.is_empty());
     let mut options = m.options.clone();
@@ -218,11 +227,12 @@ fn mount_one(m: &Mount, container: &Folder, target: &Path, layers: &Layers) -> R
         .transpose()
         .map_err(Error::file("map the users of", target))?;
     let mapped = match &ids {
-        // Its upper layer is the container's own, written with its ids.
+        // The upper layer belongs to the container alone and is written with its ids.
         Some(ids) if m.type_ == "overlay" => Some(layers.mount(&mut options, ids)?),
         _ => None,
     };
-    // Nobody else can change what is in the container's folder, so the name leads to our own place.
+    // Nobody else can change what is in the container's folder, so the name leads to the shim's own
+    // folder.
     let place = container.path().join(ROOTFS);
     mount_rootfs(non_empty(&m.type_), non_empty(&m.source), &options, place).map_err(|source| {
         Error::Mount {
@@ -283,7 +293,7 @@ mod tests {
         mount(source, target, None::<&str>, flags, None::<&str>).unwrap();
     }
 
-    /// A shared folder and a source that is a mount with shared propagation, as a host's are.
+    /// A shared folder, and a source that is a mount with shared propagation, like those of a host.
     struct Fixture {
         dir: tempfile::TempDir,
         share: Share,

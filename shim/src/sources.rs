@@ -1,4 +1,5 @@
-//! What is at the sources of a spec's bind mounts, on the host: what `oci` needs to know and, having no I/O, can't look up.
+//! Looks up what is at the sources of a spec's bind mounts on the host. The crate `oci` needs to
+//! know this, but does no I/O and so can't look it up itself.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,10 +20,12 @@ use crate::{
     folder::Folder,
 };
 
-/// Folders in one another in a volume that the kubelet swaps: a projected volume has paths of a few parts.
+/// The deepest nesting of folders in a volume that the kubelet swaps. The paths in a projected
+/// volume have only a few parts.
 const MAX_DEPTH: usize = 16;
 
-/// Looks at each source, off the shim's one thread: a pod may have made many files there. One that is not there fails.
+/// Looks at each source. Runs off the shim's only thread, since a pod may have created many files
+/// there. Fails if a source does not exist.
 pub async fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>> {
     let sources = sources(spec);
     let looking = move || sources.into_iter().map(look_at).collect();
@@ -58,7 +61,8 @@ fn look_at(source: PathBuf) -> Result<(PathBuf, Found)> {
         swapped: None,
     };
     let swapped = fs::symlink_metadata(source.join("..data")).is_ok_and(|data| data.is_symlink());
-    // Old and new version are there at once, and as much again is left for what the folders take.
+    // The old and the new version exist at the same time, and the other half of the space is left
+    // for what the folders take.
     let small = || size_below(&Folder::open(&source).ok()?, MAX_COPY / 4, MAX_DEPTH);
     if swapped && small().is_some() {
         found.swapped = Some(Owner {
@@ -85,8 +89,9 @@ fn look_at(source: PathBuf) -> Result<(PathBuf, Found)> {
     Ok((source, found))
 }
 
-/// The sizes of the files below a folder, and 1 KiB for each that is smaller and each folder. None if that is above `most`,
-/// or if folders lie deeper in one another than the kubelet makes them: the pod may have filled it.
+/// Returns the total size of the files below a folder, where each folder and each file smaller than
+/// 1 KiB counts as 1 KiB. Returns `None` if the total is above `most`, or if folders are nested
+/// deeper than the kubelet makes them, since the pod may have filled the volume.
 fn size_below(folder: &Folder, most: u64, depth: usize) -> Option<u64> {
     let mut sum = 0;
     for entry in folder.entries().ok()? {

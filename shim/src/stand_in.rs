@@ -1,5 +1,6 @@
-//! What a container of a pod is on the host: its processes are the guest's, but containerd wants a pid for each task, and finds the pid namespace
-//! of an ephemeral container's target by it (`/proc/<pid>/ns/pid`).
+//! Provides a host pid for each container of a pod. The container's processes are in the guest, but
+//! containerd wants a pid for each task, and uses it to find the pid namespace of an ephemeral
+//! container's target (`/proc/<pid>/ns/pid`).
 
 use std::{sync::mpsc, thread};
 
@@ -7,18 +8,18 @@ use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
 
-/// It does nothing.
+/// The thread's stack. It is small, since the thread does nothing.
 const STACK: usize = 16 << 10;
 
 /// A thread that waits until this is dropped.
 pub struct StandIn {
-    /// In /proc as any other, though not listed there (proc(5)).
+    /// The thread's id. It has an entry in /proc like a process, but is not listed there (proc(5)).
     pub pid: u32,
     _end: mpsc::Sender<()>,
 }
 
 impl StandIn {
-    /// Starts one.
+    /// Starts the thread.
     pub fn start() -> Result<Self> {
         let (started, pid) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
@@ -27,7 +28,7 @@ impl StandIn {
             .stack_size(STACK)
             .spawn(move || {
                 let _ = started.send(gettid().as_raw().unsigned_abs());
-                // Fails when the other end goes.
+                // Fails when the other end is dropped.
                 let _ = ended.recv();
             })
             .map_err(Error::file("start a thread for", "the container"))?;

@@ -1,5 +1,6 @@
-//! The state folder of a pod, `<state_dir>/<id>/`: everything of it on the host's file system, so that what a
-//! killed shim left behind is found again from here.
+//! Manages the state folder of a pod, `<state_dir>/<id>/`. It holds or records everything that
+//! belongs to the pod on the host's file system, so that what a killed shim left behind can be
+//! found again.
 //!
 //! ```text
 //! shim.pid          the shim: "pid start-time"
@@ -13,10 +14,11 @@
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
 //! ```
 //!
-//! It is root's alone (mode 0700), as is what lies in it but for `vm`: what others must reach, they get by descriptor.
+//! The folder belongs to root alone (mode 0700), and so does everything in it except `vm`. Others
+//! get what they need by descriptor.
 //!
-//! [`remove`] undoes all of it: for the shim at a pod's end, for containerd's `delete` call after a crash, for the next
-//! start of the same id and for `caisson gc`.
+//! [`remove`] undoes all of it. It is called by the shim at a pod's end, by containerd's `delete`
+//! call after a crash, by the next start of the same id and by `caisson gc`.
 
 use std::{
     fs, io,
@@ -47,9 +49,9 @@ pub struct PodDir {
     state_dir: PathBuf,
     id: String,
     path: PathBuf,
-    /// Whom the pod's VM runs as; nobody else on this host does.
+    /// The user that the pod's VM runs as. Nothing else on this host runs as this user.
     pub credentials: Credentials,
-    /// The place of its processes. No cgroup before [`Self::use_cgroup`].
+    /// The placement of the VM's processes. Has no cgroup before [`Self::use_cgroup`].
     pub placement: Placement,
     /// The pod's quality of service.
     pub class: Class,
@@ -57,7 +59,8 @@ pub struct PodDir {
 }
 
 impl PodDir {
-    /// Makes the folder for a new pod of this process, and takes a user for it. What a dead shim left there is removed first.
+    /// Creates the folder for a new pod of this process, and takes a user for it. First removes
+    /// what a dead shim left there.
     pub fn create(config: &NodeConfig, id: &str) -> Result<Self> {
         caisson_oci::id::check(id)?;
         let path = config.state_dir.join(id);
@@ -100,22 +103,22 @@ impl PodDir {
         Ok(dir)
     }
 
-    /// For the VMM, owned by the VM's user.
+    /// Returns the folder for the VMM, which belongs to the VM's user.
     pub fn vm(&self) -> PathBuf {
         self.path.join("vm")
     }
 
-    /// The folder itself.
+    /// Returns the folder itself.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Notes by which name people know the pod.
+    /// Records the name by which people know the pod.
     pub fn name(&self, name: &str) -> Result<()> {
         self.write("name", name)
     }
 
-    /// Makes a cgroup for the VM's processes.
+    /// Creates a cgroup for the VM's processes.
     pub fn use_cgroup(&mut self, path: &Path) -> Result<()> {
         self.write("cgroup", &path.to_string_lossy())?;
         cgroup::create(path)?;
@@ -131,7 +134,7 @@ impl PodDir {
         self.cgroup.as_deref().is_some_and(cgroup::out_of_memory)
     }
 
-    /// Notes the processes of the VM, for whoever has to clean up after this one.
+    /// Records the processes of the VM, for a cleanup after this process has died.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
         let lines: Vec<_> = pids
             .iter()
@@ -166,7 +169,7 @@ pub struct PodState {
     pub processes: Vec<(String, u32)>,
 }
 
-/// All pods that have a state folder, by id.
+/// Returns all pods that have a state folder, sorted by id.
 pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
     let entries = match fs::read_dir(state_dir) {
         Ok(entries) => entries,
@@ -194,12 +197,12 @@ pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
     Ok(pods)
 }
 
-/// Whether a pod's shim lives.
+/// Whether a pod's shim is alive.
 pub fn lives(state_dir: &Path, id: &str) -> bool {
     caisson_oci::id::check(id).is_ok() && shim_pid(&state_dir.join(id)).is_some_and(is_alive)
 }
 
-/// Whom the VM of a pod runs as.
+/// Returns the user that a pod's VM runs as.
 pub fn credentials(state_dir: &Path, id: &str) -> io::Result<Credentials> {
     let metadata = fs::metadata(state_dir.join(id).join("vm"))?;
     Ok(Credentials {
@@ -208,7 +211,7 @@ pub fn credentials(state_dir: &Path, id: &str) -> io::Result<Credentials> {
     })
 }
 
-/// The path of a pod's cgroup, if it has one.
+/// Returns the path of a pod's cgroup, if it has one.
 pub fn cgroup_of(state_dir: &Path, id: &str) -> io::Result<Option<PathBuf>> {
     match fs::read_to_string(state_dir.join(id).join("cgroup")) {
         Ok(path) => Ok(Some(path.into())),
@@ -217,9 +220,11 @@ pub fn cgroup_of(state_dir: &Path, id: &str) -> io::Result<Option<PathBuf>> {
     }
 }
 
-/// Kills a pod's processes, unmounts what is mounted below its folder, frees its user and removes the folder. Idempotent.
+/// Kills a pod's processes, unmounts what is mounted in its folder, frees its user and removes the
+/// folder. Idempotent.
 ///
-/// A shim that lives and is not the caller is killed too: `delete` comes when containerd has given it up.
+/// A live shim is killed too, unless it is the caller: `delete` is called when containerd has given
+/// it up.
 pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
     caisson_oci::id::check(id)?;
     let path = state_dir.join(id);
@@ -277,20 +282,22 @@ fn free_users(state_dir: &Path, id: &str) {
     }
 }
 
-/// `pid start-time role`: the start time tells a process from a later one with its number.
+/// Returns `pid start-time role`. The start time distinguishes a process from a later one with the
+/// same pid.
 fn process_line(pid: u32, role: &str) -> String {
     format!("{pid} {} {role}", start_time(pid).unwrap_or_default())
 }
 
-/// Field 22 of `/proc/<pid>/stat` (proc(5)), clock ticks since boot.
+/// Returns the start time of a process: field 22 of `/proc/<pid>/stat` (proc(5)), in clock ticks
+/// since boot.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, field 2, can contain anything; what follows its closing bracket can't.
+    // Field 2, the name, can contain anything; what follows its closing bracket can't.
     let fields = stat.rsplit_once(')')?.1;
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// The processes of a record that still live.
+/// Returns the processes of a record that are still alive.
 fn recorded(file: &Path) -> Vec<(String, u32)> {
     let text = fs::read_to_string(file).unwrap_or_default();
     let live = |line: &str| {
@@ -308,7 +315,7 @@ fn shim_pid(pod: &Path) -> Option<u32> {
     live.first().map(|(_, pid)| *pid)
 }
 
-/// Whether a process still does something: a zombie is gone for our purpose.
+/// Whether a process is still running. A zombie counts as gone.
 fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat

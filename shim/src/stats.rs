@@ -1,5 +1,6 @@
-//! The guest's numbers: asked for without waiting long, believed as far as they can be, and packed as the message that containerd
-//! expects, `io.containerd.cgroups.v2.Metrics`.
+//! Collects the resource usage that the guest reports: asks without waiting long, limits the values
+//! to what can be believed, and packs them in the message that containerd expects,
+//! `io.containerd.cgroups.v2.Metrics`.
 
 use std::{
     collections::HashMap,
@@ -23,19 +24,20 @@ use crate::{
     limits::{STATS, STATS_WAIT},
 };
 
-/// The name under which containerd's Go code has the message registered.
+/// The name that containerd's Go code registers for the message.
 const TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
-/// The most block devices that are believed: a VM has 32 places to plug one in.
+/// The most block devices that are accepted. A VM has 32 places to plug one in.
 const MAX_DEVICES: usize = 64;
-/// The largest number that is believed: a PiB, or 35 years of microseconds. A thousand times as much is still a number to those who
-/// calculate with it.
+/// The largest value that is accepted: a PiB, or 35 years in microseconds. Consumers can still
+/// multiply it by a thousand without overflow.
 const MAX_NUMBER: u64 = 1 << 50;
-/// The name of the longest counter of the kernel's is half of it.
+/// The longest name of a counter that is accepted: twice as long as the longest of the kernel.
 const MAX_NAME: usize = 64;
-/// The kernel has some 70 in one file.
+/// The most counters that are accepted. The kernel has some 70 in one file.
 const MAX_COUNTERS: usize = 128;
 
-/// The last numbers of one container. Fresh ones are asked for one request at a time, however slow the guest is.
+/// The last stats of one container. At most one request for fresh ones is open at a time, however
+/// slow the guest is.
 #[derive(Default)]
 pub struct Last {
     state: Arc<Mutex<Asked>>,
@@ -43,28 +45,30 @@ pub struct Last {
 
 #[derive(Default)]
 struct Asked {
-    /// Since when an answer is waited for, and who hears of it.
+    /// The open request, if there is one: when it was made, and a channel that closes with its
+    /// answer.
     open: Option<(Instant, watch::Receiver<()>)>,
     value: Option<StatsResponse>,
-    /// Why there are none, in the words of the last answer.
+    /// The error of the last answer, if it failed.
     error: Option<Error>,
 }
 
 impl Last {
-    /// Whether the guest was asked longer ago than anybody waits, and has not answered.
+    /// Whether the guest was asked longer ago than anybody waits and has not answered yet.
     pub fn is_overdue(&self) -> bool {
         let open = &self.lock().open;
         open.as_ref()
             .is_some_and(|(since, _)| since.elapsed() >= STATS_WAIT)
     }
 
-    /// Fresh numbers if `ask` brings some within `wait` of the first time that somebody asked, else the last ones.
+    /// Returns fresh stats if they arrive within `wait` of the start of the open request, otherwise
+    /// the last ones. `ask` makes a request if none is open.
     pub async fn get<F>(&self, wait: Duration, ask: impl FnOnce() -> F) -> Result<StatsResponse>
     where
         F: Future<Output = Result<StatsResponse>> + Send + 'static,
     {
         let (since, mut answered) = self.open(ask);
-        // An error is the answer, too: the sender is gone with it.
+        // An error also means that there is an answer: the sender has been dropped with it.
         let _ = timeout_at(since + wait, answered.changed()).await;
         let mut asked = self.lock();
         match (&asked.value, asked.open.is_some()) {
@@ -80,7 +84,7 @@ impl Last {
         }
     }
 
-    /// The request that is open, or a new one.
+    /// Returns the open request, or makes a new one.
     fn open<F>(&self, ask: impl FnOnce() -> F) -> (Instant, watch::Receiver<()>)
     where
         F: Future<Output = Result<StatsResponse>> + Send + 'static,
@@ -99,7 +103,7 @@ impl Last {
             asked.open = None;
             match answer {
                 Ok(stats) => (asked.value, asked.error) = (Some(believed(stats)), None),
-                // What it used is past with it.
+                // The agent refused, so the container's last stats no longer hold.
                 Err(error @ Error::Agent { .. }) => {
                     (asked.value, asked.error) = (None, Some(error));
                 }
@@ -119,7 +123,7 @@ fn lock(state: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What can be believed of a guest's numbers.
+/// Limits a guest's stats to what can be believed.
 fn believed(mut stats: StatsResponse) -> StatsResponse {
     for counters in [
         &mut stats.cpu_stat,
@@ -149,7 +153,7 @@ fn believed(mut stats: StatsResponse) -> StatsResponse {
             *limit = (*limit).min(MAX_NUMBER);
         }
     }
-    // Fields that this version does not know.
+    // Drop fields that this version does not know.
     stats.special_fields = Default::default();
     stats
 }
@@ -164,7 +168,7 @@ fn believed_counters(counters: HashMap<String, u64>) -> HashMap<String, u64> {
         .collect()
 }
 
-/// The metrics, packed.
+/// Packs the metrics for containerd.
 pub fn pack(
     stats: &StatsResponse,
 ) -> std::result::Result<Any, containerd_shim::protos::protobuf::Error> {
@@ -175,7 +179,8 @@ pub fn pack(
     })
 }
 
-/// Adds what a container uses to a sum. Limits are not added: who has several containers is limited elsewhere.
+/// Adds a container's usage to a sum. Limits are not added, since the limits of several containers
+/// together are set elsewhere.
 pub fn add(sum: &mut StatsResponse, container: &StatsResponse) {
     let counters = [
         (&mut sum.cpu_stat, &container.cpu_stat),
@@ -209,7 +214,7 @@ fn add_counters(sum: &mut HashMap<String, u64>, more: &HashMap<String, u64>) {
     }
 }
 
-/// A time of the host in protobuf's form.
+/// Converts a time of the host to protobuf's form.
 pub fn timestamp(at: SystemTime) -> Timestamp {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp {
@@ -223,7 +228,7 @@ fn metrics(stats: &StatsResponse) -> Metrics {
     Metrics {
         pids: Some(PidsStat {
             current: stats.pids_current,
-            // 0 is "no limit" in containerd's own reading of "max".
+            // containerd itself reports "max" as 0, which means "no limit".
             limit: if stats.pids_max == u64::MAX {
                 0
             } else {
@@ -378,7 +383,7 @@ mod tests {
             });
             assert_eq!(stats.await.unwrap().memory_current, 7);
         }
-        // All of them together: who asks later does not wait again.
+        // All requests together: a later one does not wait again.
         assert!(started.elapsed() < Duration::from_secs(1));
         assert_eq!(asked.get(), 1, "requests are open at once");
     }

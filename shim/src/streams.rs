@@ -1,7 +1,8 @@
-//! stdin, stdout and stderr of a process: FIFOs, files and logging programs on the host, stream connections to the guest.
+//! Copies stdin, stdout and stderr of a process between the host (FIFOs, files and logging
+//! programs) and stream connections to the guest.
 //!
-//! Each stream is one task that copies one frame at a time, so memory is bounded and a reader that does not
-//! read stops the writer in the guest.
+//! Each stream is one task that copies one frame at a time. Memory is therefore bounded, and a
+//! reader that does not read stops the writer in the guest.
 
 use std::{
     io,
@@ -30,15 +31,17 @@ use crate::{
     vm::VmHandle,
 };
 
-/// How long the guest has to take a stream connection.
+/// How long the guest may take to accept a stream connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-/// How long output may lie in a FIFO before it counts as read, and the end of its process waits for that: containerd's client
-/// closes its end of a FIFO when it hears of the end (`Delete` of 1.6 to 2.4), and what it has not read by then is lost.
+/// How long unread output may stay in a FIFO before it counts as read; the end of its process is
+/// reported only then. containerd's client closes its end of a FIFO when it learns of the end
+/// (`Delete` of 1.6 to 2.4), and what it has not read by then is lost.
 pub const READ_LIMIT: Duration = Duration::from_secs(1);
-/// How often is looked whether a FIFO has been read empty.
+/// How often the shim checks whether a FIFO has been emptied.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Where the streams of a process go on the host: paths of FIFOs, `file://` or `binary://` URIs; empty is nowhere.
+/// The host's side of a process' streams: paths of FIFOs, or `file://` or `binary://` URIs. An
+/// empty string means no stream.
 #[derive(Debug, Clone, Default)]
 pub struct Stdio {
     pub stdin: String,
@@ -47,17 +50,18 @@ pub struct Stdio {
     pub terminal: bool,
 }
 
-/// The host's ends of the streams. Output is opened; stdin only when it is connected: until the FIFO has a reader, a client
-/// does not get rid of its input, and so does not say that stdin is closed before there is a process to say it of.
+/// The host's ends of the streams. Output is already open, but stdin is opened only when it is
+/// connected. Until the FIFO has a reader, a client can't write its input, and so does not close
+/// stdin before there is a process to close it for.
 pub struct HostEnds {
     stdin: Option<String>,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
-    /// By which the guest will know the streams.
+    /// The tokens by which the guest recognises the streams.
     pub tokens: Tokens,
 }
 
-/// Where output goes.
+/// A destination of output.
 pub enum Sink {
     Fifo(pipe::Sender),
     /// A file or a logging program.
@@ -93,7 +97,8 @@ impl HostEnds {
         Ok(ends)
     }
 
-    /// Connects the streams with a process that was created with [`HostEnds::tokens`], and starts copying.
+    /// Connects the streams to a process that was created with [`HostEnds::tokens`], and starts
+    /// copying.
     pub async fn connect(self, vm: &VmHandle, name: &str) -> Result<Pumps> {
         let tokens = self.tokens;
         let (stdin, stdout, stderr) = tokio::try_join!(
@@ -109,7 +114,7 @@ impl HostEnds {
             pumps.stdin = Some(tokio::spawn(async move {
                 match stream::send(&mut fifo, &mut connection).await {
                     Ok(bytes) => log::debug!(process = name, bytes; "stdin ended"),
-                    // As it is where a process ends before its input.
+                    // This happens when a process ends before its input.
                     Err(error) => log::debug!(process = name; "stdin was cut: {}", chain(&error)),
                 }
             }));
@@ -140,39 +145,39 @@ impl HostEnds {
     }
 }
 
-/// The running copies of a process' streams; dropping them cuts what is left.
+/// The running copies of a process' streams. Dropping them cuts what is left.
 #[derive(Default)]
 pub struct Pumps {
     stdin: Option<JoinHandle<()>>,
-    /// A writer of our own: the process sees the end of its stdin when containerd says so (CloseIO) and all writers have
-    /// gone, not when a client detaches.
+    /// A writer of the shim's own. With it, the process sees the end of its stdin when containerd
+    /// asks for that (CloseIO) and all writers have gone, but not when a client detaches.
     stdin_hold: Option<pipe::Sender>,
     output: Vec<Output>,
-    /// Each output has a receiver until it has ended.
+    /// Each output holds a receiver until it has ended.
     output_open: watch::Sender<()>,
 }
 
-/// One running copy of output.
+/// A running copy of one output.
 struct Output {
     task: JoinHandle<()>,
-    /// Who reads it is slower than the guest.
+    /// Whether the output's reader is slower than the guest at the moment.
     waits_for_reader: Arc<AtomicBool>,
-    /// How long it was not, since the process ended.
+    /// How long the copy has waited for the guest, not for the reader, since the process ended.
     waited_for_guest: Duration,
 }
 
 impl Pumps {
-    /// Of which `closed` resolves once all output has been read.
+    /// Returns a sender whose `closed` resolves once all output has been read.
     pub fn output_open(&self) -> watch::Sender<()> {
         self.output_open.clone()
     }
 
-    /// Lets the process' stdin end with its last writer.
+    /// Lets the process' stdin end when its last writer closes it.
     pub fn close_stdin(&mut self) {
         self.stdin_hold = None;
     }
 
-    /// Waits until all output has arrived where it goes, at most `within`.
+    /// Waits until all output has arrived at its destination, at most for `within`.
     pub async fn drain(&mut self, within: Duration) {
         let tasks = self.output.iter_mut().map(|output| &mut output.task);
         let all = futures::future::join_all(tasks);
@@ -181,8 +186,9 @@ impl Pumps {
         }
     }
 
-    /// Counts time since the process ended, and cuts the output that the guest has had `most` of it to end. Returns whether some is
-    /// open. Time in which the guest waits for a reader does not count.
+    /// Adds `time` to the time since the process ended, and cuts each output that the guest has not
+    /// ended within `most`. Time in which the guest waits for a reader does not count. Returns
+    /// whether any output is still open.
     pub fn count(&mut self, time: Duration, most: Duration) -> bool {
         for output in &mut self.output {
             if !output.waits_for_reader.load(Ordering::Relaxed) {
@@ -206,7 +212,7 @@ impl Drop for Pumps {
     }
 }
 
-/// A sink of which is known whether it takes nothing at the moment.
+/// A sink that records whether it is currently full.
 struct Watched {
     sink: Sink,
     is_full: Arc<AtomicBool>,
@@ -303,7 +309,8 @@ fn open_output(path: &str) -> Result<Option<Sink>> {
     if path.is_empty() {
         return Ok(None);
     }
-    // Read and write: opening waits for no reader, and a reader that leaves for a while breaks nothing.
+    // Opened for reading and writing, so that opening does not wait for a reader, and a reader may
+    // leave for a while without breaking anything.
     let sender = pipe::OpenOptions::new().read_write(true).open_sender(path);
     let sender = sender.map_err(|source| Error::Stream {
         stream: format!("output fifo {path}"),

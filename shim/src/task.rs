@@ -1,4 +1,5 @@
-//! containerd's Task v2 service (api/runtime/task/v2/shim.proto): unpacks its messages for the [`Pod`] and packs the answers.
+//! Implements containerd's Task v2 service (api/runtime/task/v2/shim.proto): unpacks its messages
+//! for the [`Pod`] and packs the answers.
 
 use std::{future::Future, path::PathBuf, sync::Arc};
 
@@ -24,15 +25,15 @@ use crate::{
     streams::Stdio,
 };
 
-/// The service of one shim.
+/// The Task service of one shim.
 pub struct TaskService {
-    /// The pod, or why the node's configuration was refused.
+    /// The pod, or the reason why the node's configuration was refused.
     pub pod: Result<Arc<Pod>, String>,
     pub exit: Arc<ExitSignal>,
 }
 
 impl TaskService {
-    /// The pod, or the refusal.
+    /// Returns the pod, or the refusal as an error.
     pub fn pod(&self) -> Result<Arc<Pod>, Error> {
         self.pod.clone().map_err(|reason| Error::Request {
             field: "configuration of the node",
@@ -41,7 +42,8 @@ impl TaskService {
     }
 }
 
-/// Finishes what changes a pod even if containerd goes away meanwhile: ttrpc drops the futures of a connection that closes.
+/// Finishes work that changes a pod even if containerd disconnects in the meantime: ttrpc drops the
+/// futures of a connection that closes.
 pub async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {

@@ -1,7 +1,8 @@
-//! The one owner of a pod's VM: a driver task that everything else talks to.
+//! Owns a pod's VM in a driver task, which everything else sends its requests to.
 //!
-//! So no lock is held while a VM works: requests queue up at the task, and connecting or waiting never queues at all. A stop does not
-//! queue either: it breaks off what the VM is at, which a guest that does not run would never end.
+//! No lock is held while a VM works: requests queue up at the task. Waiting for a connection or for
+//! the VM's end does not hold up the queue. A stop does not queue either: it interrupts whatever
+//! the VM is doing, which would never end if the guest does not run.
 
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The longest reason, in bytes: the end of a guest's console is in it.
+/// The longest reason, in bytes. It includes the end of a guest's console.
 const MAX_REASON: usize = 9 * 1024;
 
-/// A handle to the driver task; dropping the last one stops the VM.
+/// A handle to the driver task. Dropping the last one stops the VM.
 #[derive(Clone)]
 pub struct VmHandle {
     requests: mpsc::Sender<Request>,
@@ -54,17 +55,18 @@ impl VmHandle {
         }
     }
 
-    /// Plugs a device in, the VM's half.
+    /// Plugs a device into the VM: the VM's half of plugging it in.
     pub async fn attach(&self, device: Device) -> Result<DeviceId> {
         Ok(self.ask(|reply| Request::Attach(device, reply)).await??)
     }
 
-    /// Unplugs a device, the VM's half. The guest must have let go of it.
+    /// Unplugs a device from the VM: the VM's half of unplugging it. The guest must have let go of
+    /// it.
     pub async fn detach(&self, id: DeviceId) -> Result<()> {
         Ok(self.ask(|reply| Request::Detach(id, reply)).await??)
     }
 
-    /// A connection to a port of the guest, see [`Vm::connect`].
+    /// Connects to a port of the guest, see [`Vm::connect`].
     pub async fn connect(&self, port: u32, within: Duration) -> Result<UnixStream> {
         let connecting = self
             .ask(|reply| Request::Connect(port, within, reply))
@@ -81,7 +83,7 @@ impl VmHandle {
         self.ask(|reply| Request::OomScoreAdj(score, reply)).await
     }
 
-    /// The VM's host processes, by role.
+    /// Returns the VM's processes on the host: role and pid.
     pub async fn pids(&self) -> Result<Vec<(String, u32)>> {
         self.ask(Request::Pids).await
     }
@@ -93,7 +95,7 @@ impl VmHandle {
         Ok(stopped.await.map_err(|_| gone())??)
     }
 
-    /// Resolves when the VM has ended, with why.
+    /// Resolves when the VM has ended, with the reason.
     pub async fn ended(&mut self) -> EndReason {
         match self.ended.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or(EndReason::Stopped),
@@ -115,7 +117,7 @@ fn gone() -> Error {
     Error::VmEnded("it was stopped meanwhile".to_owned())
 }
 
-/// A reason as users read it, in one line.
+/// Describes a reason to users, in one line.
 pub fn describe(reason: &EndReason) -> String {
     let text = match reason {
         EndReason::Stopped => "it was stopped".to_owned(),
@@ -143,7 +145,7 @@ async fn drive(
     }
 }
 
-/// Does what is asked for until nobody can ask any more.
+/// Serves requests until all handles have been dropped.
 async fn serve(vm: &mut dyn Vm, queue: &mut mpsc::Receiver<Request>) {
     while let Some(request) = queue.recv().await {
         match request {
@@ -165,7 +167,7 @@ mod tests {
     use async_trait::async_trait;
     use caisson_vmm::{Connecting, Ended};
 
-    /// A VM at which each device takes for ever.
+    /// A VM that never finishes attaching a device.
     struct Stuck(watch::Sender<bool>);
 
     #[async_trait]

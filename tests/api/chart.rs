@@ -1,5 +1,7 @@
-//! The chart `deploy/chart`, rendered by helm and checked against the schemas of Kubernetes' API as strictly as `kubectl apply
-//! --validate=strict` does. Needs `cargo xtask test-tools --chart`.
+//! Tests the chart `deploy/chart`: helm renders it, and the result is checked against the schemas
+//! of Kubernetes' API as strictly as `kubectl apply --validate=strict` does.
+//!
+//! Needs `cargo xtask test-tools --chart`.
 
 #[path = "chart/policy.rs"]
 mod policy;
@@ -15,7 +17,7 @@ use render::{at, chart, check, default_values, helm, refuse, render, run, with, 
 
 const OVERLAYS: [Option<&str>; 3] = [None, Some("values-local.yaml"), Some("values-prod.yaml")];
 
-/// Each value of `values.yaml`: another one, and what is then rendered.
+/// For each value of `values.yaml`, returns another value and what is then rendered.
 fn values() -> Vec<(&'static str, Value, &'static str)> {
     let digest = format!("sha256:{}", "0a".repeat(32));
     vec![
@@ -163,7 +165,7 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
     ]
 }
 
-/// Values that can't be, and what helm says of them.
+/// Returns values that the chart does not allow, and helm's error for each.
 fn refused() -> Vec<(&'static str, Value)> {
     vec![
         ("image.digest", json!("sha256:short")),
@@ -398,7 +400,7 @@ fn versions_of_chart_and_programs_are_one() -> Result<()> {
     Ok(())
 }
 
-/// Each key of `values` that is known or has nothing below it, by its path.
+/// Collects the paths of the keys of `values` that are known or have nothing below them.
 fn leaves(values: &Value, path: &str, known: &BTreeSet<String>, found: &mut BTreeSet<String>) {
     match values.as_object() {
         Some(object) if !known.contains(path) && !object.is_empty() => {

@@ -1,4 +1,5 @@
-//! What `cargo xtask release` left in `target/dist`: the Debian package, the node image, checksums, SBOM, licences.
+//! Tests what `cargo xtask release` left in `target/dist`: the Debian package, the node image,
+//! checksums, SBOM, licences.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// What a node gets, in the package and in the image.
+/// The folder of Caisson's files, both in the package and in the image.
 const PLACE: &str = "usr/lib/caisson";
 
 #[test]
@@ -46,7 +47,7 @@ fn debian_package_keeps_a_configuration_that_was_changed() -> Result<()> {
 #[test]
 fn debian_package_that_is_purged_leaves_nothing() -> Result<()> {
     let root = installed()?;
-    // One file is not as it was installed: its sums say so, and of no other.
+    // One file is changed after the installation. The checksums must report this file and no other.
     let changed = root.path().join(PLACE).join("bin/caisson");
     fs::write(&changed, "")?;
     let verify = Command::new("dpkg")
@@ -188,7 +189,7 @@ fn sbom_has_no_component_twice_and_each_has_a_licence_or_is_debians() -> Result<
     Ok(())
 }
 
-/// The node image, unpacked.
+/// The unpacked node image.
 struct Image {
     layout: TempDir,
 }
@@ -209,7 +210,7 @@ impl Image {
         self.json(Path::new("index.json"))
     }
 
-    /// The file that a descriptor names.
+    /// Returns the file that a descriptor names.
     fn blob(&self, descriptor: &Value) -> Result<PathBuf> {
         let digest = descriptor["digest"].as_str().context("no digest")?;
         let digest = digest.strip_prefix("sha256:").context("not sha256")?;
@@ -230,7 +231,7 @@ impl Image {
         Ok(entrypoint.context("no entrypoint")?.to_owned())
     }
 
-    /// The root of a container made from it.
+    /// Unpacks the root of a container of this image.
     fn unpacked(&self) -> Result<TempDir> {
         let root = tempfile::tempdir()?;
         run(Command::new("tar")
@@ -252,7 +253,7 @@ fn deb() -> Result<PathBuf> {
     dist(&format!("caisson_{VERSION}_amd64.deb"))
 }
 
-/// A root with the package and nothing else.
+/// Returns a root with the package and nothing else.
 fn installed() -> Result<TempDir> {
     let root = tempfile::tempdir()?;
     let admin = root.path().join("var/lib/dpkg");
@@ -264,7 +265,8 @@ fn installed() -> Result<TempDir> {
     Ok(root)
 }
 
-/// dpkg on another root. What the package depends on is not there, and this is not the whole of a system.
+/// Runs dpkg on another root. The package's dependencies are missing there, and the root is not a
+/// complete system.
 fn dpkg(root: &Path, action: &[&str], files: &[PathBuf]) -> Result<()> {
     run(Command::new("dpkg")
         .arg("--root")
@@ -275,7 +277,7 @@ fn dpkg(root: &Path, action: &[&str], files: &[PathBuf]) -> Result<()> {
     .map(drop)
 }
 
-/// Path and digest of each file below `bin`, `guest` and `libexec`.
+/// Returns the path and digest of each file below `bin`, `guest` and `libexec`.
 fn payload(root: &Path) -> Result<BTreeSet<String>> {
     let said = run(Command::new("sh")
         .args(["-c", "find bin guest libexec -type f | xargs sha256sum"])

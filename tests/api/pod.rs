@@ -1,6 +1,8 @@
-//! A pod of the shim over the fake VMM: the real agent on this host, no VM, no containerd. Needs root.
+//! Tests a pod of the shim over the fake VMM, which runs the real agent on this host without a VM
+//! or containerd. Needs root.
 //!
-//! What containers do is shown with real VMs in `tests/vm`; this is the pod's own logic, in milliseconds a test.
+//! `tests/vm` tests the behaviour of containers with real VMs. This file tests the pod's own logic,
+//! in milliseconds for each test.
 
 #![allow(clippy::unwrap_used)] // also in what the tests share
 
@@ -17,7 +19,7 @@ use caisson_tests::paths;
 use caisson_vmm::fake::FakeVmm;
 use serde_json::{json, Value};
 
-/// A pod, and the folder in which everything of it lies.
+/// A pod and the folder that holds all its files.
 struct Bench {
     dir: tempfile::TempDir,
     pod: Arc<Pod>,
@@ -31,7 +33,7 @@ impl Bench {
         config.state_dir = dir.path().join("state");
         config.store_dir = dir.path().join("store");
         let vmm = Arc::new(FakeVmm::new(paths::agent()));
-        // Nobody listens there: events wait.
+        // Nothing listens at this address, so events are queued.
         let events = Events::new(
             dir.path().join("none").display().to_string(),
             "test".to_owned(),
@@ -40,7 +42,7 @@ impl Bench {
         Self { dir, pod }
     }
 
-    /// A bundle in which busybox is the root's shell.
+    /// Creates a bundle in which busybox is the root's shell.
     fn bundle(&self, id: &str, spec: &Value) -> PathBuf {
         let bundle = self.dir.path().join("bundles").join(id);
         if !bundle.exists() {
@@ -72,14 +74,14 @@ impl Bench {
         self.create_of("web", &spec(script)).await.unwrap();
     }
 
-    /// The sandbox of a pod, started.
+    /// Starts the sandbox of a pod.
     async fn start_sandbox(&self) {
         let sandbox = spec_in_pod("sandbox", "/pause");
         self.create_of("web", &sandbox).await.unwrap();
         self.pod.start("web", "").await.unwrap();
     }
 
-    /// A container of that pod, started.
+    /// Starts a container of that pod.
     async fn start_in_pod(&self, id: &str, script: &str) {
         let spec = spec_in_pod("container", script);
         self.create_of(id, &spec).await.unwrap();
@@ -120,7 +122,7 @@ impl Bench {
     }
 }
 
-/// A container whose init runs `script`.
+/// Returns the spec of a container whose init runs `script`.
 fn spec(script: &str) -> Value {
     json!({
         "ociVersion": "1.0.2",
@@ -141,7 +143,7 @@ fn spec(script: &str) -> Value {
     })
 }
 
-/// The same as a task of the pod "web".
+/// Returns the same spec for a task of the pod "web".
 fn spec_in_pod(container_type: &str, script: &str) -> Value {
     let mut spec = spec(script);
     spec["annotations"] = json!({

@@ -1,5 +1,6 @@
-//! The order of the rooms, one way only (DESIGN.md):
-//! `tests → deploy/node, shim, guest → vmm, oci, protocol`, and the last three never see each other.
+//! Tests that the workspace's crates depend on each other in one direction only (ARCHITECTURE.md):
+//! `tests → deploy/node, shim, guest → vmm, oci, protocol`.
+//! The last three do not depend on each other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +10,8 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// What each room may see. A room that is not listed fails the test, so that a new one gets its place here.
+/// The crates that each crate may depend on. A crate that is not listed fails the test, so that a
+/// new crate is added here.
 const MAY_SEE: &[(&str, &[&str])] = &[
     ("caisson-oci", &[]),
     ("caisson-vmm", &[]),
@@ -49,7 +51,8 @@ fn rooms_see_only_what_is_below_them() -> Result<()> {
     Ok(())
 }
 
-/// The workspace's packages, and which others of the workspace each depends on (also for its build and tests).
+/// Returns the workspace's packages and the other workspace packages that each depends on,
+/// including build and test dependencies.
 fn rooms() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])

@@ -1,5 +1,5 @@
-//! Skills that come from elsewhere: `caisson skill` with a real S3 server and a real registry, which are slow, cut connections,
-//! refuse or are down.
+//! Tests skills that come from elsewhere: `caisson skill` with a real S3 server and a real registry
+//! that are slow, cut connections, refuse requests or are down.
 
 use std::{
     fs,
@@ -22,17 +22,18 @@ use rstest::rstest;
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Of the skill's file: more than any buffer on the way.
+/// The size of the skill's file, which is more than any buffer on the way holds.
 const SIZE: usize = 4 << 20;
 
-/// Who has the skill.
+/// The kind of server that has the skill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     S3,
     Registry,
 }
 
-/// A node's configuration and store, and a source behind a relay that has one skill which the node has not.
+/// A node's configuration and store, and a source behind a relay. The source has one skill, which
+/// the node lacks.
 struct Bench {
     dir: tempfile::TempDir,
     relay: Relay,
@@ -117,14 +118,14 @@ impl Bench {
         self.skill(&["fetch", "docx@1.4"])
     }
 
-    /// The error of a fetch that has to fail.
+    /// Returns the error of a fetch that has to fail.
     fn refused(&self) -> Result<String> {
         let output = self.fetch()?;
         ensure!(output.code != 0, "the skill was fetched");
         Ok(output.errors())
     }
 
-    /// What is in the store, and whether it is right.
+    /// Returns whether the skill in the store has its digest. Fails if the store lacks the skill.
     fn stored(&self) -> Result<bool> {
         let path = self.store().join(self.digest.trim_start_matches("sha256:"));
         let file = fs::File::open(path).context("the skill is not in the store")?;
@@ -135,7 +136,7 @@ impl Bench {
         self.dir.path().join("store/skills")
     }
 
-    /// Bytes that an unfinished download has so far.
+    /// Returns how many bytes an unfinished download has so far.
     fn part(&self) -> u64 {
         let part = format!(".part-{}", self.digest.trim_start_matches("sha256:"));
         fs::metadata(self.store().join(part)).map_or(0, |metadata| metadata.len())

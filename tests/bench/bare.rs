@@ -1,4 +1,5 @@
-//! A bare QEMU boot of the same kernel on the same machine, to the first line of an init that does nothing else.
+//! Boots the same kernel in a bare QEMU on the same machine, up to the first line of an init that
+//! does nothing else.
 
 use std::{
     fs,
@@ -20,7 +21,7 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Takes machine, cpu, memory and kernel command line from the QEMU of a container of ours.
+    /// Takes machine, CPU, memory and kernel command line from the QEMU of a Caisson container.
     pub fn like_ours(node: &Node) -> Result<Self> {
         let container = node.container("busybox").args(["sleep", "1000"]).start()?;
         let line = fs::read(format!("/proc/{}/cmdline", container.vm_process("qemu")?))?;
@@ -60,7 +61,7 @@ impl Boot {
         })
     }
 
-    /// From the start of QEMU to the line.
+    /// Measures the time from the start of QEMU to the line.
     pub fn time(&self) -> Result<Duration> {
         let start = Instant::now();
         let child = Command::new(&self.qemu)
@@ -90,7 +91,8 @@ impl Drop for Killed {
     }
 }
 
-/// An initramfs of busybox and a script (kernel, Documentation/driver-api/early-userspace/buffer-format.rst).
+/// Returns an initramfs of busybox and a script (kernel,
+/// Documentation/driver-api/early-userspace/buffer-format.rst).
 fn archive() -> Result<Vec<u8>> {
     let busybox = fs::read(Path::new("/bin/busybox")).context("apt-get install busybox-static")?;
     let script = format!("#!/bin/busybox sh\necho {FIRST_LINE}\nexec /bin/busybox sleep 1000\n");
@@ -105,7 +107,8 @@ fn archive() -> Result<Vec<u8>> {
 fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, bytes: &[u8]) -> Result<()> {
     let inode = archive.len();
     let (length, name_length) = (bytes.len(), name.len() + 1);
-    // Magic, inode, mode, uid, gid, links, time, size, four device numbers, length of the name, checksum.
+    // The fields are magic, inode, mode, uid, gid, links, time, size, four device numbers, length
+    // of the name, checksum.
     write!(
         archive,
         "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{length:08x}",

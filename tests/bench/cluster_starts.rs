@@ -1,4 +1,5 @@
-//! From a pod's creation to Ready on a real Kubernetes, one pod and ten at once, beside runc.
+//! Measures the time from a pod's creation to Ready on a real Kubernetes, for one pod and for ten
+//! at once, compared with runc.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use crate::table::{heading, Series};
 
-/// Prints the times until the last of so many pods is ready, as `kubectl` sees it.
+/// Prints the times until the last of a number of pods is ready, as `kubectl` sees it.
 pub fn measure(rounds: usize) -> Result<()> {
     let cluster = TestCluster::shared();
     cluster.image("busybox")?;
@@ -63,7 +64,7 @@ fn ready(cluster: &TestCluster, runtime: Runtime, count: usize) -> Result<Durati
     ];
     namespace.kubectl(&wait)?.ok()?;
     let time = start.elapsed();
-    // The next ones are not to wait for these.
+    // The next pods must not wait for these.
     namespace.kubectl(&["delete", "pods", "--all"])?.ok()?;
     Ok(time)
 }

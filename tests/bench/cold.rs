@@ -1,4 +1,5 @@
-//! A container's cold start: from the moment that containerd is asked to start its shim to the first byte of its output.
+//! Measures a container's cold start, from the request to containerd to start its shim to the first
+//! byte of the container's output.
 
 use std::{
     fs::File,
@@ -16,7 +17,8 @@ use containerd_client::{
 };
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
-/// One start. What containerd does before (snapshot, container) and after (remove) is not in the time.
+/// Measures one start. The time does not include what containerd does before (snapshot, container)
+/// and after (remove).
 pub fn time(node: &Node) -> Result<Duration> {
     let image = node.image("busybox")?;
     let id = node.next_id();
@@ -29,7 +31,7 @@ pub fn time(node: &Node) -> Result<Duration> {
     let _removed = Container::adopt(node, &id);
     let output = node.dir().join(format!("{id}.stdout"));
     mkfifo(&output, Mode::S_IRWXU).context("mkfifo")?;
-    // Read and write, so that opening waits for nobody.
+    // Opening for both reading and writing does not block.
     let mut reader = File::options().read(true).write(true).open(&output)?;
 
     let start = Instant::now();

@@ -1,4 +1,5 @@
-//! What people do in a home, beside a bind mount with runc: unpack a source tree, `git status`, `npm install`, a cargo build.
+//! Measures typical work in a home compared with a bind mount with runc: unpacking a source tree,
+//! `git status`, `npm install`, a cargo build.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -10,14 +11,14 @@ use caisson_tests::{
 
 use crate::table::{heading, Series};
 
-/// Files of the source tree, as many as Linux has, 500 in each folder.
+/// The number of files in the source tree, which is about that of Linux, with 500 in each folder.
 const FILES: usize = 80_000;
 const PACKAGES: usize = 50;
-/// Of one piece of work.
+/// The time limit for one piece of work.
 const LIMIT: Duration = Duration::from_secs(900);
 const HOME: &str = "/home/work";
 
-/// Each is done in the home.
+/// The pieces of work, each done in the home.
 const WORK: [(&str, &str); 4] = [
     ("untar", "mkdir tree && tar -xf /input/tree.tar -C tree"),
     (
@@ -77,7 +78,8 @@ pub fn measure(node: &CriNode) -> Result<()> {
     Ok(())
 }
 
-/// How long a line takes in a container of its own, whose start does not count, until all of it is on the disk.
+/// Measures how long a line takes in its own container until all of it is on the disk. The
+/// container's start does not count.
 fn done(container: ContainerBuilder<'_>, line: &str) -> Result<Duration> {
     let line =
         format!("set -e; cd {HOME}; date +%s%N; {{ {line}; sync -f {HOME}; }} >&2; date +%s%N");
@@ -88,7 +90,7 @@ fn done(container: ContainerBuilder<'_>, line: &str) -> Result<Duration> {
     Ok(Duration::from_nanos(end.saturating_sub(start)))
 }
 
-/// A tar of a tree as sources have it, and an application whose packages lie beside it.
+/// Makes a tar of a typical source tree, and an application with its packages beside it.
 fn make_input(input: &Path) -> Result<()> {
     fs::create_dir_all(input.join("app"))?;
     let mut tar = tar::Builder::new(fs::File::create(input.join("tree.tar"))?);
@@ -120,7 +122,7 @@ fn make_input(input: &Path) -> Result<()> {
         "dependencies": dependencies,
     });
     fs::write(input.join("app/package.json"), manifest.to_string())?;
-    // Copied as packages from elsewhere are, not linked.
+    // The packages are copied, as packages from elsewhere are, and not linked.
     fs::write(input.join("app/.npmrc"), "install-links=true\n")?;
     Ok(())
 }

@@ -1,8 +1,12 @@
-//! `make bench`: start times, memory and sizes, beside runc (and gVisor where its binary is) on the same containerd: of single
-//! containers by `ctr`, of pods by CRI, and of work in their homes; of pods on a Kubernetes, where `cluster` is said (`make bench-k8s`).
+//! `make bench` measures start times, memory and sizes, compared with runc (and gVisor if its
+//! binary exists) on the same containerd. It measures single containers with `ctr`, pods over CRI,
+//! and work in their homes. With the argument `cluster` (`make bench-k8s`), it measures pods on a
+//! Kubernetes.
 //!
-//! What is compared is measured in turns in one run, since machines differ and so do their hours. Ends with 1 where a
-//! limit is not kept. `CAISSON_BENCH_ROUNDS` says how often, 10 when not said; the argument `containers`, `pods`, `homes` or `cluster` asks for one part.
+//! Runtimes that are compared are measured in turns in one run, since machines differ, and one
+//! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
+//! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default). The argument `containers`,
+//! `pods`, `homes` or `cluster` selects one part.
 
 mod bare;
 mod cluster_starts;
@@ -29,11 +33,11 @@ use caisson_tests::{
 };
 use table::Series;
 
-/// The cold start takes at most this many times as long as a bare QEMU boot.
+/// The cold start may take at most this many times as long as a bare QEMU boot.
 const COLD_LIMIT: f64 = 1.5;
-/// The shim's resident memory, in bytes.
+/// The limit of the shim's resident memory in bytes.
 const SHIM_LIMIT: u64 = 8 << 20;
-/// A pod's second container takes at most this many times as long as with runc.
+/// A pod's second container may take at most this many times as long as with runc.
 const SECOND_LIMIT: f64 = 2.0;
 
 fn main() -> ExitCode {
@@ -69,7 +73,7 @@ fn bench() -> Result<bool> {
     Ok(containers_are_kept && pods_are_kept)
 }
 
-/// Containers by `ctr`.
+/// Measures containers with `ctr`.
 fn containers(rounds: usize) -> Result<bool> {
     let node = Node::keep(Node::start()?);
     node.image("busybox")?;
@@ -86,7 +90,7 @@ fn containers(rounds: usize) -> Result<bool> {
     Ok(cold_is_kept && shim_is_kept)
 }
 
-/// What a kubelet sees, on a node of its own.
+/// Measures what a kubelet sees, on a separate node.
 fn pods(rounds: usize) -> Result<bool> {
     let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
     Node::end_at_exit(node);
@@ -102,7 +106,7 @@ fn pods(rounds: usize) -> Result<bool> {
     Ok(second_is_kept)
 }
 
-/// Once: with emulation it takes half an hour.
+/// Measures only one round, since it takes half an hour under emulation.
 fn homes() -> Result<()> {
     let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
     Node::end_at_exit(node);
@@ -111,7 +115,7 @@ fn homes() -> Result<()> {
     Ok(())
 }
 
-/// `ctr run --rm … true` with each runtime.
+/// Measures `ctr run --rm … true` with each runtime.
 fn runs(node: &Node, rounds: usize) -> Result<()> {
     let gvisor = gvisor(node)?;
     let mut runc = Series::new("runc");
@@ -168,7 +172,8 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// A wrapper around runsc, which does not set cgroups up where the host has version 1.
+/// Returns a wrapper that runs runsc without setting up cgroups, which runsc does not do on a host
+/// with cgroup version 1.
 fn gvisor(node: &Node) -> Result<Option<String>> {
     use std::os::unix::fs::PermissionsExt;
     let runsc = paths::target().join("cache/tools/gvisor/bin/runsc");

@@ -1,4 +1,5 @@
-//! What pods take of the host's memory, by piece: the more pods there are, the more of it they share.
+//! Measures the host memory that pods take, by process. The more pods there are, the more of it
+//! they share.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ use crate::{
 
 const COUNTS: [usize; 3] = [1, 5, 20];
 
-/// Prints the memory of a pod with one container that sleeps, among as many as [`COUNTS`] says.
+/// Prints the memory of a pod with one sleeping container, for each number of pods in [`COUNTS`].
 pub fn measure(node: &CriNode) -> Result<()> {
     heading("\nmemory per pod of one container that sleeps (PSS), at 1, 5 and 20 pods");
     for (runtime, name) in [(Runtime::Runc, "runc"), (Runtime::Caisson, "Caisson")] {
@@ -44,7 +45,7 @@ fn print(rows: &BTreeMap<String, Vec<u64>>) {
     println!("    {:<40} {}", "together", sums.join(" "));
 }
 
-/// For each piece the mean of the pods at each of the counts.
+/// Returns the mean over the pods for each piece at each of the counts.
 fn at_counts(
     node: &CriNode,
     runtime: Runtime,
@@ -56,7 +57,7 @@ fn at_counts(
     for &count in counts {
         while pods.len() < count {
             let pod = limited_pod(node.pod().runtime(runtime), memory_mib).start()?;
-            // It ends with its pod.
+            // The container ends with its pod.
             std::mem::forget(sleeping(&pod, memory_mib)?);
             pods.push(pod);
         }
@@ -80,7 +81,7 @@ fn sleeping<'p>(pod: &'p Pod<'_>, memory_mib: Option<i64>) -> Result<Container<'
     Ok(container)
 }
 
-/// A pod's processes on the host and their memory.
+/// Returns a pod's processes on the host and their memory.
 fn pieces(pod: &Pod<'_>) -> Result<Vec<(String, u64)>> {
     let shim = pod.shim()?;
     let mut pieces = vec![("shim".to_owned(), proc::pss(shim)?)];

@@ -1,4 +1,4 @@
-//! TCP from pod to pod over the CNI bridge.
+//! Measures TCP from pod to pod over the CNI bridge.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::table::{heading, Series};
 
 const SWALLOW: u16 = 9000;
 const ECHO: u16 = 9001;
-/// Enough for a second or so in either runtime.
+/// The amount of data, which takes a second or so with either runtime.
 const MIB: u32 = 64;
 const ROUND_TRIPS: &str = "200";
 
-/// Two pods of one runtime, a client and two servers.
+/// Two pods of one runtime: one with a client, one with two servers.
 struct Pair<'p> {
     client: Container<'p>,
     _servers: [Container<'p>; 2],
@@ -25,7 +25,7 @@ struct Pair<'p> {
     round_trips: Series,
 }
 
-/// Prints throughput and latency, the runtimes in turns.
+/// Prints throughput and latency, measured for the runtimes in turns.
 pub fn measure(node: &CriNode, rounds: usize) -> Result<()> {
     let pod = |runtime| node.pod().runtime(runtime).start();
     let runc = [pod(Runtime::Runc)?, pod(Runtime::Runc)?];

@@ -1,4 +1,5 @@
-//! Pods by CRI, as a kubelet starts them: the sandbox, a first and a second container, the end.
+//! Measures pods over CRI, started as a kubelet does: the sandbox, a first and a second container,
+//! the end.
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ use crate::{
 };
 
 const RUNTIMES: [(Runtime, &str); 2] = [(Runtime::Runc, "runc"), (Runtime::Caisson, "Caisson")];
-/// The limit of the pod that has one.
+/// The memory limit of the pods that have one.
 pub const LIMIT_MIB: i64 = 256;
 
 /// The times of pods in one runtime.
@@ -29,8 +30,8 @@ struct Times {
     end: Series,
 }
 
-/// Prints the times of pods without a limit and of pods with one. Whether the second container starts within
-/// `limit` times runc's time, where nothing limits it.
+/// Prints the times of pods without a limit and of pods with one. Returns whether the second
+/// container of a pod without a limit starts within `limit` times runc's time.
 pub fn measure(node: &CriNode, rounds: usize, limit: f64) -> Result<bool> {
     let free = rounds_of(node, rounds, None)?;
     heading("\npods by CRI");
@@ -89,7 +90,7 @@ impl Times {
         }
     }
 
-    /// One pod from its start to its end.
+    /// Measures one pod from its start to its end.
     fn add(&mut self, pod: PodBuilder<'_>, memory_mib: Option<i64>) -> Result<()> {
         let start = Instant::now();
         let pod = limited_pod(pod, memory_mib).start()?;
@@ -107,7 +108,7 @@ impl Times {
     }
 }
 
-/// A kubelet says the sum of the limits to the sandbox.
+/// Sets the sandbox's limit, which a kubelet sets to the sum of the containers' limits.
 pub fn limited_pod(pod: PodBuilder<'_>, memory_mib: Option<i64>) -> PodBuilder<'_> {
     let Some(mib) = memory_mib else { return pod };
     pod.configure(|config| {
@@ -128,7 +129,7 @@ pub fn limited(container: ContainerBuilder<'_>, memory_mib: Option<i64>) -> Cont
 
 /// Starts a container and waits for the first byte in its log.
 fn first_byte<'p>(pod: &'p Pod<'_>, memory_mib: Option<i64>) -> Result<Container<'p>> {
-    // Of two.
+    // The pod has two containers.
     let half = memory_mib.map(|mib| mib / 2);
     let container = limited(pod.container("busybox"), half);
     let container = container.sh("echo ready; exec sleep 1000").start()?;

@@ -1,5 +1,5 @@
-//! What the shim and the agent do for a container of a pod, on this host without a VM: what a guest would take for it if nothing were
-//! emulated. containerd's own part is not in it.
+//! Measures what the shim and the agent do for a container of a pod, on this host without a VM. A
+//! guest would take this time if nothing were emulated. containerd's own part is not included.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use crate::table::Series;
 const SANDBOX: &str = "bench";
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The times from a create to the first byte.
+/// Measures the times from a create to the first byte.
 #[tokio::main]
 pub async fn measure(rounds: usize) -> Result<Series> {
     let dir = tempfile::tempdir()?;
@@ -35,7 +35,7 @@ pub async fn measure(rounds: usize) -> Result<Series> {
     config.state_dir = dir.path().join("state");
     config.store_dir = dir.path().join("store");
     let vmm = Arc::new(FakeVmm::new(paths::agent()));
-    // Nobody listens there: events wait.
+    // Nothing listens at this address, so events are queued.
     let nowhere = dir.path().join("none").display().to_string();
     let events = Events::new(nowhere, SANDBOX.to_owned());
     let pod = Pod::new(SANDBOX.to_owned(), SANDBOX.to_owned(), config, vmm, events);
@@ -65,7 +65,7 @@ async fn containers(pod: &Arc<Pod>, dir: &Path, rounds: usize) -> Result<Series>
         tokio::time::timeout(LIMIT, reader.read_u8())
             .await
             .context("no output")??;
-        // The first is the pod's first.
+        // The first container is left out, since it is the first of the pod.
         if round > 0 {
             times.add(start.elapsed());
         }
@@ -100,7 +100,7 @@ fn request(dir: &Path, id: &str, role: &str, stdio: Stdio) -> Result<CreateReque
     })
 }
 
-/// With the mounts that containerd asks for.
+/// Returns a spec with the mounts that containerd asks for.
 fn spec(role: &str) -> Value {
     let mount = |destination: &str, fs_type: &str, options: &[&str]| json!({"destination": destination, "type": fs_type, "source": fs_type, "options": options});
     json!({

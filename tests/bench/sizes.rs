@@ -1,4 +1,4 @@
-//! Memory of a running container's processes, and sizes of what is shipped.
+//! Measures the memory of a running container's processes and the sizes of the shipped files.
 
 use std::{
     fs,
@@ -12,7 +12,8 @@ use caisson_tests::{command, paths, proc, Node};
 
 use crate::table::{heading, mib, verdict};
 
-/// Prints what each process of one idle container takes; whether the shim keeps within its limit.
+/// Prints the memory of each process of one idle container. Returns whether the shim keeps within
+/// its limit.
 pub fn memory(node: &Node, shim_limit: u64) -> Result<bool> {
     let container = node.container("busybox").args(["sleep", "1000"]).start()?;
     container.sh("true")?;
@@ -39,13 +40,14 @@ pub fn memory(node: &Node, shim_limit: u64) -> Result<bool> {
     Ok(kept)
 }
 
-/// Of a process and its descendants: virtiofsd's sandbox is a child of the process that was started.
+/// Returns the proportional set size of a process and its descendants. virtiofsd's sandbox is a
+/// child of the process that was started.
 pub fn family_pss(pid: u32) -> Result<u64> {
     let family = proc::descendants(pid).into_iter().chain([pid]);
     family.map(proc::pss).sum()
 }
 
-/// Prints the sizes of what `cargo xtask dist` made.
+/// Prints the sizes of the files that `cargo xtask dist` made.
 pub fn binaries() -> Result<()> {
     heading("\nsizes");
     for folder in ["bin", "libexec", "guest"] {
@@ -65,11 +67,13 @@ pub fn binaries() -> Result<()> {
     Ok(())
 }
 
-/// The agent as the fake VMM of the tests runs it: nobody outside can look into the guest.
+/// Measures the agent as the tests' fake VMM runs it, since nothing outside can look into the
+/// guest.
 fn agent(node: &Node) -> Result<u64> {
     let dir = node.dir().join("agent");
     fs::create_dir_all(dir.join("devices"))?;
-    // Who carries its connections, and its secret (guest/protocol/src/secret.rs).
+    // The answer to the agent: a daemon carries the connections, then the secret
+    // (guest/protocol/src/secret.rs).
     fs::write(dir.join("secret"), [b'd'; 33])?;
     let child = Command::new(paths::agent())
         .arg("--fake")

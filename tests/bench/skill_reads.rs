@@ -1,4 +1,4 @@
-//! Reading a skill in a VM, from its disk, beside the same file mounted on the host.
+//! Measures reading a skill from its disk in a VM, compared with the same file mounted on the host.
 
 use std::{
     fs,
@@ -14,7 +14,8 @@ use crate::table::{heading, Series};
 
 const MIB: u64 = 64;
 
-/// Prints the times of reading a file of [`MIB`] MiB of noise to its end, each time from a mount of its own.
+/// Prints the times of reading a file of [`MIB`] MiB of noise to its end, each time from a separate
+/// mount.
 pub fn measure(node: &Node, rounds: usize) -> Result<()> {
     let tree = skill::tree(node, "reads")?;
     let mut noise = fs::File::open("/dev/urandom")?.take(MIB << 20);
@@ -49,7 +50,7 @@ fn in_a_guest(node: &Node, digest: &str) -> Result<Duration> {
         .annotation("caisson.dev/skills", digest)
         .args(["sleep", "1000"])
         .start()?;
-    // Both before and after: what an exec takes is not the read's.
+    // The time of an exec that reads nothing is subtracted, since it is not part of the read.
     let read = |path: &str| {
         let start = Instant::now();
         container.exec(["wc", "-c", path])?.ok()?;
@@ -59,7 +60,7 @@ fn in_a_guest(node: &Node, digest: &str) -> Result<Duration> {
     Ok(read("/opt/skills/reads/noise")?.saturating_sub(nothing))
 }
 
-/// Unmounted when dropped.
+/// A mount. Dropping it unmounts it.
 struct Mounted(PathBuf);
 
 impl Mounted {

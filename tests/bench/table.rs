@@ -1,8 +1,8 @@
-//! Figures on the terminal.
+//! Prints figures on the terminal.
 
 use std::time::Duration;
 
-/// Times of one thing.
+/// The times of one measurement.
 pub struct Series {
     name: &'static str,
     times: Vec<Duration>,
@@ -21,7 +21,7 @@ impl Series {
         self.times.sort();
     }
 
-    /// The middle one; of two the longer.
+    /// Returns the median; of two, the longer.
     pub fn median(&self) -> Duration {
         self.times
             .get(self.times.len() / 2)
@@ -60,7 +60,7 @@ pub fn verdict(kept: bool) -> &'static str {
     }
 }
 
-/// Bytes as MiB.
+/// Formats bytes as MiB.
 pub fn mib(bytes: u64) -> String {
     format!("{:>7.1} MiB", bytes as f64 / (1 << 20) as f64)
 }

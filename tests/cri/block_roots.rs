@@ -1,4 +1,5 @@
-//! Roots on block devices, by containerd's snapshotter `blockfile`: an ext4 file system in a file for each container. On containerd 2.x.
+//! Tests roots on block devices, on containerd 2.x: the snapshotter `blockfile` keeps an ext4 file
+//! system in a file for each container.
 
 use std::{fs, io::Write, process::Command, sync::OnceLock, time::Duration};
 
@@ -12,7 +13,7 @@ use caisson_tests::{
 use rstest::rstest;
 
 const SNAPSHOTTER: &str = "blockfile";
-/// Of every snapshot, in bytes.
+/// The size of every snapshot in bytes.
 const SIZE: u64 = 64 << 20;
 
 #[test]
@@ -134,7 +135,7 @@ fn home_needs_its_path_where_the_host_does_not_see_the_users() -> Result<()> {
     Ok(())
 }
 
-/// What a file has in the container's snapshot, which nothing has mounted any more.
+/// Returns the contents of a file in the container's snapshot, which is no longer mounted.
 fn in_snapshot(container: &Container, file: &str) -> Result<String> {
     let dir = container.pod().folder("snapshot")?;
     let mut ctr = node().ctr_in(NAMESPACE);
@@ -158,7 +159,7 @@ fn sleeping<'p>(pod: &'p Pod) -> Result<Container<'p>> {
     pod.container("busybox").args(["sleep", "1000"]).start()
 }
 
-/// A node whose images and containers are on block files.
+/// Returns a node whose images and containers are on block files.
 fn node() -> &'static CriNode {
     static NODE: OnceLock<CriNode> = OnceLock::new();
     let mut first = false;
@@ -180,7 +181,7 @@ fn start() -> Result<CriNode> {
         .open(node.dir().join("containerd.toml"))?;
     let section = "[plugins.\"io.containerd.cri.v1.images\"]";
     write!(config, "\n{section}\nsnapshotter = \"{SNAPSHOTTER}\"\n")?;
-    // The one that it copies: with it there, no configuration is needed.
+    // The file that the snapshotter copies. If it exists, no configuration is needed.
     let name = format!("root/io.containerd.snapshotter.v1.{SNAPSHOTTER}/scratch");
     let scratch = node.dir().join(name);
     fs::create_dir_all(scratch.with_file_name(""))?;

@@ -1,4 +1,4 @@
-//! What the host's kernel accounts to a pod, and which pods it ends first.
+//! Tests what the host's kernel charges to a pod, and which pods it kills first.
 
 use std::{fs, path::Path};
 
@@ -30,11 +30,11 @@ fn whole_vm_is_charged_to_the_pods_cgroup() -> Result<()> {
         assert!(line.contains(parent), "{line}");
         held += rss(pid, "RssAnon")?;
     }
-    // The guest's memory, which the daemons have too.
+    // The guest's memory, which the daemons map too, is counted once.
     held += rss(pod.vm_process("qemu")?, "RssShmem")?;
     let charged: u64 = fs::read_to_string(usage)?.trim().parse()?;
     println!("{} KiB held, {} KiB charged", held >> 10, charged >> 10);
-    // The kernel counts in batches of 64 pages a cpu (mm/memcontrol.c, MEMCG_CHARGE_BATCH).
+    // The kernel counts in batches of 64 pages per CPU (mm/memcontrol.c, MEMCG_CHARGE_BATCH).
     assert!(charged + (1 << 20) >= held, "{charged} of {held} bytes");
     Ok(())
 }
@@ -64,7 +64,8 @@ fn vm_has_the_oom_score_that_its_containers_make(
     Ok(())
 }
 
-/// With CAP_SYS_RESOURCE -997; without, the shim's own, and the pod starts all the same.
+/// The score is -997 with CAP_SYS_RESOURCE. Without it, the score is the shim's own, and the pod
+/// starts all the same.
 #[test]
 fn vm_of_a_guaranteed_pod_has_the_lowest_score_that_can_be_set() -> Result<()> {
     const CAP_SYS_RESOURCE: u32 = 24;
@@ -84,7 +85,7 @@ fn vm_of_a_guaranteed_pod_has_the_lowest_score_that_can_be_set() -> Result<()> {
     Ok(())
 }
 
-/// A pod where a kubelet puts those of a class.
+/// Starts a pod where a kubelet puts the pods of a class.
 fn pod_of(class: &str) -> Result<Pod<'static>> {
     let node = CriNode::shared();
     let name = format!("pod{}-{class}", std::process::id());
@@ -96,7 +97,7 @@ fn pod_of(class: &str) -> Result<Pod<'static>> {
     pod.start()
 }
 
-/// The scores of all processes of a VM, each once.
+/// Returns the scores of all processes of a VM, without duplicates.
 fn scores(pod: &Pod) -> Result<Vec<i32>> {
     let mut scores: Vec<_> = family(pod)?.into_iter().map(score).collect::<Result<_>>()?;
     scores.sort_unstable();
@@ -109,7 +110,7 @@ fn score(pid: u32) -> Result<i32> {
     Ok(text.trim().parse()?)
 }
 
-/// The processes of a VM and their descendants.
+/// Returns the processes of a VM and their descendants.
 fn family(pod: &Pod) -> Result<Vec<u32>> {
     let processes = pod.vm_processes()?.into_iter();
     Ok(processes
@@ -117,7 +118,7 @@ fn family(pod: &Pod) -> Result<Vec<u32>> {
         .collect())
 }
 
-/// A part of a process' resident memory, bytes.
+/// Returns a part of a process's resident memory in bytes.
 fn rss(pid: u32, part: &str) -> Result<u64> {
     let status = proc::status(pid)?;
     let text = status.get(part).context("no such part")?;

@@ -1,5 +1,5 @@
-//! Whether a home is a POSIX file system: pjdfstest and fsx in it, as they are on crates.io. What fails on a bind mount with runc, on the same
-//! machine, fails of the host.
+//! Tests whether a home is a POSIX file system, with pjdfstest and fsx from crates.io. A test that
+//! also fails on a bind mount with runc on the same machine fails because of the host.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -12,10 +12,12 @@ use rstest::rstest;
 
 const HOME: &str = "/home/posix";
 const LIMIT: Duration = Duration::from_secs(900);
-/// How tests end that make nodes of devices: a guest can't, on what it shares with the host.
+/// The name endings of tests that make device nodes. A guest can't make them on what it shares with
+/// the host.
 const OF_DEVICES: [&str; 2] = ["::block", "::char"];
 
-/// Users whom Debian's /etc/passwd has. Time stamps are those of the host, whose clock ticks every 4 ms.
+/// The users are in Debian's /etc/passwd. Time stamps come from the host, whose clock ticks every 4
+/// ms.
 const SETTINGS: &str = r#"
 [features]
 [settings]
@@ -49,14 +51,14 @@ fn file_in_a_home_is_what_fsx_wrote(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// The tests of pjdfstest that fail.
+/// Returns the names of the pjdfstest tests that fail.
 fn failures(runtime: Runtime) -> Result<BTreeSet<String>> {
     let pod = pod(runtime)?;
     let settings = pod.folder("settings")?;
     fs::write(settings.join("pjdfstest.toml"), SETTINGS)?;
     let output = programs(&pod)?
         .mount_read_only(&settings, "/settings")
-        // Some of the tests are of other users, and a home is its user's alone.
+        // Some of the tests run as other users, and a home is accessible only to its own user.
         .sh(&format!(
             "chmod 755 {HOME} && /programs/pjdfstest -c /settings/pjdfstest.toml -p {HOME}"
         ))
@@ -65,7 +67,7 @@ fn failures(runtime: Runtime) -> Result<BTreeSet<String>> {
     let summary = text.lines().find(|line| line.starts_with("Summary: "));
     let summary = summary.with_context(|| format!("{text}{}", output.errors()))?;
     println!("{runtime:?}: {summary}");
-    // `chmod::eloop    FAILED`
+    // A line is, for example, `chmod::eloop    FAILED`.
     let failed = text.lines().filter(|line| line.contains("FAILED"));
     let names = failed.map(|line| line.split_whitespace().next().map(str::to_owned));
     names

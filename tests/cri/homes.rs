@@ -1,4 +1,4 @@
-//! Homes of pods. runc has none.
+//! Tests the homes of pods, which runc does not have.
 
 use anyhow::Result;
 use caisson_tests::cri::{ContainerBuilder, CriNode, Pod, PodBuilder};
@@ -26,7 +26,7 @@ fn home_is_read_by_the_next_pod_once_the_first_has_stopped() -> Result<()> {
     let first = with_home("handed").start()?;
     let container = sleeping(first.container("busybox")).start()?;
     container.sh("echo first > /root/note")?;
-    // It stays in the kubelet's list of pods.
+    // The pod stays in the kubelet's list of pods.
     first.stop()?;
     let second = with_home("handed").start()?;
     let output = second.container("busybox").args(["cat", "/root/note"]);
@@ -102,7 +102,7 @@ fn home_over_a_budget_is_refused_with_the_limit_and_what_is_used() -> Result<()>
     let error = refused(&third);
     let expected = "the home others/third of 32 MiB is over the budget of this node for homes: 96 MiB of 112 MiB are used (node_budget_mib of";
     assert!(error.contains(expected), "{error}");
-    // An ephemeral home is no longer counted when its pod is gone.
+    // An ephemeral home no longer counts when its pod is gone.
     other.stop()?;
     sleeping(third.container("busybox")).start()?;
     Ok(())

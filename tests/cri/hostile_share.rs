@@ -1,5 +1,6 @@
-//! Root of a guest against what the host shares with it: the folders that the shim works in can't be changed, and what a guest
-//! plants where it may write is followed by nobody on the host. One test at a time: what is left is counted on the whole node.
+//! Tests root in the guest against what the host shares with it. Root can't change the folders that
+//! the shim works in, and nothing on the host follows what a guest plants where it may write. The
+//! tests run one at a time, since they count what is left on the whole node.
 
 use std::{
     fs,
@@ -22,7 +23,8 @@ use nix::mount::{mount, umount2, MntFlags, MsFlags};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// What root of the guest tries in a folder `$D`, with busybox as `$B` and a file of its own, `$F`.
+/// What root in the guest tries in a folder `$D`, with busybox as `$B` and a file of its own as
+/// `$F`.
 const CHANGES: &str = "
 try() { what=$1; shift; echo \"$what: $(\"$@\" 2>&1 && echo done)\"; }
 try create $B touch $D/new
@@ -62,23 +64,23 @@ fn folders_of_the_shim_refuse_every_change_of_root_in_the_guest() -> Result<()> 
         let said = in_first_namespace(&container, &format!("D={place}\n{CHANGES}"))?;
         assert!(said.lines().count() >= 12, "{said}");
         for line in said.lines() {
-            // There is no file in these folders that could have a second name there.
+            // These folders have no file that could get a second name there.
             let expected = match line.split(':').next() {
                 Some("link") => "Invalid cross-device link",
                 _ => "Read-only file system",
             };
-            // What is mounted in the guest, its own kernel keeps where it is.
+            // The guest's own kernel keeps in place what is mounted in the guest.
             let mounted = line.starts_with("r") && line.contains("Device or resource busy");
             assert!(mounted || line.contains(expected), "{place}: {line}");
         }
     }
-    // What is the guest's to change, it can change, there too.
+    // What belongs to the guest can be changed from there too.
     let script = "$B touch $R/etc/written $R/data/written; echo $?";
     assert_eq!(in_first_namespace(&container, script)?, "0");
     Ok(())
 }
 
-/// A directory, a mount and a file of the host, beside the pod's own.
+/// A directory, a mount and a file of the host that do not belong to the pod.
 struct Bystander {
     dir: tempfile::TempDir,
     before: String,
@@ -108,7 +110,7 @@ impl Bystander {
         Ok(new)
     }
 
-    /// Names, kinds, owners, modes, sizes and times of all of it.
+    /// Returns names, kinds, owners, modes, sizes and times of all files.
     fn look(&self) -> Result<String> {
         let mut text = String::new();
         for name in [
@@ -184,7 +186,8 @@ fn links_and_fifos_of_a_guest_lead_nobody_on_the_host_to_its_files() -> Result<(
     let two = start("two", 0)?;
     plant(&one, &bystander)?;
     plant(&two, &bystander)?;
-    // The top of the share, from the guest's first namespace, as it was taken once.
+    // Replaces the top of the share, from the guest's first mount namespace. This attack once
+    // succeeded.
     let host = bystander.dir.path().join("mounted");
     let script = format!(
         "cd /run/caisson/shares/pod; $B mv {id} moved; $B ln -s {host} {id}; $B mv .volumes gone; \
@@ -196,7 +199,7 @@ fn links_and_fifos_of_a_guest_lead_nobody_on_the_host_to_its_files() -> Result<(
 
     let skill = packed("late")?;
     for action in ["attach", "detach"] {
-        // It may be refused: the place that it should be at is the guest's to spoil.
+        // The action may be refused, since the guest may spoil the place that the skill belongs in.
         let _ = caisson(node)?
             .args(["skill", action, pod.id(), &skill])
             .output()?;
@@ -241,7 +244,7 @@ fn pod_of_a_killed_shim_is_removed_without_touching_what_its_guest_pointed_at() 
         String::from_utf8_lossy(&output.stderr)
     );
     bystander.is_untouched("caisson gc")?;
-    // containerd hears of the end a moment later.
+    // containerd learns of the end a moment later.
     command::poll("the pod to be removed", SOON, || {
         pod.stop().and_then(|()| pod.remove()).ok()
     })?;
@@ -291,7 +294,7 @@ fn with_home(node: &CriNode) -> PodBuilder<'_> {
     node.pod().annotation("caisson.dev/home", "ephemeral")
 }
 
-/// What root finds below a folder, `depth` deep.
+/// Collects what root finds below a folder, `depth` levels deep.
 fn below(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()> {
     if depth == 0 || paths.len() > 2000 {
         return Ok(());
@@ -306,15 +309,16 @@ fn below(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Runs a script as root in the guest's first mount namespace, as the handler of a core dump (core(5)): there the share's top
-/// is. `$B` is busybox, `$R` the container's root, `$F` a file of it. Returns what it prints.
+/// Runs a script as root in the guest's first mount namespace, where the top of the share is. The
+/// script runs as the handler of a core dump (core(5)). `$B` is busybox, `$R` the container's root,
+/// `$F` a file in it. Returns what the script prints.
 fn in_first_namespace(container: &Container<'_>, script: &str) -> Result<String> {
     let root = format!("/run/caisson/shares/pod/{}/rootfs", container.id());
     let script = format!(
         "exec > {root}/said 2>&1\nB={root}/bin/busybox R={root} F={root}/script\n{script}\n\
          $B mv {root}/said {root}/done"
     );
-    // The pattern may have 127 bytes: the script is found by what its path looks like.
+    // The pattern may have at most 127 bytes, so a glob finds the script by the shape of its path.
     let line = format!(
         "cat > /s <<'END'\n{script}\nEND\n\
          rm -f /done; cp /s /script; cp /bin/busybox /sh; \
@@ -327,7 +331,7 @@ fn in_first_namespace(container: &Container<'_>, script: &str) -> Result<String>
     })
 }
 
-/// Packs a skill into the node's store. Returns how it is named.
+/// Packs a skill into the node's store. Returns the name by which annotations refer to it.
 fn packed(name: &str) -> Result<String> {
     let node = CriNode::shared();
     let tree = skill::tree(node, name)?;

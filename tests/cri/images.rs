@@ -1,4 +1,5 @@
-//! Images by CRI: pulled under their public names from a registry on loopback, empty ones, their own volumes.
+//! Tests images over CRI: images pulled under their public names from a registry on loopback, empty
+//! images, images with volumes.
 
 use anyhow::{Context, Result};
 use caisson_tests::{
@@ -45,7 +46,8 @@ fn image_without_files_cannot_run_a_command(#[case] runtime: Runtime) -> Result<
     Ok(())
 }
 
-/// What `VOLUME` of a Dockerfile says: a folder of the node, filled with what the image has there.
+/// `VOLUME` of a Dockerfile is a folder of the node that is filled with the image's files from
+/// there.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

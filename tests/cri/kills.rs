@@ -1,5 +1,6 @@
-//! A pod whose VM or shim is killed: CRI shows its end with a reason, it can be stopped and removed, and nothing is left.
-//! One test at a time: what is left is counted on the whole node.
+//! Tests pods whose VM or shim is killed: CRI shows the end with a reason, the pod can be stopped
+//! and removed, and nothing is left. The tests run one at a time, since they count what is left on
+//! the whole node.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// Until then CRI has to know it.
+/// The time within which CRI has to show the end.
 const SOON: Duration = Duration::from_secs(10);
 
 #[rstest]
@@ -30,7 +31,8 @@ fn shim_killed_ends_the_pod(#[case] runtime: Runtime) -> Result<()> {
     killed(runtime, |pod| pod.shim())
 }
 
-/// A guest that answers nothing and whose processes do not end: QEMU stands still. runc's control is a container that stands still.
+/// QEMU is stopped, so the guest answers nothing and its processes do not end. With runc, a stopped
+/// container serves as the control.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -59,7 +61,7 @@ fn stopped_vm_is_removed_within_ten_seconds(#[case] runtime: Runtime) -> Result<
     Leftovers::none_since(node, &before)
 }
 
-/// A pod that has nothing but its sandbox.
+/// The pod has nothing but its sandbox.
 #[test]
 fn stopped_vm_without_containers_is_removed_within_ten_seconds() -> Result<()> {
     let _alone = alone();
@@ -74,7 +76,7 @@ fn stopped_vm_without_containers_is_removed_within_ten_seconds() -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
-/// The kernel of the VM panics, as it does when its PID 1 ends.
+/// The VM's kernel panics, as it does when its PID 1 ends.
 #[test]
 fn panic_of_the_guest_ends_the_pod() -> Result<()> {
     let _alone = alone();
@@ -112,7 +114,7 @@ fn pod_goes_on_when_containerd_restarts(#[case] runtime: Runtime) -> Result<()> 
     Ok(())
 }
 
-/// Pid of a container's init on the host, of runc's.
+/// Returns the host pid of the init of a runc container.
 fn init(container: &Container<'_>) -> Result<u32> {
     let mut ctr = container.pod().node().ctr_in(NAMESPACE);
     let listed = command::run(ctr.args(["tasks", "list"]), None, SOON)?.ok()?;
@@ -133,7 +135,7 @@ fn killed(runtime: Runtime, who: impl FnOnce(&Pod) -> Result<u32>) -> Result<()>
     ended(&pod, &container)?;
     pod.stop()?;
     pod.remove()?;
-    // runc's shim, once killed, leaves its containers running and their cgroups.
+    // A killed runc shim leaves its containers running, and their cgroups.
     if runtime == Runtime::Caisson {
         Leftovers::none_since(node, &before)?;
     }

@@ -1,4 +1,5 @@
-//! `caisson skill attach` and `detach`: skills that come to a pod whose containers run already, and leave it again. With Caisson alone.
+//! Tests `caisson skill attach` and `detach`, which add skills to pods whose containers are already
+//! running, and remove them again. Only with Caisson.
 
 use std::fs;
 
@@ -15,7 +16,7 @@ fn skill_is_attached_to_every_container_of_the_pod_and_detached() -> Result<()> 
     let (pod, skill) = (pod()?, packed("everywhere")?);
     let (one, two) = (sleeping(&pod, "one")?, sleeping(&pod, "two")?);
     let disks = "grep -l '^s-' /sys/block/vd*/serial 2>/dev/null | wc -l";
-    // As kubectl names it.
+    // The name is in kubectl's form.
     let name = format!("tests/{}", one.sh("hostname")?);
     let mut lines: Vec<_> = run(&["attach", &name, &skill])?
         .ok()?
@@ -63,7 +64,7 @@ fn skill_is_attached_to_the_container_that_is_named() -> Result<()> {
         "other",
     ];
     assert_eq!(run(&attach)?.ok()?.line(), "two /opt/skills/other");
-    // Once more changes nothing.
+    // A second call changes nothing.
     run(&attach)?.ok()?;
     assert_eq!(
         two.sh("cat /opt/skills/other/SKILL.md; grep -c /opt/skills /proc/mounts")?,
@@ -199,13 +200,13 @@ fn sleeping<'p>(pod: &'p Pod<'static>, name: &str) -> Result<Container<'p>> {
     container.args(["sleep", "100000"]).start()
 }
 
-/// `caisson skill` with these arguments, on the tests' node.
+/// Runs `caisson skill` with these arguments on the tests' node.
 fn run(args: &[&str]) -> Result<Output> {
     let mut command = caisson(CriNode::shared())?;
     command::run(command.arg("skill").args(args), None, LIMIT)
 }
 
-/// Packs a skill of this name; its digest.
+/// Packs a skill of this name. Returns its digest.
 fn packed(name: &str) -> Result<String> {
     let node = CriNode::shared();
     let tree = skill::tree(node, name)?;

@@ -1,4 +1,5 @@
-//! Pods and their containers from start to end: several in one sandbox, one after another, restarts, signals, exit codes.
+//! Tests pods and their containers from start to end: several in one sandbox, one after another,
+//! restarts, signals, exit codes.
 
 use std::{
     thread,
@@ -17,7 +18,7 @@ use caisson_tests::{
 use rstest::rstest;
 use tonic::{Code, Status};
 
-/// Ignores SIGTERM and says how often it came.
+/// Ignores SIGTERM and prints a line each time it comes.
 const IGNORE_TERM: &str = "trap 'echo TERM' TERM; echo ready; while :; do sleep 0.1; done";
 
 #[rstest]
@@ -116,7 +117,8 @@ fn exit_code_has_its_reason(
     #[case] reason: &str,
 ) -> Result<()> {
     let container = pod(runtime)?.container("busybox");
-    // containerd notes the start when it is told of it: by then a shorter one may have ended.
+    // containerd records the start when it is told of it. By then a shorter container may have
+    // ended.
     let line = format!("sleep 0.5; exit {code}");
     let container = container.sh(&line).start()?;
     let status = container.wait()?;
@@ -228,7 +230,7 @@ fn shared_pid_namespace_shows_the_other_container(#[case] runtime: Runtime) -> R
     Ok(())
 }
 
-/// As `kubectl debug --target` asks for it.
+/// `kubectl debug --target` asks for such a container.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -252,7 +254,7 @@ fn ephemeral_container_is_among_the_processes_of_its_target(
     Ok(())
 }
 
-/// Where the pid namespace is the pod's, the kernel does not end the children with the init.
+/// If the pid namespace is the pod's, the kernel does not end the children together with the init.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -332,7 +334,7 @@ fn sleeping<'p>(pod: &'p Pod<'_>) -> Result<caisson_tests::cri::Container<'p>> {
     pod.container("busybox").args(["sleep", "1000"]).start()
 }
 
-/// SIGTERM is for the init alone: a child that would end by it goes on.
+/// SIGTERM goes only to the init. A child that SIGTERM would end keeps running.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

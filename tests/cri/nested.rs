@@ -1,7 +1,9 @@
-//! Containers within a container: Debian's podman in a privileged pod, with its own network behind the pod's.
+//! Tests containers within a container: Debian's podman in a privileged pod, with its own network
+//! behind the pod's.
 //!
-//! podman's storage is on an emptyDir, where it makes overlays itself; the guest's kernel loads what that and the network need
-//! (overlay, bridge, veth, nf_tables and xtables) when it is asked for it.
+//! podman's storage is on an emptyDir, where podman makes overlays itself. The guest's kernel loads
+//! the modules that this and the network need (overlay, bridge, veth, nf_tables and xtables) on
+//! demand.
 
 use std::{
     collections::HashMap,
@@ -17,9 +19,10 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// podman's commands take seconds under emulation, those of iptables for its network half a minute.
+/// Under emulation, podman's commands take seconds, and the iptables commands for its network half
+/// a minute.
 const LIMIT: Duration = Duration::from_secs(90);
-/// The port of the pod that podman leads to the inner container's port 80.
+/// The port of the pod that podman forwards to the inner container's port 80.
 const PUBLISHED: u16 = 8080;
 
 #[rstest]
@@ -77,7 +80,8 @@ fn inner_container_has_its_image_as_an_overlay(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
-/// A container in which podman runs one called `inner` with a web server; one for each runtime, since it takes a minute.
+/// Returns a container in which podman runs one called `inner` with a web server. There is one for
+/// each runtime, since it takes a minute to start.
 fn outer(runtime: Runtime) -> Result<&'static Container<'static>> {
     static OUTER: Mutex<Option<HashMap<Runtime, &'static Container<'static>>>> = Mutex::new(None);
     let mut known = OUTER.lock().unwrap_or_else(PoisonError::into_inner);

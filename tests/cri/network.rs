@@ -1,4 +1,5 @@
-//! The pod's network: addresses, pods that reach each other over the CNI bridge, port-forward.
+//! Tests the pod's network: addresses, pods that reach each other over the CNI bridge,
+//! port-forward.
 
 use std::{
     net::{IpAddr, SocketAddr, TcpStream},
@@ -148,7 +149,8 @@ fn port_forward_reaches_a_server(#[case] runtime: Runtime, #[case] address: &str
     Ok(())
 }
 
-/// What containerd's port-forward does for a server on IPv6's loopback, where the node's own /etc/hosts has a localhost for it.
+/// Connects as containerd's port-forward does. It reaches IPv6's loopback if the node's own
+/// /etc/hosts has a localhost there.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -218,7 +220,7 @@ fn port_forward_carries_a_megabyte_both_ways(#[case] runtime: Runtime) -> Result
     Ok(())
 }
 
-/// A server that listens on every address of its pod.
+/// Starts a server that listens on every address of its pod.
 fn server<'p>(pod: &'p Pod<'_>, port: u16) -> Result<Container<'p>> {
     let container = pod.container("busybox");
     let container = container

@@ -1,4 +1,4 @@
-//! What a pod's specs ask of the guest: devices, disks, memory that is shared, namespaces.
+//! Tests what pod specs ask of the guest: devices, disks, shared memory, namespaces.
 
 use std::{
     fs,
@@ -14,7 +14,8 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// PVC with volumeMode Block: the container writes to the device of the host, by the node that it asked for.
+/// A PVC with volumeMode Block: the container writes to the host's device through the device node
+/// that it asked for.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -31,7 +32,7 @@ fn block_volume_is_the_device_that_it_is_on_the_host(#[case] runtime: Runtime) -
         container.exec(["test", "-b", "/dev/xvda"])?.code == 0,
         "a block device"
     );
-    // A second container of the pod has the same one.
+    // A second container of the pod has the same device.
     let second = pod.container("busybox").named("second", 0);
     let second = sleeping(second.configure(device(&disk.node, "/dev/data", "mrw")))?;
     assert_eq!(second.sh("head -c 3 /dev/data")?, "pod");
@@ -127,7 +128,8 @@ fn privileged_container_of_ctr_starts_without_the_hosts_devices() -> Result<()> 
     Ok(())
 }
 
-/// emptyDir with medium Memory, as the kubelet makes it: the guest's own memory, one for the pod.
+/// An emptyDir with medium Memory, as the kubelet makes it. It is in the guest's own memory, and
+/// the pod's containers share one.
 #[test]
 fn empty_dir_in_memory_is_shared_and_not_the_hosts() -> Result<()> {
     let uid = "6d0f2a5e-0001";
@@ -171,7 +173,7 @@ fn device<'a>(
     }
 }
 
-/// A block device of the host, over a file.
+/// A block device of the host, backed by a file.
 struct Loop {
     node: PathBuf,
 }

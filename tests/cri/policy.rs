@@ -1,4 +1,5 @@
-//! `[policy]` of the node's configuration, for pods: their namespace is Kubernetes'. With Caisson alone.
+//! Tests `[policy]` of the node's configuration for pods, whose namespace is the Kubernetes
+//! namespace. Only with Caisson.
 
 use std::{fs, sync::OnceLock};
 
@@ -67,7 +68,7 @@ fn skill_that_was_fetched_stays_with_the_namespaces_of_its_source() -> Result<()
     let text = "to fetch it from shelf is not allowed in the namespace team-b";
     assert!(error.contains(text), "{error}");
     assert_eq!(reads("team-a")?, "# shelved");
-    // It is in the store now.
+    // The skill is in the store now.
     let error = refused(reads("team-b"))?;
     for text in [
         "skill shelved@1 came from the source shelf, which is not allowed in the namespace team-b",
@@ -75,7 +76,7 @@ fn skill_that_was_fetched_stays_with_the_namespaces_of_its_source() -> Result<()
     ] {
         assert!(error.contains(text), "{error}");
     }
-    // What the operator fetches is for all.
+    // What the operator fetches is available to all.
     skill(&["fetch", "shelved@1"])?;
     assert_eq!(reads("team-b")?, "# shelved");
     Ok(())
@@ -92,7 +93,7 @@ fn operator_attaches_a_skill_whatever_the_policy_says() -> Result<()> {
     Ok(())
 }
 
-/// The one node, on which all is for `team-a` that not everybody has.
+/// Returns the one node. Everything that is restricted is allowed for `team-a`.
 fn node() -> &'static CriNode {
     static NODE: OnceLock<CriNode> = OnceLock::new();
     let mut first = false;
@@ -114,7 +115,7 @@ fn node() -> &'static CriNode {
 
 fn refused<T>(result: Result<T>) -> Result<String> {
     let error = result.err().context("it was not refused")?;
-    // The client of CRI shows a message as Rust's `Debug` does.
+    // The CRI client prints a message in Rust's `Debug` format.
     Ok(format!("{error:#}").replace("\\\"", "\""))
 }
 
@@ -124,7 +125,7 @@ fn skill(args: &[&str]) -> Result<String> {
     Ok(command::run(&mut command, None, LIMIT)?.ok()?.line())
 }
 
-/// The digest of a skill that says its name.
+/// Packs a skill that contains its name. Returns the digest.
 fn packed(name: &str) -> Result<String> {
     let tree = skill::tree(node(), name)?;
     fs::write(tree.join("SKILL.md"), format!("# {name}"))?;

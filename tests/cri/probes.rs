@@ -1,5 +1,5 @@
-//! What a kubelet does to see whether a container is well, and its handlers at start and stop: by exec, by HTTP and by TCP from the
-//! node to the pod's address.
+//! Tests a kubelet's probes of a container and its start and stop handlers: by exec, and by HTTP
+//! and TCP from the node to the pod's address.
 
 use std::{
     io::{Read, Write},
@@ -82,7 +82,7 @@ fn exec_probe_sees_whether_the_container_is_healthy(#[case] runtime: Runtime) ->
     Ok(())
 }
 
-/// preStop: the handler runs while the container does, before it is told to end.
+/// The preStop handler runs while the container does, before the container is told to end.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -99,7 +99,7 @@ fn handlers_of_start_and_stop_run_in_the_container(#[case] runtime: Runtime) -> 
     Ok(())
 }
 
-/// The status that a GET from the node is answered with.
+/// Returns the status of the answer to a GET from the node.
 fn http_status(address: IpAddr, port: u16, path: &str) -> Result<u16> {
     let address = SocketAddr::new(address, port);
     let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
@@ -114,7 +114,7 @@ fn http_status(address: IpAddr, port: u16, path: &str) -> Result<u16> {
     status.parse().with_context(|| answer.clone())
 }
 
-/// A web server on all addresses of its pod.
+/// Starts a web server on all addresses of its pod.
 fn web_server<'p>(pod: &'p Pod<'_>, port: u16) -> Result<Container<'p>> {
     let line = format!("mkdir /srv; exec httpd -f -p {port} -h /srv");
     let container = pod.container("busybox").sh(&line).start()?;

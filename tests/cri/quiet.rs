@@ -1,4 +1,5 @@
-//! What is logged of a pod with which nothing is wrong: no warning and no error, among which a real one would be missed.
+//! Tests the log of a pod that has no problems: it must not have any warnings or errors, among
+//! which a real one would be missed.
 
 use std::{thread, time::Duration};
 
@@ -10,9 +11,9 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// Free pages, modules and whatever else no start waits for come in this time.
+/// The time within which free pages, modules and everything else that no start waits for arrive.
 const SETTLED: Duration = Duration::from_secs(4);
-/// containerd has heard of an end, and done what it does then, in this time.
+/// The time within which containerd has heard of an end and acted on it.
 const HEARD: Duration = Duration::from_secs(2);
 /// How long a container has to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
@@ -49,14 +50,16 @@ fn healthy_pod_life_logs_no_warning_and_no_error(#[case] runtime: Runtime) -> Re
     second.remove()?;
     third.stop(Duration::ZERO)?;
     pod.stop()?;
-    // As a kubelet, which removes a pod later: containerd itself deletes the sandbox' task when it hears of its end.
+    // A kubelet removes a pod later. containerd itself deletes the sandbox's task when it hears of
+    // its end.
     thread::sleep(HEARD);
     pod.remove()?;
 
     let log = node.log();
     let noise: Vec<&str> = log[before..]
         .lines()
-        // containerd's own, with runc too: it deletes a sandbox' task twice at once and closes the connection of one.
+        // This message is containerd's own, and comes with runc too: containerd deletes a sandbox's
+        // task twice at the same time and closes the connection of one call.
         .filter(|line| {
             !line.contains("failed to stop sandbox: failed to delete task: ttrpc: closed")
         })

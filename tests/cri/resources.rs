@@ -1,4 +1,4 @@
-//! Limits that hold, limits that change, and what CRI says of the use.
+//! Tests limits, changes of limits, and the resource usage that CRI reports.
 
 use std::{
     fs,
@@ -38,7 +38,8 @@ fn memory_above_the_limit_ends_the_container_with_oom_killed(
     Ok(())
 }
 
-/// As where a RuntimeClass says no overhead: the kubelet gives the pod the sum of its containers' limits, and the VMM is in it too.
+/// If a RuntimeClass defines no overhead, the kubelet gives the pod the sum of its containers'
+/// limits, and the VMM has to fit in it too.
 #[test]
 fn vm_that_is_over_the_pods_limit_ends_its_containers_with_oom_killed() -> Result<()> {
     let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
@@ -172,7 +173,7 @@ fn stats_of_a_container_know_its_writable_layer(#[case] runtime: Runtime) -> Res
 fn stats_of_a_pod_have_cpu_memory_network_and_containers(#[case] runtime: Runtime) -> Result<()> {
     let pod = CriNode::shared().pod().runtime(runtime).start()?;
     let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
-    // A rate needs two looks.
+    // A rate needs two samples.
     let stats = command::poll("the pod's stats", LIMIT, || {
         let linux = pod.stats().ok()?.linux?;
         (linux.cpu.is_some() && linux.memory.is_some()).then_some(linux)
@@ -193,7 +194,8 @@ fn stats_of_a_pod_have_cpu_memory_network_and_containers(#[case] runtime: Runtim
     Ok(())
 }
 
-/// The guest of a pod does not answer: the node's stats come all the same, those of its other pods fresh.
+/// If the guest of a pod does not answer, the node's stats still come, with fresh values for its
+/// other pods.
 #[test]
 fn stats_of_a_vm_that_stands_still_are_the_last_and_come_within_a_second() -> Result<()> {
     let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
@@ -215,7 +217,7 @@ fn stats_of_a_vm_that_stands_still_are_the_last_and_come_within_a_second() -> Re
     Ok(())
 }
 
-/// How much of a cpu a container uses, in thousandths, over 3 s.
+/// Measures how much of a CPU a container uses over 3 s, in thousandths.
 fn milli_cpus(container: &Container<'_>) -> Result<u64> {
     thread::sleep(Duration::from_secs(1));
     let (before, start) = (cpu_nanos(&container.stats()?)?, Instant::now());

@@ -1,5 +1,7 @@
-//! A pod whose sandbox is made by the shim's sandbox service (`sandboxer = "shim"`), on containerd 2.x: what sets it apart. Everything
-//! else is shown by the other suites with `CAISSON_TEST_SANDBOXER=shim`.
+//! Tests what is specific to a pod whose sandbox is made by the shim's sandbox service
+//! (`sandboxer = "shim"`), on containerd 2.x.
+//!
+//! The other suites cover the rest with `CAISSON_TEST_SANDBOXER=shim`.
 
 use std::time::Duration;
 
@@ -42,7 +44,7 @@ fn sandbox_is_a_container_only_where_containerd_makes_it(
 
 #[test]
 fn pod_that_cannot_be_is_refused_with_a_reason_and_leaves_nothing() -> Result<()> {
-    // The other tests' pods are on another.
+    // The pods of the other tests are on another node.
     let node = CriNode::start()?;
     let before = Leftovers::count(&node);
     let pod = node.pod().handler(HANDLER_OF_SHIM);
@@ -133,7 +135,8 @@ fn pod() -> Result<Pod<'static>> {
     CriNode::shared().pod().handler(HANDLER_OF_SHIM).start()
 }
 
-/// Calls the sandbox service of a pod's shim, as containerd does: by the address in the sandbox' bundle.
+/// Calls the sandbox service of a pod's shim, as containerd does, by the address in the sandbox's
+/// bundle.
 fn call<T, F>(pod: &Pod<'_>, work: impl FnOnce(SandboxClient, String) -> F) -> Result<T>
 where
     F: std::future::Future<Output = containerd_shim_protos::ttrpc::Result<T>>,

@@ -1,4 +1,5 @@
-//! Many containers, many pods, and nothing left of them. One test at a time: what is left is counted on the whole node.
+//! Tests many containers and many pods, and that nothing is left of them. The tests run one at a
+//! time, since they count what is left on the whole node.
 
 use std::{
     fs,
@@ -41,13 +42,13 @@ fn removed_pod_with_users_of_its_own_leaves_nothing(#[case] runtime: Runtime) ->
     let _alone = alone();
     let node = warm()?;
     let pod = || node.pod().runtime(runtime).own_users().start();
-    // The first makes what the snapshotter keeps.
+    // The first pod makes what the snapshotter keeps.
     pod()?.container("busybox").args(["true"]).run()?.ok()?;
     let before = Leftovers::count(node);
     let pod = pod()?;
     let volume = pod.folder("volume")?;
     let mut container = pod.container("busybox").args(["sleep", "1000"]);
-    // containerd maps the owners of volumes from 2.0 on.
+    // containerd maps the owners of volumes since 2.0.
     if !node.containerd_version()?.starts_with("1.") {
         container = container.mount_mapped(&volume, "/volume");
     }
@@ -133,14 +134,15 @@ fn twenty_pods_run_beside_each_other(#[case] runtime: Runtime) -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
-/// The node with its image imported, so that no test sees the import's traces.
+/// Returns the node with its image imported, so that no test sees the traces of the import.
 fn warm() -> Result<&'static CriNode> {
     let node = CriNode::shared();
     node.image("busybox")?;
     Ok(node)
 }
 
-/// The guests' own memory is shared memory of the host, which counts as cached as well.
+/// The guests' own memory is shared memory of the host, which counts as cached too, so it is
+/// subtracted.
 #[test]
 fn twenty_pods_that_read_a_skill_have_one_copy_of_it_on_the_host() -> Result<()> {
     const MIB: usize = 100;
@@ -169,7 +171,7 @@ fn twenty_pods_that_read_a_skill_have_one_copy_of_it_on_the_host() -> Result<()>
     Ok(())
 }
 
-/// Of the host, from /proc/meminfo.
+/// Memory of the host, from /proc/meminfo.
 struct Memory {
     available_mib: i64,
     cached_mib: i64,
@@ -190,7 +192,7 @@ impl Memory {
     }
 }
 
-/// Started four at a time, as two cpus can.
+/// Starts twenty pods, four at a time, which two CPUs can manage.
 fn twenty<'n>(start: impl Fn() -> Result<Pod<'n>> + Sync) -> Result<Vec<Pod<'n>>> {
     let mut pods = Vec::new();
     for _ in 0..5 {

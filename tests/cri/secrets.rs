@@ -1,5 +1,6 @@
-//! `caisson.dev/secret-fd`: a key of a secret as an open descriptor, and not as a variable or a file that the user may read. With Caisson
-//! alone: runc has no such thing.
+//! Tests `caisson.dev/secret-fd`, which gives a container a key of a secret as an open descriptor,
+//! in place of a variable or a file that the user may read. Only with Caisson, since runc has no
+//! such thing.
 
 use std::{
     fs,
@@ -33,7 +34,7 @@ fn secret_is_read_by_init_and_exec_whose_user_may_not_open_it(#[case] kind: &str
     )?;
     container.wait_for_output("not by name")?;
     assert_eq!(container.stdout()?, format!("{SECRET}\nnot by name\n"));
-    // Each from the beginning.
+    // Each exec reads the secret from the beginning.
     for _ in 0..2 {
         assert_eq!(container.sh("cat <&$DB_PASSWORD")?, SECRET);
     }
@@ -68,7 +69,7 @@ fn secret_is_read_by_an_exec_with_a_terminal() -> Result<()> {
     let container = reading(&pod, &volume, "true")?;
     let line = "cat <&$DB_PASSWORD; ls /proc/self/fd | tr '\\n' ' '";
     let session = container.exec_streams(["sh", "-c", line], true)?;
-    // The fifth is that of the folder which `ls` reads.
+    // The fifth descriptor is that of the folder which `ls` reads.
     assert_eq!(
         session.finish(LIMIT)?.text(),
         format!("{SECRET}\r\n0 1 2 3 4 ")
@@ -130,7 +131,7 @@ fn secret_that_cannot_be_is_named_by_cri(#[case] value: &str, #[case] message: &
     let said = |error: anyhow::Error| format!("{error:#}");
     let pod = match pod(KEY, value) {
         Ok(pod) => pod,
-        // What no container can have is said of the pod.
+        // A value that no container can have is already refused for the pod.
         Err(error) => {
             let text = said(error);
             assert!(text.contains(KEY) && text.contains(message), "{text}");
@@ -149,7 +150,7 @@ fn pod(key: &str, value: &str) -> Result<Pod<'static>> {
     pod.annotation(key, value).start()
 }
 
-/// A volume of secrets as the kubelet makes it for a pod of root's.
+/// Creates a volume of secrets as the kubelet makes it for a pod that runs as root.
 fn volume(pod: &Pod<'_>, kind: &str) -> Result<PathBuf> {
     let volume = pod.folder(&format!("volumes/{kind}/db"))?;
     write(&volume, 1, SECRET)?;
@@ -173,7 +174,7 @@ fn write(volume: &Path, version: u32, password: &str) -> Result<()> {
     Ok(fs::rename(&link, volume.join("..data"))?)
 }
 
-/// A container of an ordinary user that runs a line and goes on.
+/// Starts a container of an ordinary user that runs a line and then keeps running.
 fn reading<'p>(pod: &'p Pod<'static>, volume: &Path, line: &str) -> Result<Container<'p>> {
     let container = pod.container("busybox").user(1000, None);
     container

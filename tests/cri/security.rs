@@ -1,4 +1,4 @@
-//! Security contexts: users, capabilities, seccomp, read-only roots, sysctls, privileged.
+//! Tests security contexts: users, capabilities, seccomp, read-only roots, sysctls, privileged.
 
 use std::fs;
 
@@ -12,8 +12,9 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// The capabilities that containerd gives by default, capability.h: chown, dac_override, fowner, fsetid, kill, setgid, setuid,
-/// setpcap, net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+/// The capabilities that containerd grants by default (capability.h): chown, dac_override, fowner,
+/// fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, mknod,
+/// audit_write, setfcap.
 const DEFAULT: u64 = 0xa804_25fb;
 const NET_ADMIN: u64 = 1 << 12;
 const SYS_ADMIN: u64 = 1 << 21;
@@ -201,7 +202,7 @@ fn sysctls_are_the_pods(#[case] runtime: Runtime) -> Result<()> {
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
 fn kernels_files_are_hidden_or_read_only(#[case] runtime: Runtime) -> Result<()> {
-    // As the kubelet says it for `procMount: Default`.
+    // The kubelet sends this for `procMount: Default`.
     let container = pod(runtime)?.container("busybox").security(|security| {
         security.masked_paths = [
             "/proc/kcore",
@@ -248,7 +249,8 @@ fn privileged_container_may_mount_and_configure_its_network(
     Ok(())
 }
 
-/// The guest's kernel may give its disks the same names; the host's are told by their sizes.
+/// The guest's kernel may give its disks the same names as the host's, so the sizes tell them
+/// apart.
 #[test]
 fn privileged_container_sees_no_disk_of_the_host() -> Result<()> {
     let pod = CriNode::shared().pod().privileged().start()?;
@@ -281,7 +283,7 @@ fn sleeping(container: caisson_tests::cri::ContainerBuilder<'_>) -> Result<Conta
     container.args(["sleep", "1000"]).start()
 }
 
-/// A line of `/proc/<pid>/status`, its fields separated by one space.
+/// Returns a line of `/proc/<pid>/status`, with its fields separated by one space.
 fn status_of_init(container: &Container<'_>, key: &str) -> Result<String> {
     status_of(container, "1", key)
 }
@@ -305,7 +307,7 @@ fn status_of(container: &Container<'_>, process: &str, key: &str) -> Result<Stri
     Ok(fields.join(" "))
 }
 
-/// The sizes of the disks of more than 1 GiB in `/proc/partitions`, in KiB.
+/// Returns the sizes in KiB of the disks of more than 1 GiB in `/proc/partitions`.
 fn disks(partitions: &str) -> Vec<u64> {
     let size = |line: &str| line.split_whitespace().nth(2)?.parse().ok();
     let sizes = partitions.lines().filter_map(size);

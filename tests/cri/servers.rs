@@ -1,6 +1,8 @@
-//! Real programs of Debian's packages, each as a pod's own: web server, databases, and what a developer does all day.
+//! Tests real programs from Debian's packages, each in its own pod: a web server, databases, and a
+//! developer's daily tools.
 //!
-//! Counts are small since everything takes ten times as long under emulation; it is results that are compared, not speed.
+//! The counts are small, since everything takes ten times as long under emulation. The tests
+//! compare results, not speed.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -12,7 +14,7 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// How long a step may take, with other tests beside it.
+/// How long a step may take with other tests beside it.
 const LIMIT: Duration = Duration::from_secs(240);
 
 #[rstest]
@@ -94,7 +96,7 @@ fn nginx_answers_every_request_of_wrk_in_another_pod(#[case] runtime: Runtime) -
         .args(["nginx", "-g", "daemon off;"])
         .start()?;
     answers(&server, "busybox wget -qO- http://127.0.0.1/")?;
-    // The image has no /etc/services, by which wrk would know the port.
+    // The image has no /etc/services, from which wrk would know the port.
     let url = format!("http://{}:80/", pod.ipv4()?);
     let client = shared(runtime)?.container("nginx");
     let output = client
@@ -157,7 +159,7 @@ fn redis_serves_its_benchmark_from_another_pod(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
-/// A server that is killed with all its processes has what it said was committed.
+/// A server that is killed with all its processes still has the data that it reported as committed.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -193,8 +195,8 @@ fn postgresql_recovers_after_its_container_was_killed(#[case] runtime: Runtime) 
     Ok(())
 }
 
-/// A server on a data folder, which is made where there is none, as soon as it answers. Making it is not what is tested, so that it
-/// does not wait for the disk: a server does.
+/// Starts a server on a data folder and waits until it answers. The folder is created if there is
+/// none. Creating it is not under test, so it does not wait for the disk; the server itself does.
 fn postgresql<'p>(pod: &'p Pod<'_>, data: &Path, attempt: u32) -> Result<Container<'p>> {
     let line = "set -e; export PATH=/usr/lib/postgresql/15/bin:$PATH; mkdir -p /data/main; chown postgres /data/main; \
                 run() { setpriv --reuid=postgres --regid=postgres --clear-groups \"$@\"; }; \
@@ -213,7 +215,7 @@ fn postgresql<'p>(pod: &'p Pod<'_>, data: &Path, attempt: u32) -> Result<Contain
     Ok(container)
 }
 
-/// Waits until a line of the shell succeeds.
+/// Waits until a shell line succeeds.
 fn answers(container: &Container, line: &str) -> Result<()> {
     command::poll(line, LIMIT, || container.sh(line).ok()).map(drop)
 }
@@ -229,7 +231,7 @@ fn web_server<'p>(pod: &'p Pod<'_>, folder: &Path) -> Result<Container<'p>> {
     Ok(container)
 }
 
-/// Makes an index (PEP 503) of one package of one module (PEP 427), as an init container would.
+/// Makes an index (PEP 503) of one package with one module (PEP 427), as an init container would.
 fn index_of_a_wheel(pod: &Pod, folder: &Path) -> Result<()> {
     let script = "\
 import os, zipfile

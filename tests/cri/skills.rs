@@ -1,4 +1,5 @@
-//! Skills of pods: how many, whose file it is, and files that are made to do harm.
+//! Tests the skills of pods: how many there can be, the host files behind them, and files made to
+//! do harm.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +19,7 @@ use rstest::rstest;
 
 const SKILLS: &str = "caisson.dev/skills";
 const MIB: usize = 1 << 20;
-/// Within which a pod has come to an end with a skill, also a bad one.
+/// The time within which a pod with a skill has ended, even if the skill is bad.
 const IN_TIME: Duration = Duration::from_secs(300);
 
 #[rstest]
@@ -82,10 +83,10 @@ fn pods_have_the_same_file_of_a_skill() -> Result<()> {
     Ok(())
 }
 
-/// What is done to a good squashfs.
+/// A change that damages a good squashfs.
 type Harm = fn(&mut Vec<u8>) -> Result<()>;
 
-/// The container fails or its reads do; the pod comes to its end, and another pod does not notice.
+/// The container or its reads fail. The pod ends properly, and another pod does not notice.
 #[rstest]
 #[case::cut_in_half("half", cut_in_half)]
 #[case::with_bits_changed("bits", change_bits)]
@@ -98,7 +99,7 @@ fn skill_that_is_broken_harms_its_own_pod_alone(
     let node = CriNode::shared();
     let tree = good_tree(node, name)?;
     let file = node.dir().join(format!("{name}.squashfs"));
-    // Nothing is compressed, so that what is changed is found.
+    // Nothing is compressed, so that the bytes to change can be found.
     skill::squashfs(&tree, &["-noI", "-noD", "-noF", "-noX"], &file)?;
     let mut bytes = fs::read(&file)?;
     harm(&mut bytes)?;
@@ -122,7 +123,8 @@ fn skill_that_is_broken_harms_its_own_pod_alone(
     pod.remove()
 }
 
-/// The file's data are noise, which squashfs keeps as it is: without hashes nobody notices.
+/// The file's data are noise, which squashfs stores unchanged. Without hashes, nothing detects the
+/// change.
 #[rstest]
 #[case::without_hashes(&[], "read")]
 #[case::with_hashes(&["--verity"], "Input/output error")]
@@ -165,7 +167,7 @@ fn file_that_is_no_file_system_does_not_become_a_skill() -> Result<()> {
     Ok(())
 }
 
-/// 4 GiB of zeros in a file of some KiB.
+/// The file is 4 GiB of zeros, packed into a few KiB.
 #[test]
 fn skill_that_unpacks_to_more_than_the_pods_memory_is_read() -> Result<()> {
     let node = CriNode::shared();
@@ -177,7 +179,7 @@ fn skill_that_unpacks_to_more_than_the_pods_memory_is_read() -> Result<()> {
     ensure!(size < 8 * MIB as u64, "the bomb has {size} bytes");
     let pod = pod_with(node, &skill::add(node, "bomb", &file)?)?;
     let container = pod.container("busybox").memory_mib(64);
-    // As much of it as emulation reads in time.
+    // Reads as much of it as emulation manages in time.
     let output = container
         .sh("head -c 300000000 /opt/skills/bomb/zeros | wc -c")
         .run_within(IN_TIME)?
@@ -207,7 +209,7 @@ fn sleeping<'p>(pod: &'p Pod<'p>) -> Result<caisson_tests::cri::Container<'p>> {
     pod.container("busybox").args(["sleep", "1000"]).start()
 }
 
-/// So many skills, as the annotation has them.
+/// Packs this number of skills. Returns them as in the annotation.
 fn skills(node: &Node, count: usize) -> Result<String> {
     let digests = (0..count).map(|n| packed(node, &format!("s{n}")));
     Ok(digests.collect::<Result<Vec<_>>>()?.join(","))
@@ -241,8 +243,8 @@ fn cut_in_half(bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Of what comes after the files' contents, from `inode_table_start` of the superblock.
-#[allow(clippy::ptr_arg)] // as the others
+/// Changes bits in what follows the files' contents, from `inode_table_start` of the superblock.
+#[allow(clippy::ptr_arg)] // same signature as the others
 fn change_bits(bytes: &mut Vec<u8>) -> Result<()> {
     let from = u64::from_le_bytes(bytes[64..72].try_into()?);
     let changed = bytes.iter_mut().skip(usize::try_from(from)?).step_by(64);
@@ -250,9 +252,10 @@ fn change_bits(bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// The entry of `inside` gets the inode of `outside` (kernel, fs/squashfs/squashfs_fs.h: `squashfs_dir_entry` is offset, inode number,
-/// type and size, 2 bytes each, and the name).
-#[allow(clippy::ptr_arg)] // as the others
+/// Gives the entry of `inside` the inode of `outside`. A `squashfs_dir_entry` (kernel,
+/// fs/squashfs/squashfs_fs.h) is the offset, inode number, type and size, 2 bytes each, and the
+/// name.
+#[allow(clippy::ptr_arg)] // same signature as the others
 fn put_in_itself(bytes: &mut Vec<u8>) -> Result<()> {
     let entry = |name: &[u8]| {
         let found = bytes.windows(name.len()).rposition(|part| part == name);
@@ -268,8 +271,8 @@ fn put_in_itself(bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// `bytes_used` of the superblock: more than there is.
-#[allow(clippy::ptr_arg)] // as the others
+/// Sets `bytes_used` of the superblock to more than there is.
+#[allow(clippy::ptr_arg)] // same signature as the others
 fn claim_a_size(bytes: &mut Vec<u8>) -> Result<()> {
     bytes[40..48].copy_from_slice(&(1_u64 << 40).to_le_bytes());
     Ok(())

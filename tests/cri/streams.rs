@@ -1,4 +1,5 @@
-//! What goes in and out of containers by CRI: logs, exec and attach with their streams, copies.
+//! Tests what goes in and out of containers over CRI: logs, exec and attach with their streams,
+//! copies.
 
 use std::{
     fs, thread,
@@ -17,7 +18,8 @@ use tonic::{Code, Status};
 const LIMIT: Duration = Duration::from_secs(60);
 /// containerd's `max_container_log_line_size`.
 const LOG_LINE_MAX: usize = 16 * 1024;
-/// Of 100 bytes each: some seconds' worth, so that every queue on the way is full.
+/// The number of lines, 100 bytes each: enough for some seconds, so that every queue on the way
+/// fills up.
 const LOG_LINES: u32 = 20_000;
 
 #[rstest]
@@ -79,8 +81,9 @@ fn log_goes_on_in_a_new_file_after_a_rotation(#[case] runtime: Runtime) -> Resul
     Ok(())
 }
 
-/// 10,000 lines a second, each written by itself. A guest that can't pass so many from one of its processes to another, as an emulated
-/// one, logs at least a quarter of those.
+/// Logs 10,000 lines a second, each with its own write. If a guest can't pass that many from one of
+/// its processes to another, as an emulated one, it must log at least a quarter of what it can
+/// pass.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -115,7 +118,7 @@ fn ten_thousand_lines_a_second_are_logged_without_loss(#[case] runtime: Runtime)
     Ok(())
 }
 
-/// As programs write that buffer their output.
+/// Programs that buffer their output write in this way.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -240,7 +243,8 @@ fn attach_to_a_terminal_follows_the_window(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
-/// As `kubectl cp` does it, but for the end of standard input, which this protocol can't say and tar waits for.
+/// Copies as `kubectl cp` does, except for the end of standard input: tar waits for it, and this
+/// protocol has no message for it.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -307,7 +311,7 @@ fn sleeping(runtime: Runtime) -> Result<Container<'static>> {
         .start()
 }
 
-/// Sets the size of the terminal and asks its shell until it has it.
+/// Sets the size of the terminal and asks its shell until the size has changed.
 fn resized(session: &mut Session, columns: u16, rows: u16) -> Result<()> {
     session.resize(columns, rows)?;
     let line = format!("until stty size | grep -q '{rows} {columns}'; do sleep 0.1; done; echo si''zed {columns}\r");

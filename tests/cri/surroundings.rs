@@ -1,4 +1,5 @@
-//! What a container finds around it: names, hosts, DNS, environment, shared memory, termination log.
+//! Tests what a container finds around it: names, hosts, DNS, environment, shared memory,
+//! termination log.
 
 use std::fs;
 
@@ -147,7 +148,8 @@ fn devices_are_the_usual_ones(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// As systemd gives it to containerd, and so to runc's containers. Here containerd has what this machine's shell has.
+/// systemd gives this limit to containerd, and thereby to runc's containers. In this test,
+/// containerd has the limit of this machine's shell.
 #[test]
 fn limit_of_open_files_can_be_raised_by_a_server() -> Result<()> {
     let container = pod(Runtime::Caisson)?.container("busybox").user(1000, None);

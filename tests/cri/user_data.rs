@@ -1,5 +1,5 @@
-//! User data in an object store: rclone in a container that is not privileged, by the guest's `/dev/fuse`. With Caisson alone: runc
-//! would have to be given the host's.
+//! Tests user data in an object store: rclone in a container that is not privileged, with the
+//! guest's `/dev/fuse`. Only with Caisson, since a runc container would need the host's device.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use caisson_tests::{
     Runtime,
 };
 
-/// A Go program takes seconds to begin under emulation.
+/// Under emulation, a Go program takes seconds to start.
 const LIMIT: Duration = Duration::from_secs(90);
-/// Whose keys reach what is below it, and nothing else.
+/// The user whose keys reach only what is below the prefix of that name.
 const PREFIX: &str = "alice";
 const STRANGER: &str = "bob";
-/// A user whom Debian's /etc/passwd has.
+/// A user in Debian's /etc/passwd.
 const WWW_DATA: i64 = 33;
 const MOUNT: &str = "/tmp/data";
 
@@ -53,7 +53,7 @@ fn bucket_prefix_is_shared_by_pods_with_its_keys_and_denied_to_others() -> Resul
 fn bucket_prefix_is_mounted_by_a_user_who_is_not_root() -> Result<()> {
     let pod = pod()?;
     let s3 = server(&pod)?;
-    // fusermount counts the user's mounts in it; other images have it.
+    // fusermount records the user's mounts in this file. Other images have it.
     let mtab = pod.folder("etc")?.join("mtab");
     std::fs::write(&mtab, "")?;
     let container = rclone(&pod, &s3, PREFIX)?.mount_read_only(&mtab, "/etc/mtab");
@@ -91,7 +91,8 @@ fn pod() -> Result<Pod<'static>> {
         .start()
 }
 
-/// A server that pods reach: the bridge of their network has the first address of the subnet.
+/// Starts a server that pods reach. The bridge of their network has the first address of the
+/// subnet.
 fn server(pod: &Pod<'_>) -> Result<S3> {
     let address = pod.ipv4()?.to_string();
     let (network, _) = address.rsplit_once('.').context("an IPv4 address")?;
@@ -102,7 +103,7 @@ fn server(pod: &Pod<'_>) -> Result<S3> {
     S3::start_at(&format!("{network}.1"), &pod.folder("s3")?, &users)
 }
 
-/// A container that mounts the prefix with the keys of a user.
+/// Builds a container that mounts the prefix with the keys of a user.
 fn rclone<'p>(pod: &'p Pod<'static>, s3: &S3, user: &str) -> Result<ContainerBuilder<'p>> {
     let [id, secret] = s3.keys(user)?;
     let line = format!(

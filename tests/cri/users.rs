@@ -1,5 +1,5 @@
-//! Pods with users of their own (`hostUsers: false`), on containerd 2.x: 1.7 maps roots but no volumes, and fails where two pods
-//! map the same image at once.
+//! Tests pods with their own users (`hostUsers: false`) on containerd 2.x. containerd 1.7 maps
+//! roots but not volumes, and fails if two pods map the same image at the same time.
 
 use std::{
     fs,
@@ -171,7 +171,8 @@ fn shared_pid_namespace_shows_the_other_container(#[case] runtime: Runtime) -> R
     Ok(())
 }
 
-/// What it may do it may do to what is its own, and the devices that it is shown are the guest's.
+/// The container has its rights only over what is its own, and the devices that it sees are the
+/// guest's.
 #[test]
 fn privileged_container_is_root_of_its_own_users() -> Result<()> {
     let pod = own_users(Runtime::Caisson).privileged().start()?;
@@ -190,7 +191,7 @@ fn sleeping(container: ContainerBuilder<'_>) -> Result<Container<'_>> {
     container.args(["sleep", "1000"]).start()
 }
 
-/// A file system of the node's memory.
+/// A file system in the node's memory.
 struct Tmpfs(std::path::PathBuf);
 
 impl Tmpfs {

@@ -1,4 +1,5 @@
-//! What a kubelet mounts into containers: every kind of volume is a folder, a file or a device of the node by then.
+//! Tests what a kubelet mounts into containers. By then every kind of volume is a folder, a file or
+//! a device of the node.
 
 use std::{
     fs,
@@ -72,7 +73,7 @@ fn folder_is_shared_by_containers_with_rights_of_their_own(#[case] runtime: Runt
     Ok(())
 }
 
-/// subPath of a configMap: one file over one of the image's.
+/// subPath of a configMap mounts one file over one of the image's.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -91,7 +92,8 @@ fn single_file_is_mounted_over_the_images(#[case] runtime: Runtime) -> Result<()
     Ok(())
 }
 
-/// A volume below another one's folder, as a subPath or a secret within an emptyDir.
+/// A volume can be below another one's folder, for example a subPath or a secret within an
+/// emptyDir.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -112,7 +114,8 @@ fn volume_within_a_volume_is_seen(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// What a configMap, secret or projected volume looks like: `..data` is swapped for a new folder, the file is a link through it.
+/// A configMap, secret or projected volume has this structure: the file is a link through `..data`,
+/// which is swapped for a new folder.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -130,7 +133,7 @@ fn swapped_link_of_a_config_map_is_seen(#[case] runtime: Runtime) -> Result<()> 
     })
 }
 
-/// A program that watches the volume's folder is told of the swap.
+/// A program that watches the volume's folder is notified of the swap.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -207,7 +210,8 @@ fn owners_and_modes_are_the_same_on_both_sides(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
-/// fsGroup: the kubelet gives the folder to the group with its setgid bit, the runtime gives the process the group.
+/// With fsGroup, the kubelet gives the folder to the group and sets its setgid bit, and the runtime
+/// gives the process the group.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -259,7 +263,9 @@ fn file_system_below_a_volume_goes_with_it(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
-/// containerd knows this from 2.0 on; before, what is mounted below stays as it is. On a node of its own: containerd 2.1.4 crashes here when a runtime has not said its features.
+/// containerd supports this since 2.0. Before that, what is mounted below stays as it is. The test
+/// has its own node, since containerd 2.1.4 crashes here when a runtime has not reported its
+/// features.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[ignore = "containerd 2.1.4 asks no runtime but runc's for its features, and crashes without"]
@@ -338,7 +344,7 @@ fn pod_of_thirty_volumes_has_each_of_them(#[case] runtime: Runtime) -> Result<()
     assert_eq!(shown, wanted.trim_end());
     let daemons = leftovers::processes(pod.id());
     let daemons = daemons.iter().filter(|p| p.command.contains("virtiofsd"));
-    // One for the pod, one more as it may be for what has to be kept apart; runc has none.
+    // One for the pod, and possibly one for what has to be kept apart. runc has none.
     assert!(daemons.count() <= 4);
     Ok(())
 }
@@ -351,7 +357,7 @@ fn sleeping(container: ContainerBuilder<'_>) -> Result<Container<'_>> {
     container.args(["sleep", "1000"]).start()
 }
 
-/// A file as a block device of the node. Dropped, it is no device any more.
+/// A file as a block device of the node. Dropping it removes the device.
 struct LoopDevice(String);
 
 impl LoopDevice {
@@ -381,7 +387,7 @@ fn config_map(volume: &Path, version: u32, text: &str) -> Result<()> {
     )?)
 }
 
-/// A mount of the node. Dropped, it is unmounted.
+/// A mount of the node. Dropping it unmounts it.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -396,7 +402,7 @@ impl Mounted {
         Ok(Self(path.to_owned()))
     }
 
-    /// A folder as a mount of its own, whose mounts are propagated.
+    /// Makes a folder a mount of its own whose mounts are propagated.
     fn shared(path: &Path) -> Result<Self> {
         let none = None::<&str>;
         mount(Some(path), path, none, MsFlags::MS_BIND, none)?;

@@ -1,5 +1,6 @@
-//! A node's network without the node: a bridge in a network namespace of its own, and pods' namespaces at it as CNI's `bridge` plugin
-//! leaves them. All of it is named after the test's node and removed when dropped.
+//! Stands in for a node's network: a bridge in a network namespace of its own, and pod namespaces
+//! connected to it as CNI's `bridge` plugin leaves them. Everything here is named after the test's
+//! node and removed when dropped.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,22 +16,22 @@ use crate::{
     Node,
 };
 
-/// How long a command in a namespace may take.
+/// The longest time that a command in a namespace may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The bridge's addresses.
+/// The bridge's IPv4 address.
 pub const GATEWAY: &str = "10.9.0.1";
-/// See [`GATEWAY`].
+/// The bridge's IPv6 address.
 pub const GATEWAY6: &str = "fd09::1";
 
 static NUMBER: AtomicU32 = AtomicU32::new(1);
 
-/// A network namespace with a name (ip-netns(8)).
+/// A named network namespace (ip-netns(8)).
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// Makes one with `lo` up.
+    /// Creates a namespace with `lo` up.
     pub fn new(node: &Node) -> Result<Self> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{number}", node.tag());
@@ -40,22 +41,23 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Its name among those of `ip netns`.
+    /// Returns its name in the list of `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its file.
+    /// Returns the path of its file.
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// For `ctr run --with-ns`.
+    /// Returns the value of `ctr run --with-ns`.
     pub fn flag(&self) -> String {
         format!("network:{}", self.path().display())
     }
 
-    /// `ip` inside, with words that have no spaces in them.
+    /// Runs `ip` inside the namespace. `words` is split at spaces, so no argument may contain
+    /// any.
     pub fn ip(&self, words: &str) -> Result<String> {
         let mut ip = Command::new("ip");
         ip.args(["-n", &self.name]).args(words.split(' '));
@@ -65,19 +67,19 @@ impl Namespace {
             .text())
     }
 
-    /// A line of the shell inside, to its end.
+    /// Runs a shell line inside the namespace and waits for its end.
     pub fn sh(&self, line: &str) -> Result<Output> {
         run(&mut self.command(line))
     }
 
-    /// A line of the shell inside that goes on beside the test.
+    /// Starts a shell line inside the namespace, which keeps running beside the test.
     pub fn spawn(&self, line: &str) -> Result<Running> {
         command::spawn(&mut self.command(line), None)
     }
 
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new("ip");
-        // With the same applets as in the images.
+        // The applets are then the same as in the images.
         let shell = ["netns", "exec", &self.name, "busybox", "sh", "-c", line];
         command.args(shell);
         command
@@ -90,9 +92,9 @@ impl Drop for Namespace {
     }
 }
 
-/// The bridge `br0` with [`GATEWAY`] and [`GATEWAY6`].
+/// The bridge `br0`, with the addresses [`GATEWAY`] and [`GATEWAY6`].
 pub struct Bridge {
-    /// Where the bridge is: what would be the host's own.
+    /// The namespace of the bridge, which stands for the host's own.
     pub host: Namespace,
 }
 
@@ -106,7 +108,8 @@ impl Bridge {
         Ok(Self { host })
     }
 
-    /// A pod's namespace whose `eth0` has 10.9.0.`number` and fd09::`number`, and default routes.
+    /// Creates a pod's namespace whose `eth0` has 10.9.0.`number` and fd09::`number`, with default
+    /// routes.
     pub fn pod(&self, node: &Node, number: u8) -> Result<Namespace> {
         let pod = Namespace::new(node)?;
         self.connect(&pod, "eth0", &format!("v{number}"), 1500)?;
@@ -117,7 +120,7 @@ impl Bridge {
         Ok(pod)
     }
 
-    /// Adds a veth pair, up on both sides: `name` in the pod, `port` at the bridge.
+    /// Adds a veth pair with both ends up: `name` in the pod, `port` at the bridge.
     pub fn connect(&self, pod: &Namespace, name: &str, port: &str, mtu: u32) -> Result<()> {
         let host = self.host.name();
         pod.ip(&format!(

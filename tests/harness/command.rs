@@ -1,4 +1,4 @@
-//! A program with an end of time, and what it printed.
+//! Runs programs with a time limit and collects their output.
 
 use std::{
     io::{Read, Write},
@@ -14,32 +14,32 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::{task, Node};
 
-/// What a finished program left.
+/// What a finished program printed, and its exit code.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Exit status, or 128 + n after signal n.
+    /// The exit status, or 128 + n after signal n.
     pub code: i32,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
 }
 
 impl Output {
-    /// Standard output as text.
+    /// Returns standard output as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Standard output without the white space around it.
+    /// Returns standard output without the white space around it.
     pub fn line(&self) -> String {
         self.text().trim().to_owned()
     }
 
-    /// Standard error as text.
+    /// Returns standard error as text.
     pub fn errors(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// This output, or an error that shows all of it if the program did not end with 0.
+    /// Returns this output, or an error that shows all of it if the program did not exit with 0.
     pub fn ok(self) -> Result<Self> {
         ensure!(
             self.code == 0,
@@ -52,7 +52,7 @@ impl Output {
     }
 }
 
-/// A program that runs, its output being collected.
+/// A running program whose output is being collected.
 pub struct Running {
     child: Child,
     name: String,
@@ -60,10 +60,10 @@ pub struct Running {
     stderr: Collected,
 }
 
-/// What a program is given on standard input, which is then closed.
+/// The bytes for a program's standard input, which is closed after them.
 pub struct Stdin {
     bytes: Vec<u8>,
-    /// Asked before the end is shown, until it says yes.
+    /// Asked repeatedly before the input is closed, until it returns true.
     may_end: Box<dyn Fn() -> bool + Send>,
 }
 
@@ -77,7 +77,8 @@ impl From<Vec<u8>> for Stdin {
 }
 
 impl Stdin {
-    /// For `ctr`, which never tells the shim of an end that it sees before the task or exec has been made.
+    /// Returns an input for `ctr` that is closed only once the process has started. If `ctr` sees
+    /// the end of its input before the task or exec has been made, it never tells the shim.
     pub fn for_process(bytes: Vec<u8>, node: &Node, id: &str, exec_id: &str) -> Self {
         let (socket, namespace) = (node.socket(), node.tag().to_owned());
         let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
@@ -88,11 +89,11 @@ impl Stdin {
     }
 
     fn write(self, mut pipe: impl Write + AsFd) {
-        // A program may end without reading all of it.
+        // A program may exit without reading all of it.
         let _ = pipe.write_all(&self.bytes);
         let give_up = Instant::now() + Duration::from_secs(60);
         while !has_no_reader(&pipe) && !(self.may_end)() && Instant::now() < give_up {
-            // A hundred of these side by side must leave containerd time for its work.
+            // A hundred of these running side by side must leave containerd time for its work.
             std::thread::sleep(Duration::from_millis(250));
         }
     }
@@ -129,18 +130,19 @@ pub fn spawn(command: &mut Command, stdin: Option<Stdin>) -> Result<Running> {
     })
 }
 
-/// Runs `command` to its end; fails when it takes longer than `limit`.
+/// Runs `command` to its end. Fails if it takes longer than `limit`.
 pub fn run(command: &mut Command, stdin: Option<Stdin>, limit: Duration) -> Result<Output> {
     spawn(command, stdin)?.finish(limit)
 }
 
 impl Running {
-    /// Process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for the end; a program that takes longer than `limit` is killed, and that is an error.
+    /// Waits for the program's end. A program that takes longer than `limit` is killed, which is an
+    /// error.
     pub fn finish(mut self, limit: Duration) -> Result<Output> {
         let Some(status) = wait(&mut self.child, limit)? else {
             self.kill();
@@ -186,7 +188,7 @@ impl Drop for Running {
     }
 }
 
-/// Polls until `probe` gives a value; an error that names `what` after `limit`.
+/// Polls until `probe` returns a value. After `limit`, returns an error that names `what`.
 pub fn poll<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
@@ -198,7 +200,7 @@ pub fn poll<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>
     }
 }
 
-/// Waits for a child; `None` when it still runs after `limit`.
+/// Waits for a child. Returns `None` if it is still running after `limit`.
 pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + limit;
     loop {
@@ -218,7 +220,7 @@ fn code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// What a program writes, collected by a thread.
+/// A program's output, collected by a thread.
 #[derive(Default)]
 struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,

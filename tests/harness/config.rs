@@ -1,4 +1,5 @@
-//! The configuration files of a test node: containerd's, with and without its CRI plugin, and Caisson's.
+//! Writes the configuration files of a test node: containerd's, with and without its CRI plugin,
+//! and Caisson's.
 
 use std::path::Path;
 
@@ -11,9 +12,10 @@ use crate::{
     Runtime,
 };
 
-/// containerd's config.toml: everything below `dir`, no CRI, no plugin that would look at the host's own places.
+/// Returns containerd's config.toml with all paths below `dir`, without CRI and without any plugin
+/// that would look at the host's own paths.
 ///
-/// Version 2 of the format is read by 1.6 and by 2.x alike.
+/// Both 1.6 and 2.x read version 2 of the format.
 pub fn containerd(dir: &Path) -> String {
     let cri = r#"
   "io.containerd.grpc.v1.cri",
@@ -22,8 +24,8 @@ pub fn containerd(dir: &Path) -> String {
     base(dir, 2, cri)
 }
 
-/// As [`containerd`], with the CRI plugin: the runtime classes `runc` and `sandbox`, on 2.x `sandbox-shim` too, the node's own network
-/// and images.
+/// Like [`containerd`], with the CRI plugin: the runtime classes `runc` and `sandbox` (on 2.x also
+/// `sandbox-shim`), and the node's own network and images.
 pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let caisson = Runtime::Caisson.name();
     let runc = Runtime::Runc.name();
@@ -33,7 +35,7 @@ pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let conf_dir = network::conf_dir(dir);
     let conf_dir = conf_dir.display();
     let bin_dir = network::PLUGINS;
-    // What 2.x has under names of its own.
+    // The settings for which 2.x has other names.
     let (format, images, runtime, version_only, bin_dirs) = match version {
         Containerd::V1_6 | Containerd::V1_7 => {
             let cri = "io.containerd.grpc.v1.cri";
@@ -44,7 +46,7 @@ pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
             3,
             "io.containerd.cri.v1.images",
             "io.containerd.cri.v1.runtime",
-            // An exec whose child keeps the streams open is not waited for longer.
+            // Do not wait longer for an exec whose child keeps the streams open.
             "drain_exec_sync_io_timeout = \"10s\"".into(),
             format!("bin_dirs = [\"{bin_dir}\"]"),
         ),
@@ -126,7 +128,8 @@ path = "{dir}/opt"
     )
 }
 
-/// Caisson's configuration as a value, so that a test can change a key before it is written as TOML.
+/// Returns Caisson's configuration as a value, so that a test can change a key before it is written
+/// as TOML.
 pub fn caisson(dir: &Path) -> Value {
     let dist = paths::dist();
     json!({
@@ -145,7 +148,8 @@ pub fn caisson(dir: &Path) -> Value {
         },
         "vm": { "default_cpus": 1, "default_memory_mib": 256 },
         "skills": { "sources": { "shelf": { "type": "directory", "path": dir.join("shelf") } } },
-        // What tests ask for: pods are in the namespace `tests`, containers of ctr in that of the node.
+        // Allows what the tests ask for: pods are in the namespace `tests`, containers of `ctr` in
+        // the node's namespace.
         "policy": {
             "annotations": { "caisson.dev/devices=fuse": ["tests", "cst*"] },
             "sources": { "shelf": ["tests", "cst*"] },

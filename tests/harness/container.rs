@@ -1,4 +1,4 @@
-//! `ctr run` in words, and a container that runs.
+//! Builds `ctr run` command lines and controls the running containers.
 
 use std::{
     fmt,
@@ -17,17 +17,17 @@ use crate::{
     Node,
 };
 
-/// Which shim runs a container.
+/// The shim that runs a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Runtime {
-    /// Ours.
+    /// Caisson's shim.
     Caisson,
-    /// containerd's own, to compare with.
+    /// containerd's own shim, for comparison.
     Runc,
 }
 
 impl Runtime {
-    /// The name by which containerd finds the shim.
+    /// Returns the name by which containerd finds the shim.
     pub fn name(self) -> &'static str {
         match self {
             Self::Caisson => "io.containerd.caisson.v2",
@@ -42,7 +42,7 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// A container to be.
+/// A container to be run.
 #[must_use]
 pub struct ContainerBuilder<'n> {
     node: &'n Node,
@@ -71,13 +71,13 @@ impl<'n> ContainerBuilder<'n> {
         }
     }
 
-    /// With which shim; ours, when not said.
+    /// Selects the shim. The default is Caisson's.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
         self
     }
 
-    /// The command instead of the image's.
+    /// Sets the command, in place of the image's.
     pub fn args<I, S>(mut self, args: I) -> Self
     where
         I: IntoIterator<Item = S>,
@@ -87,29 +87,29 @@ impl<'n> ContainerBuilder<'n> {
         self
     }
 
-    /// A line for `/bin/sh`.
+    /// Sets a line for `/bin/sh` as the command.
     pub fn sh(self, line: &str) -> Self {
         self.args(["sh", "-c", line])
     }
 
-    /// A flag of `ctr run`, with its value.
+    /// Adds a flag of `ctr run` with its value.
     pub fn flag(mut self, flag: &str, value: impl fmt::Display) -> Self {
         self.flags.extend([flag.to_owned(), value.to_string()]);
         self
     }
 
-    /// A flag of `ctr run` without a value.
+    /// Adds a flag of `ctr run` without a value.
     pub fn switch(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
         self
     }
 
-    /// The container's memory limit.
+    /// Sets the container's memory limit.
     pub fn memory_mib(self, mib: u64) -> Self {
         self.flag("--memory-limit", mib * 1024 * 1024)
     }
 
-    /// The container's cpu limit.
+    /// Sets the container's CPU limit.
     pub fn cpus(self, cpus: u32) -> Self {
         self.flag("--cpus", cpus)
     }
@@ -118,7 +118,7 @@ impl<'n> ContainerBuilder<'n> {
         self.flag("--annotation", format!("{key}={value}"))
     }
 
-    /// A bind mount of a host's directory.
+    /// Adds a bind mount of a host directory.
     pub fn bind(self, source: &std::path::Path, target: &str, options: &str) -> Self {
         let source = source.display();
         self.flag(
@@ -127,25 +127,26 @@ impl<'n> ContainerBuilder<'n> {
         )
     }
 
-    /// Bytes for the command's standard input, which is then closed.
+    /// Sets the bytes for the command's standard input, which is closed after them.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
         self
     }
 
-    /// Where a started container's output goes, as `file:///…` or `binary:///…`; nowhere, when not said.
+    /// Sets where a started container's output goes: `file:///…` or `binary:///…`. The default is
+    /// nowhere.
     pub fn log_uri(mut self, uri: &str) -> Self {
         self.log = Some(uri.to_owned());
         self
     }
 
-    /// How long [`ContainerBuilder::run`] may take.
+    /// Sets how long [`ContainerBuilder::run`] may take.
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// The id that the container will have.
+    /// Returns the id that the container will have.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -156,7 +157,7 @@ impl<'n> ContainerBuilder<'n> {
         self.spawn()?.finish(limit)
     }
 
-    /// Starts `ctr run --rm`, which goes on beside the test.
+    /// Starts `ctr run --rm`, which keeps running beside the test.
     pub fn spawn(mut self) -> Result<Running> {
         let stdin = self.stdin.take();
         let mut ctr = self.command(&["--rm"])?;
@@ -164,7 +165,8 @@ impl<'n> ContainerBuilder<'n> {
         command::spawn(&mut ctr, stdin)
     }
 
-    /// `ctr run --rm` to be started by the test: with a terminal or pipes of its own.
+    /// Returns a `ctr run --rm` command for a test that starts it with a terminal or pipes of its
+    /// own.
     pub fn foreground(&self) -> Result<Command> {
         self.command(&["--rm"])
     }
@@ -201,7 +203,8 @@ impl<'n> ContainerBuilder<'n> {
     }
 }
 
-/// A container that was started. Dropped, it is killed and removed, so that a failed test leaves nothing behind.
+/// A started container. Dropping it kills and removes it, so that a failed test leaves nothing
+/// behind.
 pub struct Container<'n> {
     pub(crate) node: &'n Node,
     pub(crate) id: String,
@@ -209,7 +212,7 @@ pub struct Container<'n> {
 }
 
 impl<'n> Container<'n> {
-    /// A container that something else than [`ContainerBuilder::start`] made.
+    /// Takes over a container that was not made by [`ContainerBuilder::start`].
     pub fn adopt(node: &'n Node, id: &str) -> Self {
         Self {
             node,
@@ -235,7 +238,7 @@ impl<'n> Container<'n> {
         self.process(args).run()
     }
 
-    /// Runs a line of `/bin/sh` in the container; its output when it ends with 0.
+    /// Runs a line of `/bin/sh` in the container. Returns its output if it exits with 0.
     pub fn sh(&self, line: &str) -> Result<String> {
         Ok(self
             .exec(["sh", "-c", line])?
@@ -244,7 +247,7 @@ impl<'n> Container<'n> {
             .line())
     }
 
-    /// The beginning of a further process.
+    /// Begins building a further process.
     pub fn process<I, S>(&self, args: I) -> ExecBuilder<'_>
     where
         I: IntoIterator<Item = S>,
@@ -276,7 +279,8 @@ impl<'n> Container<'n> {
 
     /// Removes the ended task, then the container.
     pub fn delete(&self) -> Result<()> {
-        // `ctr` repeats the task's exit code as its own: whether the task is gone decides.
+        // `ctr` repeats the task's exit code as its own, so success is judged by whether the task
+        // is gone.
         let output = self.node.ctr(["tasks", "delete", &self.id])?;
         anyhow::ensure!(
             self.state().is_err(),
@@ -292,7 +296,8 @@ impl<'n> Container<'n> {
         self.ctr(&["containers", "delete", &self.id])
     }
 
-    /// Pid of a host process of the VM by its role, as the state folder has it: `qemu`, `vsock`, `virtiofsd-…`.
+    /// Returns the pid of a host process of the VM by its role as in the state folder: `qemu`,
+    /// `vsock`, `virtiofsd-…`.
     pub fn vm_process(&self, role: &str) -> Result<u32> {
         let processes = self.vm_processes()?;
         let found = processes.iter().find(|(name, _)| name.starts_with(role));
@@ -301,17 +306,17 @@ impl<'n> Container<'n> {
             .1)
     }
 
-    /// All host processes of the VM: role and pid.
+    /// Returns all host processes of the VM: role and pid.
     pub fn vm_processes(&self) -> Result<Vec<(String, u32)>> {
         vm_processes(&self.state_dir())
     }
 
-    /// Pid of the shim.
+    /// Returns the shim's pid.
     pub fn shim(&self) -> Result<u32> {
         shim(&self.id)
     }
 
-    /// Folder of Caisson for this container, while it runs.
+    /// Returns Caisson's folder for this container, which exists while the container runs.
     pub fn state_dir(&self) -> PathBuf {
         self.node.state_dir().join(&self.id)
     }
@@ -325,7 +330,7 @@ impl<'n> Container<'n> {
     }
 }
 
-/// Host processes of a VM by what its state folder says: role and pid.
+/// Returns the host processes of a VM that its state folder lists: role and pid.
 pub fn vm_processes(state_dir: &Path) -> Result<Vec<(String, u32)>> {
     let path = state_dir.join("pids");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -337,7 +342,7 @@ pub fn vm_processes(state_dir: &Path) -> Result<Vec<(String, u32)>> {
     Ok(text.lines().filter_map(process).collect())
 }
 
-/// Pid of the shim that was started for an id.
+/// Returns the pid of the shim that was started for an id.
 pub fn shim(id: &str) -> Result<u32> {
     let shims = leftovers::processes(id);
     let shim = shims

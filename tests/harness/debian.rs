@@ -1,4 +1,5 @@
-//! Images of Debian packages with all that they depend on, made by `mmdebstrap` once and kept below `target/cache/images`.
+//! Images of Debian packages with all their dependencies. `mmdebstrap` makes each once; they are
+//! kept below `target/cache/images`.
 //!
 //! | name | what is in it |
 //! |---|---|
@@ -9,8 +10,8 @@
 //! | `python` | pip, git |
 //! | `cargo` | cargo and rustc with a linker |
 //! | `rclone` | rclone with FUSE's `fusermount3` |
-//! | `agnhost` | the program of Kubernetes' end-to-end tests, curl and tools of networks |
-//! | `work` | what a programmer has: git, npm, cargo with a linker |
+//! | `agnhost` | the program of Kubernetes' end-to-end tests, curl and network tools |
+//! | `work` | a programmer's tools: git, npm, cargo with a linker |
 //!
 //! All of them have busybox.
 
@@ -27,16 +28,16 @@ use serde_json::json;
 
 use crate::{command, fixture, image, paths};
 
-/// Changed where the way of making an image changes, so that cached ones are made anew.
+/// Increased when the way of making an image changes, so that cached images are made anew.
 const RECIPE: &str = "1";
 const SUITE: &str = "bookworm";
 /// How long the download and the unpacking of an image may take.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// What an image is made of.
+/// The contents of an image.
 struct Recipe {
     packages: &'static [&'static str],
-    /// What mmdebstrap does when they are there (mmdebstrap(1), HOOKS).
+    /// Hooks that mmdebstrap runs once the packages are installed (mmdebstrap(1), HOOKS).
     hooks: Vec<String>,
     entrypoint: &'static [&'static str],
     cmd: &'static [&'static str],
@@ -65,7 +66,7 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
     }))
 }
 
-/// As `k8s.io/kubernetes/test/images/agnhost/Dockerfile` says, without CoreDNS and iperf.
+/// Follows `k8s.io/kubernetes/test/images/agnhost/Dockerfile`, without CoreDNS and iperf.
 fn agnhost() -> Result<Recipe> {
     let program = paths::conformance("agnhost")?;
     let digest = image::sha256(File::open(&program)?)?;
@@ -91,7 +92,7 @@ fn agnhost() -> Result<Recipe> {
     })
 }
 
-/// The archive of an image of this module; made by the first call that asks for it.
+/// Returns the archive of an image of this module. The first call for it makes it.
 pub fn archive(name: &str) -> Option<Result<PathBuf>> {
     recipe(name)
         .map(|recipe| cached(name, &recipe?))
@@ -105,7 +106,7 @@ fn cached(name: &str, recipe: &Recipe) -> Result<PathBuf> {
     let text = format!("{RECIPE} {SUITE} {packages}{}", recipe.hooks.join("\n"));
     let digest = image::sha256(text.as_bytes())?;
     let archive = dir.join(format!("{name}-{}.tar", &digest[..12]));
-    // Another run may be about to make the same.
+    // Another run may be about to make the same image.
     let _lock = Flock::lock(File::create(dir.join("lock"))?, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)?;
     if archive.exists() {
@@ -129,7 +130,8 @@ fn cached(name: &str, recipe: &Recipe) -> Result<PathBuf> {
     made.map(|()| archive)
 }
 
-/// Writes the tar of a root with these packages. Services are not started: the tool's root has a policy against it.
+/// Writes the tar of a root with these packages. Services are not started, since mmdebstrap puts a
+/// policy against that into the root.
 fn unpack(recipe: &Recipe, work: &Path, layer: &Path) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
@@ -157,7 +159,7 @@ fn unpack(recipe: &Recipe, work: &Path, layer: &Path) -> Result<()> {
     output.ok().map(drop).context("mmdebstrap")
 }
 
-/// The mirror that this machine's apt has the suite from.
+/// Returns the mirror from which this machine's apt has the suite.
 fn mirror() -> Result<String> {
     let mut apt = Command::new("apt-get");
     apt.args([

@@ -1,4 +1,4 @@
-//! The events that containerd sends out for tasks, collected beside a test.
+//! Collects the events that containerd publishes for tasks, beside a test.
 
 use std::{
     sync::{Arc, Mutex},
@@ -20,19 +20,19 @@ use prost::Message;
 
 use crate::{command, Node};
 
-/// One event, with what tests compare.
+/// An event, with the fields that tests compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// e.g. `/tasks/create`
+    /// For example `/tasks/create`.
     pub topic: String,
     pub container_id: String,
-    /// The exec that it is about; empty for the init.
+    /// The id of the exec that the event is about. Empty for the init.
     pub exec_id: String,
     pub pid: u32,
     pub exit_status: u32,
 }
 
-/// A subscription; ended when dropped.
+/// A subscription. Dropping it ends it.
 pub struct Events {
     seen: Arc<Mutex<Vec<Event>>>,
     reader: tokio::task::JoinHandle<()>,
@@ -44,7 +44,7 @@ impl Events {
         Self::subscribe_in(node, node.tag())
     }
 
-    /// As [`Events::subscribe`], in a namespace of containerd's.
+    /// Like [`Events::subscribe`], in another of containerd's namespaces.
     pub fn subscribe_in(node: &Node, namespace: &str) -> Result<Self> {
         let socket = node.socket();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -52,12 +52,13 @@ impl Events {
         let mut stream = node.runtime().block_on(async {
             let client = Client::from_path(socket).await?;
             let filters = vec![format!("namespace=={namespace},topic~=^/tasks/")];
-            // containerd answers with headers only at the first event, so the call itself is not waited for here.
+            // containerd sends the response headers only with the first event, so the call itself
+            // is not waited for here.
             let mut events = client.events();
             let request = Request::new(SubscribeRequest { filters });
             anyhow::Ok(tokio::spawn(async move { events.subscribe(request).await }))
         })?;
-        // The subscription is there once the server has taken the request.
+        // The subscription exists once the server has taken the request.
         std::thread::sleep(Duration::from_millis(200));
         let reader = node.runtime().spawn(async move {
             let Ok(Ok(answer)) = (&mut stream).await else {
@@ -73,7 +74,7 @@ impl Events {
         Ok(Self { seen, reader })
     }
 
-    /// The events of one container until now, in order.
+    /// Returns the events of one container so far, in order.
     pub fn of(&self, id: &str) -> Vec<Event> {
         let seen = self
             .seen
@@ -85,7 +86,7 @@ impl Events {
             .collect()
     }
 
-    /// Waits until an event of a container has come; all of it until then.
+    /// Waits for an event of a container. Returns all its events until then.
     pub fn wait_for(&self, id: &str, topic: &str) -> Result<Vec<Event>> {
         command::poll(
             &format!("event {topic} of {id}"),
@@ -103,7 +104,7 @@ impl Events {
 }
 
 impl Events {
-    /// Waits until the init was deleted; all events of the container.
+    /// Waits until the init was deleted. Returns all events of the container.
     pub fn wait_for_last_delete(&self, id: &str) -> Result<Vec<Event>> {
         command::poll(
             &format!("delete event of {id}"),
@@ -152,7 +153,7 @@ fn decode(envelope: &Envelope) -> Result<Event> {
             let e = TaskExit::decode(bytes)?;
             (event.container_id, event.pid, event.exit_status) =
                 (e.container_id, e.pid, e.exit_status);
-            // For the init containerd's shims put the container's id here.
+            // For the init, containerd's shims put the container's id here.
             event.exec_id = if e.id == event.container_id {
                 String::new()
             } else {

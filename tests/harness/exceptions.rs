@@ -1,4 +1,5 @@
-//! Somebody else's tests that run with runc and with Caisson: which of them may fail, and then have to.
+//! Judges tests of other projects that run with runc and with Caisson. The tests that are allowed
+//! to fail are listed, and each of them has to fail.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -23,7 +24,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// How many of each, for the last line of a run.
+/// Returns how many tests had each outcome, for the last line of a run.
 pub fn count(outcomes: impl Iterator<Item = Outcome> + Clone) -> String {
     let of = |wanted| {
         outcomes
@@ -39,12 +40,12 @@ pub fn count(outcomes: impl Iterator<Item = Outcome> + Clone) -> String {
     )
 }
 
-/// Which tests may fail, each with the reason.
+/// The tests that are allowed to fail, each with the reason.
 #[derive(Deserialize)]
 pub struct Exceptions {
-    /// With runc already.
+    /// Tests that fail already with runc.
     runc: BTreeMap<String, String>,
-    /// With Caisson, though they pass with runc.
+    /// Tests that fail with Caisson but pass with runc.
     caisson: BTreeMap<String, String>,
 }
 
@@ -54,12 +55,12 @@ impl Exceptions {
         toml::from_str(text).context("exceptions.toml")
     }
 
-    /// How many tests may pass with runc only.
+    /// Returns how many tests may pass with runc only.
     pub fn of_caisson(&self) -> usize {
         self.caisson.len()
     }
 
-    /// What a test's outcomes mean: a note, and an error where they are not as the tables say.
+    /// Judges a test's outcomes. Returns a note, or an error where they differ from the tables.
     pub fn judge(
         &self,
         name: &str,
@@ -82,7 +83,7 @@ impl Exceptions {
         }
     }
 
-    /// A name in the tables that is no test's.
+    /// Returns a name in the tables that no test has.
     pub fn unknown(&self, is_test: impl Fn(&str) -> bool) -> Option<&str> {
         let mut all = self.runc.keys().chain(self.caisson.keys());
         all.find(|name| !is_test(name)).map(String::as_str)

@@ -1,4 +1,4 @@
-//! `ctr task exec` in words.
+//! Builds `ctr task exec` command lines.
 
 use std::{fmt, process::Command, time::Duration};
 
@@ -37,30 +37,30 @@ impl<'c> ExecBuilder<'c> {
         }
     }
 
-    /// The exec id.
+    /// Returns the exec id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// A flag of `ctr task exec`, with its value.
+    /// Adds a flag of `ctr task exec` with its value.
     pub fn flag(mut self, flag: &str, value: impl fmt::Display) -> Self {
         self.flags.extend([flag.to_owned(), value.to_string()]);
         self
     }
 
-    /// A flag without a value.
+    /// Adds a flag without a value.
     pub fn switch(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
         self
     }
 
-    /// Bytes for standard input, which is then closed.
+    /// Sets the bytes for standard input, which is closed after them.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
         self
     }
 
-    /// How long [`ExecBuilder::run`] may take.
+    /// Sets how long [`ExecBuilder::run`] may take.
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -72,7 +72,7 @@ impl<'c> ExecBuilder<'c> {
         self.spawn()?.finish(limit)
     }
 
-    /// Starts the process, which goes on beside the test.
+    /// Starts the process, which keeps running beside the test.
     pub fn spawn(mut self) -> Result<Running> {
         let (node, container) = (self.container.node, self.container.id());
         let stdin = self
@@ -82,7 +82,7 @@ impl<'c> ExecBuilder<'c> {
         command::spawn(&mut self.command(), stdin)
     }
 
-    /// `ctr task exec`, to be started by the test.
+    /// Returns the `ctr task exec` command, for a test that starts it itself.
     pub fn command(&self) -> Command {
         let mut ctr = self.container.node.ctr_command();
         ctr.args(["tasks", "exec", "--exec-id", &self.id])

@@ -1,4 +1,4 @@
-//! A TCP relay on loopback before a server, which can be slow, cut what it carries, or be down.
+//! A TCP relay on loopback in front of a server. It can be slow, cut the answers short, or be down.
 
 use std::{
     io::{Read, Write},
@@ -13,20 +13,20 @@ use std::{
 
 use anyhow::Result;
 
-/// What happens to the server's answers.
+/// What the relay does to the server's answers.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
-    /// They come as they are.
+    /// Passes them on unchanged.
     None,
-    /// Each connection ends after so many bytes.
+    /// Ends each connection after this number of bytes.
     Cut(usize),
-    /// So many bytes come every tenth of a second.
+    /// Passes on this number of bytes every tenth of a second.
     Slow(usize),
-    /// Connections are taken and closed at once.
+    /// Accepts connections and closes them at once.
     Down,
 }
 
-/// A running relay. Dropped, it takes no more connections.
+/// A running relay. Once dropped, it accepts no more connections.
 pub struct Relay {
     address: SocketAddr,
     state: Arc<State>,
@@ -36,13 +36,13 @@ struct State {
     server: String,
     fault: Mutex<Fault>,
     connections: AtomicUsize,
-    /// What clients sent.
+    /// The bytes that clients have sent.
     asked: Mutex<Vec<u8>>,
     end: AtomicBool,
 }
 
 impl Relay {
-    /// Relays to a server, `HOST:PORT`.
+    /// Starts a relay to a server, `HOST:PORT`.
     pub fn start(server: &str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -61,29 +61,29 @@ impl Relay {
                 }
                 accepting.connections.fetch_add(1, Ordering::Relaxed);
                 let state = accepting.clone();
-                // A relayed connection that breaks is what the other side sees too.
+                // If a relayed connection breaks, the other side sees that too.
                 thread::spawn(move || state.relay(client));
             }
         });
         Ok(Self { address, state })
     }
 
-    /// Host and port.
+    /// Returns host and port.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// From now on, also for connections that there are.
+    /// Sets the fault from now on, also for existing connections.
     pub fn set(&self, fault: Fault) {
         *self.state.fault() = fault;
     }
 
-    /// How many connections there have been.
+    /// Returns how many connections there have been.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::Relaxed)
     }
 
-    /// How often clients have sent a text, say a request's line or header.
+    /// Returns how often clients have sent a text, for example a request line or a header.
     pub fn asked(&self, text: &str) -> usize {
         let asked = self
             .state

@@ -5,15 +5,17 @@
 //! | `busybox` | Debian's busybox-static, `probe`, users root and app (1000) |
 //! | `busybox-app` | the same, to be run as app |
 //! | `files` | `busybox` and, below `/zoo`, one of each kind of file |
-//! | `pause` | what a sandbox's own process is where it has one |
+//! | `pause` | the program of a sandbox's own process, where a sandbox has one |
 //! | `empty` | no file and no command |
 //! | `volume` | `busybox` and a volume of its own at `/srv/data`, which is app's |
 //! | `hub-busybox` | `busybox` with the users and groups that Docker Hub's image of this name has |
-//! | `resource-consumer`, `volume-copy-up`, `volume-ownership` | what containerd's own CRI tests want of the images of these names |
-//! | `httpd`, `nonroot`, `nonewprivs` | what Kubernetes' end-to-end tests want of the images of these names; `httpd` of nginx too |
+//! | `resource-consumer`, `volume-copy-up` | what containerd's own CRI tests need of these images |
+//! | `volume-ownership` | the same |
+//! | `httpd` | what Kubernetes' end-to-end tests need of the images `httpd` and `nginx` |
+//! | `nonroot`, `nonewprivs` | what Kubernetes' end-to-end tests need of these images |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 //!
-//! Those made of Debian packages are in [`crate::debian`].
+//! Images made of Debian packages are in [`crate::debian`].
 
 use std::{
     path::{Path, PathBuf},
@@ -29,26 +31,27 @@ use crate::{
     paths,
 };
 
-/// Number of files below `/many` of the image `many`, in [`MANY_DIRS`] folders.
+/// The number of files below `/many` of the image `many`, in [`MANY_DIRS`] folders.
 pub const MANY_FILES: usize = 50_000;
-/// Number of folders of the image `many`.
+/// The number of folders of the image `many`.
 pub const MANY_DIRS: usize = 500;
-/// A name of 255 bytes in the image `files`.
+/// The length in bytes of the longest file name in the image `files`.
 pub const LONGEST_NAME: usize = 255;
 
-/// The user app of the images.
+/// The user `app` of the images.
 pub const APP: Owner = Owner {
     mode: 0o644,
     uid: 1000,
     gid: 1000,
 };
 
-/// The name under which containerd knows an image of this module.
+/// Returns the name under which containerd knows an image of this module.
 pub fn full_name(name: &str) -> String {
     format!("localhost/{name}:test")
 }
 
-/// The archive of an image: written into `dir`, or one of [`debian`], which stays where it is.
+/// Returns the archive of an image. It is written into `dir`, unless the image is one of
+/// [`debian`], whose archive stays where it is.
 pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
     if let Some(archive) = debian::archive(name) {
         return archive;
@@ -166,7 +169,7 @@ fn busybox(image: &mut ImageBuilder) -> Result<()> {
     probe(image)
 }
 
-/// The `probe` program is linked to the host's libraries, which go with it.
+/// Adds the `probe` program together with the host's libraries to which it is linked.
 fn probe(image: &mut ImageBuilder) -> Result<()> {
     image.copy(&paths::probe()?, "bin/probe", root(0o755))?;
     image.copy(
@@ -220,7 +223,7 @@ fn files(image: &mut ImageBuilder) -> Result<()> {
     image.file("zoo/with space\nand line", root(0o644), b"odd\n")
 }
 
-/// As integration/images/volume-copy-up/Dockerfile of containerd.
+/// Follows containerd's integration/images/volume-copy-up/Dockerfile.
 fn volume_copy_up(image: &mut ImageBuilder) -> Result<()> {
     for (dir, file) in [
         ("test_dir", "test_file"),

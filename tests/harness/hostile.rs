@@ -1,5 +1,5 @@
-//! What a hostile pod may not do to its node: slow a neighbour, take the shim's memory, write
-//! control characters into the log.
+//! Measures what a hostile pod must not do to its node: slow a neighbour down, take up the shim's
+//! memory, or write control characters into the log.
 
 use std::{
     path::PathBuf,
@@ -18,20 +18,20 @@ use crate::{
     paths, proc, Node, Runtime,
 };
 
-/// How much memory a shim may take above that of a pod that is not hostile.
+/// How many more bytes of memory a shim may take than that of a pod that is not hostile.
 pub const MEMORY: u64 = 32 << 20;
-/// How much longer an exec of a neighbour may take.
+/// The factor by which an exec of a neighbour may take longer.
 pub const SLOWER: f64 = 1.5;
-/// How many execs a median is of.
+/// The number of execs for a median.
 const EXECS: usize = 7;
-/// A shim's name in /proc/PID/status, which has the first 15 bytes of it (proc(5)).
+/// A shim's name in /proc/PID/status, which holds only the first 15 bytes (proc(5)).
 const SHIM_NAME: &str = "containerd-shim";
-/// Between two looks at the memory of shims.
+/// The pause between two looks at the memory of shims.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between two looks for shims.
+/// The pause between two searches for shims.
 const LOOK_FOR_SHIMS: Duration = Duration::from_millis(200);
 
-/// The initramfs whose agent lies.
+/// Returns the initramfs with the lying agent.
 pub fn initramfs() -> Result<PathBuf> {
     let path = paths::target().join("cache/hostile/initramfs.cpio");
     ensure!(
@@ -42,7 +42,7 @@ pub fn initramfs() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A pod that shares the node with hostile ones.
+/// A pod that shares the node with hostile pods.
 pub struct Neighbour {
     container: Container<'static>,
 }
@@ -55,17 +55,17 @@ impl Neighbour {
         Ok(Self { container })
     }
 
-    /// Its container.
+    /// Returns its container.
     pub fn container(&self) -> &Container<'static> {
         &self.container
     }
 
-    /// Pid of its shim.
+    /// Returns the pid of its shim.
     pub fn shim(&self) -> Result<u32> {
         self.container.pod().shim()
     }
 
-    /// How long an exec takes.
+    /// Measures how long an exec takes.
     pub fn exec(&self) -> Result<Duration> {
         let start = Instant::now();
         let output = self.container.exec(["true"])?;
@@ -73,7 +73,7 @@ impl Neighbour {
         Ok(start.elapsed())
     }
 
-    /// How long execs take, the median of some.
+    /// Returns the median duration of several execs.
     pub fn median(&self) -> Result<Duration> {
         (0..EXECS)
             .map(|_| self.exec())
@@ -81,8 +81,8 @@ impl Neighbour {
             .map(median)
     }
 
-    /// Runs `attack` beside execs of the neighbour. Its result, and the median of execs while it
-    /// ran or, where it was over soon, from its beginning on.
+    /// Runs `attack` beside execs of the neighbour. Returns the attack's result and the median of
+    /// the execs. If the attack ends early, execs after it count too.
     pub fn beside<T: Send>(
         &self,
         attack: impl FnOnce() -> Result<T> + Send,
@@ -100,14 +100,14 @@ impl Neighbour {
     }
 }
 
-/// The middle one.
+/// Returns the median.
 pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
-/// The most memory that a shim of the node has had while this was looking, that of the neighbour
-/// left out. Looks back to each shim's start, and remembers those that are gone.
+/// The most memory that any shim of the node has had while this was looking, apart from the
+/// neighbour's. It takes each shim's peak since the shim's start, and includes shims that are gone.
 pub struct Peak {
     bytes: Arc<AtomicU64>,
     end: Arc<AtomicBool>,
@@ -115,7 +115,7 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// Looks from now on.
+    /// Starts looking.
     pub fn beside(neighbour: &Neighbour) -> Result<Self> {
         let tag = neighbour.container.pod().node().tag().to_owned();
         let without = neighbour.shim()?;
@@ -141,14 +141,14 @@ impl Peak {
         })
     }
 
-    /// In bytes.
+    /// Returns the peak in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 }
 
-/// What a shim has had at most; nothing for a process that was a shim's child when it was found,
-/// and is QEMU by now.
+/// Returns the peak memory of a shim. Fails for a process that was a shim's child when it was found
+/// and has become QEMU since.
 fn peak_of_shim(pid: u32) -> Result<u64> {
     let status = proc::status(pid)?;
     let is_shim = status.get("Name").is_some_and(|name| name == SHIM_NAME);
@@ -173,7 +173,7 @@ impl Drop for Peak {
     }
 }
 
-/// Fails where a text has a control character but for the ends of its lines and tabs.
+/// Fails if a text has a control character other than newlines and tabs.
 pub fn check_text(what: &str, text: &str) -> Result<()> {
     let is_bad = |c: &char| c.is_control() && !matches!(c, '\n' | '\t');
     let Some(at) = text.chars().position(|c| is_bad(&c)) else {
@@ -183,7 +183,7 @@ pub fn check_text(what: &str, text: &str) -> Result<()> {
     anyhow::bail!("{what} has control characters: {around:?}")
 }
 
-/// Fails where the node's log has a control character, or a line that a guest has forged.
+/// Fails if the node's log has a control character, or a line that a guest has forged.
 pub fn check_log(node: &Node) -> Result<()> {
     let log = node.log();
     check_text("the log", &log)?;

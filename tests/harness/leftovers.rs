@@ -1,7 +1,8 @@
-//! What of a node, or of one container, is on the host: counted before and after.
+//! Counts what a node or a container has on the host, before and after a test.
 //!
-//! Everything that containerd, the shims and the tests make carries the container's id or the node's folder in a name,
-//! an argument or the environment; the few things that carry none are compared as whole sets.
+//! Everything that containerd, the shims and the tests make carries the container's id or the
+//! node's folder in a name, an argument or the environment. The few things that carry neither are
+//! compared as whole sets.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +23,8 @@ use crate::{
     Node,
 };
 
-/// Held by a test that counts what is on the whole node: such tests of one binary run one at a time.
+/// Returns a lock for tests that count what is on the whole node, so that such tests of one binary
+/// run one at a time.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -33,7 +35,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 pub struct Leftovers(BTreeSet<String>);
 
 impl Leftovers {
-    /// All that is there now of a node, containerd itself excluded.
+    /// Counts all traces of a node, except containerd itself.
     pub fn count(node: &Node) -> Self {
         let mut found = BTreeSet::new();
         let mut add = |kind: &str, names: Vec<String>| {
@@ -52,7 +54,7 @@ impl Leftovers {
         add("loop device of", loop_devices(node.tag()));
         add("netns", network_namespaces(node.tag()));
         add("network", network::traces(node.tag()));
-        // runc leaves the folder of the namespace, which all containers share.
+        // runc leaves the cgroup of the namespace, which all containers share.
         let namespace = format!("/{}", node.tag());
         let cgroups = cgroups(node.tag()).into_iter();
         add(
@@ -62,7 +64,7 @@ impl Leftovers {
         add("socket", texts(shim_sockets(node.tag(), node.dir())));
         add("socket", bound_sockets(node));
         add("shm", entries(Path::new("/dev/shm")));
-        // `.users` stays; what is in it does not.
+        // `.users` itself stays; its entries do not.
         let state = entries(&node.state_dir());
         add(
             "state",
@@ -76,7 +78,7 @@ impl Leftovers {
         Self(found)
     }
 
-    /// What is there of one container.
+    /// Counts the traces of one container.
     pub fn of(node: &Node, id: &str) -> Self {
         Self(
             Self::count(node)
@@ -87,12 +89,13 @@ impl Leftovers {
         )
     }
 
-    /// What is here and was not in `before`.
+    /// Returns the traces that are not in `before`.
     pub fn since(&self, before: &Self) -> Self {
         Self(self.0.difference(&before.0).cloned().collect())
     }
 
-    /// Waits up to 5 s until nothing is there that was not in `before`; the error lists what still is.
+    /// Waits up to 5 s until there are no traces that are not in `before`. The error lists the
+    /// remaining ones.
     pub fn none_since(node: &Node, before: &Self) -> Result<()> {
         let mut last = Self::default();
         command::poll("nothing left", Duration::from_secs(5), || {
@@ -102,12 +105,12 @@ impl Leftovers {
         .map_err(|error| error.context(last.to_string()))
     }
 
-    /// Whether nothing is there.
+    /// Returns whether there are no traces.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How much is there.
+    /// Returns the number of traces.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -120,7 +123,7 @@ impl fmt::Display for Leftovers {
     }
 }
 
-/// The processes of a node: by their arguments, their environment or their cgroup.
+/// Returns the processes of a node, found by their arguments, environment or cgroup.
 pub fn processes(tag: &str) -> Vec<Process> {
     let own = std::process::id();
     let has = |file: &str, pid: u32| {
@@ -133,10 +136,10 @@ pub fn processes(tag: &str) -> Vec<Process> {
         .collect()
 }
 
-/// Mount points of a node, in the order they were made.
+/// Returns the mount points of a node, in the order in which they were made.
 pub fn mounts(tag: &str) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // Fields as in proc(5): the fifth is the mount point.
+    // proc(5): the fifth field is the mount point.
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points
         .filter(|point| point.contains(tag))
@@ -144,7 +147,7 @@ pub fn mounts(tag: &str) -> Vec<String> {
         .collect()
 }
 
-/// The files of a node that are loop devices.
+/// Returns the files of a node that back loop devices.
 pub fn loop_devices(tag: &str) -> Vec<String> {
     let devices = entries(Path::new("/sys/block")).into_iter();
     devices
@@ -154,14 +157,14 @@ pub fn loop_devices(tag: &str) -> Vec<String> {
         .collect()
 }
 
-/// Named network namespaces of a node.
+/// Returns the named network namespaces of a node.
 pub fn namespaces(tag: &str) -> Vec<String> {
     let mut found = entries(Path::new("/run/netns"));
     found.retain(|name| name.contains(tag));
     found
 }
 
-/// cgroups of a node in every hierarchy, parents first.
+/// Returns the cgroups of a node in every hierarchy, parents first.
 pub fn cgroups(tag: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut next = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -180,7 +183,8 @@ pub fn cgroups(tag: &str) -> Vec<String> {
     found
 }
 
-/// Sockets of shims: containerd's libraries name them by a hash of address, namespace and id.
+/// Returns the sockets of shims. containerd's libraries name them by a hash of address, namespace
+/// and id.
 pub fn shim_sockets(tag: &str, dir: &Path) -> Vec<PathBuf> {
     let there: BTreeSet<String> = entries(Path::new("/run/containerd/s"))
         .into_iter()
@@ -210,7 +214,8 @@ fn shims(dir: &Path) -> PathBuf {
     dir.join("shims")
 }
 
-/// containerd and the programs that talk to it are there as long as the node is.
+/// Returns whether a process is containerd or a program that talks to it. These exist as long as
+/// the node does.
 fn is_daemon(node: &Node, process: &Process) -> bool {
     let program = process.command.split(' ').next().unwrap_or_default();
     let daemons = ["/ctr", "/docker-registry"];
@@ -218,8 +223,8 @@ fn is_daemon(node: &Node, process: &Process) -> bool {
     Path::new(program) == containerd || daemons.iter().any(|name| program.ends_with(name))
 }
 
-/// Network namespaces that have a name or a mount, those of other nodes excluded; one without is a process's, and found
-/// with it.
+/// Returns the network namespaces that have a name or a mount, except those of other nodes. A
+/// namespace with neither belongs to a process and is found with it.
 fn network_namespaces(tag: &str) -> Vec<String> {
     let others = |path: &str| path.contains("/cst") && !path.contains(tag);
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The harness of the tests under real containerd.
+//! The test harness, which runs containers and pods under a real containerd.
 //!
-//! A test says what it wants in the words of `ctr`:
+//! A test describes its containers in terms of `ctr`:
 //!
 //! ```no_run
 //! use caisson_tests::{Node, Runtime};
@@ -14,17 +14,20 @@
 //! # anyhow::Ok(())
 //! ```
 //!
-//! - [`node`]: a containerd of our own in a temporary folder; [`sweep`] removes what a crashed run left;
-//! - [`command`]: a program with an end of time, and what it printed;
-//! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: what `ctr` has no words for, by containerd's API;
+//! - [`node`]: a containerd in a temporary folder; [`sweep`] removes what a crashed run left;
+//! - [`command`]: programs with a time limit and their output;
+//! - [`container`] and [`exec`]: `ctr run` and `ctr task …`; [`task`]: containerd's API where `ctr`
+//!   has no command;
 //! - [`cri`]: pods and their containers, as a kubelet asks for them;
-//! - [`k8s`]: a cluster, by `kubectl`;
-//! - [`image`]: images made here, without network; [`fixture`]: those that tests use by name; [`debian`]: those of Debian packages;
-//! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: where they come from, and how that goes wrong;
-//! - [`exceptions`]: what may fail of tests that are not ours;
+//! - [`k8s`]: a cluster, used through `kubectl`;
+//! - [`image`]: images made here, without network; [`fixture`]: the images that tests use by name;
+//!   [`debian`]: images of Debian packages;
+//! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: the sources of skills, and
+//!   their failures;
+//! - [`exceptions`]: the failures allowed in other projects' tests;
 //! - [`bridge`]: network namespaces as CNI leaves them;
-//! - [`hostile`]: what a pod may not do to its node;
-//! - [`leftovers`]: what of ours is on the host; [`proc`]: `/proc` of a process of the host.
+//! - [`hostile`]: what a pod must not do to its node;
+//! - [`leftovers`]: what Caisson leaves on the host; [`proc`]: `/proc` of the host's processes.
 
 pub mod bridge;
 pub mod command;

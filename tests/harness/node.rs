@@ -1,4 +1,4 @@
-//! A node of the tests: a containerd of its own, with everything below one temporary folder.
+//! A test node: its own containerd, with everything below one temporary folder.
 
 use std::{
     fs::{self, File},
@@ -27,30 +27,33 @@ use crate::{
     sweep,
 };
 
-/// How long `ctr` may take when a test does not say otherwise.
+/// How long `ctr` may take if a test does not set a limit.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
-/// A running containerd, its folder and its namespace. Dropped, it is stopped and everything of it removed.
+/// A running containerd, its folder and its namespace. Dropping it stops containerd and removes
+/// everything that belongs to the node.
 pub struct Node {
-    /// In every id, path and name that this node makes: by it leftovers are found.
+    /// Part of every id, path and name that this node makes, so that leftovers can be found.
     tag: String,
     dir: PathBuf,
     version: Containerd,
     containerd: Mutex<Option<Child>>,
     ids: AtomicU32,
-    /// What has been imported: containerd's namespace and the image's name.
+    /// The imported images: containerd's namespace and the image's name.
     images: Mutex<Vec<(String, String)>>,
     runtime: tokio::runtime::Runtime,
-    /// Held as long as this process lives: a folder whose lock can be had is a dead run's.
+    /// Held as long as this process lives. If a folder's lock can be taken, the folder belongs to a
+    /// dead run.
     _lock: nix::fcntl::Flock<File>,
 }
 
 static SHARED: OnceLock<Mutex<Option<&'static Node>>> = OnceLock::new();
 
 impl Node {
-    /// The one node of this test binary, started by the first test that asks and removed when the process exits.
+    /// Returns the one node of this test binary. The first test that asks starts it, and it is
+    /// removed when the process exits.
     ///
-    /// Panics when it can't be started: no test can go on without it.
+    /// Panics if the node can't be started, since no test can go on without it.
     pub fn shared() -> &'static Node {
         let slot = SHARED.get_or_init(|| Mutex::new(None));
         let mut slot = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -67,8 +70,8 @@ impl Node {
         node
     }
 
-    /// Keeps a node until the process exits, however it does: also by SIGINT or SIGTERM where [`exit_on_signals`]
-    /// was called.
+    /// Keeps a node until the process exits, in whatever way. This includes SIGINT and SIGTERM if
+    /// [`exit_on_signals`] was called.
     pub fn keep(node: Node) -> &'static Node {
         let node: &'static Node = Box::leak(Box::new(node));
         Self::end_at_exit(node);
@@ -82,7 +85,7 @@ impl Node {
         remove_at_exit();
     }
 
-    /// Starts a node of the version that the environment names.
+    /// Starts a node of the containerd version that the environment names.
     pub fn start() -> Result<Self> {
         Self::start_with(|_| {})
     }
@@ -92,7 +95,7 @@ impl Node {
         Self::start_version(Containerd::from_environment()?, edit)
     }
 
-    /// Starts a node of a version.
+    /// Starts a node of a given containerd version.
     pub fn start_version(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
         Self::start_configured(version, edit, |_, dir| Ok(config::containerd(dir)))
     }
@@ -118,7 +121,7 @@ impl Node {
         let (tag, dir, lock) = sweep::claim_folder()?;
         let mut caisson = config::caisson(&dir);
         edit(&mut caisson);
-        // As `caisson` makes it; the state folder is the shim's to make.
+        // Created as `caisson` does. The shim creates the state folder itself.
         fs::DirBuilder::new()
             .mode(0o700)
             .create(dir.join("store"))?;
@@ -126,10 +129,10 @@ impl Node {
             fs::create_dir_all(dir.join(folder))?;
         }
         fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;
-        // By this name a program that looks for containerd's process finds this node's only.
+        // A program that searches for containerd's process by this name finds only this node's.
         symlink(version.bin().join("containerd"), dir.join(&tag))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
-        // What a probe VM found out about KVM holds for the next node too, and takes seconds.
+        // What a probe VM found out about KVM, which takes seconds, also holds for the next node.
         let _ = fs::copy(remembered_accelerator(), dir.join("store/accelerator.json"));
         let node = Self {
             tag,
@@ -148,17 +151,17 @@ impl Node {
         Ok(node)
     }
 
-    /// The beginning of a container that will run an image of [`fixture`].
+    /// Begins building a container that runs an image of [`fixture`].
     pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
         ContainerBuilder::new(self, image)
     }
 
-    /// Imports an image of [`fixture`] if this node does not have it; gives its full name.
+    /// Imports an image of [`fixture`] if this node does not have it. Returns its full name.
     pub fn image(&self, name: &str) -> Result<String> {
         self.image_in(&self.tag, name)
     }
 
-    /// As [`Node::image`], in a namespace of containerd's.
+    /// Like [`Node::image`], in another of containerd's namespaces.
     pub fn image_in(&self, namespace: &str, name: &str) -> Result<String> {
         let full = fixture::full_name(name);
         let key = (namespace.to_owned(), full.clone());
@@ -185,15 +188,16 @@ impl Node {
         command::run(self.ctr_command().args(args), None, LIMIT)
     }
 
-    /// `ctr` with this node's address and namespace, arguments to follow.
+    /// Returns a `ctr` command with this node's address and namespace, without further arguments.
     pub fn ctr_command(&self) -> Command {
         self.ctr_in(&self.tag)
     }
 
-    /// As [`Node::ctr_command`], in another namespace.
+    /// Like [`Node::ctr_command`], in another namespace.
     pub fn ctr_in(&self, namespace: &str) -> Command {
-        // Before all others: containerd's client drops the output that it has not read when it hears of a process' end
-        // (`Delete` of 1.6 to 2.4), which on a busy machine is output of a test.
+        // `ctr` gets the highest priority. When containerd's client learns of a process's end, it
+        // drops the output that it has not read yet (`Delete` of 1.6 to 2.4). On a busy machine, a
+        // test would lose output.
         let mut ctr = Command::new("nice");
         ctr.args(["-n", "-20"])
             .arg(self.version.bin().join("ctr"))
@@ -205,7 +209,7 @@ impl Node {
         ctr
     }
 
-    /// An id that no other container of this machine has.
+    /// Returns an id that no other container of this machine has.
     pub fn next_id(&self) -> String {
         format!(
             "{}-{:04}",
@@ -214,24 +218,25 @@ impl Node {
         )
     }
 
-    /// Ids given out until now.
+    /// Returns the ids given out so far.
     pub fn ids(&self) -> Vec<String> {
         (1..self.ids.load(Ordering::Relaxed))
             .map(|n| format!("{}-{n:04}", self.tag))
             .collect()
     }
 
-    /// Remembers a shim whose id containerd made, so that its leftovers are found, also by the next run.
+    /// Remembers a shim whose id containerd made, so that its leftovers are found, also by the next
+    /// run.
     pub fn add_shim(&self, namespace: &str, id: &str) -> Result<()> {
         leftovers::add_shim(&self.dir, namespace, id)
     }
 
-    /// The folder of everything.
+    /// Returns the folder of the whole node.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The version that containerd says it is.
+    /// Returns the version that containerd reports.
     pub fn containerd_version(&self) -> Result<String> {
         use containerd_client::tonic::Request;
         self.call(|client| async move {
@@ -244,47 +249,47 @@ impl Node {
         })
     }
 
-    /// containerd's version.
+    /// Returns which containerd this node runs.
     pub fn version(&self) -> Containerd {
         self.version
     }
 
-    /// containerd's socket.
+    /// Returns the path of containerd's socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("c.sock")
     }
 
-    /// The containerd namespace and the mark in every name.
+    /// Returns the tag, which is the containerd namespace and part of every name.
     pub fn tag(&self) -> &str {
         &self.tag
     }
 
-    /// Caisson's state folder: one entry for each running pod.
+    /// Returns Caisson's state folder, which has one entry for each running pod.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")
     }
 
-    /// Caisson's stores.
+    /// Returns the folder of Caisson's stores.
     pub fn store_dir(&self) -> PathBuf {
         self.dir.join("store")
     }
 
-    /// Caisson's configuration file.
+    /// Returns the path of Caisson's configuration file.
     pub fn config_file(&self) -> PathBuf {
         self.dir.join("config.toml")
     }
 
-    /// What containerd and its shims logged.
+    /// Returns what containerd and its shims logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("logs/containerd.log")).unwrap_or_default()
     }
 
-    /// A folder for programs that this node finds before all others; it need not be there.
+    /// Returns a folder that comes first in this node's search for programs. It need not exist.
     pub fn programs(&self) -> PathBuf {
         self.dir.join("programs")
     }
 
-    /// `PATH` of containerd, by which it finds shims and runc.
+    /// Returns containerd's `PATH`, in which it finds shims and runc.
     pub fn path(&self) -> String {
         let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let dist = paths::dist().join("bin");
@@ -309,12 +314,12 @@ impl Node {
         })
     }
 
-    /// The runtime of this node's calls.
+    /// Returns the runtime of this node's calls.
     pub fn runtime(&self) -> &tokio::runtime::Runtime {
         &self.runtime
     }
 
-    /// Stops containerd (tasks go on) with SIGTERM, or SIGKILL where `hard`.
+    /// Stops containerd with SIGTERM, or with SIGKILL if `hard`. Tasks keep running.
     pub fn stop_containerd(&self, hard: bool) -> Result<()> {
         let Some(mut child) = self.slot().take() else {
             return Ok(());
@@ -329,7 +334,7 @@ impl Node {
         Ok(())
     }
 
-    /// Starts containerd again if it has ended without [`Node::stop_containerd`], after that time.
+    /// If containerd has ended without [`Node::stop_containerd`], starts it again after that time.
     pub fn revive(&self, after: Duration) -> Result<()> {
         let ended = match self.slot().as_mut() {
             Some(child) => child.try_wait()?.is_some(),
@@ -342,7 +347,8 @@ impl Node {
         Ok(())
     }
 
-    /// Starts containerd again, as often as it ends without [`Node::stop_containerd`], while `work` runs: what systemd is on a real node.
+    /// Restarts containerd while `work` runs, whenever it ends without [`Node::stop_containerd`],
+    /// as systemd does on a real node.
     pub fn supervised<T>(&self, work: impl FnOnce() -> T) -> T {
         let end = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -350,7 +356,7 @@ impl Node {
                 while !end.load(Ordering::Relaxed) {
                     let ended = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
                     if self.slot().as_mut().is_some_and(ended) {
-                        // One that can't be started is tried again.
+                        // If the start fails, the next round tries again.
                         let _ = self.spawn_containerd();
                     }
                     std::thread::sleep(Duration::from_millis(50));
@@ -397,7 +403,7 @@ impl Node {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Ends everything of a node that is kept for the whole process; also done at exit.
+    /// Ends everything of a node that is kept for the whole process. This is also done at exit.
     pub fn remove(&self) {
         self.end();
     }
@@ -432,8 +438,8 @@ impl Drop for Node {
     }
 }
 
-/// Turns SIGINT and SIGTERM into an exit of the process, with what is to be done at one. For programs that people
-/// interrupt; to be called before the first thread is started.
+/// Makes SIGINT and SIGTERM exit the process, so that what is registered for its exit is done.
+/// Meant for programs that people interrupt. Must be called before the first thread is started.
 pub fn exit_on_signals() -> Result<()> {
     use nix::sys::signal::{SigSet, Signal};
     let mut signals = SigSet::empty();
@@ -466,7 +472,7 @@ fn remembered_accelerator() -> PathBuf {
     paths::target().join("tests-accelerator.json")
 }
 
-/// The `caisson` command, for this node.
+/// Returns the `caisson` command for this node.
 pub fn caisson(node: &Node) -> Result<Command> {
     let program = paths::dist().join("bin/caisson");
     ensure!(

@@ -1,13 +1,14 @@
-//! Where the harness finds what `cargo xtask` built.
+//! Finds the programs and files that `cargo xtask` built for the harness.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Result};
 
-/// Which containerd a test node runs: `CAISSON_TEST_CONTAINERD`, `2` (the default), `1.7` or `1.6`.
+/// The containerd that a test node runs. `CAISSON_TEST_CONTAINERD` selects it: `2` (the default),
+/// `1.7` or `1.6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Containerd {
-    /// Debian 12's own.
+    /// Debian 12's package.
     V1_6,
     /// Debian 13's package, unpacked by `cargo xtask test-tools`.
     V1_7,
@@ -16,7 +17,7 @@ pub enum Containerd {
 }
 
 impl Containerd {
-    /// The version that the environment names.
+    /// Returns the version that the environment names.
     pub fn from_environment() -> Result<Self> {
         match std::env::var("CAISSON_TEST_CONTAINERD").as_deref() {
             Ok("1.6") => Ok(Self::V1_6),
@@ -26,7 +27,7 @@ impl Containerd {
         }
     }
 
-    /// The folder with containerd, ctr, the runc shim and, for 2.x, runc.
+    /// Returns the folder with containerd, ctr, the runc shim and, for 2.x, runc.
     pub fn bin(self) -> PathBuf {
         match self {
             Self::V1_6 => PathBuf::from("/usr/bin"),
@@ -35,7 +36,7 @@ impl Containerd {
         }
     }
 
-    /// The folder of programs, checked, with what to do when they are not there.
+    /// Returns the folder of programs. If they are missing, the error says how to get them.
     pub fn checked_bin(self) -> Result<PathBuf> {
         let bin = self.bin();
         let advice = match self {
@@ -51,7 +52,7 @@ impl Containerd {
     }
 }
 
-/// The workspace.
+/// Returns the workspace's folder.
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -59,27 +60,27 @@ pub fn workspace() -> PathBuf {
         .unwrap_or_default()
 }
 
-/// The build folder.
+/// Returns the build folder.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-/// What is shipped, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.
+/// Returns the folder of the shipped files, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.
 pub fn dist() -> PathBuf {
     target().join("dist")
 }
 
-/// The agent as it is in the guest image, which the fake VMM runs on the host.
+/// Returns the guest image's agent, which the fake VMM runs on the host.
 pub fn agent() -> PathBuf {
     target().join("x86_64-unknown-linux-gnu/release/caisson-agent")
 }
 
-/// The `probe` program, built beside the running test.
+/// Returns the `probe` program, built beside the running test.
 pub fn probe() -> Result<PathBuf> {
     program("probe")
 }
 
-/// A program of this crate, built beside the running test.
+/// Returns a program of this crate, built beside the running test.
 pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let found = test
@@ -97,7 +98,8 @@ pub fn program(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// A program for Kubernetes' own end-to-end tests, checked, with what to do when it is not there.
+/// Returns a program for Kubernetes' own end-to-end tests. If it is missing, the error says how to
+/// get it.
 pub fn conformance(name: &str) -> Result<PathBuf> {
     let path = target().join("cache/tools/conformance/bin").join(name);
     ensure!(

@@ -1,4 +1,4 @@
-//! What `/proc` says of a process of the host.
+//! Reads `/proc` for processes of the host.
 
 use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
 
@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     pub pid: u32,
-    /// Arguments, separated by spaces; for a process without any its name in brackets.
+    /// The arguments, separated by spaces. For a process without any, its name in brackets.
     pub command: String,
 }
 
-/// All processes of the host that are not zombies.
+/// Returns all processes of the host that are not zombies.
 pub fn all() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
@@ -30,7 +30,7 @@ pub fn all() -> Vec<Process> {
         .collect()
 }
 
-/// Whether a process is there and not a zombie.
+/// Returns whether a process exists and is not a zombie.
 pub fn is_running(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
@@ -41,7 +41,7 @@ pub fn is_running(pid: u32) -> bool {
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// The fields of `/proc/<pid>/status`, proc(5).
+/// Returns the fields of `/proc/<pid>/status`, proc(5).
 pub fn status(pid: u32) -> Result<HashMap<String, String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid}"))?;
@@ -52,19 +52,20 @@ pub fn status(pid: u32) -> Result<HashMap<String, String>> {
         .collect())
 }
 
-/// Resident memory, bytes.
+/// Returns the resident memory in bytes.
 pub fn rss(pid: u32) -> Result<u64> {
     let status = status(pid)?;
     kib(status.get("VmRSS").context("VmRSS")?)
 }
 
-/// The most resident memory that the process has had, bytes.
+/// Returns the most resident memory that the process has had, in bytes.
 pub fn peak_rss(pid: u32) -> Result<u64> {
     let status = status(pid)?;
     kib(status.get("VmHWM").context("VmHWM")?)
 }
 
-/// Proportional set size, bytes: shared pages are divided among those that share them.
+/// Returns the proportional set size in bytes: shared pages are divided among the processes that
+/// share them.
 pub fn pss(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
         .with_context(|| format!("process {pid}"))?;
@@ -75,7 +76,8 @@ pub fn pss(pid: u32) -> Result<u64> {
     kib(line.trim())
 }
 
-/// Processor time of a process and its threads so far (proc(5), `stat`, fields 14 and 15; in 10 ms).
+/// Returns the CPU time of a process and its threads so far (proc(5), `stat`, fields 14 and 15; in
+/// 10 ms).
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("process {pid}"))?;
@@ -89,7 +91,7 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
-/// Capability names that a mask of `/proc/<pid>/status` has, by number, capability.h.
+/// Returns the numbers of the capabilities in a mask of `/proc/<pid>/status` (capability.h).
 pub fn capabilities(pid: u32, set: &str) -> Result<Vec<u32>> {
     let status = status(pid)?;
     let mask = status.get(set).with_context(|| set.to_owned())?;
@@ -97,13 +99,13 @@ pub fn capabilities(pid: u32, set: &str) -> Result<Vec<u32>> {
     Ok((0..64).filter(|bit| mask >> bit & 1 == 1).collect())
 }
 
-/// Which namespace a process is in, as `net:[4026531840]`.
+/// Returns the namespace that a process is in, as `net:[4026531840]`.
 pub fn namespace(pid: u32, kind: &str) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?;
     Some(link.display().to_string())
 }
 
-/// What a process's descriptors refer to.
+/// Returns what a process's descriptors refer to.
 pub fn open_files(pid: u32) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return Vec::new();
@@ -114,7 +116,7 @@ pub fn open_files(pid: u32) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The children of a process and theirs.
+/// Returns all descendants of a process.
 pub fn descendants(pid: u32) -> Vec<u32> {
     let mut parents: HashMap<u32, Vec<u32>> = HashMap::new();
     for process in all() {
@@ -137,13 +139,13 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
-/// Sends a signal; a process that is gone is no error.
+/// Sends a signal. A missing process is no error.
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: kill has no preconditions in memory; the pid is never 0 or negative.
     unsafe { libc::kill(pid.max(2) as i32, signal) };
 }
 
-/// The bytes of a number of KiB, as files in /proc have it (`1234 kB`).
+/// Parses a number of KiB as files in /proc have it (`1234 kB`). Returns bytes.
 pub fn kib(text: &str) -> Result<u64> {
     let number = text.split_whitespace().next().context("a number of kB")?;
     Ok(number.parse::<u64>().with_context(|| text.to_owned())? * 1024)

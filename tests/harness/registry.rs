@@ -1,4 +1,4 @@
-//! A real registry: Debian's `docker-registry`, on loopback where nothing else is said.
+//! A real registry, Debian's `docker-registry`, on loopback by default.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,7 @@ use anyhow::{ensure, Context, Result};
 use crate::command;
 
 const PROGRAM: &str = "/usr/bin/docker-registry";
-/// Whose images it stands in for. A short name such as `busybox` is docker.io's.
+/// The registries that this one stands in for. A short name such as `busybox` is docker.io's.
 const PUBLIC: [&str; 5] = [
     "docker.io",
     "registry.k8s.io",
@@ -21,19 +21,20 @@ const PUBLIC: [&str; 5] = [
     "mcr.microsoft.com",
 ];
 
-/// A running registry. Dropped, it ends.
+/// A running registry. Dropping it ends it.
 pub struct Registry {
     address: String,
     process: Child,
 }
 
 impl Registry {
-    /// Starts a registry with nothing in it, which keeps all that it has in `dir`.
+    /// Starts an empty registry that keeps its data in `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
         Self::start_as(Command::new(PROGRAM), "127.0.0.1", dir)
     }
 
-    /// Starts one at this IPv4 address of the machine, whose process has `name=value` in its environment.
+    /// Starts a registry at this IPv4 address of the machine, with `name=value` in its process's
+    /// environment.
     pub fn start_marked(address: &str, dir: &Path, (name, value): (&str, &Path)) -> Result<Self> {
         let mut program = Command::new(PROGRAM);
         program.env(name, value);
@@ -74,12 +75,13 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Host and port.
+    /// Returns host and port.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Sends containerd here for every registry that it would look for in the internet, by the folder of its `config_path`.
+    /// Writes into `hosts`, the folder of containerd's `config_path`, that containerd is to use
+    /// this registry in place of every registry that it would look for on the internet.
     pub fn stand_in(&self, hosts: &Path) -> Result<()> {
         let here = format!("http://{}", self.address);
         for name in PUBLIC {
@@ -93,8 +95,9 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes an image that a containerd has as `full` available under a public name, such as `docker.io/library/busybox:1.36`. `ctr` is a
-    /// command for that containerd and the image's namespace, arguments to follow.
+    /// Makes an image that a containerd has as `full` available under a public name such as
+    /// `docker.io/library/busybox:1.36`. `ctr` is a command for that containerd and the image's
+    /// namespace, without further arguments.
     pub fn push(&self, mut ctr: Command, full: &str, name: &str) -> Result<()> {
         let (_, path) = name
             .split_once('/')

@@ -1,4 +1,4 @@
-//! Skills of a node: packed, or files that are added as they are, by `caisson skill`.
+//! Skills of a node: trees packed, or files added as they are, with `caisson skill`.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     node::{caisson, Node, LIMIT},
 };
 
-/// Packs a tree; the digest as an annotation has it.
+/// Packs a tree. Returns the digest as in an annotation.
 pub fn pack(node: &Node, name: &str, tree: &Path) -> Result<String> {
     pack_with(node, name, tree, &[])
 }
@@ -26,20 +26,20 @@ pub fn pack_with(node: &Node, name: &str, tree: &Path, options: &[&str]) -> Resu
     Ok(command::run(&mut pack, None, LIMIT)?.ok()?.line())
 }
 
-/// Adds a file, whatever it is; the digest as an annotation has it.
+/// Adds a file, whatever it contains. Returns the digest as in an annotation.
 pub fn add(node: &Node, name: &str, file: &Path) -> Result<String> {
     let mut add = caisson(node)?;
     add.args(["skill", "add", "--name", name]).arg(file);
     Ok(command::run(&mut add, None, LIMIT)?.ok()?.line())
 }
 
-/// Where the store has a skill.
+/// Returns the path of a skill in the store.
 pub fn file(node: &Node, digest: &str) -> PathBuf {
     let name = digest.trim_start_matches("sha256:");
     node.store_dir().join("skills").join(name)
 }
 
-/// A squashfs file of a tree, by mksquashfs with these options.
+/// Makes a squashfs file of a tree with mksquashfs and these options.
 pub fn squashfs(tree: &Path, options: &[&str], file: &Path) -> Result<()> {
     let mut make = Command::new("mksquashfs");
     make.arg(tree)
@@ -49,7 +49,7 @@ pub fn squashfs(tree: &Path, options: &[&str], file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An empty folder for a tree, under the node's own.
+/// Creates an empty folder for a tree, below the node's own.
 pub fn tree(node: &Node, name: &str) -> Result<PathBuf> {
     let tree = node.dir().join("trees").join(name);
     fs::create_dir_all(&tree)?;

@@ -1,4 +1,5 @@
-//! Folders of nodes: claimed so that two runs never meet, removed with all that runs or is mounted below them.
+//! Claims the folders of nodes so that two runs never conflict, and removes them with all that runs
+//! or is mounted below them.
 
 use std::{
     fs::{self, File},
@@ -11,14 +12,17 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::{command, cri::network, leftovers, proc};
 
-/// Every folder of a node is `/tmp/cst<pid>n<number>`: short, since sockets (108 bytes) lie in it.
+/// The prefix of every node's folder, `/tmp/cst<pid>n<number>`. It is short since sockets, whose
+/// paths are limited to 108 bytes, lie in the folder.
 const PREFIX: &str = "cst";
 const PARENT: &str = "/tmp";
 
-/// Makes and locks a folder of this process, after what dead runs left was removed. Gives its tag, path and lock.
+/// Removes what dead runs left, then creates and locks a folder for this process. Returns its tag,
+/// path and lock.
 pub fn claim_folder() -> Result<(String, PathBuf, Flock<File>)> {
     let parent = Path::new(PARENT);
-    // Held while a folder is made and not yet locked, so that no other run takes it for a dead one.
+    // Held while a folder exists but is not yet locked, so that no other run takes it for a dead
+    // run's.
     let _gate = gate()?;
     for (tag, dir) in folders(parent)? {
         if is_dead(&dir) {
@@ -38,7 +42,8 @@ pub fn claim_folder() -> Result<(String, PathBuf, Flock<File>)> {
     unreachable!("the loop has no end")
 }
 
-/// Takes a number below `count` that no other folder has for the same `name`; it is free again with the folder.
+/// Takes a number below `count` that no other folder has for the same `name`. It is free again when
+/// the folder is removed.
 pub fn claim_number(dir: &Path, name: &str, count: u32) -> Result<u32> {
     let _gate = gate()?;
     let number = |dir: &Path| fs::read_to_string(dir.join(name)).ok()?.parse().ok();
@@ -52,9 +57,11 @@ pub fn claim_number(dir: &Path, name: &str, count: u32) -> Result<u32> {
     Ok(free)
 }
 
-/// Ends the processes of a node, unmounts what is mounted below its folder and removes its network, cgroups and folder.
+/// Ends the processes of a node, unmounts what is mounted below its folder and removes its network,
+/// cgroups and folder.
 pub fn remove(tag: &str, dir: &Path) -> Result<()> {
-    // A killed shim's children may be seen only after their parent is gone: until nothing is found.
+    // A killed shim's children may become visible only after their parent is gone, so this repeats
+    // until nothing is found.
     for _ in 0..5 {
         let processes = leftovers::processes(tag);
         if processes.is_empty() {

@@ -1,4 +1,5 @@
-//! What `ctr` has no words for: wait, state, pids, update, metrics, by containerd's Tasks service.
+//! Uses containerd's Tasks service for what `ctr` has no commands for: wait, state, pids, update,
+//! metrics.
 
 use std::time::Duration;
 
@@ -19,12 +20,12 @@ use serde_json::Value;
 
 use crate::{command, container::Container, node::LIMIT, Node};
 
-/// The few figures of a task that cgroup v1 and v2 both have.
+/// The few figures of a task that both cgroup v1 and v2 have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes.
     pub memory: u64,
-    /// Bytes; `u64::MAX` or nearly so when there is no limit.
+    /// Bytes; `u64::MAX` or nearly that if there is no limit.
     pub memory_limit: u64,
     /// Nanoseconds since the start.
     pub cpu_nanos: u64,
@@ -33,17 +34,17 @@ pub struct Usage {
 }
 
 impl Container<'_> {
-    /// State of the container's init.
+    /// Returns the state of the container's init.
     pub fn state(&self) -> Result<Process> {
         self.exec_state("")
     }
 
-    /// State of an exec.
+    /// Returns the state of an exec.
     pub fn exec_state(&self, exec_id: &str) -> Result<Process> {
         state(self.node, &self.id, exec_id)
     }
 
-    /// Waits until an exec that was begun elsewhere runs.
+    /// Waits until an exec that was started elsewhere is running.
     pub fn wait_for_exec(&self, exec_id: &str) -> Result<()> {
         command::poll(&format!("exec {exec_id} to run"), LIMIT, || {
             let process = self.exec_state(exec_id).ok()?;
@@ -51,17 +52,17 @@ impl Container<'_> {
         })
     }
 
-    /// Waits for the end of the init; its exit status.
+    /// Waits for the end of the init. Returns its exit status.
     pub fn wait(&self) -> Result<u32> {
         self.wait_within(LIMIT)
     }
 
-    /// As [`Container::wait`], within a time.
+    /// Like [`Container::wait`], with a time limit.
     pub fn wait_within(&self, limit: Duration) -> Result<u32> {
         self.wait_exec("", limit)
     }
 
-    /// Waits for the end of an exec (`""`: the init).
+    /// Waits for the end of an exec (`""`: the init). Returns its exit status.
     pub fn wait_exec(&self, exec_id: &str, limit: Duration) -> Result<u32> {
         let request = WaitRequest {
             container_id: self.id.clone(),
@@ -79,7 +80,7 @@ impl Container<'_> {
         })
     }
 
-    /// Ids of the container's processes, as the runtime numbers them.
+    /// Returns the ids of the container's processes, as the runtime numbers them.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let request = ListPidsRequest {
             container_id: self.id.clone(),
@@ -140,7 +141,7 @@ impl Container<'_> {
         })
     }
 
-    /// Starts an added process; its pid.
+    /// Starts an added process. Returns its pid.
     pub fn start_exec(&self, exec_id: &str) -> Result<u32> {
         let request = StartRequest {
             container_id: self.id.clone(),
@@ -157,7 +158,7 @@ impl Container<'_> {
         })
     }
 
-    /// Removes an ended process; its exit status.
+    /// Removes an ended process. Returns its exit status.
     pub fn delete_exec(&self, exec_id: &str) -> Result<u32> {
         let request = DeleteProcessRequest {
             container_id: self.id.clone(),
@@ -209,7 +210,7 @@ impl Container<'_> {
         })
     }
 
-    /// The task's metrics.
+    /// Returns the task's metrics.
     pub fn metrics(&self) -> Result<Usage> {
         let request = MetricsRequest {
             filters: vec![format!("id=={}", self.id)],
@@ -232,7 +233,7 @@ impl Container<'_> {
     }
 }
 
-/// State of a process of a task.
+/// Returns the state of a process of a task.
 pub fn state(node: &Node, id: &str, exec_id: &str) -> Result<Process> {
     let request = GetRequest {
         container_id: id.into(),
@@ -251,12 +252,12 @@ pub fn state(node: &Node, id: &str, exec_id: &str) -> Result<Process> {
     })
 }
 
-/// Whether a task is there and running.
+/// Returns whether a task exists and is running.
 pub fn is_running(node: &Node, id: &str) -> bool {
     state(node, id, "").is_ok_and(|process| process.status() == Status::Running)
 }
 
-/// Whether a process has been started, asked from a thread that has no node.
+/// Returns whether a process has been started. Meant for a thread that has no node.
 pub fn is_started(socket: &std::path::Path, namespace: &str, id: &str, exec_id: &str) -> bool {
     let request = GetRequest {
         container_id: id.into(),

@@ -1,4 +1,4 @@
-//! A pseudo-terminal for programs that want one, such as `ctr run --tty`.
+//! A pseudo-terminal for programs that need one, such as `ctr run --tty`.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use nix::pty::{openpty, Winsize};
 
 use crate::command;
 
-/// A program on a terminal of its own.
+/// A program on its own terminal.
 pub struct Terminal {
     child: Child,
     near: File,
@@ -22,7 +22,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts `command` with a terminal of that size as its controlling one.
+    /// Starts `command` with a terminal of that size as its controlling terminal.
     pub fn spawn(command: &mut Command, columns: u16, rows: u16) -> Result<Self> {
         let pair = openpty(Some(&size(columns, rows)), None).context("openpty")?;
         let far: OwnedFd = pair.slave;
@@ -43,7 +43,7 @@ impl Terminal {
         let child = command
             .spawn()
             .with_context(|| format!("start {command:?}"))?;
-        // The far end must be closed here, or reading the near one never ends.
+        // The far end must be closed here, or reading the near end never finishes.
         command.stdin(std::process::Stdio::null());
         command
             .stdout(std::process::Stdio::null())
@@ -71,7 +71,7 @@ impl Terminal {
         self.near.write_all(text.as_bytes()).context("type")
     }
 
-    /// Changes the terminal's size, of which the program is told by SIGWINCH.
+    /// Changes the terminal's size. SIGWINCH tells the program.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         use std::os::fd::AsRawFd;
         let size = size(columns, rows);
@@ -80,7 +80,7 @@ impl Terminal {
         nix::errno::Errno::result(done).context("resize").map(drop)
     }
 
-    /// Everything shown until now.
+    /// Returns everything shown so far.
     pub fn shown(&self) -> String {
         let output = self
             .output
@@ -90,7 +90,7 @@ impl Terminal {
         String::from_utf8_lossy(&output).into_owned()
     }
 
-    /// Waits until a text has been shown; all that was.
+    /// Waits until a text has been shown. Returns everything that was shown.
     pub fn wait_for(&self, text: &str) -> Result<String> {
         command::poll(
             &format!("{text:?} on the terminal"),
@@ -100,14 +100,14 @@ impl Terminal {
         .with_context(|| self.shown())
     }
 
-    /// Waits for the program's end; its exit code.
+    /// Waits for the program's end. Returns its exit code.
     pub fn wait(&mut self, limit: Duration) -> Result<i32> {
         let status = command::wait(&mut self.child, limit)?;
         let status = status.with_context(|| format!("still runs: {}", self.shown()))?;
         Ok(status.code().unwrap_or(-1))
     }
 
-    /// Process id of the program.
+    /// Returns the program's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

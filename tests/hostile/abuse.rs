@@ -1,9 +1,9 @@
-//! Pods that take as much as they can, with an agent that is honest: a neighbour and the node keep
-//! working, and what they had of it is printed. `CAISSON_TEST_FULL`: each for a minute, else for
-//! some seconds.
+//! Tests pods that take as much as they can, with an honest agent. A neighbour and the node have to
+//! keep working, and the effect on them is printed. With `CAISSON_TEST_FULL` each test lasts a
+//! minute, otherwise some seconds.
 //!
-//! All that is written lies on a small file system, and a VM has at most 256 MiB: what a broken
-//! product lets through does not take this machine down.
+//! Everything that is written goes to a small file system, and a VM has at most 256 MiB, so that
+//! what a broken product lets through does not bring this machine down.
 
 use std::{
     fs,
@@ -23,22 +23,22 @@ use caisson_tests::{
     proc, Leftovers, Node,
 };
 
-/// Until then a pod is removed, whatever goes on in it.
+/// The time within which a pod is removed, whatever runs in it.
 const SOON: Duration = Duration::from_secs(10);
-/// An exec of the neighbour takes no longer, whatever goes on beside it.
+/// The longest time that an exec of the neighbour may take, whatever runs beside it.
 const EXEC: Duration = Duration::from_secs(10);
-/// The disk of the node: containers' roots and emptyDirs.
+/// The size of the node's disk, which holds the containers' roots and emptyDirs.
 const DISK_MIB: u64 = 512;
-/// Its inodes.
+/// The number of the disk's inodes.
 const INODES: u64 = 20_000;
 
-/// How long each goes on.
+/// Returns how long each test lasts.
 fn duration() -> Duration {
     let full = std::env::var_os("CAISSON_TEST_FULL").is_some();
     Duration::from_secs(if full { 60 } else { 5 })
 }
 
-/// The node, whose containerd has its files on a small disk.
+/// Returns the node, whose containerd has its files on a small disk.
 fn node() -> &'static CriNode {
     static NODE: OnceLock<CriNode> = OnceLock::new();
     NODE.get_or_init(|| {
@@ -64,7 +64,7 @@ fn neighbour() -> &'static Neighbour {
     })
 }
 
-/// Moves containerd's files to a small file system, which goes with the node's folder.
+/// Moves containerd's files to a small file system, which is removed with the node's folder.
 fn small_disk(node: &Node) -> Result<()> {
     let (image, root, old) = (
         node.dir().join("disk"),
@@ -90,7 +90,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder on the node's disk, as an emptyDir is.
+/// Makes a folder on the node's disk, where an emptyDir would be.
 fn empty_dir(pod: &Pod<'_>) -> Result<PathBuf> {
     let dir = pod.node().dir().join("root/volumes").join(pod.id());
     fs::create_dir_all(&dir)?;
@@ -212,7 +212,7 @@ fn connection_flood_leaves_the_node_to_others() -> Result<()> {
     })
 }
 
-/// From the node, by a program that ends in time.
+/// Asks the neighbour from the node, with a time limit.
 fn neighbour_says(address: &str) -> Result<String> {
     use std::io::{BufRead, BufReader, Write};
     let to: std::net::SocketAddr = address.parse()?;
@@ -226,7 +226,7 @@ fn neighbour_says(address: &str) -> Result<String> {
 
 #[test]
 fn log_flood_that_nobody_reads_leaves_the_node_to_others() -> Result<()> {
-    // By ctr, whose client stops reading when its own output is not read.
+    // Uses `ctr`, whose client stops reading when its own output is not read.
     let node: &Node = node();
     let builder = node
         .container("busybox")
@@ -244,7 +244,7 @@ fn log_flood_that_nobody_reads_leaves_the_node_to_others() -> Result<()> {
             let qemu = command::poll("QEMU", Duration::from_secs(30), || {
                 container.vm_process("qemu").ok()
             })?;
-            // Until its buffers are full.
+            // Waits until the buffers are full.
             thread::sleep(Duration::from_secs(4));
             let before = proc::cpu_time(qemu)?;
             thread::sleep(duration());
@@ -295,7 +295,7 @@ fn inodes(container: &Container<'_>, folder: &str) -> Result<String> {
     Ok(container.exec_within(files, duration() * 4)?.line())
 }
 
-/// Starts a pod with a container, has it do its worst and removes it.
+/// Starts a pod with a container, lets it do its worst and removes it.
 fn abuse(
     name: &str,
     pod: PodBuilder<'static>,
@@ -315,7 +315,7 @@ fn abuse(
     })
 }
 
-/// Holds what goes on in `work` to what it may cost others, and prints it.
+/// Runs `work`, checks that its cost to others stays within the limits, and prints the cost.
 fn held(name: &str, work: impl FnOnce() -> Result<String> + Send) -> Result<()> {
     let _alone = alone();
     let (node, neighbour) = (node(), neighbour());

@@ -1,7 +1,7 @@
-//! Pods whose agent lies (`guest/src/hostile/`), each beside a neighbour. Held to the same in each:
-//! every request is answered within 10 s, with a reason where it fails; the pod can be removed and
-//! leaves nothing; its shim stays within 32 MiB more than a healthy one; the neighbour's exec takes
-//! at most 1.5 times what it takes alone; nobody's log gets a control character.
+//! Tests pods whose agent lies (`guest/src/hostile/`), each beside a neighbour. Each test checks
+//! the same: every request is answered within 10 s, with a reason if it fails; the pod can be
+//! removed and leaves nothing; its shim stays within 32 MiB more than a healthy one; the
+//! neighbour's exec takes at most 1.5 times what it takes alone; no log gets a control character.
 
 mod attack;
 
@@ -17,12 +17,12 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// Within this time an agent that answers nothing is found dead: three pings, 5 s apart, that have
-/// 8 s each.
+/// The time within which an agent that answers nothing is found dead: three pings, 5 s apart, that
+/// have 8 s each.
 const HEARTBEAT: Duration = Duration::from_secs(50);
-/// Events of one pod that containerd may get in 5 s.
+/// The maximum number of events of one pod that containerd may get in 5 s.
 const EVENTS: usize = 50;
-/// What is written into the log for one pod in 5 s, bytes.
+/// The maximum number of bytes written into the log for one pod in 5 s.
 const LOG: usize = 4 << 20;
 
 #[rstest]
@@ -60,7 +60,7 @@ fn answer_that_never_comes_fails_with_a_reason(#[case] lie: &str) -> Result<()> 
 #[test]
 fn answer_that_comes_late_harms_its_pod_alone() -> Result<()> {
     attack("hostile-late-exec", |_, _, _| {
-        // Until it has come.
+        // Waits until the late answer has come.
         thread::sleep(Duration::from_secs(15));
         Ok(())
     })
@@ -120,7 +120,7 @@ fn statistics_as_large_as_a_frame_harm_nobody() -> Result<()> {
     })
 }
 
-/// The guest acknowledges the kill, and the process is there for ever.
+/// The guest acknowledges the kill, but the process never ends.
 #[test]
 fn kill_that_is_only_acknowledged_ends_with_the_vm() -> Result<()> {
     attack("hostile-kill", |life, _, container| {
@@ -137,7 +137,7 @@ fn guest_that_falls_silent_ends_with_a_reason() -> Result<()> {
     attack("hostile-silent", |_, pod, container| ended(pod, container))
 }
 
-/// As a guest whose kernel hangs: it says nothing, and its VM is there.
+/// The VM behaves like one whose kernel hangs: it exists but sends nothing.
 #[test]
 fn vm_that_stands_still_ends_with_a_reason() -> Result<()> {
     attack("honest", |life, pod, container| {
@@ -181,7 +181,7 @@ fn console_flooded_with_control_characters_is_bounded_in_the_log() -> Result<()>
     })
 }
 
-/// Frames of the largest size that do not wait until they were taken.
+/// The guest sends frames of the largest size without waiting until they were taken.
 #[test]
 fn stream_without_end_that_nobody_reads_harms_nobody() -> Result<()> {
     attack("hostile-streams", |_, _, container| {
@@ -206,7 +206,7 @@ fn stream_of_a_wrong_form_is_cut(#[case] lie: &str) -> Result<()> {
     })
 }
 
-/// Each lie in the answer to each kind of request: `make hostile`.
+/// Tests each lie in the answer to each kind of request: `make hostile`.
 #[rstest]
 #[ignore = "takes minutes: make hostile"]
 fn lie_in_any_answer_harms_its_pod_alone(
@@ -238,7 +238,8 @@ fn lies(lie: &str) -> Result<()> {
 }
 
 /// Waits until CRI shows the end of pod and container, with a reason. The pod lives until the
-/// heartbeat has found its agent dead: a guest that only stands still for some seconds is not killed.
+/// heartbeat has found its agent dead: a guest that only stands still for some seconds is not
+/// killed.
 fn ended(pod: &Pod<'_>, container: &Container<'_>) -> Result<()> {
     let mut last = None;
     command::poll("pod and container to have ended", HEARTBEAT, || {

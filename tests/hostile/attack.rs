@@ -1,4 +1,5 @@
-//! One hostile pod beside a neighbour: what each request came to, and what the node had of it.
+//! Runs one hostile pod beside a neighbour, and records the result of each request and the effect
+//! on the node.
 
 use std::{
     sync::OnceLock,
@@ -14,16 +15,17 @@ use caisson_tests::{
 };
 use serde_json::json;
 
-/// Within this time a request is answered, with a reason where it fails.
+/// The time within which a request is answered, with a reason if it fails.
 pub const SOON: Duration = Duration::from_secs(10);
 
 /// How long containerd waits for the end of an exec's output when its process has ended
 /// (`drain_exec_sync_io_timeout` of the tests' configuration).
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long an agent has for an answer: by default with KVM, configured here for emulation too.
+/// How many seconds an agent has for an answer. This is the default with KVM, and is set here for
+/// emulation too.
 const ANSWER_SECS: u64 = 8;
 
-/// The node, whose guests all have the agent that lies where a pod's hostname says so.
+/// Returns the node. All its guests have the agent that lies if the pod's hostname asks for it.
 pub fn node() -> &'static CriNode {
     static NODE: OnceLock<CriNode> = OnceLock::new();
     NODE.get_or_init(|| {
@@ -40,7 +42,7 @@ pub fn node() -> &'static CriNode {
     })
 }
 
-/// The pod in which the agent is honest, beside which the others are.
+/// Returns the neighbour, a pod whose agent is honest, beside which the other pods run.
 pub fn neighbour() -> &'static Neighbour {
     static NEIGHBOUR: OnceLock<Neighbour> = OnceLock::new();
     NEIGHBOUR.get_or_init(|| {
@@ -50,7 +52,7 @@ pub fn neighbour() -> &'static Neighbour {
     })
 }
 
-/// A request and what came of it.
+/// A request and its result.
 #[derive(Debug)]
 pub struct Step {
     name: &'static str,
@@ -59,21 +61,21 @@ pub struct Step {
 }
 
 impl Step {
-    /// Whether containerd gave up on the output of an exec.
+    /// Returns whether containerd gave up on the output of an exec.
     fn is_drained(&self) -> bool {
         let error = self.error.as_deref();
         error.is_some_and(|error| error.contains("failed to drain exec process"))
     }
 }
 
-/// The requests for one pod, in their order.
+/// The requests for one pod, in order.
 #[derive(Default)]
 pub struct Life {
     steps: Vec<Step>,
 }
 
 impl Life {
-    /// Makes a request, and notes what came of it.
+    /// Makes a request and records its result.
     pub fn step<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Option<T> {
         let start = Instant::now();
         let result = work();
@@ -86,13 +88,14 @@ impl Life {
         result.ok()
     }
 
-    /// What is wrong with the answers.
+    /// Collects what is wrong with the answers.
     fn faults(&self, boot: Duration, faults: &mut Vec<String>) {
         for step in &self.steps {
             let (name, took) = (step.name, step.took);
             let limit = match name {
                 "RunPodSandbox" => SOON + boot,
-                // As with runc: what a process left behind may write on into the output of an exec.
+                // With runc too, a process that was left behind may keep writing into the output of
+                // an exec.
                 "ExecSync" if step.is_drained() => SOON + 2 * DRAIN,
                 _ => SOON,
             };
@@ -119,8 +122,8 @@ impl Life {
     }
 }
 
-/// Runs the life of a pod with this hostname and holds it to what no pod may do to its node. `more`
-/// is what the test asks of the running pod and its container.
+/// Runs the life of a pod with this hostname and checks that it does nothing to its node that no
+/// pod may do. `more` is the test's own check on the running pod and its container.
 pub fn attack(
     hostname: &str,
     more: impl FnOnce(&mut Life, &Pod<'_>, &Container<'_>) -> Result<()> + Send,
@@ -133,7 +136,7 @@ pub fn attack(
     let mut alone = neighbour.median()?;
     let ((life, asked), beside) = neighbour.beside(|| Ok(live(node, hostname, more)))?;
     if beside.as_secs_f64() > SLOWER * alone.as_secs_f64() {
-        // Others of the machine may have begun meanwhile.
+        // Other work on the machine may have begun meanwhile.
         alone = alone.max(neighbour.median()?);
     }
     let memory = peak.bytes().saturating_sub(healthy.memory);
@@ -162,7 +165,7 @@ pub fn attack(
     Ok(())
 }
 
-/// What a kubelet asks for. Requests that fail do not keep it from the next.
+/// Makes a kubelet's requests. A request that fails does not prevent the next.
 fn live(
     node: &CriNode,
     hostname: &str,
@@ -197,7 +200,7 @@ fn live(
     (life, asked)
 }
 
-/// What a pod takes in which nobody lies.
+/// The boot time and memory of a pod whose agent does not lie.
 struct Healthy {
     boot: Duration,
     memory: u64,
@@ -208,7 +211,7 @@ fn healthy() -> Result<&'static Healthy> {
     if let Some(healthy) = HEALTHY.get() {
         return Ok(healthy);
     }
-    // After the neighbour, so that the image and what is remembered of the node are there.
+    // Runs after the neighbour's start, so that the image and what is remembered of the node exist.
     neighbour();
     let start = Instant::now();
     let pod = node().pod().start()?;

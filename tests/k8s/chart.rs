@@ -1,4 +1,5 @@
-//! The chart on a real cluster: `make test-k8s`. Its tests change the one node, so they take turns.
+//! Tests the chart on a real cluster: `make test-k8s`. The tests change the one node, so they take
+//! turns.
 
 mod node_restriction;
 
@@ -18,13 +19,14 @@ use caisson_tests::{
 };
 use serde_json::{json, Value};
 
-/// A self-test and a restart of containerd, on a busy machine.
+/// Allows for a self-test and a restart of containerd on a busy machine.
 const LIMIT: Duration = Duration::from_secs(240);
 const READY: &str = "caisson.dev/ready";
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The cluster with the chart installed as `make cluster` does it, this test's alone.
+/// Returns the cluster with the chart installed as `make cluster` does it. No other test uses it
+/// meanwhile.
 fn cluster() -> Result<(MutexGuard<'static, ()>, &'static TestCluster)> {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = TestCluster::shared();
@@ -72,7 +74,7 @@ fn node_that_cannot_be_set_up_says_why_and_gets_no_pods() -> Result<()> {
         .unwrap_or_default()
         .to_owned();
     assert!(message.contains("nosuch"), "{message}");
-    // The labels go right after the condition has come.
+    // The labels are removed right after the condition has appeared.
     poll("the label to go", LIMIT, || {
         let node = node(cluster).ok()?;
         node["metadata"]["labels"][READY].is_null().then_some(())
@@ -191,7 +193,7 @@ fn removal_waits_for_pods_and_gives_the_node_back() -> Result<()> {
             (condition["reason"] == "UninstallFailed").then(|| condition["message"].clone())
         };
         let waits = poll("the node to say what it waits for", LIMIT, reason);
-        // It has to end whatever comes out here.
+        // The removal has to end whatever the result is here.
         let ran = pod.exec("echo runs");
         pod.delete()?;
         let removed = removal.join().map_err(|_| anyhow::anyhow!("panic"))?;
@@ -221,14 +223,14 @@ fn removal_waits_for_pods_and_gives_the_node_back() -> Result<()> {
     Ok(())
 }
 
-/// The one node.
+/// Returns the one node.
 fn node(cluster: &TestCluster) -> Result<Value> {
     let nodes = cluster.kubectl(&["get", "nodes", "--output=json"])?.ok()?;
     let nodes: Value = serde_json::from_slice(&nodes.stdout)?;
     Ok(nodes["items"][0].clone())
 }
 
-/// Its condition of ours, or null.
+/// Returns Caisson's condition of the node, or null.
 fn condition(node: &Value) -> Value {
     let all = node["status"]["conditions"].as_array();
     let ours = all

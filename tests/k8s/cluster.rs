@@ -1,4 +1,4 @@
-//! `k8s-cluster`: the supervisor of the tests' cluster.
+//! `k8s-cluster` is the supervisor of the tests' cluster.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Deployments: what the RuntimeClass changes in one, and a rolling update.
+//! Tests Deployments: what the RuntimeClass changes in one, and a rolling update.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -11,8 +11,10 @@ use caisson_tests::{
 use rstest::rstest;
 use serde_json::{json, Value};
 
-/// What a program can see of its surroundings, one fact a line. Not the limits that follow the size of the machine or those of the daemon that made
-/// the container, nor `/dev/kcore`, which is there if the kernel was built with it. Names and addresses of the pod are made the same.
+/// A script that prints what a program can see of its surroundings, one fact a line. It leaves out
+/// the limits that depend on the size of the machine, those of the daemon that made the container,
+/// and `/dev/kcore`, whose existence depends on the kernel's build options. Names and addresses of
+/// the pod are replaced by fixed ones.
 const INVENTORY: &str = r#"
 cd /
 echo "id $(id)"; echo "pwd $(pwd)"; echo "umask $(umask)"; echo "host $(hostname | sed "s/$POD/POD/")"
@@ -122,7 +124,7 @@ fn rolling_update_under_load_fails_no_request(#[case] runtime: Runtime) -> Resul
     client.wait_for_log("one")?;
     namespace.apply(&versioned("two", runtime))?;
     namespace.rolled_out("deployment/web")?;
-    // Both old pods are gone then, and what they still had to answer has been answered.
+    // Once both old pods are gone, they have answered all their requests.
     command::poll("the old pods' end", LIMIT, || {
         let pods = namespace.get("pods", "{.items[*].metadata.name}").ok()?;
         (pods
@@ -141,7 +143,8 @@ fn rolling_update_under_load_fails_no_request(#[case] runtime: Runtime) -> Resul
     Ok(())
 }
 
-/// Two pods that say a version, the next of which are there before the last go, and go on answering until they are out of the Service.
+/// Returns a Deployment of two pods that serve a version. New pods are ready before the old ones
+/// go, and old ones keep answering until they are out of the Service.
 fn versioned(version: &str, runtime: Runtime) -> Value {
     let server =
         format!("mkdir -p /www; echo {version} > /www/version; exec httpd -f -h /www -p 8080");

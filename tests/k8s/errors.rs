@@ -1,4 +1,4 @@
-//! What `kubectl describe pod` says of a pod that can't be.
+//! Tests what `kubectl describe pod` shows for a pod that can't run.
 
 use std::fs;
 
@@ -39,9 +39,23 @@ fn home_in_use_names_the_pod_that_has_it() -> Result<()> {
         .create()?;
     let expected = format!("home {0}/work is in use by {0}/first", namespace.name());
     second.described(&[&expected])?;
-    // The kubelet tries again, and the home is free then.
+    // The kubelet tries again, and then the home is free.
     first.delete()?;
     second.wait("condition=Ready")
+}
+
+#[test]
+fn home_over_the_limit_is_named_with_the_limit() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let pod = namespace
+        .pod("greedy")
+        .annotation(HOME, "persistent/large")
+        .annotation("caisson.dev/home-size", "51Gi")
+        .sh("sleep 1000")
+        .create()?;
+    let home = format!("the home {}/large of 52224 MiB", namespace.name());
+    pod.described(&[&home, "51200 MiB", "max_size_mib of [homes]"])?;
+    Ok(())
 }
 
 #[test]
@@ -87,7 +101,7 @@ fn skill_of_another_namespace_names_namespace_and_configuration() -> Result<()> 
     let key = "\"internal\" in [policy.skills]";
     other.existing(&refused).described(&[&text, key])?;
     owner.existing(&allowed).wait("condition=Ready")?;
-    // What it writes comes a moment after it has started.
+    // The text appears a moment after the start.
     command::poll("the skill's text", LIMIT, || {
         let text = owner.existing(&allowed).logs().ok()?;
         (text.trim() == "# internal").then_some(())

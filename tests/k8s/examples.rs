@@ -1,4 +1,4 @@
-//! What is in `deploy/examples`, as it is there.
+//! Tests the files in `deploy/examples` as they are.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt};
 
@@ -67,7 +67,7 @@ fn statefulset_finds_its_volume_again() -> Result<()> {
         "journal-1 started\njournal-1 started"
     );
     assert_eq!(journal("journal-0")?, "journal-0 started");
-    // By name, from one pod to the other.
+    // One pod reaches the other by name.
     let other = namespace
         .existing("journal-0")
         .exec("wget -q -O - http://journal-1.journal:8080/journal")?;

@@ -1,4 +1,4 @@
-//! The verbs of `kubectl` that reach into a pod.
+//! Tests the verbs of `kubectl` that reach into a pod.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! What a kubelet measures of a pod and does about it: metrics, resize in place, eviction.
+//! Tests what a kubelet measures of a pod and acts on: metrics, resize in place, eviction.
 
 use anyhow::{Context, Result};
 use caisson_tests::{
@@ -16,7 +16,7 @@ fn top_pod_shows_cpu_and_memory_of_the_container(#[case] runtime: Runtime) -> Re
     let namespace = TestCluster::shared().namespace()?;
     let pod = namespace.pod("busy").runtime(runtime);
     let _pod = pod.sh("while :; do :; done").start()?;
-    // busy   main   412m   3Mi
+    // A line is, for example, `busy   main   412m   3Mi`.
     let top = ["top", "pod", "busy", "--containers", "--no-headers"];
     let (cpu, memory) = command::poll("figures of the container", LIMIT, || {
         let top = namespace.kubectl(&top).ok()?.ok().ok()?.text();
@@ -33,7 +33,7 @@ fn top_pod_shows_cpu_and_memory_of_the_container(#[case] runtime: Runtime) -> Re
     Ok(())
 }
 
-/// Of the pod too, where the metrics server has its figures from.
+/// The summary, from which the metrics server gets its figures, has them for the pod too.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -85,7 +85,7 @@ fn memory_limit_is_raised_in_place(#[case] runtime: Runtime) -> Result<()> {
     command::poll("the new limit", LIMIT, || {
         (limit(&pod).ok()? == 320 << 20).then_some(())
     })?;
-    // tail keeps all of it, which is more than it could have had before.
+    // tail holds all of it, which is more than the limit was before.
     let line = "dd if=/dev/zero bs=1M count=100 2>/dev/null | tail -c 104857600 | wc -c";
     assert_eq!(pod.exec(line)?, "104857600");
     assert_eq!(pod.get("{.status.containerStatuses[0].restartCount}")?, "0");
@@ -108,7 +108,7 @@ fn pod_that_overfills_its_empty_dir_is_evicted(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
-/// As a drain asks for it.
+/// A drain requests evictions in this way.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -142,7 +142,7 @@ fn eviction_ends_the_pod_by_sigterm(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// In bytes, as the container sees it: by version 1 or 2 of cgroups.
+/// Returns the limit in bytes as the container sees it, with cgroup version 1 or 2.
 fn limit(pod: &Pod<'_>) -> Result<u64> {
     let line = "cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes";
     pod.exec(line)?.parse().context("a number of bytes")

@@ -1,4 +1,5 @@
-//! The local cluster itself: what its supervisor keeps running, and that nothing is left of it.
+//! Tests the local cluster itself: what its supervisor keeps running, and that nothing is left of
+//! it.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -71,7 +72,7 @@ fn nothing_is_left_of_a_cluster_whose_supervisor_was_killed() -> Result<()> {
             );
         }
     }
-    // A second time there is nothing to do.
+    // The second time there is nothing to do.
     caisson_local::down(&layout)
 }
 
@@ -109,7 +110,8 @@ fn env_files_become_secrets_of_the_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Whatever names the cluster, found otherwise than by the code that removes it.
+/// Returns everything that names the cluster. The search does not use the code that removes the
+/// cluster.
 fn traces(layout: &Layout) -> BTreeSet<String> {
     let names = |dir: &str| {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -164,7 +166,7 @@ fn traces(layout: &Layout) -> BTreeSet<String> {
     found
 }
 
-/// A cluster of this test alone, removed at its end.
+/// A cluster for one test, removed at the test's end.
 struct Own {
     cluster: Cluster,
 }
@@ -191,7 +193,7 @@ impl Own {
         Ok(own)
     }
 
-    /// A pod that sleeps, ready.
+    /// Starts a sleeping pod and waits until it is ready.
     fn run(&self, name: &str, class: Option<&str>) -> Result<()> {
         let mut pod = serde_json::json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },

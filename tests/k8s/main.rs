@@ -1,4 +1,4 @@
-//! On a real Kubernetes, by `kubectl`: `make test-k8s`.
+//! Tests on a real Kubernetes with `kubectl`: `make test-k8s`.
 
 mod deployments;
 mod errors;

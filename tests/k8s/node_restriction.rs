@@ -1,4 +1,5 @@
-//! What the token of the DaemonSet's pod can change: what is Caisson's on the pod's own node.
+//! Tests what the token of the DaemonSet's pod can change: only what is Caisson's, on the pod's own
+//! node.
 
 use std::{path::PathBuf, process::Command};
 
@@ -40,7 +41,7 @@ fn token_of_a_nodes_pod_changes_nothing_of_another_node() -> Result<()> {
     for (subresource, patch) in [("", label), ("status", condition("CaissonReady"))] {
         agent.refused(OTHER, subresource, &patch, "may change no other")?;
     }
-    // Nobody else is held to it.
+    // The policy does not restrict other users.
     let label = ["label", "node", OTHER, "pool=theirs"];
     cluster.kubectl(&label)?.ok().map(drop)
 }
@@ -95,9 +96,9 @@ fn condition(kind: &str) -> Value {
     json!({ "status": { "conditions": [condition] } })
 }
 
-/// `kubectl` with the token of the DaemonSet's pod and nothing else.
+/// `kubectl` with the token of the DaemonSet's pod and no other credentials.
 struct Agent {
-    /// The pod's.
+    /// The pod's node.
     node: String,
     kubectl: PathBuf,
     arguments: Vec<String>,
@@ -105,7 +106,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// Returns when the policy is in force, which is a moment after it is there.
+    /// Returns once the policy is in force, which is a moment after its creation.
     fn of(cluster: &'static TestCluster) -> Result<Self> {
         let ask = |args: &[&str]| -> Result<String> { Ok(cluster.kubectl(args)?.ok()?.line()) };
         let namespaced = |args: &[&str]| ask(&[args, &["--namespace=caisson-system"]].concat());
@@ -163,7 +164,8 @@ impl Agent {
     }
 }
 
-/// The other node, and what kubectl takes to patch a status: it reads it first. Dropped, they are deleted.
+/// The other node, and the rights that kubectl needs to patch a status, since it reads it first.
+/// Dropping this deletes them.
 struct Objects(&'static TestCluster);
 
 impl Objects {

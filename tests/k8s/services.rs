@@ -1,4 +1,4 @@
-//! Services by kube-proxy and names by CoreDNS.
+//! Tests Services with kube-proxy and names with CoreDNS.
 
 use std::collections::BTreeMap;
 
@@ -75,7 +75,7 @@ fn names_of_services_and_pods_are_resolved(#[case] runtime: Runtime) -> Result<(
     let service = namespace.get("service/web", "{.spec.clusterIP}")?;
     let full = format!("web.{}.svc.cluster.local", namespace.name());
     for name in ["web", &full] {
-        // What was asked for before it was there is remembered for 5 s.
+        // The answer to a query made before the Service existed is cached for 5 s.
         command::poll(name, LIMIT, || {
             resolve(&client, name)
                 .ok()
@@ -97,9 +97,9 @@ fn names_of_services_and_pods_are_resolved(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
-/// Sorted.
+/// Resolves a name. Returns the addresses, sorted.
 fn resolve(pod: &Pod<'_>, name: &str) -> Result<Vec<String>> {
-    // It fails where one of the search list's names is not there.
+    // nslookup fails if one of the names from the search list does not exist.
     let said = pod.try_exec(&format!("nslookup {name}"))?.text();
     let (_, answer) = said.split_once("Name:").unwrap_or_default();
     let mut found: Vec<_> = answer
@@ -111,7 +111,7 @@ fn resolve(pod: &Pod<'_>, name: &str) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// `web-0` and `web-1`, each of which says its name.
+/// Starts `web-0` and `web-1`, which each serve their name.
 fn two_servers<'n>(namespace: &'n Namespace<'n>, runtime: Runtime) -> Result<[Pod<'n>; 2]> {
     Ok([
         server(namespace, "web-0", runtime)?,
@@ -133,7 +133,7 @@ fn server<'n>(namespace: &'n Namespace<'n>, name: &str, runtime: Runtime) -> Res
     .start()
 }
 
-/// A new Service takes a moment to be known to DNS and kube-proxy.
+/// Waits until DNS and kube-proxy know a new Service, which takes a moment.
 fn wait_for_service(pod: &Pod<'_>) -> Result<()> {
     command::poll("the Service", LIMIT, || {
         let output = pod

@@ -1,6 +1,7 @@
-//! `caisson node install` and `uninstall` on real containerds, which the test starts again when they end, as systemd would.
+//! Tests `caisson node install` and `uninstall` on real containerds. The test restarts them when
+//! they end, as systemd would.
 //!
-//! What was there before is compared to the byte: see [`Snapshot`].
+//! Files are compared with their earlier state byte by byte: see [`Snapshot`].
 
 use std::{
     collections::BTreeMap,
@@ -23,11 +24,11 @@ use rstest::rstest;
 
 const HANDLER: &str = "installed";
 const LIMIT: Duration = Duration::from_secs(300);
-/// What a node's owner wrote by hand into a configuration.
+/// The text that a node's owner wrote by hand into a configuration.
 const BY_HAND: &str =
     "\n# by hand: keep this\n[timeouts] # and\n\t\"io.containerd.timeout.shim.cleanup\"   =  '7s'";
 
-/// From nothing to a pod in a VM, and back to nothing.
+/// Goes from nothing to a pod in a VM, and back to nothing.
 #[rstest]
 #[case::containerd_1_6(Containerd::V1_6)]
 #[case::containerd_1_7(Containerd::V1_7)]
@@ -81,7 +82,8 @@ fn install_a_second_time_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// containerd goes on with what it read; the file on the disk is one that it would not start with.
+/// containerd keeps running with what it has read. It would not start with the file that is now on
+/// the disk.
 #[rstest]
 #[case::no_toml("\n[plugins\n")]
 #[case::a_type_that_is_wrong("\n[metrics]\naddress = 5\n")]
@@ -102,7 +104,7 @@ fn configuration_that_containerd_refuses_is_left_as_it_was(#[case] broken: &str)
 fn containerd_that_does_not_come_up_gets_its_old_configuration_back() -> Result<()> {
     let site = Site::start(Containerd::from_environment()?)?;
     let before = fs::read(site.dir().join("containerd.toml"))?;
-    // A containerd that finds no way to start with our handler.
+    // A containerd that can't start with Caisson's handler.
     let config = site.dir().join("containerd.toml");
     let restore = site.replace_containerd(&format!(
         "if grep -q 'runtimes.{HANDLER}' {}; then echo no; exit 1; fi",
@@ -120,12 +122,12 @@ fn containerd_that_does_not_come_up_gets_its_old_configuration_back() -> Result<
     );
     assert_eq!(fs::read(&config)?, before);
     site.containerd()?;
-    // With a containerd that does, it goes on from there.
+    // With a containerd that can, the next install continues from there.
     site.run(site.install_small()?)?.ok()?;
     Ok(())
 }
 
-/// containerd 1.x forgets its default runtimes where a file names one.
+/// containerd 1.x forgets its default runtimes if a file names one.
 #[rstest]
 #[case::containerd_1_6(Containerd::V1_6)]
 #[case::containerd_1_7(Containerd::V1_7)]
@@ -151,7 +153,8 @@ fn runc_stays_where_the_configuration_names_no_runtime(#[case] version: Containe
     Ok(())
 }
 
-/// As k3s does it: containerd's configuration is made anew at each start, of a base and what a template adds to it.
+/// k3s does this: at each start it generates containerd's configuration anew, from a base and what
+/// a template adds to it.
 #[rstest]
 #[case::format_2(Containerd::V1_6, "config.toml.tmpl")]
 #[case::format_3(Containerd::V2, "config-v3.toml.tmpl")]
@@ -194,7 +197,7 @@ fn configuration_that_was_changed_since_loses_the_handler_only() -> Result<()> {
     Ok(())
 }
 
-/// On containerd 2, where a drop-in adds to the runtimes and does not replace them.
+/// Tests containerd 2, where a drop-in adds to the runtimes and does not replace them.
 #[test]
 fn folder_of_imports_gets_a_file_and_the_configuration_is_not_touched() -> Result<()> {
     let site = Site::start(Containerd::V2)?;
@@ -246,7 +249,8 @@ fn version_that_a_pod_runs_with_stays_until_the_pod_has_ended() -> Result<()> {
     site.is_as(&before, "uninstalled")
 }
 
-/// SIGKILL at each system call by which install changes something; then it is run again, and undone.
+/// Kills install with SIGKILL at each system call that changes something, then runs it again and
+/// undoes it.
 #[test]
 fn install_killed_anywhere_goes_on_and_is_taken_back() -> Result<()> {
     let site = Site::start(Containerd::from_environment()?)?;
@@ -270,7 +274,7 @@ fn install_killed_anywhere_goes_on_and_is_taken_back() -> Result<()> {
     Ok(())
 }
 
-/// As above, undone at once.
+/// Kills install as above, then undoes it at once.
 #[test]
 fn install_killed_anywhere_is_taken_back_by_uninstall_alone() -> Result<()> {
     let site = Site::start(Containerd::from_environment()?)?;
@@ -306,7 +310,7 @@ fn uninstall_killed_anywhere_goes_on() -> Result<()> {
     Ok(())
 }
 
-/// The command, killed before its so-many-th system call of that name.
+/// Returns a command that is killed before a given call, counted by `number`, of a system call.
 fn traced(command: Command, call: &str, number: u32, dir: &Path) -> Command {
     let mut traced = Command::new("strace");
     traced.arg("-o").arg(dir.join("logs/strace"));
@@ -329,14 +333,14 @@ struct Site {
 impl Site {
     fn start(version: Containerd) -> Result<Self> {
         let node = CriNode::start_version_with(version, |config| {
-            // These are the release's.
+            // These settings come from the release.
             config["guest"] = serde_json::json!({});
             for key in ["virtiofsd", "vsock_daemon"] {
                 config["hypervisor"]
                     .as_object_mut()
                     .map(|table| table.remove(key));
             }
-            // No probe is remembered.
+            // No result of a probe is remembered.
             config["hypervisor"]["accelerator"] = "tcg".into();
         })?;
         let _ = fs::remove_file(node.store_dir().join("accelerator.json"));
@@ -351,7 +355,7 @@ impl Site {
         self.node.dir()
     }
 
-    /// A release that is quick to copy: its shim and daemons are never run.
+    /// Makes a release that is quick to copy. Its shim and daemons are never run.
     fn small_release(&self) -> Result<()> {
         for file in [
             "bin/caisson",
@@ -372,7 +376,7 @@ impl Site {
 
     fn command(&self, what: &str) -> Result<Command> {
         let mut command = caisson(&self.node)?;
-        // It is in containerd's environment.
+        // containerd's environment has the variable.
         command.env_remove("CAISSON_CONFIG");
         command
             .args(["node", what, "--containerd-socket"])
@@ -410,7 +414,8 @@ impl Site {
             .supervised(|| command::run(&mut command, None, LIMIT))
     }
 
-    /// Has the next containerd start by a script, until what is returned is called.
+    /// Replaces containerd with a script from its next start on, until the returned function is
+    /// called.
     fn replace_containerd(&self, lines: &str) -> Result<impl FnOnce() -> Result<()>> {
         let program = self.dir().join(self.node.tag());
         let real = fs::read_link(&program)?;
@@ -430,22 +435,22 @@ impl Site {
         Ok(serde_json::from_slice(&self.run(status)?.ok()?.stdout)?)
     }
 
-    /// The process that serves the socket.
+    /// Returns the process that serves the socket.
     fn containerd(&self) -> Result<i32> {
         use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
         let stream = std::os::unix::net::UnixStream::connect(self.node.socket())?;
         Ok(getsockopt(&stream, PeerCredentials)?.pid())
     }
 
-    /// Kills the command before its first, second, … system call that changes something, and has `then` look.
-    /// Gives how often it was killed.
+    /// Kills the command before its first, second, … system call that changes something, and calls
+    /// `then` after each kill. Returns the number of kills.
     fn killed_at_each_call(
         &self,
         what: &str,
         make: impl Fn() -> Result<Command>,
         then: impl Fn(String) -> Result<()>,
     ) -> Result<u32> {
-        // Every one with CAISSON_TEST_FULL; else those that are some apart.
+        // With CAISSON_TEST_FULL, tries every call; otherwise every fourth.
         let step = match std::env::var_os("CAISSON_TEST_FULL") {
             Some(_) => 1,
             None => 4,
@@ -480,7 +485,8 @@ impl Site {
     }
 }
 
-/// Every file and folder of a node that is not containerd's own: mode, owner, and contents or target.
+/// All files and folders of a node that are not containerd's own: mode, owner, and contents or
+/// target.
 #[derive(Debug, PartialEq, Eq)]
 struct Snapshot(BTreeMap<PathBuf, String>);
 
@@ -524,7 +530,7 @@ impl Snapshot {
         Ok(Self(found))
     }
 
-    /// What is otherwise, for an error.
+    /// Describes the differences, for an error.
     fn since(&self, before: &Self) -> String {
         let differs = |path: &&PathBuf| self.0.get(*path) != before.0.get(*path);
         let mut paths: Vec<_> = self

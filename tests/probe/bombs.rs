@@ -1,4 +1,4 @@
-//! What takes as much as there is.
+//! Takes as much of a resource as there is.
 
 use std::{
     fs::File,
@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Open connections at a time.
+/// The maximum number of connections that are open at a time.
 const CONNECTIONS: usize = 500;
 
-/// Connects for so many seconds, as often as it goes, and holds many open.
+/// Keeps connecting for this number of seconds, and holds many connections open.
 pub fn connect(address: &str, seconds: u64) -> io::Result<String> {
     let start = Instant::now();
     let (mut made, mut refused) = (0, 0);
@@ -31,7 +31,7 @@ pub fn connect(address: &str, seconds: u64) -> io::Result<String> {
     Ok(format!("{made} connections, {refused} refused"))
 }
 
-/// Makes empty files until there are so many, the time is over or no more can be made.
+/// Makes empty files until there are `most`, the time is over or no more can be made.
 pub fn files(folder: &str, most: u64, seconds: u64) -> io::Result<String> {
     let start = Instant::now();
     for number in 0..most {

@@ -1,4 +1,4 @@
-//! Frames as they are on the wire: a forger, and somebody who listens.
+//! Sends forged frames on the wire and listens for frames.
 
 use std::{
     ffi::CString,
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a frame of ours has somewhere: this and a word.
+/// The mark that our frames contain somewhere. A word follows it.
 const MARK: &[u8] = b"mark:";
 
 /// Sends frames, each given as hexadecimal digits.
@@ -25,7 +25,7 @@ pub fn send(interface: &str, frames: &[&str]) -> io::Result<String> {
     Ok("sent".into())
 }
 
-/// The words of the frames that come until one with the word `end` does, in their order.
+/// Returns the words of the frames that arrive, in order, until one with the word `end` does.
 pub fn receive(interface: &str, seconds: u64) -> io::Result<String> {
     let socket = open(interface)?;
     let limit = Duration::from_secs(seconds);
@@ -76,7 +76,7 @@ fn word(frame: &[u8]) -> Option<String> {
 fn open(interface: &str) -> io::Result<OwnedFd> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();
     let name = CString::new(interface).map_err(io::Error::other)?;
-    // SAFETY: numbers, a NUL-terminated name, and an address of the size that is said.
+    // SAFETY: numbers, a NUL-terminated name, and an address of the given size.
     unsafe {
         let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, protocol.into());
         if socket < 0 {

@@ -1,6 +1,7 @@
-//! What busybox has no applet for, run in the images of tests: `probe WHAT ARGS…`.
+//! Does what busybox has no applet for, in the images of the tests: `probe WHAT ARGS…`.
 //!
-//! Says what it found on one line, and a failed system call as `error: NAME OF THE ERRNO` with exit code 1.
+//! Prints what it found on one line. A failed system call is printed as `error: NAME OF THE ERRNO`,
+//! with exit code 1.
 
 mod bombs;
 mod frames;
@@ -65,9 +66,11 @@ fn run(args: &[&str]) -> io::Result<String> {
     }
 }
 
-/// The sandbox's own process: reaps whom nobody else does, until it is told to end.
+/// Runs as the sandbox's own process: reaps processes that nothing else reaps, until it is told to
+/// end.
 fn pause() -> io::Result<String> {
-    // SAFETY: a signal set on the stack, which the calls fill, read and forget; waitpid gets no pointer.
+    // SAFETY: a signal set on the stack, which the calls fill, read and forget; waitpid gets no
+    // pointer.
     unsafe {
         let mut signals = std::mem::zeroed();
         libc::sigemptyset(&mut signals);
@@ -87,13 +90,14 @@ fn pause() -> io::Result<String> {
     Ok("ended".into())
 }
 
-/// Connects by vsock, sends bytes and says how many come back until the connection is closed.
+/// Connects by vsock, sends bytes and reports how many come back until the connection is closed.
 fn ask_vsock(cid: u64, port: u64, hex: &str) -> io::Result<String> {
     use std::os::fd::FromRawFd;
     // SAFETY: socket with numbers only; the result is checked.
     let socket = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0) };
     check(socket)?;
-    // SAFETY: the descriptor that we just got. All that is done with the stream is the same for every stream socket.
+    // SAFETY: the descriptor that we just got. The stream is used only in ways that hold for every
+    // stream socket.
     let mut stream = unsafe { UnixStream::from_raw_fd(socket) };
     // SAFETY: sockaddr_vm is plain data.
     let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
@@ -117,7 +121,7 @@ fn ask_vsock(cid: u64, port: u64, hex: &str) -> io::Result<String> {
 fn getxattr(path: &str, name: &str) -> io::Result<String> {
     let (path, name) = (c_string(path)?, c_string(name)?);
     let mut value = [0_u8; 256];
-    // SAFETY: both strings end with NUL, and the buffer has the length that is said.
+    // SAFETY: both strings end with NUL, and the buffer has the given length.
     let length = unsafe {
         libc::getxattr(
             path.as_ptr(),
@@ -132,7 +136,7 @@ fn getxattr(path: &str, name: &str) -> io::Result<String> {
 
 fn setxattr(path: &str, name: &str, value: &str) -> io::Result<String> {
     let (path, name) = (c_string(path)?, c_string(name)?);
-    // SAFETY: both strings end with NUL, and the value has the length that is said.
+    // SAFETY: both strings end with NUL, and the value has the given length.
     let done = unsafe {
         libc::setxattr(
             path.as_ptr(),
@@ -146,7 +150,8 @@ fn setxattr(path: &str, name: &str, value: &str) -> io::Result<String> {
     Ok("set".into())
 }
 
-/// Where the data of a file lies, by SEEK_DATA and SEEK_HOLE, and how much of it is allocated.
+/// Reports where the data of a file lies, by SEEK_DATA and SEEK_HOLE, and how much of it is
+/// allocated.
 fn segments(path: &str) -> io::Result<String> {
     use std::os::{fd::AsRawFd, unix::fs::MetadataExt};
     let file = std::fs::File::open(path)?;
@@ -185,7 +190,7 @@ fn write_at(path: &str, offset: u64, text: &str) -> io::Result<String> {
     Ok("written".into())
 }
 
-/// Binds a socket there, connects to it and sends a word through it.
+/// Binds a socket at the path, connects to it and sends a word through it.
 fn socket(path: &str) -> io::Result<String> {
     let listener = UnixListener::bind(path)?;
     let mut near = UnixStream::connect(path)?;
@@ -195,7 +200,7 @@ fn socket(path: &str) -> io::Result<String> {
     io::read_to_string(&mut far)
 }
 
-/// Says what is renamed to where in a folder, until the process is killed.
+/// Prints each rename in a folder, from what to what, until the process is killed.
 fn watch(path: &str) -> io::Result<String> {
     let path = c_string(path)?;
     // SAFETY: the path ends with NUL; both calls touch no other memory.
@@ -212,7 +217,7 @@ fn watch(path: &str) -> io::Result<String> {
     println!("watching");
     let mut events = [0_u8; 4096];
     loop {
-        // SAFETY: the buffer has the length that is said.
+        // SAFETY: the buffer has the given length.
         let length = unsafe { libc::read(fd, events.as_mut_ptr().cast(), events.len()) };
         let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
         let mut rest = &events[..length];
@@ -247,7 +252,7 @@ where
     Ok("no more connections".into())
 }
 
-/// Sends a line and takes one.
+/// Sends a line and receives one.
 fn ask(mut connection: impl Read + Write, text: &str) -> io::Result<String> {
     writeln!(connection, "{text}")?;
     let mut line = String::new();
@@ -255,7 +260,7 @@ fn ask(mut connection: impl Read + Write, text: &str) -> io::Result<String> {
     Ok(line.trim_end().to_owned())
 }
 
-/// Takes what each connection sends, and says how many bytes that were.
+/// Receives what each connection sends and prints the number of bytes.
 fn swallow(listener: &TcpListener) -> io::Result<String> {
     println!("listening");
     loop {
@@ -265,7 +270,7 @@ fn swallow(listener: &TcpListener) -> io::Result<String> {
     }
 }
 
-/// Sends so many MiB; the time until the other side had all of them.
+/// Sends `mib` MiB. Returns the time until the other side had all of them.
 fn send(mut connection: TcpStream, mib: u64) -> io::Result<String> {
     let block = vec![1_u8; 256 * 1024];
     let start = Instant::now();
@@ -281,7 +286,7 @@ fn send(mut connection: TcpStream, mib: u64) -> io::Result<String> {
     Ok(format!("{} microseconds", time.as_micros()))
 }
 
-/// Sends a byte and waits for it, so many times; the median.
+/// Sends a byte and waits for it, `count` times. Returns the median time.
 fn round_trips(mut connection: TcpStream, count: u64) -> io::Result<String> {
     connection.set_nodelay(true)?;
     let mut times = Vec::new();
@@ -328,7 +333,7 @@ fn open_by_handle(path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(opened.as_os_str().as_bytes()).into_owned())
 }
 
-/// Takes and touches memory, MiB by MiB, then says so.
+/// Takes and touches memory, MiB by MiB, then reports it.
 fn allocate(mib: usize) -> io::Result<String> {
     let mut taken = Vec::new();
     for _ in 0..mib {
@@ -343,7 +348,7 @@ fn allocate(mib: usize) -> io::Result<String> {
     ))
 }
 
-/// Lines of 100 bytes with a number each, as a program logs them: every line is written by itself.
+/// Prints numbered lines of 100 bytes as a program logs them, each with its own write.
 fn log(count: u64) -> io::Result<String> {
     let mut stdout = io::stdout().lock();
     for number in 0..count {
@@ -361,7 +366,7 @@ fn hold(mib: usize) -> io::Result<String> {
 
 /// Takes memory at once and touches one page of it.
 fn reserve(mib: usize) -> io::Result<String> {
-    // SAFETY: a mapping of our own, of which the first byte is written and which nobody else knows.
+    // SAFETY: a new mapping of which the first byte is written, and which nothing else refers to.
     let byte = unsafe {
         let (access, kind) = (
             libc::PROT_READ | libc::PROT_WRITE,

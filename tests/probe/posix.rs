@@ -1,4 +1,5 @@
-//! What POSIX wants of a file system, tried in a folder. Each part ends with its name or fails with what is not so.
+//! Tries in a folder what POSIX requires of a file system. Each part ends with its name, or fails
+//! with what does not hold.
 
 use std::{
     fs::{self, File},
@@ -10,10 +11,10 @@ use std::{
     path::Path,
 };
 
-/// Block size that O_DIRECT takes everywhere.
+/// A block size that O_DIRECT accepts everywhere.
 const BLOCK: usize = 4096;
 
-/// Tries all of them. Returns their names.
+/// Tries all parts. Returns their names.
 pub fn posix(folder: &str) -> io::Result<String> {
     let folder = Path::new(folder);
     type Part = (&'static str, fn(&Path) -> io::Result<()>);
@@ -72,13 +73,13 @@ pub fn hold_lock(path: &str) -> io::Result<String> {
     }
 }
 
-/// Says whether a record lock could be had.
+/// Reports whether a record lock could be taken.
 pub fn try_lock(path: &str) -> io::Result<String> {
     let free = try_record_lock(&both(Path::new(path))?);
     Ok(if free { "free" } else { "taken" }.to_owned())
 }
 
-/// A record lock of one process is not had by another, until the first has ended.
+/// A record lock of one process can't be taken by another until the first has ended.
 fn lock(path: &Path) -> io::Result<()> {
     let file = both(path)?;
     expect(try_record_lock(&file), "the first has the lock")?;
@@ -103,7 +104,7 @@ fn flock(path: &Path) -> io::Result<()> {
     two.try_lock().map_err(io::Error::from)
 }
 
-/// A file that takes another's name: whoever has the old one open keeps it.
+/// When a file takes another's name, a process that has the old file open keeps it.
 fn rename(path: &Path) -> io::Result<()> {
     let new = path.with_extension("new");
     fs::write(path, "old")?;
@@ -121,7 +122,7 @@ fn rename(path: &Path) -> io::Result<()> {
     expect(!new.exists(), "the first name is gone")
 }
 
-/// What is written by a shared mapping is read from the file, and the other way.
+/// What is written through a shared mapping is read from the file, and vice versa.
 fn mmap(path: &Path) -> io::Result<()> {
     let file = both(path)?;
     file.set_len(BLOCK as u64)?;
@@ -140,7 +141,7 @@ fn mmap(path: &Path) -> io::Result<()> {
     if page == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping has this length, and nobody else refers to it.
+    // SAFETY: the mapping has this length, and nothing else refers to it.
     let bytes = unsafe { std::slice::from_raw_parts_mut(page.cast::<u8>(), BLOCK) };
     bytes[..4].copy_from_slice(b"page");
     // SAFETY: the mapping and its length.

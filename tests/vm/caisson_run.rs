@@ -1,5 +1,5 @@
-//! `caisson run`, `check` and `gc`: what is left of a run, however it ends, and what plugs into one. Streams, exit codes
-//! and terminals are in `run.rs`.
+//! Tests `caisson run`, `check` and `gc`: what is left of a run, however it ends, and what plugs
+//! into one. Streams, exit codes and terminals are in `run.rs`.
 
 use std::{
     fs,
@@ -102,7 +102,7 @@ fn run_whose_reader_has_gone_ends_as_by_a_broken_pipe() -> Result<()> {
 fn run_that_is_interrupted_twice_is_killed() -> Result<()> {
     let node = Node::start()?;
     let before = Leftovers::count(&node);
-    // An init without a handler ignores the first.
+    // An init without a handler ignores the first signal.
     let mut run = run(&node, &[], &["sh", "-c", "echo ready; exec sleep 1000"])?;
     let running = command::spawn(&mut run, None)?;
     running.wait_for_output("ready")?;
@@ -206,7 +206,7 @@ fn check_of_a_broken_configuration_names_the_key() -> Result<()> {
     Ok(())
 }
 
-/// `caisson run` of the image busybox.
+/// Returns the command `caisson run` for the image busybox.
 fn run(node: &Node, options: &[&str], command: &[&str]) -> Result<Command> {
     let mut run = caisson(node)?;
     run.arg("run").args(options).arg(archive(node)?);
@@ -224,7 +224,7 @@ fn finish(mut command: Command) -> Result<Output> {
     command::run(&mut command, None, LIMIT)
 }
 
-/// The bundles of runs, which nobody else may look into.
+/// Returns the bundles of runs, whose folder must be inaccessible to other users.
 fn bundles(node: &Node) -> Vec<String> {
     let runs = node.store_dir().join("run");
     let mode = fs::metadata(&runs).map(|metadata| metadata.permissions().mode() & 0o777);

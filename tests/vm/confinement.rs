@@ -1,4 +1,5 @@
-//! What `/proc` of the host says of a pod's processes: as little as possible.
+//! Tests what `/proc` of the host shows of a pod's processes: they should have as few rights as
+//! possible.
 
 use std::{collections::BTreeSet, fs};
 
@@ -6,11 +7,12 @@ use anyhow::{bail, Context, Result};
 use caisson_tests::{proc, Container, Node};
 use rstest::rstest;
 
-/// What virtiofsd needs to keep file owners: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP
-/// (capability.h). Not DAC_READ_SEARCH, with which every file of a filesystem can be opened.
+/// The capabilities that virtiofsd needs to keep file owners (capability.h): CHOWN, DAC_OVERRIDE,
+/// FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP. DAC_READ_SEARCH is not among them, since it can
+/// open every file of a file system.
 const VIRTIOFSD_MAY: [u32; 8] = [0, 1, 3, 4, 6, 7, 27, 31];
 
-/// Users of pods begin here (`hypervisor.uid_base`).
+/// The first user id of pods (`hypervisor.uid_base`).
 const UID_BASE: u32 = 1_878_982_656;
 
 #[rstest]
@@ -64,7 +66,8 @@ fn every_virtiofsd_has_the_listed_rights_only() -> Result<()> {
         "one for the rootfs, one for the home: {daemons:?}"
     );
     for (role, parent) in daemons {
-        // virtiofsd forks once: the parent waits in the namespaces of its sandbox, the child serves.
+        // virtiofsd forks once: the parent waits in the namespaces of its sandbox, the child
+        // serves.
         let serving = proc::descendants(parent);
         let [serving] = serving[..] else {
             bail!("{role} ({parent}) has the children {serving:?}")
@@ -105,7 +108,7 @@ fn virtiofsd_of_a_home_runs_as_the_pods_user_and_cannot_be_root() -> Result<()> 
     let serving = *proc::descendants(parent).first().context("it serves")?;
     for pid in [parent, serving] {
         assert_eq!(uid(pid)?, uid(container.vm_process("qemu")?)?);
-        // Inside, outside, how many: as seen from here.
+        // The columns are the id inside, the id outside as seen from here, and the count.
         for line in fs::read_to_string(format!("/proc/{pid}/uid_map"))?.lines() {
             assert_ne!(line.split_whitespace().nth(1), Some("0"), "{line}");
         }
@@ -124,7 +127,7 @@ fn every_process_of_the_vm_has_a_network_without_anything() -> Result<()> {
             "{role} is in the host's network"
         );
         let devices = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
-        // Two lines of headings, then one a device.
+        // Two lines of headings, then one for each device.
         let devices: Vec<_> = devices
             .lines()
             .skip(2)
@@ -158,7 +161,7 @@ fn process_without_rights_sees_none_of_the_hosts_files(#[case] role: &str) -> Re
 fn virtiofsd_sees_its_one_directory_only() -> Result<()> {
     let container = running()?;
     let parent = container.vm_process("virtiofsd-")?;
-    // The last of the family is the one that serves.
+    // The last process of the family is the one that serves.
     let pid = proc::descendants(parent).last().copied().unwrap_or(parent);
     for path in ["etc/shadow", "var/lib", "sys", "tmp/caisson-tests.lock"] {
         assert!(
@@ -180,7 +183,8 @@ fn pods_run_as_users_of_their_own() -> Result<()> {
     Ok(())
 }
 
-/// A home and a state folder whose paths would be further options, were they ever part of QEMU's command line.
+/// The paths of a home and a state folder would become further options if they were ever part of
+/// QEMU's command line.
 #[test]
 fn path_with_comma_equals_and_newline_is_a_path_only() -> Result<()> {
     let odd = "odd,readonly=on\nid=x";
@@ -214,8 +218,8 @@ fn every_process_of_the_vm_is_in_its_cgroup() -> Result<()> {
     let container = with_home()?;
     for (role, pid) in family(&container)? {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        // Number, controllers, path. A bare hierarchy of version 2 beside those of version 1 has no
-        // controllers, and nobody uses it.
+        // The fields are number, controllers and path. A bare version 2 hierarchy beside those of
+        // version 1 has no controllers and is not used.
         let lines: Vec<Vec<&str>> = text.lines().map(|l| l.splitn(3, ':').collect()).collect();
         let used = lines
             .iter()
@@ -227,7 +231,7 @@ fn every_process_of_the_vm_is_in_its_cgroup() -> Result<()> {
     Ok(())
 }
 
-/// containerd's shim is at 1 here, and would be at -998 under systemd.
+/// containerd's shim has the score 1 here, and would have -998 under systemd.
 #[test]
 fn every_process_of_the_vm_has_the_oom_score_of_its_container() -> Result<()> {
     let container = with_home()?;
@@ -261,7 +265,7 @@ fn every_process_of_the_vm_has_its_limit(
             "vsock" => vsock,
             _ => virtiofsd,
         };
-        // A shim that may raises its own for the daemons of shared folders.
+        // A shim that has the right raises its own limit for the daemons of shared folders.
         let is = limit(pid, name)?;
         assert!((wanted.min(own)..=wanted).contains(&is), "{role}: {is}");
     }
@@ -299,7 +303,7 @@ fn every_process_of_the_vm_gains_no_rights() -> Result<()> {
     Ok(())
 }
 
-/// QEMU's own only denies; the list of what is allowed is another.
+/// QEMU's own filter only denies system calls. The allow list is another filter.
 #[test]
 fn qemu_has_a_filter_below_its_own() -> Result<()> {
     let container = running()?;
@@ -309,7 +313,7 @@ fn qemu_has_a_filter_below_its_own() -> Result<()> {
     Ok(())
 }
 
-/// The processes of a VM and their descendants, by role.
+/// Returns the processes of a VM and their descendants, by role.
 fn family(container: &Container) -> Result<Vec<(String, u32)>> {
     let mut family = Vec::new();
     for (role, pid) in container.vm_processes()? {
@@ -320,7 +324,7 @@ fn family(container: &Container) -> Result<Vec<(String, u32)>> {
     Ok(family)
 }
 
-/// The soft limit of a process, which has to be the hard one too.
+/// Returns a limit of a process whose soft and hard values have to be equal.
 fn limit(pid: u32, name: &str) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -336,7 +340,7 @@ fn limit(pid: u32, name: &str) -> Result<u64> {
     Ok(hard)
 }
 
-/// A home comes with a daemon that is started when the VM runs.
+/// Starts a container with a home. A home has a daemon that is started while the VM is running.
 fn with_home() -> Result<Container<'static>> {
     Node::shared()
         .container("busybox")

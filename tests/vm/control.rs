@@ -1,4 +1,4 @@
-//! Pause, resume, update, pids and metrics of a running task.
+//! Tests pause, resume, update, pids and metrics of a running task.
 
 use std::{thread, time::Duration};
 
@@ -27,7 +27,7 @@ fn paused_task_stands_still_until_it_is_resumed(#[case] runtime: Runtime) -> Res
 
     container.pause()?;
     assert_eq!(container.state()?.status(), Status::Paused);
-    // What was on its way when the processes stopped may still come out.
+    // Output that was under way when the processes stopped may still arrive.
     thread::sleep(Duration::from_millis(500));
     let before = ticks();
     assert!(before > 0, "it ran before");
@@ -54,7 +54,7 @@ fn updated_cpu_quota_slows_the_task(#[case] runtime: Runtime) -> Result<()> {
     let free = cpu_share(&container)?;
     container.update(&json!({ "cpu": { "quota": 20_000, "period": 100_000 } }))?;
     let limited = cpu_share(&container)?;
-    // What a task without a quota gets depends on what else the machine does.
+    // The usage of a task without a quota depends on what else the machine does.
     assert!(limited < 0.3, "used {limited} of a cpu with a quota of 0.2");
     assert!(
         limited < 0.8 * free,
@@ -144,7 +144,7 @@ fn metrics_follow_what_the_task_uses(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// `ctr` decodes them into containerd's Go types, and fails on any other.
+/// `ctr` decodes metrics into containerd's Go types and fails on any other type.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -163,7 +163,7 @@ fn metrics_are_of_the_types_that_ctr_knows(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
-/// The part of one cpu that a task uses during the next two seconds.
+/// Measures the share of one CPU that a task uses during the next two seconds.
 fn cpu_share(container: &Container) -> Result<f64> {
     let start = std::time::Instant::now();
     let before = container.metrics()?.cpu_nanos;

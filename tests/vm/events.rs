@@ -1,4 +1,4 @@
-//! The events of a task, in the order that containerd wants: the same for both shims.
+//! Tests that the events of a task come in the order that containerd expects, with both shims.
 
 use anyhow::Result;
 use caisson_tests::{
@@ -93,10 +93,10 @@ fn event_of_memory_running_out_is_sent(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// All events of a container that was deleted.
+/// Returns all events of a container that was deleted.
 ///
-/// The shim of runc ends itself while its last event is on the way, so that it comes about every second time (2.1.4).
-/// Then it is added here; from ours it is wanted every time.
+/// runc's shim exits while its last event is under way, so that event arrives only about every
+/// second time (2.1.4). It is added here for runc, but required of Caisson.
 fn told_to_the_end(events: &Events, id: &str, runtime: Runtime) -> Result<Vec<Event>> {
     let seen = events.wait_for_last_delete(id);
     if seen.is_ok() || runtime == Runtime::Caisson {

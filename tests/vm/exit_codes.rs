@@ -1,4 +1,5 @@
-//! Exit codes and signals are the process's own; what can't be started says so as runc says it.
+//! Tests that exit codes and signals are the process's own, and that a failed start gives the same
+//! error as with runc.
 
 use anyhow::Result;
 use caisson_tests::{Node, Runtime};
@@ -31,7 +32,8 @@ fn init_after_sigkill_gives_137(#[case] runtime: Runtime) -> Result<()> {
     container.delete()
 }
 
-/// Init of a pid namespace has SIGTERM only with a handler, so the signal's own exit code is that of an exec.
+/// The init of a pid namespace gets SIGTERM only if it has a handler, so the exit code of the
+/// signal itself is tested with an exec.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

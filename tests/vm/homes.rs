@@ -1,4 +1,4 @@
-//! Homes: file systems of the node that are plugged into containers.
+//! Tests homes: file systems of the node that are plugged into containers.
 
 use std::{
     fs,
@@ -99,7 +99,7 @@ fn home_is_kept_after_the_vm_was_killed() -> Result<()> {
 
 #[test]
 fn home_of_a_killed_shim_is_free_for_the_next() -> Result<()> {
-    // Of its own, since all that is left of it is counted.
+    // The test has its own node, since it counts what is left on it.
     let node = &Node::start()?;
     node.image("busybox")?;
     let before = Leftovers::count(node);
@@ -152,7 +152,7 @@ fn home_that_is_full_gives_enospc_and_takes_no_more_of_the_host() -> Result<()> 
     );
     container.sh("rm /root/fill && echo fits > /root/note")?;
     end(&container)?;
-    // What was removed went back to the host.
+    // The removed file's space went back to the host.
     let used = fs::metadata(self::image(node, "full"))?.blocks() * 512;
     assert!(used < 20 * MIB, "{used} bytes on the host");
     Ok(())
@@ -192,7 +192,7 @@ fn home_grows_where_more_is_asked_for_and_keeps_what_is_in_it() -> Result<()> {
 
 #[test]
 fn ephemeral_home_is_gone_with_its_pod() -> Result<()> {
-    // Of its own, since all that is left of it is counted.
+    // The test has its own node, since it counts what is left on it.
     let node = &Node::start()?;
     node.image("busybox")?;
     let before = Leftovers::count(node);
@@ -209,7 +209,7 @@ fn ephemeral_home_is_gone_with_its_pod() -> Result<()> {
 
 #[test]
 fn ephemeral_home_of_a_killed_shim_is_gone() -> Result<()> {
-    // Of its own, since all that is left of it is counted.
+    // The test has its own node, since it counts what is left on it.
     let node = &Node::start()?;
     node.image("busybox")?;
     let before = Leftovers::count(node);
@@ -248,7 +248,7 @@ fn annotation_of_a_home_that_cannot_be_is_refused_by_its_key() -> Result<()> {
     Ok(())
 }
 
-/// Everything that a root in the guest can make by which a path could lead elsewhere.
+/// Tries everything that root in the guest can make to lead a path elsewhere.
 #[test]
 fn host_is_not_reached_by_what_root_makes_in_a_home() -> Result<()> {
     let node = Node::shared();
@@ -289,7 +289,8 @@ fn host_is_not_reached_by_what_root_makes_in_a_home() -> Result<()> {
     Ok(())
 }
 
-/// A folder that is a symlink to the host's every other moment, while others write into it.
+/// A folder in the home keeps alternating with a symlink to the host's folder while others write
+/// into it.
 #[test]
 fn host_is_not_reached_by_a_rename_race_in_a_home() -> Result<()> {
     let node = Node::shared();
@@ -417,7 +418,7 @@ fn home_that_is_not_there_is_named() -> Result<()> {
     Ok(())
 }
 
-/// Everything in a home that a program on the host could trip over.
+/// Puts everything into a home that a program on the host could trip over.
 #[test]
 fn home_with_odd_files_is_archived_as_it_is() -> Result<()> {
     let node = Node::shared();
@@ -486,7 +487,7 @@ fn home_over_a_limit_is_refused_with_the_limit_and_what_is_used() -> Result<()> 
     ] {
         assert!(listed.contains(&line), "{listed}");
     }
-    // One that is there may be had, but not grow over the budget.
+    // An existing home may be used, but must not grow beyond the budget.
     with_home(node, "first").args(["true"]).run()?.ok()?;
     let error = refused(with_home(node, "first").annotation(SIZE, "65Mi"))?;
     assert!(error.contains("max_size_mib"), "{error}");
@@ -531,7 +532,7 @@ fn containers_that_ask_at_once_have_no_more_than_the_budget() -> Result<()> {
     Ok(())
 }
 
-/// The program is the test's own, since no image is known on which e2fsck does not end.
+/// The test uses its own program, since no image is known on which e2fsck never ends.
 #[test]
 fn home_whose_check_does_not_end_is_refused_and_the_check_confined() -> Result<()> {
     let node = &Node::start_with(|config| {
@@ -601,8 +602,8 @@ fn home_whose_check_does_not_end_is_refused_and_the_check_confined() -> Result<(
     Ok(())
 }
 
-/// What a container left in its own root for the next start of the same: the shim reads the user's
-/// home from it.
+/// A container can leave files in its own root for its next start. The shim reads the user's home
+/// from there.
 #[test]
 fn passwd_that_a_guest_replaced_neither_blocks_the_shim_nor_leads_out() -> Result<()> {
     let node = Node::shared();
@@ -620,7 +621,7 @@ fn passwd_that_a_guest_replaced_neither_blocks_the_shim_nor_leads_out() -> Resul
         let mut create = vec!["container", "create", "--runtime", Runtime::Caisson.name()];
         let annotation = format!("{HOME}=ephemeral");
         create.extend(["--annotation", &annotation]);
-        // containerd 1.6 takes the `-c` of a command for its own flag.
+        // containerd 1.6 takes a command's `-c` for its own flag.
         create.extend(["--", &image, &id, "sh", "-c", &line]);
         node.ctr(create)?.ok()?;
         node.ctr(["task", "start", &id])?.ok()?;
@@ -655,14 +656,14 @@ fn end(container: &Container) -> Result<()> {
     container.delete()
 }
 
-/// `caisson home …`
+/// Runs `caisson home …`.
 fn home(node: &Node, arguments: &[&str]) -> Result<Output> {
     let mut command = caisson(node)?;
     command.arg("home").args(arguments);
     command::run(&mut command, None, LIMIT)
 }
 
-/// The file system of a home, on the host.
+/// Returns the file system of a home on the host.
 fn image(node: &Node, name: &str) -> PathBuf {
     let homes = node.store_dir().join("homes");
     homes.join(node.tag()).join(name).join("image")

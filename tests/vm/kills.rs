@@ -1,4 +1,4 @@
-//! What is killed ends the task with an error, soon; and nothing is left behind.
+//! Tests that a kill ends the task with an error, soon, and leaves nothing behind.
 //!
 //! The tests of this file count what is on the host, so they run one at a time.
 
@@ -9,7 +9,7 @@ use caisson_tests::{command, leftovers::alone, proc, task, Container, Leftovers,
 use containerd_client::types::v1::Status;
 use rstest::rstest;
 
-/// A task has to end this soon after something of it was killed.
+/// The time within which a task has to end after one of its parts was killed.
 const SOON: Duration = Duration::from_secs(10);
 
 #[rstest]
@@ -45,7 +45,7 @@ fn virtiofsd_of_a_home_killed_ends_the_task_with_an_error() -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
-/// The agent is the guest's init: what kills it is a panic of the guest's kernel.
+/// The agent is the guest's init, so a panic of the guest's kernel kills it.
 #[test]
 fn guest_that_panics_ends_the_task_with_an_error() -> Result<()> {
     let _alone = alone();
@@ -73,7 +73,7 @@ fn guest_that_panics_ends_the_task_with_an_error() -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
-/// Its kernel gets no instruction done, so no process of it ends.
+/// The guest's kernel executes no instructions, so none of its processes ends.
 #[test]
 fn task_in_a_vm_that_stands_still_is_killed_within_ten_seconds() -> Result<()> {
     let _alone = alone();
@@ -91,7 +91,7 @@ fn task_in_a_vm_that_stands_still_is_killed_within_ten_seconds() -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
-/// Nobody kills it or asks it for anything: its agent does not answer any more.
+/// Nothing kills the VM or calls it. Its agent no longer answers.
 #[test]
 fn vm_that_stands_still_is_found_and_its_task_ends_with_an_error() -> Result<()> {
     let _alone = alone();
@@ -114,7 +114,8 @@ fn shim_killed_ends_the_task_and_delete_removes_the_vm() -> Result<()> {
     let container = running(node)?;
     let start = Instant::now();
     proc::kill(container.shim()?, libc::SIGKILL);
-    // containerd calls the shim's `delete` by itself and forgets the task, or says that it has stopped.
+    // containerd calls the shim's `delete` by itself and then either forgets the task or reports it
+    // as stopped.
     command::poll("the task's end", SOON, || {
         let state = task::state(node, container.id(), "");
         state.map_or(Some(()), |process| {
@@ -144,7 +145,7 @@ fn everything_killed_at_once_is_removed_by_delete() -> Result<()> {
     Leftovers::none_since(node, &before)
 }
 
-/// A shim that is killed before it answered `create`.
+/// The shim is killed before it has answered `create`.
 #[test]
 fn shim_killed_while_the_vm_boots_leaves_nothing() -> Result<()> {
     let _alone = alone();
@@ -251,7 +252,7 @@ fn running(node: &Node) -> Result<Container<'_>> {
     node.container("busybox").args(["sleep", "1000"]).start()
 }
 
-/// What is there, with the image imported and nothing of an earlier test still on its way out.
+/// Returns what exists once the image is imported and nothing of an earlier test remains.
 fn settled(node: &Node) -> Result<Leftovers> {
     node.image("busybox")?;
     let _ = command::poll("quiet", Duration::from_secs(5), || {

@@ -1,4 +1,4 @@
-//! The container's machine is not the host's, and has the size of its limits.
+//! Tests that the container's machine is not the host's and has the size of its limits.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use caisson_tests::{command, proc, Node, Runtime};
 use rstest::rstest;
 
-/// What the guest's kernel, agent and rounding to what can be plugged may add to a limit or take from it, in KiB.
+/// How many KiB the guest's kernel, its agent and the rounding to what can be plugged may add to a
+/// limit or take from it.
 const MEMORY_SLACK_KIB: u64 = 192 * 1024;
 
 #[test]
@@ -101,7 +102,7 @@ fn memory_that_is_freed_goes_back_to_the_host() -> Result<()> {
     let container = container.args(["sleep", "1000"]).start()?;
     let qemu = container.vm_process("qemu")?;
     let before = proc::rss(qemu)?;
-    // One buffer, filled; gone with the process.
+    // dd fills one buffer, which goes away with the process.
     let fill = ["dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"];
     container.exec(fill)?.ok()?;
     let after = proc::rss(qemu)?;

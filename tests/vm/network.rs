@@ -1,4 +1,5 @@
-//! What is in a pod's network namespace is in the guest: as CNI made it, by the same names, reachable both ways.
+//! Tests that the guest has what is in a pod's network namespace: as CNI made it, under the same
+//! names, reachable in both directions.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// Prints an interface as it is in a namespace, but for numbers that only the kernel gives.
+/// Prints an interface as it is in a namespace, without numbers that only the kernel assigns.
 const SHOW: &str =
     "ip addr show dev $i | grep -E 'link/|inet' | sed 's/ flags.*//; s/ tentative//; s/ *$//'; \
     cat /sys/class/net/$i/mtu; ip neigh show dev $i nud permanent; \
@@ -22,7 +23,8 @@ fn interfaces_in_the_container_are_those_of_the_namespace(#[case] runtime: Runti
     let node = Node::shared();
     let bridge = Bridge::new(node)?;
     let pod = Namespace::new(node)?;
-    // In another order than by name: the guest's kernel numbers its cards as they come.
+    // The order differs from that of the names, since the guest's kernel numbers its cards in the
+    // order they come.
     bridge.connect(&pod, "net1", "p1", 9000)?;
     bridge.connect(&pod, "eth0", "p0", 1400)?;
     for words in [
@@ -33,7 +35,7 @@ fn interfaces_in_the_container_are_those_of_the_namespace(#[case] runtime: Runti
         "addr add fd08::5/128 dev net1 nodad noprefixroute",
         "neigh add 10.9.0.99 lladdr 02:00:00:00:00:63 dev eth0 nud permanent",
         "neigh add fd09::99 lladdr 02:00:00:00:00:63 dev eth0 nud permanent",
-        // As Calico does it.
+        // Calico adds such a route.
         "route add 169.254.1.1 dev net1 scope link",
         "route add 10.50.0.0/16 via 169.254.1.1 dev net1 metric 77 mtu 1300 src 10.8.0.5",
         "route add 10.51.0.0/16 via 192.0.2.1 dev eth0 onlink",
@@ -91,11 +93,11 @@ fn packets_of_full_size_pass_both_ways() -> Result<()> {
     let container = container(node, Runtime::Caisson, &pod)
         .args(["sleep", "1000"])
         .start()?;
-    // 8 bytes of ICMP and 20 of IP go with it.
+    // The packet also has 8 bytes of ICMP and 20 of IP.
     container.sh(&format!("ping -c 1 -w 10 -s 8972 {GATEWAY}"))?;
     bridge.host.sh("ping -c 1 -w 10 -s 8972 10.9.0.2")?.ok()?;
     let parts = bridge.host.sh("grep ^Ip: /proc/net/snmp | tail -1")?.line();
-    // ReasmReqds, as proc(5) has it: no packet came in parts.
+    // The field is ReasmReqds, as proc(5) has it: no packet came in fragments.
     assert_eq!(parts.split(' ').nth(14), Some("0"), "{parts}");
     Ok(())
 }
@@ -244,7 +246,7 @@ fn namespace_after_qemu_was_killed_is_as_it_was() -> Result<()> {
     Ok(())
 }
 
-/// What stays is the redirect into nothing, which goes with the interface.
+/// Only the redirect into nothing stays, which goes away with the interface.
 #[test]
 fn namespace_after_the_shim_was_killed_serves_another_container() -> Result<()> {
     let node = Node::shared();
@@ -266,8 +268,8 @@ fn namespace_after_the_shim_was_killed_serves_another_container() -> Result<()> 
     Ok(())
 }
 
-/// A guest with CAP_NET_RAW sends frames as itself and as others. What arrives at the other end of
-/// the pod's veth pair?
+/// A guest with CAP_NET_RAW sends frames under its own addresses and under others'. The test checks
+/// which ones arrive at the other end of the pod's veth pair.
 #[rstest]
 #[case::runc(Runtime::Runc, true, EVERYTHING)]
 #[case::caisson(Runtime::Caisson, true, "own advertised6 own6")]
@@ -305,14 +307,14 @@ fn frames_that_a_guest_forges_do_not_arrive(
         .ok()?;
     let heard = listener.finish(Duration::from_secs(70))?.ok()?.line();
     assert_eq!(heard, format!("listening\n{expected}"));
-    // What it does not forge goes on as before.
+    // Traffic that is not forged still passes.
     container.sh(&format!(
         "ping -c 1 -w 10 {GATEWAY} && ping -c 1 -w 10 {GATEWAY6}"
     ))?;
     Ok(())
 }
 
-/// An address that the guest gives itself is no address of its interface.
+/// An address that the guest gives itself is not an address of its interface.
 #[test]
 fn address_that_the_guest_took_itself_reaches_nobody() -> Result<()> {
     let node = Node::shared();
@@ -347,8 +349,8 @@ fn second_address_of_the_interface_is_the_guests_too() -> Result<()> {
     Ok(())
 }
 
-/// Prints what a stream out of the guest brings, with and without; best of five each, taken in
-/// turn.
+/// Prints the throughput of a stream out of the guest with and without anti-spoofing. Takes the
+/// best of five for each, measured in turn.
 #[test]
 fn traffic_of_a_guest_is_as_fast_with_anti_spoofing() -> Result<()> {
     const MIB: u32 = 96;
@@ -371,7 +373,7 @@ fn traffic_of_a_guest_is_as_fast_with_anti_spoofing() -> Result<()> {
             let send = format!(
                 "for i in $(seq 50); do probe send {GATEWAY}:7000 {MIB} && exit; sleep 0.1; done; exit 1"
             );
-            // Until somebody listens.
+            // Gives the listener time to start.
             std::thread::sleep(Duration::from_millis(300));
             let start = Instant::now();
             container.sh(&send)?;
@@ -384,7 +386,7 @@ fn traffic_of_a_guest_is_as_fast_with_anti_spoofing() -> Result<()> {
     Ok(())
 }
 
-/// The pod's counters are the interface's own, as for any pod. There is no VM here.
+/// The pod's counters are the interface's own, as for any pod. No VM runs in this test.
 #[test]
 fn statistics_of_the_network_are_those_of_its_interfaces() -> Result<()> {
     let node = Node::shared();
@@ -419,12 +421,12 @@ fn without_anti_spoofing() -> Result<Node> {
     Ok(node)
 }
 
-/// The words of all frames but the last.
+/// The words of all frames except the last.
 const EVERYTHING: &str =
     "own mac ipv4 arp arpmac vlan lldp advertised6 own6 ipv6 claim6 linklayer6 hidden6 router6 redirect6";
 
-/// Frames of a pod with 10.9.0.2 and fd09::2 and that hardware address, in hexadecimal digits: true
-/// ones and forged ones.
+/// Returns frames of a pod with 10.9.0.2, fd09::2 and that hardware address, in hexadecimal digits.
+/// Some are genuine and some forged.
 fn frames(mac: &str) -> Vec<String> {
     let other = "020000000063";
     let (own4, gateway4, other4) = ("0a090002", "0a090001", "0a090063");
@@ -497,13 +499,13 @@ fn frames(mac: &str) -> Vec<String> {
     .to_vec()
 }
 
-/// A container in a pod's namespace.
+/// Builds a container in a pod's namespace.
 fn container<'n>(node: &'n Node, runtime: Runtime, pod: &Namespace) -> ContainerBuilder<'n> {
     let container = node.container("busybox").runtime(runtime);
     container.flag("--with-ns", pod.flag())
 }
 
-/// One that serves `/www` with a `page` on port 8080 of every address.
+/// Starts a container that serves `/www` with a `page` on port 8080 of every address.
 fn server<'n>(node: &'n Node, runtime: Runtime, pod: &Namespace) -> Result<Container<'n>> {
     let container = container(node, runtime, pod)
         .sh("mkdir /www && echo a page > /www/page && exec httpd -f -p 8080 -h /www")
@@ -513,10 +515,10 @@ fn server<'n>(node: &'n Node, runtime: Runtime, pod: &Namespace) -> Result<Conta
     Ok(container)
 }
 
-/// What a namespace has, but for its counters.
+/// Returns what a namespace contains, without its counters.
 fn state(pod: &Namespace) -> Result<String> {
     let links = pod.ip("-d addr show")?;
     let hooks = pod.sh("tc qdisc show; cat /proc/sys/net/ipv4/conf/lo/route_localnet")?;
-    // Of an address that is new.
+    // A new address is tentative for a while.
     Ok(links.replace(" tentative", "") + &hooks.ok()?.text())
 }

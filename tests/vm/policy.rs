@@ -1,4 +1,5 @@
-//! `[policy]` of the node's configuration, for containers of ctr: their namespace is containerd's.
+//! Tests `[policy]` of the node's configuration for containers of `ctr`, whose namespace is
+//! containerd's.
 
 use std::fs;
 
@@ -83,7 +84,7 @@ fn assert_refused(output: &Output, text: &str) {
     assert!(output.errors().contains(text), "{}", output.errors());
 }
 
-/// The digest of a skill that says its name.
+/// Packs a skill that contains its name. Returns the digest.
 fn packed(node: &Node, name: &str) -> Result<String> {
     let tree = skill::tree(node, name)?;
     fs::write(tree.join("SKILL.md"), format!("# {name}"))?;

@@ -1,4 +1,5 @@
-//! What connects to the loopback of a pod's namespace, as containerd's port-forward does, reaches the servers in the guest.
+//! Tests that connections to the loopback of a pod's namespace, as containerd's port-forward makes
+//! them, reach the servers in the guest.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ fn port_is_refused_before_a_server_listens_and_after_it_has_ended(
             let start = Instant::now();
             let error = get(&pod, address).unwrap_err().to_string();
             assert!(error.contains("refused"), "{round}: {error}");
-            // The first answer, not a try after that.
+            // The first answer has to be the refusal, without a retry.
             assert!(
                 start.elapsed() < Duration::from_millis(900),
                 "{:?}",
@@ -90,7 +91,7 @@ fn fifty_connections_at_once_each_get_their_answer(#[case] runtime: Runtime) -> 
 #[case::caisson(Runtime::Caisson)]
 fn direction_that_ended_leaves_the_other_open(#[case] runtime: Runtime) -> Result<()> {
     let (_bridge, pod, container) = pod(runtime)?;
-    // Answers only when it has seen the end of what it is asked.
+    // The server answers only when it has seen the end of the request.
     let _server = container
         .process(["nc", "-ll", "-p", "8080", "-e", "sh", "-c", "md5sum"])
         .spawn()?;
@@ -104,7 +105,7 @@ fn direction_that_ended_leaves_the_other_open(#[case] runtime: Runtime) -> Resul
     Ok(())
 }
 
-/// A pod's namespace at a bridge, and a container in it that only waits.
+/// Creates a pod's namespace at a bridge, and a container in it that only waits.
 fn pod(runtime: Runtime) -> Result<(Bridge, Namespace, Container<'static>)> {
     let node = Node::shared();
     let bridge = Bridge::new(node)?;
@@ -126,7 +127,7 @@ fn serve(container: &Container<'_>, at: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// The page, as somebody in the namespace gets it.
+/// Fetches the page from within the namespace.
 fn get(pod: &Namespace, at: &str) -> Result<String> {
     let page = pod.sh(&format!("wget -q -O - http://{at}/page"))?;
     anyhow::ensure!(page.code == 0, "{at}: {}", page.errors());

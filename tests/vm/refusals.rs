@@ -1,4 +1,4 @@
-//! What can't be is refused, with an error that names the field.
+//! Tests that impossible requests are refused with an error that names the field.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use containerd_shim_protos::{api::CreateTaskRequest, ttrpc};
 use rstest::rstest;
 use serde_json::{json, Value};
 
-/// Flags of `ctr run`, and what the error has to name.
+/// Each case has flags of `ctr run` and what the error has to name.
 #[rstest]
 #[case::unknown_annotation(&["--annotation", "caisson.dev/skils=x"], "caisson.dev/skils")]
 #[case::annotation_that_is_no_skill(&["--annotation", "caisson.dev/skills=../x"], "caisson.dev/skills")]
@@ -39,7 +39,7 @@ fn container_that_cannot_be_is_refused_by_its_field(
     Ok(())
 }
 
-/// A change of the node's configuration, and what the error has to name.
+/// Each case has a change of the node's configuration and what the error has to name.
 #[rstest]
 #[case::unknown_key(json!({ "vm": { "default_cpu": 1 } }), &["config.toml", "default_cpu"])]
 #[case::unknown_section(json!({ "hypervisors": { "qemu": "/bin/true" } }), &["config.toml", "hypervisors"])]
@@ -62,7 +62,8 @@ fn node_that_cannot_run_vms_says_why(#[case] change: Value, #[case] named: &[&st
     Leftovers::none_since(&node, &before)
 }
 
-/// A program in place of QEMU that ends at once, as QEMU does when the host has no memory for the guest.
+/// A program in place of QEMU exits at once, as QEMU does when the host has no memory for the
+/// guest.
 #[test]
 fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -87,7 +88,8 @@ fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
     Leftovers::none_since(&node, &before)
 }
 
-/// A config.json, and what the error has to name. Given to the shim directly: containerd would refuse some of them.
+/// Each case has a config.json and what the error has to name. The shim gets it directly, since
+/// containerd would refuse some of them.
 #[rstest]
 #[case::not_json("{ process", "config.json is not an OCI runtime spec")]
 #[case::not_an_object("[]", "config.json")]
@@ -109,7 +111,7 @@ fn bundle_that_cannot_be_is_refused_by_its_field(
     Ok(())
 }
 
-/// containerd refuses such ids itself; the shim does not trust that.
+/// containerd refuses such ids itself; the shim does not rely on that.
 #[rstest]
 #[case::with_slash("a/b")]
 #[case::that_leaves_the_folder("..")]
@@ -129,7 +131,8 @@ fn id_of_4096_bytes_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Starts a shim in a bundle with this config.json and has it create the task, as containerd would; the error.
+/// Starts a shim in a bundle with this config.json and has it create the task, as containerd would.
+/// Returns the error.
 fn created_by_hand(node: &Node, id: &str, config: &str) -> Result<String> {
     let bundle = node.dir().join("bundles").join(node.next_id());
     std::fs::create_dir_all(bundle.join("rootfs"))?;

@@ -1,4 +1,4 @@
-//! What is in the root file system, as the image has it; and that nothing else of the host is.
+//! Tests that the root file system has what the image has, and nothing else of the host.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ fn image_of_50000_files_is_there_to_the_last_byte(#[case] runtime: Runtime) -> R
     let line = "find /many -type f | wc -l; for d in /many/*; do cat $d/*; done | sha256sum";
     let container = Node::shared().container("many").runtime(runtime).sh(line);
     let output = container.within(Duration::from_secs(300)).run()?.ok()?;
-    // The shell sorts what `*` gives by bytes.
+    // The shell sorts the results of `*` by bytes.
     let mut dirs: Vec<_> = (0..fixture::MANY_DIRS).map(|n| n.to_string()).collect();
     let mut files: Vec<_> = (0..fixture::MANY_FILES / fixture::MANY_DIRS)
         .map(|n| n.to_string())
@@ -116,7 +116,8 @@ fn device_node_can_be_made_and_opened(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// Where runc allows it: a node that a guest makes would lie in the host's file system, for the host's processes to open.
+/// runc allows this. A device node made by a guest would lie in the host's file system, where the
+/// host's processes could open it.
 #[test]
 fn device_node_on_a_file_system_of_the_host_is_refused() -> Result<()> {
     let output = Node::shared()
@@ -286,8 +287,9 @@ fn hosts_files_are_not_reached_by_dots_or_symlinks(#[case] runtime: Runtime) -> 
     Ok(())
 }
 
-/// A process in the container holds a directory that is moved out of the shared one on the host. Where the kernel
-/// is shared this reaches the host's files (runc's container does), so only ours is held to it.
+/// A process in the container holds a directory that is moved out of the shared one on the host.
+/// With a shared kernel this reaches the host's files (it does in runc's container), so the test
+/// runs only with Caisson.
 #[test]
 fn hosts_files_are_not_reached_by_an_open_directory_moved_away() -> Result<()> {
     let node = Node::shared();
@@ -336,7 +338,8 @@ fn hosts_files_are_not_reached_by_file_handles(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
-/// Sockets and FIFOs of the host that are shared by a bind mount are names only: nobody listens in the guest.
+/// Sockets and FIFOs of the host in a bind mount are only names in the guest, where nothing listens
+/// on them.
 #[test]
 fn hosts_socket_in_a_bind_mount_is_not_answered_in_the_guest() -> Result<()> {
     let node = Node::shared();
@@ -351,7 +354,7 @@ fn hosts_socket_in_a_bind_mount_is_not_answered_in_the_guest() -> Result<()> {
     Ok(())
 }
 
-/// A FIFO of the host with a reader, which must get nothing.
+/// Creates a FIFO of the host with a reader, which must not receive anything.
 fn mkfifo(path: &Path) -> Result<Reader> {
     nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).context("mkfifo")?;
     let child = Command::new("cat")

@@ -1,4 +1,4 @@
-//! `caisson run`: without containerd.
+//! Tests `caisson run`, which works without containerd.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
@@ -151,7 +151,7 @@ fn finish(mut command: Command) -> Result<Output> {
     command::run(&mut command, None, LIMIT)
 }
 
-/// An archive in a folder of its own: tests of this file run side by side.
+/// Makes an archive in its own folder, since the tests of this file run side by side.
 fn archive(name: &str) -> Result<PathBuf> {
     let node = Node::shared();
     let dir = node.dir().join("archives").join(node.next_id());

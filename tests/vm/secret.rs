@@ -1,7 +1,8 @@
-//! The agent believes the shim alone: whoever reaches its ports without the VM's secret is closed before any call.
+//! Tests that the agent trusts only the shim: a connection to its ports that does not have the VM's
+//! secret is closed before any call.
 //!
-//! The daemon that carries connections on this host stands in for the kernel's device, by which every process of the host may reach
-//! every guest.
+//! On this host a daemon carries the connections. It stands in for the kernel's device, through
+//! which every process of the host may reach every guest.
 
 use std::{
     fs,
@@ -15,12 +16,13 @@ use anyhow::{bail, ensure, Context, Result};
 use caisson_tests::{command, Container, Node};
 use rstest::rstest;
 
-/// The agent's service, the streams of processes, connections to servers.
+/// The ports of the agent's service, the streams of processes, and connections to servers.
 const PORTS: [u32; 3] = [1024, 1025, 1026];
 /// Longer than the agent waits for the secret.
 const CLOSED: Duration = Duration::from_secs(20);
 
-/// A call of `Ping` as the shim makes it: ttrpc's header (length, stream, type of a request) and its message.
+/// Encodes a call of `Ping` as the shim makes it: ttrpc's header (length, stream, type of a
+/// request) and its message.
 fn ping() -> Vec<u8> {
     let mut request = Vec::new();
     for (field, text) in [(1, "caisson.agent.v1.Agent"), (2, "Ping")] {
@@ -43,11 +45,11 @@ fn process_on_the_host_that_does_not_know_the_secret_is_closed_before_any_call(
     let bytes = [said, &ping()].concat();
     for port in PORTS {
         let mut stranger = connect(&container, port)?;
-        // It may be closed by now.
+        // The connection may be closed by now.
         let _ = stranger.write_all(&bytes);
         assert_eq!(answer(&mut stranger)?, b"", "from port {port}");
     }
-    // The shim's own connection is as it was.
+    // The shim's own connection still works.
     assert_eq!(container.sh("echo still here")?, "still here");
     Ok(())
 }
@@ -62,8 +64,8 @@ fn host_that_connects_a_hundred_times_and_says_nothing_does_not_keep_the_shim_ou
     Ok(())
 }
 
-/// From a container with all rights in its own guest: by the loopback, by the address that each guest has with a daemon, and by the host's,
-/// at which no agent is.
+/// A container with all rights in its own guest connects to the loopback, to the address that each
+/// guest has with a daemon, and to the host's address, where no agent is.
 #[test]
 fn process_in_another_pod_is_closed_before_any_call() -> Result<()> {
     let node = Node::shared();
@@ -84,7 +86,7 @@ fn process_in_another_pod_is_closed_before_any_call() -> Result<()> {
     Ok(())
 }
 
-/// Nor can it be read where everybody on the host, or a container, may look.
+/// The secret can't be read in places open to everybody on the host or to a container.
 #[test]
 fn secret_is_in_no_command_line_and_no_file_of_the_pod() -> Result<()> {
     let node = Node::shared();
@@ -108,7 +110,8 @@ fn running() -> Result<Container<'static>> {
     container.args(["sleep", "1000"]).start()
 }
 
-/// A connection to a port of the guest, made as the shim makes it: the daemon drops one now and then while it closes another.
+/// Connects to a port of the guest as the shim does. Retries, since the daemon sometimes drops a
+/// connection while it closes another.
 fn connect(container: &Container, port: u32) -> Result<UnixStream> {
     let mut last = None;
     let connected = command::poll("a connection to the guest", CLOSED, || {
@@ -138,7 +141,7 @@ fn try_connect(container: &Container, port: u32) -> Result<UnixStream> {
     Ok(stream)
 }
 
-/// What comes until the connection is closed.
+/// Reads until the connection is closed.
 fn answer(stream: &mut UnixStream) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
@@ -153,7 +156,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
-        // Not into what the container has.
+        // Leaves out what the container has.
         if entry.file_type()?.is_dir() && entry.file_name() != "shared" {
             found.extend(files(&path)?);
         } else {

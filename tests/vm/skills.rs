@@ -1,4 +1,4 @@
-//! Skills: what is plugged into a container besides its image.
+//! Tests skills, which are plugged into a container besides its image.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -155,7 +155,8 @@ fn skill_in_use_is_not_removed() -> Result<()> {
     Ok(())
 }
 
-/// A folder with files of every kind that a skill has, packed and added to the node's store.
+/// Creates a folder with every kind of file that a skill has, packs it and adds it to the node's
+/// store.
 fn packed(node: &Node, name: &str) -> Result<(PathBuf, String)> {
     let tree = node.dir().join("trees").join(name);
     fs::create_dir_all(tree.join("bin"))?;

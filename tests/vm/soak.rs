@@ -1,14 +1,15 @@
-//! Many containers, and nothing left of them.
+//! Tests that many containers leave nothing behind.
 
 use anyhow::Result;
 use caisson_tests::{Leftovers, Node};
 
-/// 30 in CI; `make soak` sets `CAISSON_TEST_SOAK=200`.
+/// The number is 15 in CI. `make soak` sets `CAISSON_TEST_SOAK=200`.
 fn containers() -> Result<usize> {
-    Ok(std::env::var("CAISSON_TEST_SOAK").map_or(Ok(30), |text| text.parse())?)
+    Ok(std::env::var("CAISSON_TEST_SOAK").map_or(Ok(15), |text| text.parse())?)
 }
 
-/// One test, since what is left is counted over both: one after another, then ten at once.
+/// One test covers both, one after another and then ten at a time, since what is left is counted
+/// over both.
 #[test]
 fn containers_in_a_row_and_ten_at_once_succeed_and_leave_nothing() -> Result<()> {
     let node = Node::shared();

@@ -1,4 +1,4 @@
-//! Standard streams, terminals, execs beside each other, log URIs.
+//! Tests standard streams, terminals, execs beside each other, log URIs.
 
 use std::{
     fs,
@@ -17,8 +17,9 @@ use rstest::rstest;
 
 const MIB: usize = 1024 * 1024;
 
-/// 1 GiB with `CAISSON_TEST_FULL` set. Else 192 MiB, which emulation carries in time: still more than the memory of the
-/// VM that it passes through, so that an agent that held it would be killed.
+/// Returns 1 GiB if `CAISSON_TEST_FULL` is set. Otherwise returns 192 MiB, which emulation carries
+/// in time. That is still more than the memory of the VM that it passes through, so an agent that
+/// held it would be killed.
 fn stream_mib() -> usize {
     match std::env::var_os("CAISSON_TEST_FULL") {
         Some(_) => 1024,
@@ -59,7 +60,7 @@ fn stream_through_cat_is_unchanged_and_memory_bounded(#[case] runtime: Runtime) 
     let mut first = [0; 1];
     counted.read_exact(&mut first)?;
     let shim = shim_of(&id)?;
-    // The shim is gone when the stream has ended: its peak is read until then.
+    // The shim exits when the stream has ended, so its peak is read until then.
     let peak = thread::spawn(move || {
         let mut last = 0;
         while let Ok(kib) = peak_kib(shim) {
@@ -92,7 +93,8 @@ fn stdout_and_stderr_stay_apart(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// Which runc's shim does not see to: containerd's client drops what it has not read when it hears of the end.
+/// runc's shim does not ensure this: containerd's client drops what it has not read when it hears
+/// of the end.
 #[test]
 fn output_that_is_read_after_the_end_is_whole() -> Result<()> {
     let line = format!("head -c {} /dev/zero", 200 * 1024);
@@ -163,7 +165,8 @@ fn terminal_of_exec_follows_the_window_and_interrupts(#[case] runtime: Runtime) 
     Ok(())
 }
 
-/// Without runc beside it: its shim of containerd 1.6 starts one of these a second and loses one in a few hundred.
+/// Without runc for comparison: in containerd 1.6, its shim starts one of these a second and loses
+/// one in a few hundred.
 #[test]
 fn hundred_execs_side_by_side_each_have_their_own_streams() -> Result<()> {
     let container = sleeping(Runtime::Caisson)?;
@@ -205,7 +208,7 @@ fn exec_outlives_its_stdin(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
-/// More than all buffers on the way hold.
+/// The input is more than all buffers on the way hold.
 #[test]
 fn stdin_that_nobody_reads_leaves_the_guest_idle() -> Result<()> {
     let container = sleeping(Runtime::Caisson)?;
@@ -246,7 +249,7 @@ fn file_log_uri_takes_both_streams(#[case] runtime: Runtime) -> Result<()> {
     let container = node.container("busybox").runtime(runtime);
     let log = node.dir().join(format!("logs/{}.log", container.id()));
     let uri = format!("file://{}", log.display());
-    // runc's shim loses a line now and then where the process ends at once.
+    // runc's shim sometimes loses a line if the process exits at once.
     let line = match runtime {
         Runtime::Runc => "echo out; echo err >&2; sleep 1",
         Runtime::Caisson => "echo out; echo err >&2",
@@ -260,7 +263,8 @@ fn file_log_uri_takes_both_streams(#[case] runtime: Runtime) -> Result<()> {
         (lines == ["err", "out"]).then_some(())
     };
     if runtime == Runtime::Runc {
-        // Its shim says that the task has ended before it has copied all, and forgets the rest when it is deleted.
+        // runc's shim reports the task's end before it has copied everything, and forgets the rest
+        // when the task is deleted.
         command::poll("both lines", Duration::from_secs(10), both)
             .with_context(|| format!("{:?}", fs::read_to_string(&log)))?;
     }
@@ -268,8 +272,9 @@ fn file_log_uri_takes_both_streams(#[case] runtime: Runtime) -> Result<()> {
     both().with_context(|| format!("{:?}", fs::read_to_string(&log)))
 }
 
-/// The contract of containerd's logging binaries: streams on descriptors 3 and 4, 5 is closed when it is ready, id and
-/// namespace in the environment, the URI's query as arguments. At the end it is sent SIGTERM and may finish.
+/// Tests the contract of containerd's logging binaries. The streams are on descriptors 3 and 4; the
+/// program closes 5 when it is ready. The id and namespace are in the environment, the URI's query
+/// in the arguments. At the end the program gets SIGTERM and may finish.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
@@ -342,7 +347,7 @@ fn peak_kib(pid: u32) -> Result<u64> {
     Ok(peak.context("VmHWM")?.parse()?)
 }
 
-/// Bytes that don't compress, the same every time.
+/// Bytes that can't be compressed, the same every time.
 struct Noise {
     left: usize,
     state: u64,

@@ -1,5 +1,5 @@
-//! Caisson in the cluster, as its users get it: the node image into containerd, the chart into the API server, with the paths of this
-//! cluster's folder.
+//! Installs Caisson in the cluster as its users do: imports the node image into containerd and
+//! installs the chart, with the paths of this cluster's folder.
 
 use std::{fs, os::unix::net::UnixStream, path::Path, process::Command};
 
@@ -12,7 +12,8 @@ use crate::{process, Cluster};
 pub const RELEASE: &str = "caisson";
 pub const NAMESPACE: &str = "caisson-system";
 
-/// By which kubectl waits for the nodes: helm calls a DaemonSet ready that may have one pod unavailable.
+/// The kubectl arguments that wait for the nodes: helm already calls a DaemonSet ready when one of
+/// its pods is unavailable, if it may be.
 pub const ROLLOUT: [&str; 6] = [
     "rollout",
     "status",
@@ -22,7 +23,8 @@ pub const ROLLOUT: [&str; 6] = [
     "--timeout=10m",
 ];
 
-/// Makes `runtimeClassName: sandbox` work in the cluster. Returns when the node is ready for it, which takes a VM's self-test.
+/// Makes `runtimeClassName: sandbox` work in the cluster. Returns when the node is ready for it,
+/// which takes as long as a VM's self-test.
 pub fn install(cluster: &Cluster) -> Result<()> {
     let image = cluster.programs().dist().join("node-image.tar");
     ensure!(
@@ -35,7 +37,8 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&ROLLOUT).map(drop)
 }
 
-/// Gives the release the values of a local cluster and `further` ones, and installs it where there is none. Does not wait for the node.
+/// Upgrades the release with the values of a local cluster and the `further` ones, or installs it
+/// if there is none. Does not wait for the node.
 pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
     let layout = cluster.layout();
     let mut helm = helm(cluster, "upgrade");
@@ -56,7 +59,8 @@ pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
     process::output(&mut helm, "").map(drop)
 }
 
-/// The arguments of `helm upgrade` for the release with the values of a local cluster, also where there is none yet.
+/// Adds the arguments of `helm upgrade` that set the values of a local cluster and install the
+/// release if there is none.
 pub fn install_the_chart(upgrade: &mut Command) {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chart");
     upgrade
@@ -66,8 +70,9 @@ pub fn install_the_chart(upgrade: &mut Command) {
         .arg(chart.join("values-local.yaml"));
 }
 
-/// The process that has the mount namespace which containerd and kubelet run in, and that lives as long as the cluster: containerd's
-/// parent. The machine's first process may be one that nobody may look into.
+/// Returns the process, containerd's parent, whose mount namespace containerd and the kubelet run
+/// in and that lives as long as the cluster. The machine's first process may be one that nobody may
+/// look into.
 fn supervisor(cluster: &Cluster) -> Result<u32> {
     let socket = cluster.layout().containerd_socket();
     let stream = UnixStream::connect(&socket).with_context(|| socket.display().to_string())?;
@@ -77,13 +82,14 @@ fn supervisor(cluster: &Cluster) -> Result<u32> {
     Ok(parent.context("containerd has no parent")?.trim().parse()?)
 }
 
-/// Runs the chart's test: a pod says that its kernel is not the node's. What it printed.
+/// Runs the chart's test, a pod that checks that its kernel is not the node's. Returns what it
+/// printed.
 pub fn test(cluster: &Cluster) -> Result<String> {
     let mut helm = helm(cluster, "test");
     process::output(helm.args([RELEASE, "--logs", "--timeout=10m"]), "")
 }
 
-/// Takes the chart away again, and with it what it put on the node.
+/// Uninstalls the chart, and with it what it put on the node.
 pub fn uninstall(cluster: &Cluster) -> Result<()> {
     let mut helm = helm(cluster, "uninstall");
     process::output(helm.args([RELEASE, "--wait", "--timeout=10m"]), "").map(drop)
@@ -93,7 +99,7 @@ fn helm(cluster: &Cluster, subcommand: &str) -> Command {
     let mut helm = Command::new(cluster.programs().kubernetes("helm"));
     helm.args([subcommand, "--namespace", NAMESPACE])
         .env("KUBECONFIG", cluster.layout().kubeconfig())
-        // It keeps nothing in the user's home.
+        // Keep helm's cache out of the user's home.
         .env("HELM_CACHE_HOME", cluster.layout().path("helm"))
         .env("HELM_CONFIG_HOME", cluster.layout().path("helm"))
         .env("HELM_DATA_HOME", cluster.layout().path("helm"));

@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{down, existing, secrets, supervise, up, Layout, Programs};
 
-/// Where `make cluster` has its cluster.
+/// The folder in which `make cluster` has its cluster.
 const DIR: &str = "/var/tmp/caisson";
 const NAMESPACE: &str = "sandboxes";
 
@@ -25,7 +25,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Starts the cluster, or takes the one that runs: that of Docker Desktop, kind or k3s on this machine, if kubectl points at it.
+    /// Starts the cluster, or takes the one that runs: that of Docker Desktop, kind or k3s on this
+    /// machine, if kubectl points at it.
     Up {
         /// Never takes the one that kubectl points at.
         #[arg(long)]
@@ -36,7 +37,8 @@ enum What {
         /// The namespace that is made for your pods.
         #[arg(long, default_value = NAMESPACE)]
         namespace: String,
-        /// Makes a Secret in it of a file of `KEY=value` lines; its name is the file's without `.env`. May be said more than once.
+        /// Makes a Secret in it of a file of `KEY=value` lines; its name is the file's without
+        /// `.env`. May be said more than once.
         #[arg(long, value_name = "FILE")]
         env_file: Vec<PathBuf>,
     },
@@ -50,7 +52,7 @@ enum What {
     Supervise { dir: PathBuf },
 }
 
-/// The whole program.
+/// Runs the whole program.
 pub fn main() -> ExitCode {
     match run(Arguments::parse().what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,7 +109,7 @@ fn start(layout: &Layout, own: bool, namespace: &str, env_files: &[PathBuf]) -> 
     Ok(())
 }
 
-/// A cluster of our own is removed; from one that was there Caisson is.
+/// Removes a cluster of our own; from a cluster that was there before, removes only Caisson.
 fn stop(layout: &Layout) -> Result<()> {
     let there = Programs::find(&target()).ok().and_then(|programs| {
         let existing = existing::find(&programs).filter(|_| !layout.dir().exists());

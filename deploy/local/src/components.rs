@@ -1,4 +1,5 @@
-//! The programs of a cluster: their configuration files and command lines. Sizes are those of one small machine.
+//! Writes the configuration files and command lines of a cluster's programs. Sizes are those of one
+//! small machine.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -13,17 +14,18 @@ use crate::{
     programs::Programs,
 };
 
-/// The sandbox' image.
+/// The image of a pod's sandbox.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10";
-/// Every process of a cluster has it in its environment, with the cluster's folder: by it they are found.
+/// The variable that every process of a cluster has in its environment, set to the cluster's
+/// folder. The processes are found by it.
 pub const MARK: &str = "CAISSON_CLUSTER";
 
-/// What the supervisor is to keep running.
+/// What the supervisor keeps running.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// The network namespace's file.
     pub namespace: std::path::PathBuf,
-    /// Where the output of each goes, `<name>.log`.
+    /// The folder for the output of each program, `<name>.log`.
     pub logs: std::path::PathBuf,
     pub components: Vec<Component>,
 }
@@ -36,7 +38,8 @@ pub struct Component {
     pub env: BTreeMap<String, String>,
 }
 
-/// Writes the components' configuration files; what is to be run. `node` is the node's address.
+/// Writes the components' configuration files and returns what is to be run. `node` is the node's
+/// address.
 pub fn write(layout: &Layout, programs: &Programs, node: &str) -> Result<Plan> {
     for dir in [
         "log",
@@ -71,7 +74,7 @@ pub fn write(layout: &Layout, programs: &Programs, node: &str) -> Result<Plan> {
                 flag("trusted-ca-file", pki("etcd-ca.crt")),
                 flag("cert-file", pki("etcd.crt")),
                 flag("key-file", pki("etcd.key")),
-                // Nothing in here is worth waiting for the disk.
+                // Nothing in this cluster is worth waiting for the disk.
                 flag("unsafe-no-fsync", "true"),
                 flag("log-level", "warn"),
             ],
@@ -94,7 +97,7 @@ pub fn write(layout: &Layout, programs: &Programs, node: &str) -> Result<Plan> {
                 flag("kubelet-preferred-address-types", "InternalIP"),
                 flag("authorization-mode", "Node,RBAC"),
                 flag("enable-admission-plugins", "NodeRestriction"),
-                // For policies that change objects, which are alpha in 1.33.
+                // For MutatingAdmissionPolicy, which is alpha in 1.33.
                 flag("feature-gates", "MutatingAdmissionPolicy=true"),
                 flag(
                     "runtime-config",
@@ -111,7 +114,7 @@ pub fn write(layout: &Layout, programs: &Programs, node: &str) -> Result<Plan> {
                     pki("service-accounts.key"),
                 ),
                 flag("service-account-key-file", pki("service-accounts.pub")),
-                // By these the metrics server knows for whom the API server asks it.
+                // The metrics server learns from these for whom the API server asks it.
                 flag("proxy-client-cert-file", pki("front-proxy-client.crt")),
                 flag("proxy-client-key-file", pki("front-proxy-client.key")),
                 flag("requestheader-client-ca-file", pki("front-proxy-ca.crt")),
@@ -231,11 +234,12 @@ fn kubelet(layout: &Layout, node: &str) -> serde_json::Value {
         "clusterDomain": "cluster.local",
         "resolvConf": at("resolv.conf"),
         "failSwapOn": false,
-        // Without CAP_SYS_RESOURCE it can't be lowered, and the kubelet wouldn't start.
+        // Without CAP_SYS_RESOURCE the score can't be lowered, and the kubelet would not start.
         "oomScoreAdj": 0,
         "podLogsDir": at("log/pods"),
         "volumePluginDir": at("volume-plugins"),
-        // The disk is the developer's: neither pods nor images are removed because it is nearly full.
+        // The disk is the developer's: neither pods nor images are removed because it is nearly
+        // full.
         "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%" },
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "5s",
@@ -255,7 +259,7 @@ fn proxy(layout: &Layout) -> serde_json::Value {
         "hostnameOverride": NODE,
         "bindAddress": "0.0.0.0",
         "healthzBindAddress": "127.0.0.1:10256",
-        // The machine's own limits stay as they are.
+        // Leave the machine's own limits as they are.
         "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
         "iptables": { "minSyncPeriod": "0s", "syncPeriod": "30s" },
     })

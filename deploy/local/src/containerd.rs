@@ -1,4 +1,4 @@
-//! The configurations of the cluster's containerd and of Caisson beside it.
+//! Writes the configurations of the cluster's containerd and of Caisson.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::{components::PAUSE, layout::Layout, programs::CNI_PLUGINS};
 
-/// Writes both. Caisson's runtime comes by the chart ([`crate::caisson`]).
+/// Writes both. The chart adds Caisson's runtime ([`crate::caisson`]).
 pub fn write(layout: &Layout) -> Result<()> {
     let dir = layout.dir().display();
     let mark = layout.mark();

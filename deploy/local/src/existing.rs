@@ -1,5 +1,6 @@
-//! A cluster that is there already: what kubectl points at, if it is one of those that developers have on their own machine. Caisson is installed
-//! there by its chart, and nothing else is done to it. Any other cluster is left alone: it may be somebody's production.
+//! Uses an existing cluster: the one that kubectl points at, if it is of a kind that developers
+//! have on their own machine. Caisson's chart is installed there, and nothing else is done to it.
+//! Any other cluster is left alone, since it may be somebody's production.
 
 use std::{path::Path, process::Command};
 
@@ -12,16 +13,16 @@ use crate::{
     programs::Programs,
 };
 
-/// A kind of cluster, by which images get into it.
+/// A kind of cluster; it decides how images are imported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Existing {
     DockerDesktop,
-    /// With the name that kind gave it.
+    /// A cluster of kind, with the name that kind gave it.
     Kind(String),
     K3s,
 }
 
-/// The cluster of the user's kubeconfig, if it is one of [`Existing`] and answers.
+/// Returns the cluster of the user's kubeconfig, if it is one of [`Existing`] and answers.
 pub fn find(programs: &Programs) -> Option<Existing> {
     let kubectl = |args: &[&str]| {
         process::output(Command::new(programs.kubernetes("kubectl")).args(args), "")
@@ -54,7 +55,7 @@ fn recognise(context: &str, server: &str) -> Option<Existing> {
 }
 
 impl Existing {
-    /// Brings the node image in and installs the chart, or a newer one over it.
+    /// Imports the node image and installs the chart, or upgrades it.
     pub fn install(&self, programs: &Programs) -> Result<()> {
         let image = programs.dist().join("node-image.tar");
         ensure!(
@@ -71,7 +72,7 @@ impl Existing {
         process::output(kubectl.args(ROLLOUT), "").map(drop)
     }
 
-    /// Takes the chart away, if it is there.
+    /// Uninstalls the chart, if it is there.
     pub fn uninstall(&self, programs: &Programs) -> Result<()> {
         let mut helm = Command::new(programs.kubernetes("helm"));
         helm.args(["uninstall", "--ignore-not-found", "--wait", "--timeout=10m"])
@@ -79,7 +80,7 @@ impl Existing {
         process::output(&mut helm, "").map(drop)
     }
 
-    /// The command by which an OCI archive gets to the nodes.
+    /// Returns the command that imports an OCI archive on the nodes.
     fn import(&self, archive: &Path) -> Command {
         let (program, args): (_, &[&str]) = match self {
             Self::DockerDesktop => ("docker", &["load", "--input"]),

@@ -1,4 +1,5 @@
-//! OCI image archives made here: one layer out of files that are named one by one, no network. Also for the tests, by whose harness it is used.
+//! Makes OCI image archives without a network: one layer out of files that are named one by one.
+//! The tests' harness uses it too.
 
 use std::{
     fs::File,
@@ -19,7 +20,7 @@ pub struct Owner {
     pub gid: u64,
 }
 
-/// root's, with these permissions.
+/// Owned by root, with these permissions.
 pub const fn root(mode: u32) -> Owner {
     Owner {
         mode,
@@ -28,7 +29,7 @@ pub const fn root(mode: u32) -> Owner {
     }
 }
 
-/// An image in the making; the layer is written as it is named.
+/// An image that is being made. The layer is written while its entries are added.
 pub struct ImageBuilder {
     layer: tar::Builder<Hashing<BufWriter<File>>>,
     layer_path: PathBuf,
@@ -36,7 +37,7 @@ pub struct ImageBuilder {
 }
 
 impl ImageBuilder {
-    /// An empty image, its layer in `dir` until it is finished.
+    /// Starts an empty image, whose layer is in `dir` until it is finished.
     pub fn new(dir: &Path) -> Result<Self> {
         let layer_path = dir.join("layer.tar");
         let file = File::create(&layer_path).with_context(|| layer_path.display().to_string())?;
@@ -66,7 +67,7 @@ impl ImageBuilder {
         self.entry(path, EntryType::Regular, owner, bytes)
     }
 
-    /// A copy of a host's file.
+    /// Adds a copy of a file of the host.
     pub fn copy(&mut self, source: &Path, path: &str, owner: Owner) -> Result<()> {
         let bytes = std::fs::read(source).with_context(|| source.display().to_string())?;
         self.file(path, owner, &bytes)
@@ -79,7 +80,7 @@ impl ImageBuilder {
             .with_context(|| path.to_owned())
     }
 
-    /// A further name of a file named before, whose owner has to be said again.
+    /// Adds a further name of an earlier file. The owner has to be given again.
     pub fn hard_link(&mut self, path: &str, target: &str, owner: Owner) -> Result<()> {
         let mut header = header(EntryType::Link, owner, 0);
         self.layer
@@ -99,7 +100,7 @@ impl ImageBuilder {
         self.device(path, EntryType::Block, owner, major, minor)
     }
 
-    /// A file with an extended attribute.
+    /// Adds a file with an extended attribute.
     pub fn file_with_xattr(
         &mut self,
         path: &str,
@@ -151,7 +152,8 @@ impl ImageBuilder {
     }
 }
 
-/// Writes the archive of an image whose one layer is this tar file, with a configuration as [`ImageBuilder::config`] makes it.
+/// Writes the archive of an image whose one layer is this tar file, with a configuration as
+/// [`ImageBuilder::config`] makes it.
 pub fn archive_of_layer(layer: &Path, config: &Value, name: &str, archive: &Path) -> Result<()> {
     let mut hashing = Hashing::new(io::sink());
     let mut file = File::open(layer).with_context(|| layer.display().to_string())?;
@@ -201,7 +203,7 @@ fn write_archive(
     Ok(())
 }
 
-/// `sha256:` and the digest of these bytes.
+/// Returns `sha256:` and the digest of these bytes.
 pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{:x}", Sha256::digest(bytes))
 }
@@ -230,7 +232,7 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
 }
 
-/// Counts and hashes what passes through.
+/// A writer that counts and hashes what passes through it.
 struct Hashing<W> {
     to: W,
     hash: Sha256,
@@ -265,7 +267,7 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-/// sha256 of what a reader gives, in hex.
+/// Returns the sha256 of what a reader gives, in hex.
 pub fn sha256(mut from: impl Read) -> Result<String> {
     let mut hashing = Hashing::new(io::sink());
     io::copy(&mut from, &mut hashing)?;

@@ -1,4 +1,5 @@
-//! Images of the cluster itself, made of programs that were built here, and how images come into its containerd: there is no registry.
+//! Makes the cluster's own images from programs that were built here, and imports images into its
+//! containerd: there is no registry.
 
 use std::{fs, path::Path, process::Command};
 
@@ -41,7 +42,7 @@ pub fn import_own(layout: &Layout, programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// `ctr` for the images of the cluster's pods, arguments to follow.
+/// Returns `ctr` for the images of the cluster's pods; the caller adds the arguments.
 pub fn ctr(layout: &Layout, programs: &Programs) -> Command {
     let mut ctr = Command::new(programs.containerd("ctr"));
     ctr.arg("--address").arg(layout.containerd_socket());
@@ -64,7 +65,7 @@ pub fn tag(layout: &Layout, programs: &Programs, from: &str, to: &str) -> Result
     process::output(ctr.args(["images", "tag", "--force", from, to]), "").map(drop)
 }
 
-/// Whether containerd answers.
+/// Checks whether containerd answers.
 pub fn containerd_answers(layout: &Layout, programs: &Programs) -> Result<()> {
     fs::metadata(layout.containerd_socket()).context("containerd's socket")?;
     process::output(ctr(layout, programs).arg("version"), "").map(drop)

@@ -1,10 +1,12 @@
-//! Where a cluster has its files: all of them below one folder, whose name marks whatever it has elsewhere.
+//! Defines where a cluster has its files: all of them are below one folder, whose name marks
+//! whatever the cluster has elsewhere.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 
-/// Sockets (108 bytes, unix(7)) lie in folders of pods below this one.
+/// The longest path of a cluster's folder: sockets (108 bytes, unix(7)) lie in folders of pods
+/// below it.
 const LONGEST: usize = 24;
 
 /// The folder of a cluster.
@@ -15,8 +17,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A cluster's folder, which need not be there. Its last component becomes part of names, so it is made of `a-z`, `0-9`
-    /// and `-` alone.
+    /// A cluster's folder, which need not exist. Its last component becomes part of names, so it
+    /// may contain only `a-z`, `0-9` and `-`.
     pub fn new(dir: &Path) -> Result<Self> {
         let text = dir.to_str().context("the cluster's folder is not UTF-8")?;
         let name = dir.file_name().and_then(|name| name.to_str());
@@ -42,12 +44,12 @@ impl Layout {
         &self.mark
     }
 
-    /// What is below the folder.
+    /// A path below the folder.
     pub fn path(&self, below: &str) -> PathBuf {
         self.dir.join(below)
     }
 
-    /// As text; the folder is UTF-8.
+    /// A path below the folder, as text; the folder is UTF-8.
     pub fn text(&self, below: &str) -> String {
         self.path(below).display().to_string()
     }

@@ -1,15 +1,19 @@
-//! A Kubernetes of one node on this machine: etcd, API server, controllers, scheduler, kubelet, kube-proxy, CoreDNS and a containerd of its
-//! own, everything in one folder and one network namespace, so that nothing is left after [`down`].
+//! Runs a Kubernetes of one node on this machine: etcd, API server, controllers, scheduler,
+//! kubelet, kube-proxy, CoreDNS and a containerd of its own. Everything is in one folder and one
+//! network namespace, so that nothing is left after [`down`].
 //!
 //! ```text
-//! up: network ─▶ pki, configuration ─▶ supervisor ─▶ API ─▶ addons, images ─▶ node Ready ─▶ DNS ─▶ Caisson ─▶ metrics
+//! up: network ─▶ pki, configuration ─▶ supervisor ─▶ API ─▶ addons, images ─▶
+//!     node Ready ─▶ DNS ─▶ Caisson ─▶ metrics
 //! ```
 //!
 //! - [`layout`]: the folder; [`programs`]: what was built for it;
 //! - [`network`], [`pki`], [`components`], [`containerd`]: what is made before anything runs;
-//! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away, dead or alive;
-//! - [`existing`]: instead of all this, a cluster that is there;
-//! - [`image`], [`images`]: images without a registry; [`caisson`]: the way Caisson gets in; [`secrets`]: the user's.
+//! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away,
+//!   dead or alive;
+//! - [`existing`]: uses an existing cluster instead of all this;
+//! - [`image`], [`images`]: images without a registry; [`caisson`]: installs Caisson; [`secrets`]:
+//!   the user's Secrets.
 
 pub mod caisson;
 pub mod command;
@@ -42,7 +46,7 @@ pub use crate::{layout::Layout, programs::Programs};
 
 /// How long each step may take; a machine that is busy with VMs is slow.
 const LIMIT: Duration = Duration::from_secs(180);
-/// Of two that would start or remove clusters at once, one waits.
+/// A lock, so that only one process at a time starts or removes a cluster; others wait.
 const GATE: &str = "/run/lock/caisson-local";
 
 /// A cluster that runs.
@@ -52,8 +56,9 @@ pub struct Cluster {
     programs: Programs,
 }
 
-/// Starts the cluster of this folder, or takes the one that runs there. `supervisor` is a program that answers to `supervise DIR`, which
-/// [`command::main`] does; each step is told to `progress` before it is begun.
+/// Starts the cluster of this folder, or takes the one that runs there. `supervisor` is a program
+/// that has the subcommand `supervise DIR`, as [`command::main`] does. Each step is reported to
+/// `progress` before it begins.
 pub fn up(
     layout: &Layout,
     programs: &Programs,
@@ -79,7 +84,7 @@ pub fn up(
     Ok(cluster)
 }
 
-/// Takes the cluster of this folder away. One that is not there is no error.
+/// Removes the cluster of this folder. It is no error if there is none.
 pub fn down(layout: &Layout) -> Result<()> {
     let _gate = gate()?;
     remove::all(layout)
@@ -141,7 +146,7 @@ impl Cluster {
         progress("Caisson");
         caisson::install(self)?;
         progress("metrics");
-        // The API server looks only now and then whether there is somebody behind it.
+        // The API server looks only now and then whether a server is behind it.
         process::wait_for("kubectl top", LIMIT, || {
             self.kubectl(&[
                 "wait",
@@ -159,22 +164,22 @@ impl Cluster {
         &self.layout
     }
 
-    /// The programs it is made of.
+    /// The programs that the cluster is made of.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
 
-    /// `kubectl` as the administrator, arguments to follow.
+    /// Returns `kubectl` as the administrator; the caller adds the arguments.
     pub fn kubectl_command(&self) -> Command {
         let mut kubectl = Command::new(self.programs.kubernetes("kubectl"));
         kubectl
             .env("KUBECONFIG", self.layout.kubeconfig())
-            // It would keep what it knows of the API in the user's home.
+            // Otherwise kubectl would cache the API in the user's home.
             .env("KUBECACHEDIR", self.layout.path("kubectl-cache"));
         kubectl
     }
 
-    /// Runs `kubectl` to its end; what it printed.
+    /// Runs `kubectl` to its end and returns what it printed.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         process::output(self.kubectl_command().args(args), "")
     }
@@ -191,7 +196,7 @@ impl Cluster {
         images::import(&self.layout, &self.programs, archive)
     }
 
-    /// Whether it was started to the end and is supervised.
+    /// Returns whether the cluster was started completely and is supervised.
     fn is_ready(&self) -> bool {
         let layout = &self.layout;
         let supervised = File::open(layout.path("supervisor.lock"))
@@ -202,7 +207,8 @@ impl Cluster {
     }
 }
 
-/// The kubelet makes what is below its root, not the root itself.
+/// Makes the root of the kubelet's cgroups: the kubelet makes what is below it, but not the root
+/// itself.
 fn make_cgroups(layout: &Layout) -> Result<()> {
     for hierarchy in remove::hierarchies() {
         let dir = hierarchy.join(layout.mark());

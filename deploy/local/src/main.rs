@@ -1,4 +1,4 @@
-//! The `caisson-local` program, see the library.
+//! The `caisson-local` program; see the library.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The network of a cluster: a namespace of its own, so that ports are fixed and two clusters never meet, and a veth pair by which
-//! the machine reaches it.
+//! Makes the network of a cluster: a namespace of its own, so that ports are fixed and two clusters
+//! never meet, and a veth pair through which the machine reaches it.
 
 use std::{fs, path::Path, process::Command};
 
@@ -15,12 +15,12 @@ pub const SERVICE_SUBNET: &str = "10.96.0.0/16";
 pub const API_SERVICE: &str = "10.96.0.1";
 /// The Service `kube-dns`.
 pub const DNS_SERVICE: &str = "10.96.0.10";
-/// Of the pairs' names on the machine; a name that is there belongs to another cluster.
+/// The prefix of the pairs' names on the machine. A name that exists belongs to another cluster.
 const PAIR: &str = "caissonlocal";
 /// The file with the name of the pair's end on the machine.
 const NEAR: &str = "link";
 
-/// Makes namespace and pair. Gives the node's address, which the machine reaches too.
+/// Makes the namespace and the pair. Returns the node's address, which the machine can reach too.
 pub fn create(layout: &Layout) -> Result<String> {
     let name = layout.mark();
     ip(&["netns", "add", name])?;
@@ -49,12 +49,13 @@ pub fn create(layout: &Layout) -> Result<String> {
     ])?;
     ip(&["-n", name, "link", "set", "lo", "up"])?;
     ip(&["-n", name, "link", "set", "node0", "up"])?;
-    // The kernel wants a way to an address before kube-proxy's rules replace it.
+    // The kernel needs a route to an address before kube-proxy's rules replace the address.
     ip(&["-n", name, "route", "add", "default", "via", &machine])?;
     let sysctl = [
         "net.ipv4.ip_forward=1",
         "net.ipv6.conf.all.forwarding=1",
-        // What one pod of a bridge sends to a Service whose other end is on the same bridge has to pass kube-proxy's rules.
+        // What a pod sends to a Service whose other end is on the same bridge has to pass
+        // kube-proxy's rules.
         "net.bridge.bridge-nf-call-iptables=1",
     ];
     let mut command = Command::new("ip");
@@ -65,9 +66,10 @@ pub fn create(layout: &Layout) -> Result<String> {
     Ok(node)
 }
 
-/// Removes what [`create`] made, and with the namespace all interfaces in it. Nothing there is no error.
+/// Removes what [`create`] made, and with the namespace all interfaces in it. It is no error if
+/// there is nothing.
 pub fn remove(layout: &Layout) -> Result<()> {
-    // It would go with the namespace, but later.
+    // The interface would disappear with the namespace, but later.
     if let Ok(near) = fs::read_to_string(layout.path(NEAR)) {
         if Path::new("/sys/class/net").join(&near).exists() {
             ip(&["link", "del", &near])?;
@@ -79,7 +81,7 @@ pub fn remove(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// The configuration of the pods' network.
+/// Writes the configuration of the pods' network.
 pub fn write_cni(layout: &Layout) -> Result<()> {
     let dir = layout.path("cni");
     fs::create_dir_all(&dir)?;
@@ -91,7 +93,8 @@ pub fn write_cni(layout: &Layout) -> Result<()> {
                 "type": "bridge",
                 "bridge": "cni0",
                 "isGateway": true,
-                // What is beyond the node, such as a server on this machine, knows no way back to a pod.
+                // Anything beyond the node, such as a server on this machine, has no route back to
+                // a pod.
                 "ipMasq": true,
                 "hairpinMode": true,
                 "ipam": {
@@ -108,7 +111,7 @@ pub fn write_cni(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Enters the cluster's network; what this thread starts is in it.
+/// Enters the cluster's network; what this thread starts then runs in it.
 pub fn enter(namespace: &Path) -> Result<()> {
     let file = fs::File::open(namespace).with_context(|| namespace.display().to_string())?;
     nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)

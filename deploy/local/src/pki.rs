@@ -1,5 +1,6 @@
-//! The cluster's certificates and the kubeconfigs that carry them. Who a component is, RBAC's bootstrap roles decide by the names here
-//! (kubernetes.io, "PKI certificates and requirements").
+//! Makes the cluster's certificates and the kubeconfigs that carry them. RBAC's bootstrap roles
+//! identify each component by the names in its certificate (kubernetes.io, "PKI certificates and
+//! requirements").
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, path::Path};
 
@@ -22,11 +23,13 @@ pub fn write(layout: &Layout, node: &str) -> Result<()> {
     fs::create_dir_all(&dir)?;
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
     let ca = Authority::new(&dir, "ca")?;
-    // Its own: who may speak to the API server must not be able to speak to its store.
+    // An authority of its own: whoever may speak to the API server must not be able to speak to its
+    // store.
     let etcd = Authority::new(&dir, "etcd-ca")?;
     etcd.issue(&dir, "etcd", Subject::new("etcd").at("127.0.0.1"))?;
     etcd.issue(&dir, "etcd-client", Subject::new("kube-apiserver"))?;
-    // As whose client the API server asks those behind it, such as the metrics server, in its users' names.
+    // Signs the certificate with which the API server, in its users' names, asks the servers behind
+    // it, such as the metrics server.
     let front = Authority::new(&dir, "front-proxy-ca")?;
     front.issue(
         &dir,
@@ -49,7 +52,7 @@ pub fn write(layout: &Layout, node: &str) -> Result<()> {
         Subject::new("kube-apiserver-kubelet-client"),
     )?;
     ca.issue(&dir, "kubelet-server", Subject::new(NODE).at(NODE).at(node))?;
-    // Signs the tokens of ServiceAccounts.
+    // This key signs the tokens of ServiceAccounts.
     let tokens = KeyPair::generate()?;
     write_key(&dir.join("service-accounts.key"), &tokens)?;
     fs::write(dir.join("service-accounts.pub"), tokens.public_key_pem())?;
@@ -88,7 +91,7 @@ pub fn write(layout: &Layout, node: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whom a certificate names, and where it may serve.
+/// What a certificate names, and where it may serve.
 struct Subject {
     name: String,
     group: Option<String>,

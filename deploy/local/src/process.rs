@@ -1,4 +1,4 @@
-//! A program that runs to its end, and waiting for something to become true.
+//! Runs a program to its end, and waits for conditions to become true.
 
 use std::{
     io::Write,
@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{bail, Context, Result};
 
-/// Runs `command`, giving it `stdin`; what it printed, or an error that shows what it said.
+/// Runs `command` with `stdin` as its input. Returns what it printed, or an error that shows its
+/// output.
 pub fn output(command: &mut Command, stdin: &str) -> Result<String> {
     let program = command.get_program().display().to_string();
     let mut child = command
@@ -18,7 +19,7 @@ pub fn output(command: &mut Command, stdin: &str) -> Result<String> {
         .spawn()
         .with_context(|| format!("start {program}"))?;
     if let Some(mut pipe) = child.stdin.take() {
-        // A program may end without reading all of it; what that means its status says.
+        // A program may end without reading all of it; its exit status says what that means.
         let _ = pipe.write_all(stdin.as_bytes());
     }
     let output = child
@@ -40,7 +41,8 @@ pub fn output(command: &mut Command, stdin: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Asks until there is an answer; after `limit` the error of the last time, which names `what` was waited for.
+/// Asks until there is an answer. After `limit` it returns the last error, with `what` was waited
+/// for.
 pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {

@@ -1,10 +1,11 @@
-//! Where the programs are that a cluster consists of: below `target/`, made by `cargo xtask dist` and `cargo xtask cluster-tools`.
+//! Finds the programs that a cluster consists of: below `target/`, made by `cargo xtask dist` and
+//! `cargo xtask cluster-tools`.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Result};
 
-/// Debian's `containernetworking-plugins`.
+/// The folder of Debian's `containernetworking-plugins`.
 pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Folders with programs.
@@ -14,7 +15,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// What was built into this `target/`; checked, with what to do where something is not there.
+    /// Finds what was built into this `target/`. The error says what to do if something is missing.
     pub fn find(target: &Path) -> Result<Self> {
         let programs = Self {
             target: target.to_owned(),
@@ -52,12 +53,12 @@ impl Programs {
             .join(name)
     }
 
-    /// What a node gets.
+    /// The folder with what a node gets.
     pub fn dist(&self) -> PathBuf {
         self.target.join("dist")
     }
 
-    /// `PATH` of containerd, by which it finds shims and runc.
+    /// The `PATH` of containerd, in which it finds shims and runc.
     pub fn path(&self) -> String {
         let (dist, containerd) = (self.dist().join("bin"), self.containerd(""));
         let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

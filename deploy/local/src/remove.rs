@@ -1,5 +1,5 @@
-//! Takes a cluster away: its processes, mounts, cgroups, network and files, whatever state it is in. Nothing is asked of the cluster
-//! itself, which may be half dead.
+//! Removes a cluster: its processes, mounts, cgroups, network and files, whatever state it is in.
+//! It asks nothing of the cluster itself, which may be half dead.
 
 use std::{
     collections::BTreeSet,
@@ -14,9 +14,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{components::MARK, layout::Layout, network, process, sysctl};
 
-/// Where libcni remembers what a plugin answered; containerd's configuration can't change the place.
+/// Where libcni stores what a plugin answered; containerd's configuration can't change the place.
 const CNI_RESULTS: &str = "/var/lib/cni/results";
-/// Where the kubelet links the logs of containers, and where it serves device plugins; its configuration can't change the places.
+/// Where the kubelet links the logs of containers and serves device plugins; its configuration
+/// can't change the places.
 const KUBELETS: [&str; 4] = [
     "/var/lib/kubelet/device-plugins",
     "/var/lib/kubelet",
@@ -25,17 +26,17 @@ const KUBELETS: [&str; 4] = [
 ];
 /// Where the controller manager makes volumes.
 const VOLUMES: &str = "/tmp/hostpath_pv";
-/// Characters of a UUID.
+/// The length of a UUID in characters.
 const UUID: usize = 36;
 /// Sockets of shims, named by a hash of containerd's address, the namespace and the id.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
-/// Removes all of it; nothing there is no error.
+/// Removes all of it; it is no error if there is nothing.
 pub fn all(layout: &Layout) -> Result<()> {
     end_processes(layout)?;
     sysctl::restore(layout)?;
     let sockets = shim_sockets(layout);
-    // The last one lies over the others.
+    // The last mount lies over the others.
     for point in mounts(layout).iter().rev() {
         umount2(point.as_path(), MntFlags::MNT_DETACH)
             .with_context(|| format!("unmount {}", point.display()))?;
@@ -62,7 +63,7 @@ pub fn all(layout: &Layout) -> Result<()> {
         .with_context(|| format!("remove {}", dir.display()))
 }
 
-/// The processes of a cluster, this one excepted: by their environment or their cgroup.
+/// Returns the processes of a cluster, except this one, found by their environment or their cgroup.
 pub fn processes(layout: &Layout) -> Vec<i32> {
     let variable = format!("{MARK}={}", layout.dir().display());
     let cgroup = format!("/{}/", layout.mark());
@@ -81,7 +82,7 @@ pub fn processes(layout: &Layout) -> Vec<i32> {
         .collect()
 }
 
-/// cgroups of a cluster in every hierarchy, parents first.
+/// Returns the cgroups of a cluster in every hierarchy, parents first.
 pub fn cgroups(layout: &Layout) -> Vec<PathBuf> {
     let hierarchies = hierarchies();
     let mut next: Vec<_> = hierarchies
@@ -103,7 +104,7 @@ pub fn cgroups(layout: &Layout) -> Vec<PathBuf> {
     found
 }
 
-/// Where cgroup file systems are mounted.
+/// Returns where cgroup file systems are mounted.
 pub fn hierarchies() -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let fields = table
@@ -115,7 +116,7 @@ pub fn hierarchies() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Mount points below the cluster's folder, in the order they were made.
+/// Returns the mount points below the cluster's folder, in the order they were made.
 pub fn mounts(layout: &Layout) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     // Fields as in proc(5): the fifth is the mount point, with octal escapes.
@@ -126,8 +127,9 @@ pub fn mounts(layout: &Layout) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Nothing of a cluster is to be kept, so nothing is asked to end by itself. The supervisor may start something again before its own end, and a killed
-/// shim's children may be seen only after their parent is gone: until nothing is found.
+/// Kills all processes of a cluster, until none is found. Nothing of a cluster is to be kept, so
+/// none gets time to end by itself. The supervisor may start something again before its own end,
+/// and a killed shim's children may be seen only after their parent is gone.
 fn end_processes(layout: &Layout) -> Result<()> {
     process::wait_for("the end of all processes", Duration::from_secs(20), || {
         let left = processes(layout);
@@ -146,7 +148,7 @@ fn kill(pid: i32, signal: i32) {
     unsafe { libc::kill(pid.max(2), signal) };
 }
 
-/// Also true of one that is not there.
+/// Returns whether a process is a zombie or does not exist.
 fn is_zombie(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat
@@ -169,7 +171,8 @@ fn shim_sockets(layout: &Layout) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A result names the network namespace, which lies below containerd's state folder.
+/// Removes the CNI results of this cluster: a result names the network namespace, which lies below
+/// containerd's state folder.
 fn remove_cni_results(layout: &Layout) {
     for name in names(Path::new(CNI_RESULTS)) {
         let path = Path::new(CNI_RESULTS).join(name);
@@ -180,7 +183,8 @@ fn remove_cni_results(layout: &Layout) {
     }
 }
 
-/// Removes what this cluster's kubelet left in places of the machine; folders, where that was all.
+/// Removes what this cluster's kubelet left in the machine's own folders, and those folders if they
+/// are then empty.
 fn remove_kubelets(layout: &Layout) {
     for name in names(Path::new("/var/log/containers")) {
         let link = Path::new("/var/log/containers").join(name);
@@ -194,13 +198,14 @@ fn remove_kubelets(layout: &Layout) {
         }
     }
     for dir in KUBELETS {
-        // Fails where something is in it.
+        // Fails if something is in it.
         let _ = fs::remove_dir(dir);
     }
 }
 
-/// The controller manager makes volumes in a place of its own (`--enable-hostpath-provisioner`), each named by a UUID. Which are this cluster's is
-/// in what etcd stored; a volume that was deleted is gone already.
+/// Removes the volumes of this cluster. The controller manager makes volumes in a place of its own
+/// (`--enable-hostpath-provisioner`), each named by a UUID. What etcd stored tells which are this
+/// cluster's; a volume that was deleted is gone already.
 fn remove_volumes(layout: &Layout) -> Result<()> {
     for dir in ["etcd/member/snap", "etcd/member/wal"].map(|below| layout.path(below)) {
         for name in names(&dir) {
@@ -213,12 +218,12 @@ fn remove_volumes(layout: &Layout) -> Result<()> {
             }
         }
     }
-    // Fails where another cluster has one.
+    // Fails if another cluster has a volume there.
     let _ = fs::remove_dir(VOLUMES);
     Ok(())
 }
 
-/// The names of volumes that are mentioned in these bytes.
+/// Returns the names of volumes that occur in these bytes.
 fn volumes(stored: &[u8]) -> BTreeSet<String> {
     let place = format!("{VOLUMES}/").into_bytes();
     let found = stored

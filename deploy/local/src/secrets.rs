@@ -1,4 +1,4 @@
-//! A namespace for the user's pods, with a Secret out of each env file.
+//! Makes a namespace for the user's pods, with a Secret from each env file.
 
 use std::{path::Path, process::Command};
 
@@ -6,15 +6,15 @@ use anyhow::{Context, Result};
 
 use crate::process;
 
-/// Creates the namespace and the Secrets where there are none, and gives those that are there what the files say now. `kubectl` is a
-/// command that has the cluster's kubeconfig, arguments to follow. Fails where a file is none of an env file's form
-/// (`kubectl create secret generic --from-env-file`).
+/// Creates the namespace and the Secrets, or updates existing Secrets from the files. `kubectl` is
+/// a command that has the cluster's kubeconfig; this function adds the arguments. Fails if a file
+/// is not in the format of env files (`kubectl create secret generic --from-env-file`).
 pub fn apply(
     kubectl: impl Fn() -> Command,
     namespace: &str,
     env_files: &[impl AsRef<Path>],
 ) -> Result<()> {
-    // `create` alone refuses what is there already.
+    // `create` alone refuses objects that exist already.
     let apply = |object: &mut Command| {
         let manifest = process::output(object.args(["--dry-run=client", "--output=yaml"]), "")?;
         process::output(kubectl().args(["apply", "--filename", "-"]), &manifest)
@@ -33,7 +33,7 @@ pub fn apply(
     Ok(())
 }
 
-/// The Secret's name: that of the file without `.env`, which a `.env` has for its name.
+/// Returns the Secret's name: the file's name without `.env`, or `env` for a file named `.env`.
 fn name(file: &Path) -> Result<String> {
     let name = file.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{}: no file's name", file.display()))?;

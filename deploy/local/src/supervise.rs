@@ -1,5 +1,5 @@
-//! `caisson-local supervise`: keeps a cluster's programs running, as systemd does on a node. What ends, for whatever reason, is started
-//! again; at SIGTERM all of it ends.
+//! `caisson-local supervise`: keeps a cluster's programs running, as systemd does on a node. A
+//! program that ends, for whatever reason, is started again; at SIGTERM all of them end.
 //!
 //! ```text
 //! started ──ends──▶ pause (0.2 s, doubled up to 5 s while it keeps ending) ──▶ started
@@ -32,7 +32,8 @@ const GRACE: Duration = Duration::from_secs(5);
 
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Starts a supervisor as a process of its own, which outlives this one. `program` answers to `supervise DIR`.
+/// Starts a supervisor as a process of its own, which outlives this one. `program` has the
+/// subcommand `supervise DIR`.
 pub fn start(program: &std::path::Path, layout: &Layout) -> Result<()> {
     let log = File::create(layout.path("log/supervisor.log"))?;
     let mut command = Command::new(program);
@@ -49,12 +50,12 @@ pub fn start(program: &std::path::Path, layout: &Layout) -> Result<()> {
     let child = command
         .spawn()
         .with_context(|| format!("start {}", program.display()))?;
-    // Waited for by a thread, so that it does not become a zombie while this process goes on.
+    // A thread waits for it, so that it does not become a zombie while this process goes on.
     std::thread::spawn(move || child.wait_with_output());
     Ok(())
 }
 
-/// The supervisor's work; returns after SIGTERM or SIGINT.
+/// Runs the supervisor until SIGTERM or SIGINT.
 pub fn run(layout: &Layout) -> Result<()> {
     let plan = std::fs::read(layout.path("plan.json")).context("read plan.json")?;
     let plan: Plan = serde_json::from_slice(&plan).context("read plan.json")?;
@@ -75,7 +76,7 @@ pub fn run(layout: &Layout) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    // Those that use the others first.
+    // End the programs that use the others first.
     for component in running.iter_mut().rev() {
         component.ask_to_end();
     }
@@ -116,7 +117,7 @@ impl<'p> Running<'p> {
                 return;
             };
             println!("{} ended: {status}", self.component.name);
-            // What ran for a while gets its next start at once.
+            // A program that ran for a while is started again at once.
             self.pause = if self.started.elapsed() > LONGEST {
                 SHORTEST
             } else {

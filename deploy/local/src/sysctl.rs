@@ -1,5 +1,5 @@
-//! The kernel's settings that a kubelet changes for the whole machine (kubelet, `pkg/kubelet/cm`, `setupKernelTunables`): kept before, given
-//! back afterwards.
+//! Saves the kernel settings that a kubelet changes for the whole machine (kubelet,
+//! `pkg/kubelet/cm`, `setupKernelTunables`), and restores them afterwards.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -17,7 +17,7 @@ const CHANGED: [&str; 6] = [
 ];
 const KEPT: &str = "sysctl.json";
 
-/// Writes down what is in force.
+/// Writes down the settings in force.
 pub fn keep(layout: &Layout) -> Result<()> {
     let values: BTreeMap<_, _> = CHANGED
         .iter()
@@ -32,7 +32,8 @@ pub fn keep(layout: &Layout) -> Result<()> {
         .context("keep the kernel's settings")
 }
 
-/// Puts back what was written down, unless another kubelet, which wants them as they are, runs on the machine.
+/// Restores what was written down, unless another kubelet, which wants the settings as they are,
+/// runs on the machine.
 pub fn restore(layout: &Layout) -> Result<()> {
     let Ok(kept) = fs::read(layout.path(KEPT)) else {
         return Ok(());
@@ -56,7 +57,7 @@ pub fn restore(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Whether any kubelet runs on this machine.
+/// Returns whether any kubelet runs on this machine.
 pub fn another_kubelet() -> bool {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut names = entries.filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok());

@@ -5,7 +5,8 @@ use caisson_shim::{config::NodeConfig, state};
 
 use crate::run::Bundle;
 
-/// Prints one line for each thing that it removed. What lives is left alone.
+/// Removes what is left, and prints one line for each thing that it removed.
+/// What is still running is left alone.
 pub fn run(config: &NodeConfig) -> Result<()> {
     for id in Bundle::sweep(config)? {
         println!("removed what `caisson run` left of {id}");

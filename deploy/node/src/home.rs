@@ -1,4 +1,4 @@
-//! `caisson home`: the node's persistent homes. One that a pod has is left alone.
+//! `caisson home`: manages the node's persistent homes. A home that a pod uses is left alone.
 
 use std::{
     fs::{self, File},
@@ -22,12 +22,14 @@ use nix::{
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Lists this node's homes: size, what it takes on the host (both in MiB), name and the pod that has it
+    /// Lists this node's homes: size, what it takes on the host (both in MiB), name and the pod
+    /// that has it
     ///
     /// Then what the sizes add up to, with ephemeral homes, for the node and for each namespace,
     /// and the budgets.
     List,
-    /// Writes what is in a home to a tar file, with owners, modes, access control lists and attributes
+    /// Writes what is in a home to a tar file, with owners, modes, access control lists and
+    /// attributes
     ///
     /// To be put back with `tar --extract --numeric-owner --acls --xattrs --xattrs-include='*'`.
     Archive {
@@ -42,7 +44,7 @@ pub enum Command {
     },
 }
 
-/// A home as the command line names it.
+/// A home as it is named on the command line.
 #[derive(Clone)]
 pub struct Name {
     namespace: String,
@@ -112,15 +114,15 @@ fn archive(store: &HomeStore, home: &Name, file: &Path) -> Result<()> {
     let archive = File::create_new(file).with_context(|| format!("create {}", file.display()))?;
     let written = write(store, home, archive);
     if written.is_err() {
-        // Half an archive is none.
+        // An incomplete archive is of no use.
         fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
     }
     written
 }
 
 fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
-    // What is mounted here is seen by nobody else, and is gone with this process. Whatever is in
-    // the home, tar tells nobody.
+    // No other process sees what is mounted here, and it is gone when this process ends. Without a
+    // network, tar can pass on nothing of what is in the home.
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .context("make a mount and a network namespace")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -130,8 +132,8 @@ fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
     let holder = Holder::program("caisson home archive");
     let files = store.mount(&home.namespace, &home.name, folder.path(), &holder)?;
     let end = archive.try_clone().context("write the archive")?;
-    // It opens regular files and folders alone, by their parents' descriptors, and holes are not
-    // read. Nobody changes the home meanwhile.
+    // tar opens only regular files and folders, through their parents' descriptors, and does not
+    // read holes. Nothing else changes the home meanwhile.
     let tar = Process::new("tar")
         .args(["--create", "--sparse", "--numeric-owner", "--acls"])
         .args(["--xattrs", "--xattrs-include=*", "--directory"])
@@ -151,8 +153,8 @@ fn write(store: &HomeStore, home: &Name, archive: File) -> Result<()> {
     end.sync_all().context("write the archive")
 }
 
-/// Waits for tar. A home may have a million sockets, each of which is worth a warning to it: the
-/// first are kept.
+/// Waits for tar. A home may have a million sockets, and tar warns about each of them, so only the
+/// first warnings are kept.
 fn finish(mut tar: Child) -> io::Result<(ExitStatus, String)> {
     const MAX_ERRORS: u64 = 2048;
     let mut kept = Vec::new();

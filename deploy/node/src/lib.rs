@@ -1,6 +1,6 @@
-//! `caisson`, the operator's command: one module a subcommand.
+//! Implements `caisson`, the operator's command, with one module for each subcommand.
 //!
-//! A library too, so that tests drive a shim by [`shim`] as `caisson run` does.
+//! It is a library too, so that tests can drive a shim through [`shim`] as `caisson run` does.
 
 mod check;
 mod gc;
@@ -47,7 +47,7 @@ enum Command {
     Gc,
 }
 
-/// Parses the arguments and does what they say.
+/// Parses the arguments and runs the subcommand that they name.
 pub fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
@@ -79,9 +79,9 @@ fn run(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs what has to do with the network, also by TLS.
+/// Runs `work`, which uses the network and may use TLS, to its end.
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    // Fails where there is one already.
+    // Fails where a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,9 +1,9 @@
-//! `caisson list`: the pods of this node, from the state folder.
+//! `caisson list`: prints the pods of this node, as the state folder has them.
 
 use anyhow::Result;
 use caisson_shim::{config::NodeConfig, state};
 
-/// Prints one line a pod.
+/// Prints one line for each pod.
 pub fn run(config: &NodeConfig) -> Result<()> {
     println!("{:<40} {:>8}  VM", "POD", "SHIM");
     for pod in state::list(&config.state_dir)? {

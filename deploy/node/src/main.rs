@@ -1,4 +1,4 @@
-//! The `caisson` program, see the library.
+//! The `caisson` program; the library implements it.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
-//! A shim, started and spoken to as containerd does it (containerd, docs: runtime v2).
+//! Starts a shim and calls it as containerd does (containerd, docs: runtime v2).
 //!
 //! ```text
-//! `start` in the bundle --> address on stdout --> Task service over ttrpc --> Shutdown --> `delete`
-//!          its events go to a service of ours, which takes and forgets them
+//! `start` in the bundle --> address on stdout --> Task service by ttrpc --> Shutdown --> `delete`
+//!          its events go to a service of this module, which accepts and drops them
 //! ```
 
 use std::{
@@ -24,25 +24,26 @@ use containerd_shim_protos::{
 };
 use tokio::process::Command;
 
-/// The shim's program, as containerd looks for it.
+/// The shim's program, under the name that containerd looks for.
 pub const PROGRAM: &str = "containerd-shim-caisson-v2";
 
-/// What the shim is told to be containerd's socket, in the bundle; there is none. Its own socket is named after it.
+/// The name in the bundle that the shim is given as containerd's socket. No such socket exists; the
+/// shim names its own socket after it.
 pub const CONTAINERD: &str = "containerd.sock";
 
-/// How long `start`, and how long `delete` may take.
+/// How long `start` may take, and how long `delete` may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What a shim is told at its start.
+/// What a shim is given when it starts.
 #[derive(Debug, Clone)]
 pub struct Launch {
     /// The shim's program.
     pub program: PathBuf,
-    /// Folder with config.json; the shim's working directory.
+    /// The folder with config.json, which is the shim's working directory.
     pub bundle: PathBuf,
     pub namespace: String,
     pub id: String,
-    /// The configuration file, where it is not the one of the environment.
+    /// The configuration file, where it is not the one that the environment names.
     pub config: Option<PathBuf>,
 }
 
@@ -55,7 +56,7 @@ pub struct Shim {
 }
 
 impl Launch {
-    /// The shim beside this program, or the one of `PATH`.
+    /// Returns the path of the shim beside this program, or else its name, to be found in `PATH`.
     pub fn program() -> PathBuf {
         let beside = std::env::current_exe().map(|own| own.with_file_name(PROGRAM));
         beside
@@ -81,7 +82,7 @@ impl Launch {
     }
 
     async fn connect(&self) -> Result<TaskClient> {
-        // The shim's log: containerd makes a FIFO, and without any the shim fails.
+        // The shim's log. containerd makes a FIFO; without any file the shim fails.
         let log = self.bundle.join("log");
         if !log.exists() {
             std::fs::write(log, "").context("make the shim's log")?;
@@ -107,7 +108,8 @@ impl Launch {
             .current_dir(&self.bundle)
             .env("TTRPC_ADDRESS", self.events_socket())
             .stdin(Stdio::null())
-            // As containerd does: Ctrl-C on a terminal is for this process, not for the shim and its VM.
+            // As containerd does: Ctrl-C on a terminal is meant for this process, not for the shim
+            // and its VM.
             .process_group(0)
             .kill_on_drop(true);
         if let Some(config) = &self.config {
@@ -141,24 +143,25 @@ impl Launch {
 }
 
 impl Shim {
-    /// What the shim logged.
+    /// Returns what the shim logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.launch.bundle.join("log")).unwrap_or_default()
     }
 
-    /// The folder that the shim was started in.
+    /// Returns the folder that the shim was started in.
     pub fn bundle(&self) -> &Path {
         &self.launch.bundle
     }
 
-    /// Ends the shim, then has it clean up what is left. Also where a call failed or the shim is dead.
+    /// Ends the shim, then has its `delete` clean up what is left. To be called also where a call
+    /// failed or the shim is dead.
     pub async fn end(mut self) -> Result<()> {
         let request = containerd_shim_protos::api::ShutdownRequest {
             id: self.launch.id.clone(),
             now: true,
             ..Default::default()
         };
-        // A shim that is gone does not answer, and one that ends does not always.
+        // A shim that is gone does not answer, and a shim that is ending does not always answer.
         let _ = self.tasks.shutdown(within(LIMIT), &request).await;
         let deleted = self.launch.call("delete").await;
         self.events
@@ -169,17 +172,17 @@ impl Shim {
     }
 }
 
-/// A request that has to be answered within a time.
+/// Returns the context of a request that has to be answered within `limit`.
 pub fn within(limit: Duration) -> context::Context {
     context::with_duration(limit)
 }
 
-/// A request that may take as long as it takes.
+/// Returns the context of a request without a time limit.
 pub fn patient() -> context::Context {
     context::Context::default()
 }
 
-/// Takes all events and keeps none: nobody listens.
+/// Accepts all events and keeps none, since nothing reads them.
 struct Forgetful;
 
 #[async_trait]

@@ -1,9 +1,12 @@
-//! A TCP connection to a server in the guest, over a vsock connection of its own.
+//! Carries a TCP connection to a server in the guest over a vsock connection of its own.
 //!
-//! The host connects to [`crate::port::FORWARD`] and sends [`MAGIC`], the address as an IPv6 one (16 bytes; IPv4-mapped, RFC 4291 2.5.5.2)
-//! and the port (2 bytes, little endian). The guest connects there and answers with one byte, [`CONNECTED`] or [`REFUSED`]. After
-//! [`CONNECTED`] each direction is a stream of frames, see [`crate::stream`]: its end is that of the TCP connection's
-//! direction, and a connection that closes without it was reset.
+//! The host connects to [`crate::port::FORWARD`] and sends [`MAGIC`], the address as an IPv6 one
+//! (16 bytes; IPv4-mapped, RFC 4291 2.5.5.2) and the port (2 bytes, little endian). The guest
+//! connects to that address and answers with one byte, [`CONNECTED`] or [`REFUSED`].
+//!
+//! After [`CONNECTED`], each direction is a stream of frames, see [`crate::stream`]. The end of the
+//! stream is the end of that direction of the TCP connection. If the connection closes without it,
+//! the TCP connection was reset.
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
@@ -19,12 +22,12 @@ use crate::stream::{self, Frame, Header, StreamError, WINDOW};
 
 /// The first bytes of a connection.
 pub const MAGIC: [u8; 4] = *b"CSF1";
-/// The guest's answer: a server has taken the connection.
+/// The guest's answer if a server has accepted the connection.
 pub const CONNECTED: u8 = 1;
-/// The guest's answer: nobody listens there.
+/// The guest's answer if no server listens there.
 pub const REFUSED: u8 = 0;
 
-/// Asks for a connection, as the side that connected.
+/// Requests a connection, as the side that connected.
 pub async fn write_request<W>(connection: &mut W, to: SocketAddr) -> Result<(), StreamError>
 where
     W: AsyncWrite + Unpin,
@@ -42,7 +45,7 @@ where
     Ok(())
 }
 
-/// Reads what is asked for, as the side that accepted. The caller sets the time limit.
+/// Reads the requested address, as the side that accepted. The caller sets the time limit.
 pub async fn read_request<R>(connection: &mut R) -> Result<SocketAddr, StreamError>
 where
     R: AsyncRead + Unpin,
@@ -55,10 +58,11 @@ where
     Ok(SocketAddr::new(address, port))
 }
 
-/// Carries both directions of a TCP connection over `connection`, each to its end. After an error the TCP connection is to be reset.
+/// Carries both directions of a TCP connection over `connection` until both have ended. After an
+/// error, the caller must reset the TCP connection.
 ///
-/// Neither direction waits for the other: what the peer may send before it has an answer waits here. Memory is
-/// [`stream::WINDOW`] frames and one.
+/// Neither direction waits for the other: what the peer may send before it has an answer is
+/// buffered here. This takes the memory of [`stream::WINDOW`] frames and one more.
 pub async fn copy<C, T>(connection: &mut C, tcp: &mut T) -> Result<(), StreamError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
@@ -66,7 +70,8 @@ where
 {
     let (mut from_peer, to_peer) = split(connection);
     let (mut from_tcp, mut to_tcp) = split(tcp);
-    // Of two: the frames of one direction, and what was taken of the other.
+    // Shared by two writers: one sends the frames of one direction, the other confirms frames of
+    // the other direction.
     let to_peer = Mutex::new(to_peer);
     let window = Semaphore::new(WINDOW);
     let at_end = AtomicBool::new(false);
@@ -77,7 +82,7 @@ where
         while !at_end.load(Relaxed) {
             let permit = window.acquire().await.map_err(|_| StreamError::Window)?;
             let length = frame.fill(&mut from_tcp).await?;
-            // Back when the peer says that it has taken the frame.
+            // Returned when the peer confirms that it has taken the frame.
             permit.forget();
             at_end.store(length == 0, Relaxed);
             frame.write(&mut *to_peer.lock().await).await?;
@@ -178,7 +183,7 @@ mod tests {
                 } => sent,
                 arrived = from_server.read_exact(&mut all) => drop(arrived.unwrap()),
             }
-            // Nobody has read from there until now.
+            // Nothing has been read from this side until now.
             assert_eq!(from_client.read(&mut [0]).await.unwrap(), 1);
         };
         tokio::select! {

@@ -1,11 +1,12 @@
 //! The contract between the shim and the agent in the guest.
 //!
 //! - [`agent`] and [`agent_ttrpc`]: the ttrpc service, generated from `proto/agent.proto`;
-//! - [`port`]: where the agent listens;
-//! - [`secret`]: what each connection to it begins with;
+//! - [`port`]: the ports on which the agent and the host listen;
+//! - [`secret`]: the secret with which each connection to the agent begins;
 //! - [`stream`]: how the bytes of stdin, stdout and stderr travel;
 //! - [`forward`]: how connections reach servers in the guest;
-//! - [`path`]: where the agent puts what is attached, which specs made on the host refer to.
+//! - [`path`]: where the agent mounts what is attached; specs made on the host refer to these
+//!   paths.
 
 #![allow(clippy::unwrap_used)] // in the generated code
 
@@ -15,9 +16,9 @@ pub mod forward;
 pub mod secret;
 pub mod stream;
 
-/// vsock ports: on the first the host listens, on the others the agent.
+/// The vsock ports. The host listens on the first one, the agent on the others.
 pub mod port {
-    /// The agent connects here once it listens, to say that it does, and closes.
+    /// The agent connects here to say that it listens, and closes the connection at once.
     pub const READY: u32 = 1023;
     /// The `Agent` service, ttrpc.
     pub const AGENT: u32 = 1024;
@@ -27,7 +28,7 @@ pub mod port {
     pub const FORWARD: u32 = 1026;
 }
 
-/// Places in the guest that both sides name.
+/// Paths in the guest that both sides use.
 pub mod path {
     /// A share with tag `t` is mounted at `SHARES/t`.
     pub const SHARES: &str = "/run/caisson/shares";
@@ -35,10 +36,12 @@ pub mod path {
     pub const DISKS: &str = "/run/caisson/disks";
     /// The pod's memory with name `n` is mounted at `MEMORY/n`.
     pub const MEMORY: &str = "/run/caisson/memory";
-    /// A pid namespace with this path is the pod's own, of all containers that name it. Its init is the agent's; no file.
+    /// A pid namespace with this path is the pod's own, shared by all containers that name it. The
+    /// agent starts its init. There is no file at this path.
     pub const POD_PID_NAMESPACE: &str = "/run/caisson/pid-namespace";
-    /// A user namespace with this path is the pod's own, of all containers that name it, with the mappings of their specs; no file.
+    /// A user namespace with this path is the pod's own, shared by all containers that name it. It
+    /// has the mappings of their specs. There is no file at this path.
     pub const POD_USER_NAMESPACE: &str = "/run/caisson/user-namespace";
-    /// Serial of the disk with the kernel's further modules, a squashfs whose root is `/lib/modules`.
+    /// The serial of the disk with further kernel modules, a squashfs whose root is `/lib/modules`.
     pub const MODULES_SERIAL: &str = "modules";
 }

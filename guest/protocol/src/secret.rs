@@ -1,21 +1,26 @@
-//! The secret of a VM, by which the agent knows the shim from everybody else on the host.
+//! The secret of a VM, by which the agent tells the shim from everything else on the host.
 //!
-//! The agent writes [`MARKER`] as a line on its console and reads the answer from the console's input: one byte, [`BY_DAEMON`] or
-//! [`BY_KERNEL`], then the secret. The console is read by the VMM alone, and no container is there yet. From then on each connection
-//! to a port of the agent begins with the secret, and one that does not is closed before anything else of it is read.
+//! The agent writes [`MARKER`] as a line on its console and reads the answer from the console's
+//! input: one byte, [`BY_DAEMON`] or [`BY_KERNEL`], then the secret. Only the VMM reads the
+//! console, and no container exists yet. From then on, each connection to a port of the agent
+//! begins with the secret. A connection that does not is closed before anything else is read from
+//! it.
 
-/// Bytes of a secret.
+/// The length of a secret in bytes.
 pub const LENGTH: usize = 32;
 
-/// The line by which the agent asks. The host answers the first one only.
+/// The line with which the agent asks. The host answers only the first one.
 pub const MARKER: &str = "caisson: the agent waits for its secret";
 
-/// The answer's first byte where a daemon of the VM's own carries connections, whose source ports mean nothing.
+/// The first byte of the answer if a daemon of the VM carries connections. Their source ports then
+/// mean nothing.
 pub const BY_DAEMON: u8 = b'd';
 
-/// The answer's first byte where the host's kernel carries connections: those to [`crate::port::AGENT`] come from a port below
-/// [`RESERVED`], which is for privileged processes.
+/// The first byte of the answer if the host's kernel carries connections. Those to
+/// [`crate::port::AGENT`] then come from a port below [`RESERVED`], which only privileged processes
+/// can use.
 pub const BY_KERNEL: u8 = b'k';
 
-/// The first port that any process of the host may connect from (Linux, `LAST_RESERVED_PORT` of net/vmw_vsock/af_vsock.c).
+/// The first port from which any process of the host may connect (Linux, `LAST_RESERVED_PORT` of
+/// net/vmw_vsock/af_vsock.c).
 pub const RESERVED: u32 = 1024;

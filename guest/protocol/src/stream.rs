@@ -1,15 +1,17 @@
-//! One byte stream of one process, on a vsock connection of its own, in one direction.
+//! Carries one byte stream of one process, in one direction, over a vsock connection of its own.
 //!
-//! The host connects to [`crate::port::STREAMS`] and sends [`MAGIC`] and the token (8 bytes, little endian) that it gave
-//! in `CreateContainer` or `Exec`. From then on the sender (the host for stdin, the guest for stdout and
-//! stderr) sends frames: a length of 4 bytes, little endian, then that many bytes, at most [`MAX_FRAME`].
-//! A frame of length 0 is the end of the stream; a connection that closes without it was cut.
-//! The explicit end means that nothing depends on how a vsock device treats half-closed connections.
+//! The host connects to [`crate::port::STREAMS`] and sends [`MAGIC`] and the token (8 bytes, little
+//! endian) that it gave in `CreateContainer` or `Exec`. From then on the sender (the host for
+//! stdin, the guest for stdout and stderr) sends frames: a length of 4 bytes, little endian, then
+//! that many bytes, at most [`MAX_FRAME`]. A frame of length 0 is the end of the stream; a
+//! connection that closes without it was cut. Because of this explicit end, nothing depends on how
+//! a vsock device treats half-closed connections.
 //!
-//! The receiver answers each frame, the end too, with [`TAKEN`] (4 bytes, little endian) once it has passed it on, and no more than [`WINDOW`]
-//! frames may be without that answer: a receiver that does not read stops the sender. That is not left to the connection's
-//! own credit, because a device that runs out of it may ask the guest for more again and again (vhost-device-vsock 0.3
-//! does, without a pause), and the answers leave an emulated processor no time to read.
+//! The receiver answers each frame, including the end, with [`TAKEN`] (4 bytes, little endian) once
+//! it has passed the frame on. At most [`WINDOW`] frames may be unanswered, so a receiver that does
+//! not read stops the sender. The connection's own credit is not used for this: a device that runs
+//! out of credit may ask the guest for more again and again (vhost-device-vsock 0.3 does so without
+//! a pause), and then the answers leave an emulated processor no time to read.
 
 use std::time::Duration;
 
@@ -21,36 +23,37 @@ pub const MAGIC: [u8; 4] = *b"CSN1";
 /// The largest payload of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 
-/// The most frames on their way: less than the 256 KiB of credit that Linux gives a vsock connection (net/vmw_vsock/af_vsock.c,
-/// `VSOCK_DEFAULT_BUFFER_SIZE`).
+/// The most frames that may be unanswered. Together they are smaller than the 256 KiB of credit
+/// that Linux gives a vsock connection (net/vmw_vsock/af_vsock.c, `VSOCK_DEFAULT_BUFFER_SIZE`).
 pub const WINDOW: usize = 3;
 
-/// After a frame of less than this the sender waits for [`GATHER`], so that lines that are written one by one do not become as many frames.
+/// After a frame smaller than this, the sender waits for [`GATHER`]. Otherwise lines that are
+/// written one by one would become as many frames.
 const SMALL: usize = 16 * 1024;
-/// Shorter than anybody at a terminal notices.
+/// Short enough that nobody at a terminal notices it.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// What the receiver sends in place of a length: it has passed a frame on.
+/// Sent by the receiver in place of a length when it has passed a frame on.
 pub const TAKEN: u32 = 1 << 31;
 
-/// What can go wrong on a stream.
+/// The errors of a stream.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The connection failed, or ended before the end frame (`UnexpectedEof`).
     #[error("stream connection")]
     Connection(#[from] std::io::Error),
-    /// The first bytes are those of something else.
+    /// The connection starts with the first bytes of something else.
     #[error("not a connection of this kind: starts with {0:02x?}")]
     Magic([u8; 4]),
-    /// A frame says that it is larger than [`MAX_FRAME`].
+    /// A frame claims to be larger than [`MAX_FRAME`].
     #[error("frame of {0} bytes, at most {MAX_FRAME} are allowed")]
     FrameTooLarge(usize),
-    /// The other side says that it took a frame that was not sent, or sends one that it may not send yet.
+    /// The other side confirms a frame that was not sent, or sends one that it may not send yet.
     #[error("the other side does not keep to {WINDOW} frames")]
     Window,
 }
 
-/// Opens a stream as the side that connected.
+/// Opens a stream, as the side that connected.
 pub async fn write_token<W>(connection: &mut W, token: u64) -> Result<(), StreamError>
 where
     W: AsyncWrite + Unpin,
@@ -63,7 +66,7 @@ where
     Ok(())
 }
 
-/// Reads the token as the side that accepted. The caller sets the time limit.
+/// Reads the token, as the side that accepted. The caller sets the time limit.
 pub async fn read_token<R>(connection: &mut R) -> Result<u64, StreamError>
 where
     R: AsyncRead + Unpin,
@@ -72,7 +75,7 @@ where
     Ok(connection.read_u64_le().await?)
 }
 
-/// Reads the first bytes of a connection, which have to be these.
+/// Reads the first bytes of a connection, and fails unless they are the expected ones.
 pub(crate) async fn read_magic<R>(connection: &mut R, expected: [u8; 4]) -> Result<(), StreamError>
 where
     R: AsyncRead + Unpin,
@@ -85,10 +88,10 @@ where
     Ok(())
 }
 
-/// Copies `source` to its end into frames on `connection`, then sends the end frame. Returns the bytes copied, all of
-/// which the receiver has passed on.
+/// Copies `source` until its end into frames on `connection`, then sends the end frame. Returns the
+/// number of bytes copied, all of which the receiver has passed on.
 ///
-/// Memory is one frame. Cancelling loses what was read and not yet sent.
+/// Takes the memory of one frame. Cancelling loses data that was read and not yet sent.
 pub async fn send<R, C>(source: &mut R, connection: &mut C) -> Result<u64, StreamError>
 where
     R: AsyncRead + Unpin,
@@ -117,9 +120,10 @@ where
     }
 }
 
-/// Copies frames from `connection` into `sink` until the end frame. Returns the bytes copied.
+/// Copies frames from `connection` into `sink` until the end frame. Returns the number of bytes
+/// copied.
 ///
-/// Memory is one frame. `sink` is flushed after each frame and not shut down.
+/// Takes the memory of one frame. `sink` is flushed after each frame, but not shut down.
 pub async fn receive<C, W>(connection: &mut C, sink: &mut W) -> Result<u64, StreamError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
@@ -142,9 +146,9 @@ where
     }
 }
 
-/// What a frame begins with.
+/// The start of a frame.
 pub(crate) enum Header {
-    /// So many bytes follow; none is the end of the stream.
+    /// This many bytes follow; 0 is the end of the stream.
     Payload(usize),
     Taken,
 }
@@ -169,7 +173,7 @@ where
     Ok(())
 }
 
-/// A frame that is being made, its length first.
+/// A frame that is being filled. Its length comes first.
 pub(crate) struct Frame {
     buffer: Vec<u8>,
     length: usize,
@@ -185,7 +189,8 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Fills it with what `source` has, and says how much that is: nothing at its end.
+    /// Fills the frame with what `source` has, and returns how many bytes that is: 0 at the end of
+    /// `source`.
     pub(crate) async fn fill<R>(&mut self, source: &mut R) -> Result<usize, StreamError>
     where
         R: AsyncRead + Unpin,
@@ -237,7 +242,7 @@ mod tests {
         assert_eq!(frames.len(), WINDOW * (4 + MAX_FRAME));
     }
 
-    /// What a receiver says of what the other side sent.
+    /// Returns the receiver's error for what the other side sent.
     async fn received(bytes: &[u8]) -> StreamError {
         let (mut near, mut far) = tokio::io::duplex(1000);
         far.write_all(bytes).await.unwrap();

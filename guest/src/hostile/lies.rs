@@ -1,4 +1,4 @@
-//! The lies in the answers of the service, frame by frame.
+//! Tells lies in the answers of the service, frame by frame.
 
 use std::{
     collections::HashMap,
@@ -23,18 +23,17 @@ use ttrpc::{
 
 use super::{pod, Lie};
 
-/// When an answer comes that nobody waits for any more: longer than any limit of the shim's for one
-/// that is short.
+/// How long a late answer is held back: longer than any limit that the shim has for a quick answer.
 const LATE: Duration = Duration::from_secs(20);
 /// How often a guest connects to the host.
 const RECONNECTS: usize = 10_000;
-/// Of these, how many at once.
+/// How many of these connections are made at once.
 const AT_ONCE: usize = 512;
-/// What statistics may take of a frame of 4 MiB.
+/// How many bytes of a 4 MiB frame the statistics take.
 const STATS: usize = 4_000_000;
-/// Frames that nobody asked for, before each answer.
+/// How many frames that nobody asked for come before each answer.
 const UNASKED: u32 = 1000;
-/// Escape sequences, a line of a log and what ends a string.
+/// Escape sequences, a line of a log, and characters that end a string.
 pub const POISON: &str =
     "\x1b]0;owned\x07\x1b[2J\x1b[31m\r\nlevel=error msg=\"forged\"\0\x08\x7f\u{9b}31m";
 
@@ -56,12 +55,12 @@ pub async fn between(host: Socket, honest: DuplexStream) {
 
 struct Liar {
     to_host: ToHost,
-    /// By stream, the methods that are not answered yet, in lower case.
+    /// The methods that are not answered yet, in lower case, by stream.
     asked: Mutex<HashMap<u32, String>>,
 }
 
 impl Liar {
-    /// Passes requests on, but for those that are answered with a lie alone.
+    /// Passes requests on, except those that only get a lie as their answer.
     async fn requests(&self, mut host: ReadHalf<Socket>, mut agent: WriteHalf<DuplexStream>) {
         while let Ok(message) = GenMessage::read_from(&mut host).await {
             let stream = message.header.stream_id;
@@ -108,7 +107,7 @@ impl Liar {
         }
     }
 
-    /// Sends an answer or what stands for it. False ends the connection.
+    /// Sends an answer, or what is sent in its place. Returns false to end the connection.
     async fn tell(&self, lie: Option<Lie>, method: &str, mut message: GenMessage) -> bool {
         let stream = message.header.stream_id;
         match lie {
@@ -166,7 +165,7 @@ async fn send(host: &ToHost, message: &GenMessage) -> bool {
     message.write_to(&mut *host.lock().await).await.is_ok()
 }
 
-/// Takes from a request what the lies need.
+/// Keeps the parts of a request that the lies need.
 fn learn(method: &str, payload: &[u8]) {
     match method {
         "configure" => {
@@ -189,7 +188,7 @@ fn learn(method: &str, payload: &[u8]) {
     }
 }
 
-/// What begins with the first process of the pod.
+/// Starts the lies that begin with the first process of the pod.
 fn started(lie: Option<Lie>) {
     match lie {
         Some(Lie::Silent) => pod(|pod| pod.silent = true),
@@ -206,7 +205,7 @@ fn started(lie: Option<Lie>) {
 
 async fn reconnect() {
     let connect = |_| async {
-        // Refused or not is the host's affair.
+        // Whether the connection is refused is up to the host.
         let _ = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port::READY)).await;
     };
     let all = futures_util::stream::iter(0..RECONNECTS);
@@ -240,7 +239,7 @@ fn encoded(message: &impl Message) -> Vec<u8> {
     message.write_to_bytes().unwrap_or_default()
 }
 
-/// Names or an error that no log and no terminal should get as they are.
+/// Returns an answer with names, or an error, that no log or terminal should get unchanged.
 fn poisoned(method: &str, stream_id: u32) -> GenMessage {
     let text = POISON.repeat(4096);
     if method == "configure" {
@@ -268,7 +267,8 @@ fn exit() -> Vec<u8> {
     })
 }
 
-/// As many counters as a frame holds: each takes a multiple of that where it is kept.
+/// Returns as many counters as fit into a frame. Where it is stored, each counter takes several
+/// times the space that it has in the frame.
 fn stats() -> Vec<u8> {
     let mut entries = Vec::with_capacity(STATS);
     for number in 0u32.. {
@@ -286,8 +286,8 @@ fn stats() -> Vec<u8> {
     entries
 }
 
-/// By turns: a container of this pod, one of another pod, a name that no log should get, no event
-/// at all.
+/// Returns an answer to `NextEvent`. By turns, this is an event of a container of this pod, an
+/// event of one of another pod, an event with a name that no log should get, or no event at all.
 fn event(turn: u32) -> Vec<u8> {
     let container_id = pod(|pod| match turn / 2 % 4 {
         0 => pod.containers.last().cloned().unwrap_or_default(),

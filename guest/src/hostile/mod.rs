@@ -1,9 +1,9 @@
 //! An agent that lies, for the tests under `tests/hostile`: it stands between the host and the
 //! honest service and changes what the guest says. Built with the feature `hostile`, never shipped.
 //!
-//! The pod's hostname, which comes with `Configure`, says which lie is told: `hostile-LIE` in every
-//! answer, or `hostile-LIE-METHOD` (in lower case) in those of one method. In a pod of any other
-//! name it is honest.
+//! The pod's hostname, which comes with `Configure`, selects the lie. `hostile-LIE` applies to
+//! every answer, `hostile-LIE-METHOD` (in lower case) to the answers of one method. In a pod with
+//! any other name the agent is honest.
 //!
 //! ```text
 //!   host <--> lies <--pipe--> service
@@ -22,10 +22,10 @@ use futures_util::StreamExt;
 use tokio::io::DuplexStream;
 use ttrpc::r#async::transport::{Listener, Socket};
 
-/// What a pipe to the honest service holds.
+/// How many bytes a pipe to the honest service holds.
 const PIPE: usize = 64 << 10;
 
-/// What this guest lies about.
+/// The lie that this guest tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lie {
     /// The answer's frame claims 0xFFFFFFFF bytes, which then come without end.
@@ -34,39 +34,39 @@ pub enum Lie {
     Long,
     /// The answer's frame is shorter than its contents.
     Short,
-    /// The answer is no protobuf.
+    /// The answer is not valid protobuf.
     Garbage,
-    /// The answer is one to another request.
+    /// The answer belongs to another request.
     Swap,
-    /// Each answer comes amid a thousand that nobody asked for.
+    /// Each answer comes after a thousand that nobody asked for.
     Unasked,
     /// No answer comes.
     Never,
-    /// The answer comes when nobody waits any more.
+    /// The answer comes when nobody waits for it any more.
     Late,
     /// The connection closes instead of an answer.
     Hangup,
-    /// The answer is an error, or has names, of control characters.
+    /// The answer is an error made of control characters, or has such names.
     Text,
-    /// Events come without end: of this pod, of others, of nobody.
+    /// Events come without end: about this pod, other pods, or nothing that exists.
     Events,
-    /// Every process has ended, says the answer.
+    /// The answer says that every process has ended.
     Exits,
     /// The statistics are as large as a frame may be.
     Stats,
-    /// Signals and the end are acknowledged, and nothing ends.
+    /// Signals and the shutdown are acknowledged, but nothing ends.
     Kill,
-    /// After the first start nothing is answered any more.
+    /// After the first start, nothing is answered any more.
     Silent,
-    /// After the first start the guest connects to the host 10,000 times.
+    /// After the first start, the guest connects to the host 10,000 times.
     Reconnect,
-    /// After the first start the console is flooded with control characters.
+    /// After the first start, the console is flooded with control characters.
     Console,
-    /// Streams carry more than the host takes.
+    /// Streams carry more than the host accepts.
     Streams,
     /// Frames of streams claim 0xFFFFFFFF bytes.
     Frames,
-    /// Streams say without end that frames were taken.
+    /// Streams report without end that frames were taken.
     Taken,
 }
 
@@ -100,20 +100,20 @@ impl FromStr for Lie {
     }
 }
 
-/// What is known of the pod so far.
+/// What is known about the pod so far.
 #[derive(Debug, Default)]
 struct Pod {
     lie: Option<(Lie, Option<String>)>,
     containers: Vec<String>,
-    /// A container of another pod, as `CAISSON_VICTIM` in the environment of one of this pod's
-    /// names it.
+    /// A container of another pod. `CAISSON_VICTIM` in the environment of one of this pod's
+    /// containers names it.
     victim: String,
-    /// Nothing is answered any more.
+    /// Whether nothing is answered any more.
     silent: bool,
 }
 
 impl Pod {
-    /// Takes the lie out of the pod's hostname.
+    /// Reads the lie from the pod's hostname.
     fn named(&mut self, hostname: &str) {
         let mut words = hostname.split('-');
         let lie = match (words.next(), words.next()) {
@@ -123,7 +123,7 @@ impl Pod {
         self.lie = lie.map(|lie| (lie, words.next().map(str::to_owned)));
     }
 
-    /// What is told in place of an answer of this method.
+    /// Returns the lie to tell in place of an answer of this method, if any.
     fn lie_about(&self, method: &str) -> Option<Lie> {
         let (lie, only) = self.lie.as_ref()?;
         let told = only.as_ref().is_none_or(|only| *only == method);
@@ -133,20 +133,20 @@ impl Pod {
 
 static POD: Mutex<Option<Pod>> = Mutex::new(None);
 
-/// Changes or asks what is known of the pod.
+/// Reads or changes what is known about the pod.
 fn pod<T>(work: impl FnOnce(&mut Pod) -> T) -> T {
     let mut pod: MutexGuard<'_, _> = POD.lock().unwrap_or_else(PoisonError::into_inner);
     work(pod.get_or_insert_default())
 }
 
-/// The listener of the service, with the lies before it.
+/// Puts the lies in front of the service, and returns the service's listener.
 pub fn service(host: Listener) -> Listener {
     between(host, |host, honest| {
         tokio::spawn(lies::between(host, honest));
     })
 }
 
-/// The listener of the streams, with the lies before it.
+/// Puts the lies in front of the streams, and returns their listener.
 pub fn processes(host: Listener) -> Listener {
     between(host, |host, honest| {
         tokio::spawn(streams::between(host, honest));

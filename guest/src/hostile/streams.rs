@@ -1,4 +1,4 @@
-//! The lies in the streams of processes.
+//! Tells lies in the streams of processes.
 
 use caisson_protocol::stream::{self, MAX_FRAME, TAKEN};
 use tokio::io::{copy_bidirectional, split, AsyncWriteExt, DuplexStream};
@@ -22,7 +22,7 @@ pub async fn between(mut host: Socket, mut honest: DuplexStream) {
         Some(Lie::Frames) => u32::MAX.to_le_bytes().to_vec(),
         Some(Lie::Taken) => TAKEN.to_le_bytes().to_vec(),
         _ => {
-            // Cut by either side, it is cut.
+            // If either side cuts the connection, it is cut.
             let _ = copy_bidirectional(&mut host, &mut honest).await;
             return;
         }

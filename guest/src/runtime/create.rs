@@ -1,4 +1,4 @@
-//! Makes a container by libcontainer.
+//! Makes a container with libcontainer.
 
 use std::{
     fs,
@@ -35,15 +35,16 @@ const CONSOLE_SOCKET: &str = "console.sock";
 
 /// What the guest adds to a spec.
 pub struct Wanted<'a> {
-    /// The process in the pod's own pid and user namespaces, if the container is to be in one of them.
+    /// The process in the pod's own pid and user namespaces, if the container is to join one of
+    /// them.
     pub pod: Option<i32>,
     pub disks: &'a [nodes::DiskNode],
-    /// All device nodes of the guest.
+    /// Whether the container gets all device nodes of the guest.
     pub guest_devices: bool,
     pub descriptors: &'a [Descriptor],
 }
 
-/// Creates the container; its init then waits for the start.
+/// Creates the container. Its init then waits for the start.
 pub fn run(
     id: &str,
     bundle: &Path,
@@ -100,7 +101,7 @@ pub fn run(
             builder.build()
         })
         .map_err(|error| explain_cwd(error, &cwd))?;
-    // The nodes are made, the program does not run yet.
+    // The nodes are made, and the program does not run yet.
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
     device_filter::attach(&Path::new(crate::boot::CGROUP).join(below), &devices)?;
     Ok(Made {
@@ -109,10 +110,13 @@ pub fn run(
     })
 }
 
-/// Has the sources of the bind mounts mounted in the agent's mount namespace, of which containers get copies.
+/// Mounts the sources of the bind mounts in the agent's mount namespace, of which containers get
+/// copies.
 ///
-/// What the host mounted below a share becomes a mount of its own where a path crosses it. Crossed in a container's namespace
-/// first, it would be that container's alone, with inodes of its own: another's sockets and locks would be elsewhere.
+/// Something that the host mounted below a share becomes a mount of its own when a path first
+/// crosses it. If that happened in a container's namespace, the mount would belong to that
+/// container alone and have inodes of its own, so other containers would not see the same sockets
+/// and locks.
 fn cross_mounts(spec: &Spec) {
     for source in spec
         .mounts()
@@ -122,13 +126,14 @@ fn cross_mounts(spec: &Spec) {
     {
         if source.starts_with(SHARES) {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            // A file is no mount here; what is not there fails when it is mounted.
+            // Opening a file mounts nothing here. If the source does not exist, mounting it fails
+            // later.
             let _ = nix::fcntl::open(source, flags, Mode::empty());
         }
     }
 }
 
-/// libcontainer says of a directory that can't be entered only that a call failed.
+/// Explains why a directory can't be entered: libcontainer only says that a call failed.
 fn explain_cwd(error: libcontainer::error::LibcontainerError, cwd: &Path) -> Error {
     let error = Error::Create(error);
     let text = super::report::explain(&error);
@@ -141,24 +146,28 @@ fn explain_cwd(error: libcontainer::error::LibcontainerError, cwd: &Path) -> Err
     }
 }
 
-/// Gives pipes to the process' user, as the guest numbers it, who may open them again as /dev/stdout.
+/// Gives pipes to the process' user, who may open them again as /dev/stdout. `uid` is the number in
+/// the guest.
 pub fn own_stdio(uid: u32) {
     for fd in 0..3 {
         // SAFETY: `stat` is plain data for which zeros are valid, and the kernel fills it.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-        // SAFETY: `stat` lives through the call; a closed descriptor is an error, which skips the second call.
+        // SAFETY: `stat` lives through the call; a closed descriptor is an error, and the second
+        // call is then skipped.
         unsafe {
             if libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
-                // A pipe that keeps its owner can still be written to.
+                // If this fails, the pipe keeps its owner and can still be written to.
                 let _ = libc::fchown(fd, uid, libc::gid_t::MAX);
             }
         }
     }
 }
 
-/// Makes the process' directory if it is not there, as runc does. Where it can't, entering it will tell.
+/// Makes the process' directory if it does not exist, as runc does. If that fails, entering the
+/// directory reports it.
 fn make_cwd(spec: &Spec, rootfs: &Path, cwd: &Path) {
-    // The mount that the directory is on: a bind mount shows its source, others are made empty and are not looked into.
+    // Finds the mount that holds the directory. A bind mount shows its source; other mounts start
+    // empty and are not looked into.
     let mounts = spec.mounts().iter().flatten();
     let mount = mounts
         .filter(|mount| cwd.starts_with(mount.destination()))
@@ -182,11 +191,11 @@ fn make_cwd(spec: &Spec, rootfs: &Path, cwd: &Path) {
         return;
     }
     let mode = fs::Permissions::from_mode(0o755);
-    // Resolved inside the root, whatever links it has.
+    // Links are resolved inside the root, wherever they point.
     let _ = Root::open(base).and_then(|root| root.mkdir_all(rest, &mode));
 }
 
-/// A console socket in the bundle, whose path may be longer than a socket's address.
+/// Listens on a console socket in the bundle, whose path may be too long for a socket's address.
 fn listen(bundle: &Path) -> Result<UnixListener> {
     let path = bundle.join(CONSOLE_SOCKET);
     nix::unistd::chdir(bundle).map_err(Error::file("enter", bundle))?;
@@ -195,7 +204,7 @@ fn listen(bundle: &Path) -> Result<UnixListener> {
     listener
 }
 
-/// The terminal's master, which the container's init has sent by now.
+/// Returns the master of the terminal, which the container's init has sent by now.
 fn accept(listener: UnixListener) -> Result<OwnedFd> {
     let what = "receive the terminal";
     let (connection, _) = listener.accept().map_err(Error::system(what))?;
@@ -212,7 +221,7 @@ fn accept(listener: UnixListener) -> Result<OwnedFd> {
     for part in message.cmsgs().map_err(Error::system(what))? {
         if let ControlMessageOwned::ScmRights(fds) = part {
             if let Some(fd) = fds.first() {
-                // SAFETY: recvmsg(2) just gave this descriptor to us alone.
+                // SAFETY: recvmsg(2) just returned this descriptor, and nothing else owns it.
                 return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
             }
         }

@@ -1,7 +1,8 @@
-//! Files that a process has open from its beginning: descriptors 3 and up, in the order that the host gave.
+//! Opens files that a process has from its start: descriptors 3 and up, in the order that the host
+//! gave.
 //!
-//! They are opened with the guest's own rights and mounts, before this process enters a container's namespaces, and once for each
-//! process: two never share an offset.
+//! They are opened with the guest's own rights and mounts, before this process enters a container's
+//! namespaces. They are opened once for each process, so that no two processes share an offset.
 
 use std::{
     fs::File,
@@ -20,24 +21,25 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
 
-/// The first one's number.
+/// The number of the first descriptor.
 const FIRST: RawFd = 3;
-/// The most of one process.
+/// The most descriptors that one process can have.
 const MAX: usize = 16;
-/// What this process opens for itself and keeps has this number or a higher one.
+/// Descriptors that this process opens for itself and keeps have this number or a higher one.
 pub const OWN: RawFd = FIRST + MAX as RawFd;
 
 /// A file to be opened for reading.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Descriptor {
     pub directory: PathBuf,
-    /// In the directory, which its links do not leave.
+    /// The path in the directory. Its links can't lead out of the directory.
     pub name: String,
-    /// What errors call it.
+    /// The name of the file in error messages.
     pub origin: String,
 }
 
-/// Opens the files at their numbers, to stay open when a program is executed. Returns how many they are.
+/// Opens the files at their numbers, to stay open when a program is executed. Returns how many
+/// there are.
 pub(super) fn open(descriptors: &[Descriptor]) -> Result<i32> {
     let numbers = FIRST..OWN;
     if descriptors.len() > numbers.len() {
@@ -57,7 +59,7 @@ pub(super) fn open(descriptors: &[Descriptor]) -> Result<i32> {
 fn open_one(descriptor: &Descriptor) -> io::Result<File> {
     let root = Root::open(&descriptor.directory).map_err(system)?;
     let found = root.resolve(&descriptor.name).map_err(system)?;
-    // Opening a FIFO would wait, and a device may do anything.
+    // Opening a FIFO would wait, and opening a device may do anything.
     let kind = nix::sys::stat::fstat(&found)?.st_mode & libc::S_IFMT;
     if kind != libc::S_IFREG {
         return Err(io::Error::other("it is not a file"));
@@ -66,23 +68,24 @@ fn open_one(descriptor: &Descriptor) -> io::Result<File> {
 }
 
 fn place(file: File, number: RawFd) -> io::Result<()> {
-    // SAFETY: takes a number, and changes nothing.
+    // SAFETY: takes a number and changes nothing.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0 && file.as_raw_fd() != number {
         return Err(io::Error::other(format!("descriptor {number} is taken")));
     }
-    // Away from the place first, where it may be by chance.
+    // Moved away first, since the file may happen to be at the number already.
     let away = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(OWN))?;
-    // SAFETY: fcntl(2) just gave this descriptor to us alone.
+    // SAFETY: fcntl(2) just returned this descriptor, and nothing else owns it.
     let away = unsafe { OwnedFd::from_raw_fd(away) };
     drop(file);
-    // SAFETY: an open descriptor, and a number that belongs to no value, as was seen above. Without close-on-exec.
+    // SAFETY: an open descriptor, and a number that no value owns, as checked above. The copy is
+    // not close-on-exec.
     match unsafe { libc::dup2(away.as_raw_fd(), number) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// The system's own error, where there is one.
+/// Returns the system's own error, if there is one.
 fn system(error: PathError) -> io::Error {
     match error.kind() {
         ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),

@@ -1,6 +1,8 @@
-//! The cgroup's device rules, as a program that the kernel asks for each use of a device node (cgroup v2 has no files for it).
+//! Turns the cgroup's device rules into a BPF program that the kernel runs for each use of a device
+//! node. Cgroup v2 has no files for such rules.
 //!
-//! The last rule that matches decides, and what every container needs is allowed after the spec's rules, as runc does.
+//! The last rule that matches decides. As in runc, the rules for what every container needs come
+//! after the spec's rules.
 
 use std::{
     fs::File,
@@ -14,8 +16,9 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::{Error, Result};
 
-/// Allowed to every container: making nodes (not opening them), and the devices that libcontainer puts in /dev, with
-/// terminals and tun. From runc's libcontainer/specconv `AllowedDevices`.
+/// Allowed for every container: making nodes (but not opening them), and the devices that
+/// libcontainer puts in /dev, with terminals and tun. From runc's libcontainer/specconv
+/// `AllowedDevices`.
 const ALWAYS: &[Rule] = &[
     Rule::allow(CHAR, None, None, MKNOD),
     Rule::allow(BLOCK, None, None, MKNOD),
@@ -29,7 +32,7 @@ const ALWAYS: &[Rule] = &[
     Rule::allow(CHAR, Some(136), None, ALL),
 ];
 
-// include/uapi/linux/bpf.h
+// From include/uapi/linux/bpf.h.
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 const MKNOD: i32 = 1;
@@ -42,7 +45,7 @@ const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-// Operations of the instruction set, Documentation/bpf/instruction-set.rst.
+// Operations of the instruction set (Documentation/bpf/instruction-set.rst).
 const LOAD_WORD: u8 = 0x61;
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
@@ -53,7 +56,7 @@ const JUMP_IF: u8 = 0x15;
 const JUMP_IF_NOT_REGISTER: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
-/// The registers after the first instructions.
+/// The registers that the first instructions fill.
 const TYPE: u8 = 2;
 const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
@@ -61,7 +64,7 @@ const MINOR: u8 = 5;
 
 struct Rule {
     allow: bool,
-    /// `None`: any.
+    /// `None` stands for any type.
     kind: Option<i32>,
     major: Option<i32>,
     minor: Option<i32>,
@@ -107,12 +110,12 @@ impl Rule {
     }
 }
 
-/// One instruction, `struct bpf_insn`.
+/// One instruction (`struct bpf_insn`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Instruction {
     code: u8,
-    /// Destination in the lower four bits, source in the upper.
+    /// The destination in the lower four bits, the source in the upper four.
     registers: u8,
     offset: i16,
     immediate: i32,
@@ -127,7 +130,7 @@ fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Ins
     }
 }
 
-/// Puts the rules of the spec on a cgroup. No rules: everything stays allowed.
+/// Applies the rules of the spec to a cgroup. Without rules, everything stays allowed.
 pub fn attach(cgroup: &Path, rules: &[LinuxDeviceCgroup]) -> Result<()> {
     if rules.is_empty() {
         return Ok(());
@@ -141,7 +144,7 @@ pub fn attach(cgroup: &Path, rules: &[LinuxDeviceCgroup]) -> Result<()> {
 
 fn program(rules: &[Rule]) -> Vec<Instruction> {
     let mut program = vec![
-        // struct bpf_cgroup_dev_ctx: access_type (access << 16 | type), major, minor.
+        // The fields of struct bpf_cgroup_dev_ctx: access_type (access << 16 | type), major, minor.
         op(LOAD_WORD, TYPE, 1, 0, 0),
         op(AND, TYPE, 0, 0, 0xffff),
         op(LOAD_WORD, ACCESS, 1, 0, 0),
@@ -157,13 +160,14 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
         if rule.access != ALL {
             tests.push(op(MOVE_REGISTER, 1, ACCESS, 0, 0));
             tests.push(op(AND, 1, 0, 0, rule.access));
-            // Allowed is what is asked for only within the rule's rights, denied what has any of them.
+            // A rule that allows matches only if all requested rights are among its own. A rule
+            // that denies matches if any of them is.
             tests.push(match rule.allow {
                 true => op(JUMP_IF_NOT_REGISTER, 1, ACCESS, 0, 0),
                 false => op(JUMP_IF, 1, 0, 0, 0),
             });
         }
-        // A test that fails goes to the next rule, behind the two instructions of the verdict.
+        // A test that fails jumps to the next rule, past the two instructions of the verdict.
         let length = tests.len();
         for (number, test) in tests.iter_mut().enumerate() {
             if matches!(test.code, JUMP_IF_NOT | JUMP_IF | JUMP_IF_NOT_REGISTER) {
@@ -173,7 +177,7 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
         program.append(&mut tests);
         program.push(op(MOVE, 0, 0, 0, i32::from(rule.allow)));
         program.push(op(EXIT, 0, 0, 0, 0));
-        // The kernel refuses what can't be reached.
+        // The kernel refuses programs with unreachable instructions.
         if length == 0 {
             return program;
         }
@@ -207,16 +211,17 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
         kernel_version: 0,
         flags: 0,
     };
-    // SAFETY: `load` has the layout that BPF_PROG_LOAD takes, its pointers live through the call.
+    // SAFETY: `load` has the layout that BPF_PROG_LOAD takes, and its pointers live through the
+    // call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &load, size_of::<Load>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: bpf(2) just gave this descriptor to us alone.
+    // SAFETY: bpf(2) just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// The cgroup keeps the program until it is removed.
+/// Attaches the program to the cgroup, which keeps it until the cgroup is removed.
 fn attach_to(cgroup: &File, program: &OwnedFd) -> io::Result<()> {
     #[repr(C)]
     struct Attach {
@@ -244,7 +249,7 @@ fn attach_to(cgroup: &File, program: &OwnedFd) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What the kernel would do.
+    /// Returns what the kernel would decide.
     fn allows(rules: &[Rule], kind: i32, major: i32, minor: i32, access: i32) -> bool {
         let context = [access << 16 | kind, major, minor];
         let program = program(rules);

@@ -1,5 +1,7 @@
-//! Disks that come to a container which is there already, and leave it again: [`crate::devices`] has mounted them in the guest, this
-//! shows them in the container's mount namespace, read-only as they are.
+//! Shows disks in a container that exists already, and hides them again.
+//!
+//! [`crate::devices`] has mounted the disks in the guest. This module mounts them in the
+//! container's mount namespace, read-only as they are in the guest.
 
 use std::{
     fs::File,
@@ -25,7 +27,8 @@ const NOTHING: Made = Made {
     terminal: None,
 };
 
-/// Mounts a disk, found at `disk` here, at `target` of the container with this init. One that is mounted there already is a success.
+/// Mounts a disk at `target` in the container with this init. `disk` is where the guest has the
+/// disk. One that is mounted there already counts as a success.
 pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     let root = identity(disk)?;
     let name = std::ffi::CString::new(disk.as_os_str().as_bytes());
@@ -34,7 +37,7 @@ pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     // SAFETY: a string that lives through the call and plain numbers.
     let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags) };
     let tree = Errno::result(tree).map_err(Error::file("open", disk))?;
-    // SAFETY: open_tree(2) just gave this descriptor to us alone.
+    // SAFETY: open_tree(2) just returned this descriptor, and nothing else owns it.
     let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
     enter(init)?;
     let place = make(target).map_err(Error::file("make", target))?;
@@ -57,8 +60,9 @@ pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     Ok(NOTHING)
 }
 
-/// Unmounts a disk from `target` of the container with this init; fails while something there is in use. Where another thing is
-/// mounted or nothing, that is the container's own doing and a success.
+/// Unmounts a disk from `target` in the container with this init. Fails while something on it is in
+/// use. If something else or nothing is mounted there, the container itself has done that, and it
+/// counts as a success.
 pub fn hide(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     let root = identity(disk)?;
     enter(init)?;
@@ -67,18 +71,19 @@ pub fn hide(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     }
     match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => {}
-        // A container that made the place a link.
+        // The container has replaced the place by a link.
         Err(Errno::EINVAL) => return Ok(NOTHING),
         Err(error) => return Err(Error::file("unmount", target)(error)),
     }
-    // It stays where it was there before and has something in it.
+    // A directory that was there before and is not empty stays.
     let _ = std::fs::remove_dir(target);
     Ok(NOTHING)
 }
 
-/// Makes a folder with those above it, and opens it. Links of the container's lead to places of its own, those of its /proc nowhere.
+/// Makes a folder with its parents, and opens it. Links that the container has made are resolved
+/// inside the container's root, and the magic links of its /proc are not followed.
 ///
-/// Not by `pathrs`, which needs a /proc that knows this process.
+/// `pathrs` can't be used here, since it needs a /proc that knows this process.
 fn make(target: &Path) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
@@ -101,15 +106,16 @@ fn make(target: &Path) -> nix::Result<OwnedFd> {
     Ok(place)
 }
 
-/// Device and inode.
+/// Returns the device and inode of a file.
 fn identity(path: &Path) -> Result<(u64, u64)> {
     let found = std::fs::symlink_metadata(path).map_err(Error::file("find", path))?;
     Ok((found.dev(), found.ino()))
 }
 
-/// Enters the mount namespace of a container, whose root is then ours, as root of the container's users: what it makes is theirs.
+/// Enters the mount namespace of a container, and with it the container's root. This process
+/// becomes root of the container's users, so they own what it makes.
 fn enter(init: i32) -> Result<()> {
-    // What processes of the container could see of us is not theirs.
+    // Processes of the container must not see the guest's things through this process.
     nix::sys::prctl::set_dumpable(false).map_err(Error::system("become undumpable"))?;
     let open = |path: String| File::open(&path).map_err(Error::file("open", path));
     let mounts = open(format!("/proc/{init}/ns/mnt"))?;

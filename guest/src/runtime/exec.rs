@@ -1,7 +1,8 @@
 //! Starts a process in a running container.
 //!
-//! Not by libcontainer, whose `exec` leaves out the container's seccomp filter. The order is that of its init (and of
-//! runc's): cgroup, namespaces, session, terminal, limits, user, capabilities, filter, program.
+//! libcontainer's `exec` is not used, since it leaves out the container's seccomp filter. The order
+//! of the steps is that of libcontainer's init (and of runc's): cgroup, namespaces, session,
+//! terminal, limits, user, capabilities, filter, program.
 //!
 //! ```text
 //!   this process: score, cgroup, namespaces --fork--> the new one: terminal ... execve
@@ -35,7 +36,7 @@ use super::{
     program, spec, users, wire, Error, Made, Result, SPEC_FILE,
 };
 
-/// Starts the process; returns when its program runs.
+/// Starts the process, and returns when its program runs.
 pub fn run(
     bundle: &Path,
     process: &Path,
@@ -63,7 +64,8 @@ pub fn run(
         .and_then(|linux| linux.seccomp().clone());
     create::own_stdio(users::uid(&container, process.user().uid()));
     spec::oom_score_adj(own.and_then(|own| own.oom_score_adj()))?;
-    // What other processes of the container could see of us before the execve is not theirs.
+    // Before the execve, other processes of the container must not see the guest's things through
+    // this process.
     nix::sys::prctl::set_dumpable(false).map_err(Error::system("become undumpable"))?;
     join_cgroup(cgroup, init)?;
     join_namespaces(&container, init)?;
@@ -81,7 +83,8 @@ pub fn run(
                 Ok(never) => match never {},
                 Err(message) => message,
             };
-            // Without words the parent sees an end that looks like a start, and the status tells.
+            // If the message is lost, the parent takes the end of the pipe for a start, and the
+            // exit status tells of the failure.
             let _ = (&told).write_all(message.as_bytes());
             // SAFETY: ends this process at once, without the parent's exit handlers.
             unsafe { libc::_exit(255) }
@@ -108,7 +111,8 @@ pub fn run(
     })
 }
 
-/// The container's cgroup, or that of its init where the container divided its own further.
+/// Joins the container's cgroup, or the cgroup of its init if the container has divided its own
+/// further.
 fn join_cgroup(cgroup: &Path, init: i32) -> Result<()> {
     let procs = cgroup.join("cgroup.procs");
     match fs::write(&procs, "0") {
@@ -128,7 +132,8 @@ fn join_cgroup(cgroup: &Path, init: i32) -> Result<()> {
     fs::write(&procs, "0").map_err(Error::file("write", procs))
 }
 
-/// Enters those namespaces that the container does not share with the guest. A pid namespace is for what is forked.
+/// Enters those namespaces that the container does not share with the guest. A new pid namespace
+/// applies only to processes that are forked afterwards.
 fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
     let mut flags = CloneFlags::empty();
     let namespaces = container
@@ -150,7 +155,7 @@ fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
     // SAFETY: plain numbers; the result is checked.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, init, 0) };
     let pidfd = Errno::result(pidfd).map_err(Error::system("find the container's init"))?;
-    // SAFETY: pidfd_open(2) just gave this descriptor to us alone.
+    // SAFETY: pidfd_open(2) just returned this descriptor, and nothing else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd as RawFd) };
     if flags.is_empty() {
         return Ok(());
@@ -158,14 +163,15 @@ fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
     let failed = || Error::system("enter the container's namespaces");
     setns(&pidfd, flags).map_err(failed())?;
     if flags.contains(CloneFlags::CLONE_NEWUSER) {
-        // Nobody is known by the number that root had outside.
+        // The outside number of root stands for no user in the new namespace.
         nix::unistd::setresgid(0.into(), 0.into(), 0.into()).map_err(failed())?;
         nix::unistd::setresuid(0.into(), 0.into(), 0.into()).map_err(failed())?;
     }
     Ok(())
 }
 
-/// From the fork to the program, which gets as many descriptors as `open` beside the first three. Fails in the words of runc.
+/// Carries out the steps from the fork to the program. The program gets `open` descriptors beside
+/// the first three. Errors are in the words of runc.
 fn enter(
     process: &Process,
     seccomp: Option<&LinuxSeccomp>,
@@ -191,7 +197,8 @@ fn enter(
     if no_new_privileges {
         nix::sys::prctl::set_no_new_privs().map_err(failed("set no_new_privs"))?;
     }
-    // As root first: the user may not be allowed to enter a directory that the image's author chose.
+    // Tried as root first: the user may not be allowed to enter a directory that the image's author
+    // chose.
     let cwd = process.cwd();
     let again = match program::change_dir(cwd) {
         Ok(()) => false,
@@ -208,7 +215,7 @@ fn enter(
     if again {
         program::change_dir(cwd).map_err(|error| program::no_dir(cwd, error))?;
     }
-    // Fails for a directory outside of the container's root.
+    // Fails for a directory outside the container's root.
     nix::unistd::getcwd().map_err(|error| program::no_dir(cwd, error))?;
     if let (Some(seccomp), true) = (seccomp, no_new_privileges) {
         initialize_seccomp(seccomp).map_err(|error| crate::error::chain(&error))?;
@@ -249,7 +256,8 @@ fn drop_capabilities(
     }
 }
 
-/// Makes a terminal of the container's devpts this session's, and sends its master to our parent.
+/// Opens a terminal of the container's devpts, makes it the terminal of this session, and sends its
+/// master to the parent process.
 fn open_terminal(process: &Process, console: OwnedFd) -> std::io::Result<()> {
     let pair = nix::pty::openpty(None, None)?;
     if let Some(size) = process.console_size() {
@@ -262,7 +270,7 @@ fn open_terminal(process: &Process, console: OwnedFd) -> std::io::Result<()> {
         b"terminal",
         [pair.master.as_fd()].into_iter(),
     )?;
-    // SAFETY: takes a number; makes the terminal that of our new session.
+    // SAFETY: takes a number; makes this the terminal of the new session.
     Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
     for number in 0..3 {
         // SAFETY: open descriptors of this single-threaded process; 0 to 2 belong to no value.

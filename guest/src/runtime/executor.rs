@@ -1,4 +1,4 @@
-//! How the container's init gets from libcontainer to its program.
+//! Executes the program of a container in the init that libcontainer has made.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,9 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::{program, report};
 
-/// Executes `process`, which has the environment that the host asked for; libcontainer's copy has a `HOME` in any
-/// case, since it would look one up in the container's own NSS modules.
+/// Executes `process`, which has the environment that the host asked for. libcontainer's copy
+/// always has a `HOME`: without one, libcontainer would look it up with the container's own NSS
+/// modules.
 #[derive(Clone)]
 pub struct Init {
     pub process: Process,
@@ -35,7 +36,8 @@ impl Executor for Init {
         match program::execute(&self.process) {
             Ok(never) => match never {},
             Err(message) => {
-                // The container has been started: its own stderr is all that is left.
+                // The container has been started, so its own stderr is the only place left for the
+                // message.
                 eprintln!("{message}");
                 Err(ExecutorError::Other(message))
             }

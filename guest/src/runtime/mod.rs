@@ -1,9 +1,11 @@
-//! The agent re-executed: a single-threaded process that makes one container or one process in a container.
+//! The agent re-executed: a single-threaded process that makes one container or one process in a
+//! container.
 //!
-//! libcontainer clones, changes directory and drops rights, which a process with threads must not do. So the agent
-//! ([`crate::launch`]) starts `/proc/self/exe runtime <verb>` for each such task. Its descriptor 0 is a socket: one
-//! [`Request`] comes in with the container's stdin, stdout and stderr, one [`Answer`] goes out, with the master of
-//! the terminal if there is one. The processes that it makes become children of PID 1 when it ends.
+//! libcontainer clones, changes directory and drops rights, which a process with threads must not
+//! do. So the agent ([`crate::launch`]) starts `/proc/self/exe runtime <verb>` for each such task.
+//! Descriptor 0 of this process is a socket. It receives one [`Request`] with the container's
+//! stdin, stdout and stderr, and sends one [`Answer`], with the master of the terminal if there is
+//! one. The processes that it makes become children of PID 1 when it ends.
 
 mod create;
 pub mod descriptors;
@@ -33,48 +35,53 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The name of a bundle's spec as the host sent it. The name `config.json` is that of what libcontainer gets.
+/// The name of a bundle's spec as the host sent it. libcontainer gets the changed spec under the
+/// name `config.json`.
 pub const SPEC_FILE: &str = "spec.json";
 
-/// What shall be done.
+/// The task.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Makes a container of [`SPEC_FILE`] in `bundle`, up to the point before its program is executed.
+    /// Makes a container from [`SPEC_FILE`] in `bundle`, up to the point before its program is
+    /// executed.
     Create {
         id: String,
         bundle: PathBuf,
-        /// libcontainer's state is in `state/id`.
+        /// libcontainer keeps its state in `state/id`.
         state: PathBuf,
         cgroup: PathBuf,
-        /// The process in the pod's own pid and user namespaces, if it is to be in one of them.
+        /// The process in the pod's own pid and user namespaces, if the container is to join one of
+        /// them.
         pod: Option<i32>,
         disks: Vec<nodes::DiskNode>,
-        /// All device nodes of the guest.
+        /// Whether the container gets all device nodes of the guest.
         guest_devices: bool,
         descriptors: Vec<descriptors::Descriptor>,
     },
-    /// Makes a pid namespace with [`crate::pause`] as its init, in a user namespace of its own if there are users.
+    /// Makes a pid namespace with [`crate::pause`] as its init. It is in a user namespace of its
+    /// own if there are users.
     Pause { users: Option<crate::pause::Users> },
     /// Starts a process in the container with this bundle and init.
     Exec {
         bundle: PathBuf,
-        /// File with the OCI `process` object.
+        /// The file with the OCI `process` object.
         process: PathBuf,
         init: i32,
-        /// The container's cgroup, a directory.
+        /// The directory of the container's cgroup.
         cgroup: PathBuf,
         descriptors: Vec<descriptors::Descriptor>,
     },
-    /// Applies limits: a file with the OCI `linux.resources` object.
+    /// Applies limits from a file with the OCI `linux.resources` object.
     Update { cgroup: PathBuf, resources: PathBuf },
-    /// Shows a disk that is mounted here at a place of a running container, or hides it again.
+    /// Shows a disk, which is mounted in the guest, at a path of an existing container, or hides it
+    /// again.
     Disk {
         init: i32,
         disk: PathBuf,
         target: PathBuf,
         shown: bool,
     },
-    /// For tests on the host: brings a directory as the process `from` sees it to `to`.
+    /// For tests on the host: mounts a directory, as the process `from` sees it, at `to`.
     Graft {
         from: i32,
         source: PathBuf,
@@ -84,7 +91,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// The word on the command line, for people who look at processes.
+    /// Returns the word on the command line, which helps people who look at processes.
     pub fn verb(&self) -> &'static str {
         match self {
             Request::Create { .. } => "create",
@@ -97,12 +104,12 @@ impl Request {
     }
 }
 
-/// What came of it.
+/// The result of a task.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Done; the new process' id, where there is one.
+    /// The task is done. `pid` is that of the new process, if there is one.
     Done { pid: Option<i32> },
-    /// Failed, with all causes.
+    /// The task failed. The message has all causes.
     Failed { message: String },
 }
 
@@ -142,7 +149,7 @@ enum Error {
         #[source]
         source: io::Error,
     },
-    /// In the words of runc, from the new process itself.
+    /// A failure that the new process itself reports, in the words of runc.
     #[error("{0}")]
     Process(String),
 }
@@ -170,9 +177,9 @@ impl Error {
     }
 }
 
-/// The program `caisson-agent runtime <verb>`.
+/// Runs the program `caisson-agent runtime <verb>`.
 pub fn run() -> ExitCode {
-    // Not a socket: called by hand.
+    // Without a socket, the program was called by hand.
     let Ok((socket, request, stdio)) = take_over() else {
         eprintln!("caisson-agent runtime is for the agent only");
         return ExitCode::from(2);
@@ -256,11 +263,12 @@ struct Made {
 
 fn take_over() -> io::Result<(OwnedFd, Request, Vec<OwnedFd>)> {
     let socket = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(descriptors::OWN))?;
-    // SAFETY: fcntl(2) just gave this descriptor to us alone.
+    // SAFETY: fcntl(2) just returned this descriptor, and nothing else owns it.
     let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(socket) };
     let (text, stdio) = wire::receive(socket.as_fd())?;
     let request = serde_json::from_slice(&text)?;
-    // What Rust ignores, and what else was inherited, must not be passed on to containers.
+    // Containers must not inherit that Rust ignores SIGPIPE, nor the signal mask and the groups of
+    // this process.
     // SAFETY: SIG_DFL is no handler.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
@@ -268,7 +276,7 @@ fn take_over() -> io::Result<(OwnedFd, Request, Vec<OwnedFd>)> {
     Ok((socket, request, stdio))
 }
 
-/// Makes three descriptors 0 to 2; /dev/null where there are fewer.
+/// Makes three descriptors 0 to 2. If there are fewer than three, the rest are /dev/null.
 fn stdio_from(stdio: Vec<OwnedFd>) -> Result<()> {
     let failed = || Error::system("set up stdio");
     let null = File::options()
@@ -279,7 +287,8 @@ fn stdio_from(stdio: Vec<OwnedFd>) -> Result<()> {
     let null = OwnedFd::from(null);
     for number in 0..3 {
         let fd = stdio.get(number as usize).unwrap_or(&null);
-        // SAFETY: both are open or free descriptors of this single-threaded process; 0 to 2 belong to no value here.
+        // SAFETY: both are open or free descriptors of this single-threaded process; 0 to 2 belong
+        // to no value here.
         if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
             return Err(failed()(io::Error::last_os_error()));
         }

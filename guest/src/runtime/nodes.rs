@@ -1,4 +1,5 @@
-//! Device nodes that only the guest can number: of disks that were plugged in, and of all that it has for who is privileged.
+//! Adds device nodes that only the guest can number: those of disks that were plugged in, and all
+//! of the guest's for privileged containers.
 
 use std::{
     fs,
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::{users, Error, Result};
 use crate::devices::find_disk;
 
-/// Drivers whose modules the kernel loads when their node is opened; devtmpfs has the nodes only then (kmod's `modules.devname`).
+/// Nodes of drivers whose modules the kernel loads when the node is opened. devtmpfs has these
+/// nodes only afterwards (kmod's `modules.devname`).
 const ON_DEMAND: &[(&str, LinuxDeviceType, i64, i64)] = &[
     ("/dev/fuse", LinuxDeviceType::C, 10, 229),
     ("/dev/net/tun", LinuxDeviceType::C, 10, 200),
@@ -23,12 +25,12 @@ const ON_DEMAND: &[(&str, LinuxDeviceType, i64, i64)] = &[
     ("/dev/mapper/control", LinuxDeviceType::C, 10, 236),
     ("/dev/ppp", LinuxDeviceType::C, 108, 0),
 ];
-/// Of /dev, what each container has of its own.
+/// The entries of /dev that each container has of its own.
 const OWN: &[&str] = &[
     "pts", "shm", "mqueue", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty",
 ];
 
-/// A disk's node in a container.
+/// The node of a disk in a container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DiskNode {
     pub serial: String,
@@ -39,7 +41,7 @@ pub struct DiskNode {
     pub access: String,
 }
 
-/// Adds nodes to a spec. Returns the rules that they need.
+/// Adds nodes to a spec, and returns the device rules that they need.
 pub(super) fn add(
     spec: &mut Spec,
     disks: &[DiskNode],
@@ -96,14 +98,15 @@ pub(super) fn add(
     Ok(rules)
 }
 
-/// The guest's node of a disk in the place where a container wants it, for one that can have no node of its own.
+/// Returns a mount of the guest's node of a disk at the path that a container wants. This is for
+/// containers that can have no nodes of their own.
 fn shown(node: &Path, path: &Path) -> Option<Mount> {
     let mount = MountBuilder::default().typ("bind").source(node);
     let options = ["bind", "nosuid", "noexec"].map(String::from);
     mount.destination(path).options(options).build().ok()
 }
 
-/// Every node below a directory of devtmpfs; what can't be read is left out.
+/// Collects every node below a directory of devtmpfs. What can't be read is left out.
 fn walk(dir: &Path, nodes: &mut Vec<LinuxDevice>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name());

@@ -1,6 +1,7 @@
-//! The program that a process executes: found, given its environment, executed; all in the words of runc.
+//! Finds the program that a process executes, gives it its environment and executes it. Errors are
+//! in the words of runc.
 //!
-//! Runs inside the container, with the process' user, rights and directory.
+//! This runs inside the container, with the process' user, rights and directory.
 
 use std::{
     convert::Infallible,
@@ -16,12 +17,13 @@ use nix::{
 };
 use oci_spec::runtime::Process;
 
-/// The home directory where /etc/passwd has none.
+/// The home directory if /etc/passwd has none.
 const NO_HOME: &str = "/";
-/// Of /etc/passwd, which belongs to the container, as much is read as this.
+/// How many bytes of /etc/passwd are read at most. The file belongs to the container.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// Finds the executable of `args[0]` as runc does: a name with a slash as it is, others along `PATH` of `env`.
+/// Finds the executable for `args[0]` as runc does: a name with a slash is taken as it is, others
+/// are searched along `PATH` of `env`.
 pub fn find(name: &str, env: &[String]) -> Result<PathBuf, String> {
     if name.is_empty() {
         return Err("exec: \"\": executable file not found in $PATH".to_string());
@@ -70,7 +72,8 @@ fn usable(file: &Path) -> Result<(), Errno> {
     )
 }
 
-/// The environment in its order, the last of a name winning, with `HOME` from /etc/passwd if there is none.
+/// Returns the environment in its order. Of entries with the same name the last one counts. `HOME`
+/// comes from /etc/passwd if there is none.
 pub fn environment(env: &[String], uid: u32) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_string();
     let mut result: Vec<String> = Vec::with_capacity(env.len() + 1);
@@ -92,7 +95,7 @@ fn home(uid: u32) -> String {
     use io::Read;
     let mut text = Vec::new();
     if let Ok(file) = fs::File::open("/etc/passwd") {
-        // A part is as good as none.
+        // If reading fails halfway, the part that was read is used.
         let _ = file.take(MAX_PASSWD).read_to_end(&mut text);
     }
     home_in(&String::from_utf8_lossy(&text), uid)
@@ -131,7 +134,7 @@ pub fn execute(process: &Process) -> Result<Infallible, String> {
         .map_err(|error| format!("exec {}: {}", file.display(), words(error)))
 }
 
-/// Goes to the process' directory; none given is a success.
+/// Changes to the process' directory. Without one, nothing is done.
 pub fn change_dir(cwd: &Path) -> Result<(), Errno> {
     if cwd.as_os_str().is_empty() {
         return Ok(());
@@ -139,7 +142,7 @@ pub fn change_dir(cwd: &Path) -> Result<(), Errno> {
     nix::unistd::chdir(cwd)
 }
 
-/// What runc says about a directory that can't be entered.
+/// Returns runc's message for a directory that can't be entered.
 pub fn no_dir(cwd: &Path, error: Errno) -> String {
     format!(
         "chdir to cwd ({:?}) set in config.json failed: {}",
@@ -148,7 +151,7 @@ pub fn no_dir(cwd: &Path, error: Errno) -> String {
     )
 }
 
-/// The system's words for an error, as Go writes them.
+/// Returns the system's message for an error, as Go writes it.
 pub fn words(error: Errno) -> String {
     error.desc().to_lowercase()
 }

@@ -1,6 +1,8 @@
-//! What libcontainer logs on its way to a failure: its errors name the last step only, the log has the causes.
+//! Collects what libcontainer logs on its way to a failure. Its errors name only the last step,
+//! while the log has the causes.
 //!
-//! The processes that libcontainer clones write to the same file, which is gone when the container's program starts.
+//! The processes that libcontainer clones write to the same file, which is gone when the
+//! container's program starts.
 
 use std::{
     ffi::CString,
@@ -22,35 +24,35 @@ use tracing::{
 
 use super::{descriptors::OWN, Error};
 
-/// Marks the line that says it all.
+/// Marks a line that is the whole message.
 const FINAL: &str = "final: ";
-/// Lines of the log in one message, at most.
+/// The most lines of the log in one message.
 const MAX_LINES: usize = 4;
 
 static FILE: OnceLock<File> = OnceLock::new();
 
-/// Starts to collect.
+/// Starts to collect the log.
 pub fn start() {
-    // Without it messages are shorter.
+    // Without the file, messages are shorter.
     let made = memfd_create(CString::default().as_c_str(), MFdFlags::MFD_CLOEXEC);
     let made = made.and_then(|file| fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(OWN)));
     if let Ok(file) = made {
-        // SAFETY: fcntl(2) just gave this descriptor to us alone.
+        // SAFETY: fcntl(2) just returned this descriptor, and nothing else owns it.
         let _ = FILE.set(unsafe { File::from_raw_fd(file) });
         let _ = tracing::subscriber::set_global_default(Collector);
     }
 }
 
-/// Gives the reason in words for people; what libcontainer says about it is then left out.
+/// Gives the reason in words for people. What libcontainer says about it is then left out.
 pub fn last_words(message: &str) {
     line(&format!("{FINAL}{message}"));
 }
 
-/// The text for the host.
+/// Returns the message for the host.
 pub fn explain(error: &Error) -> String {
     let mut log = String::new();
     if let Some(mut file) = FILE.get() {
-        // Without it messages are shorter.
+        // If the log can't be read, messages are shorter.
         let _ = file.rewind().and_then(|()| file.read_to_string(&mut log));
     }
     tell(&crate::error::chain(error), &log)
@@ -76,7 +78,7 @@ fn tell(error: &str, log: &str) -> String {
 fn line(text: &str) {
     if let Some(mut file) = FILE.get() {
         let text = text.replace(['\n', '\r'], " ");
-        // The file is in memory; without it messages are shorter.
+        // The file is in memory. If writing fails, messages are shorter.
         let _ = file.write_all(format!("{text}\n").as_bytes());
     }
 }

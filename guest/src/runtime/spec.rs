@@ -1,4 +1,4 @@
-//! Turns the spec of the host into what libcontainer takes, keeping its meaning.
+//! Turns the host's spec into what libcontainer accepts, and keeps its meaning.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ pub fn read<T: serde::de::DeserializeOwned>(path: &Path, name: &'static str) -> 
     serde_json::from_slice(&text).map_err(|source| Error::Parse { path: name, source })
 }
 
-/// The spec for libcontainer and the process as the host wants it.
+/// Returns the spec for libcontainer, and the process as the host wants it.
 pub fn adapt(mut spec: Spec, cgroup: &Path, limits: bool) -> Result<(Spec, Process)> {
     let mut process = spec
         .process()
@@ -31,14 +31,15 @@ pub fn adapt(mut spec: Spec, cgroup: &Path, limits: bool) -> Result<(Spec, Proce
         .linux()
         .clone()
         .ok_or(Error::Missing { field: "linux" })?;
-    // They belong to the host.
+    // Hooks belong to the host.
     spec.set_hooks(None);
     linux.set_cgroups_path(Some(cgroup.to_path_buf()));
     if !limits {
         linux.set_resources(None::<LinuxResources>);
     }
     process.set_capabilities(Some(whole(process.capabilities().as_ref())?));
-    // libcontainer takes an explicit `false` for `true` when it decides when to load the seccomp filter.
+    // libcontainer treats an explicit `false` as `true` when it decides when to load the seccomp
+    // filter.
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
@@ -52,14 +53,14 @@ pub fn adapt(mut spec: Spec, cgroup: &Path, limits: bool) -> Result<(Spec, Proce
         env.push("HOME=/".to_string());
     }
     given.set_env(Some(env));
-    // Set by `oom_score_adj`, once for all processes of the container.
+    // `oom_score_adj` sets it once for all processes of the container.
     given.set_oom_score_adj(None);
     spec.set_process(Some(given));
     spec.set_linux(Some(linux));
     Ok((spec, process))
 }
 
-/// Puts the container into those namespaces of the pod that it names, in which this process is.
+/// Puts the container into those of the pod's namespaces that its spec names. `process` is in them.
 pub fn join_pod(spec: &mut Spec, process: i32) {
     let namespaces = spec.linux_mut().as_mut();
     for namespace in namespaces
@@ -78,7 +79,7 @@ pub fn join_pod(spec: &mut Spec, process: i32) {
     }
 }
 
-/// Capabilities with no set left out: an empty one is meant (as runc takes it).
+/// Returns capabilities in which every set is present. A missing set counts as empty, as in runc.
 pub fn whole(capabilities: Option<&LinuxCapabilities>) -> Result<LinuxCapabilities> {
     let set = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
         capabilities
@@ -97,7 +98,7 @@ pub fn whole(capabilities: Option<&LinuxCapabilities>) -> Result<LinuxCapabiliti
         })
 }
 
-/// Lets new terminals belong to the container's user, who may want to open theirs by name.
+/// Makes new terminals belong to the container's user, who may want to open them by name.
 fn own_terminals(spec: &mut Spec, uid: u32) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
@@ -111,7 +112,8 @@ fn own_terminals(spec: &mut Spec, uid: u32) {
     spec.set_mounts(Some(mounts));
 }
 
-/// Sets this process' score, which what it starts inherits. Lowering it needs a right that a test's host may not give.
+/// Sets the score of this process, which the processes that it starts inherit. Lowering it needs a
+/// right that the host of a test may not grant.
 pub fn oom_score_adj(adj: Option<i32>) -> Result<()> {
     let path = "/proc/self/oom_score_adj";
     let Some(adj) = adj else {

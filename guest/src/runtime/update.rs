@@ -1,4 +1,5 @@
-//! Small tasks: limits of a running container, and for tests a directory of the host brought into the fake guest.
+//! Carries out small tasks: sets the limits of a running container and, for tests, mounts a
+//! directory of the host in the fake guest.
 
 use std::{
     ffi::CString,
@@ -50,7 +51,8 @@ pub fn run(cgroup: &Path, resources: &Path) -> Result<Made> {
     Ok(NOTHING)
 }
 
-/// Mounts `source` of the mount namespace of process `from` at `to` in our own, with all that is mounted below it.
+/// Mounts `source`, as process `from` sees it in its mount namespace, at `to` in the mount
+/// namespace of this process, with all that is mounted below it.
 pub fn graft(from: i32, source: &Path, to: &Path, read_only: bool) -> Result<Made> {
     let open = |path: String| File::open(&path).map_err(Error::file("open", path));
     let here = open("/proc/self/ns/mnt".to_string())?;
@@ -71,7 +73,7 @@ pub fn graft(from: i32, source: &Path, to: &Path, read_only: bool) -> Result<Mad
         )
     };
     let tree = Errno::result(tree).map_err(Error::file("open", source))?;
-    // SAFETY: open_tree(2) just gave this descriptor to us alone.
+    // SAFETY: open_tree(2) just returned this descriptor, and nothing else owns it.
     let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
     setns(&here, CloneFlags::CLONE_NEWNS).map_err(Error::system("leave the host's mounts"))?;
     // SAFETY: strings that live through the call and plain numbers.
@@ -86,7 +88,7 @@ pub fn graft(from: i32, source: &Path, to: &Path, read_only: bool) -> Result<Mad
         )
     };
     Errno::result(moved).map_err(Error::file("mount at", to))?;
-    // The host's later mounts are seen here, not the other way round.
+    // Later mounts of the host are seen here, but not the other way round.
     let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     nix::mount::mount(None::<&str>, to, None::<&str>, flags, None::<&str>)
         .map_err(Error::file("separate", to))?;

@@ -1,12 +1,15 @@
-//! Containers in a user namespace: what their root may not do, since the guest's own namespaces are not theirs.
+//! Adapts specs of containers in a user namespace, whose root has no rights over the guest's own
+//! namespaces.
 //!
-//! A pod's network, IPC and UTS namespaces are those that the guest has booted with, and belong to its root. So a capability over the
-//! network (NET_ADMIN) is one over nothing there, other than on runc, where the pod's network belongs to its users.
+//! A pod's network, IPC and UTS namespaces are those that the guest booted with, and belong to the
+//! guest's root. So a capability over the network (NET_ADMIN) has no effect in such a container.
+//! This differs from runc, where the pod's network belongs to its users.
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
-/// File systems that show a namespace of the pod's, which belongs to the guest's root, so that the container's may not mount them
-/// anew: they are shown as the guest has them. Where a volume's or another mount's place is below, that comes later in the list.
+/// File systems that show a namespace of the pod. Such a namespace belongs to the guest's root, so
+/// the container's root may not mount these file systems anew. They are bind-mounted from the guest
+/// instead. Volumes and other mounts below them come later in the list.
 const GUESTS: &[(&str, &str)] = &[("sysfs", "/sys"), ("mqueue", "/dev/mqueue")];
 
 /// Changes a spec with a user namespace so that its mounts can be made in it.
@@ -14,7 +17,8 @@ pub fn adapt(spec: &mut Spec) {
     if !are_own(spec) {
         return;
     }
-    // Nodes can't be made in it, so libcontainer shows the guest's, where it has them.
+    // Nodes can't be made in a user namespace, so libcontainer shows the guest's nodes where the
+    // guest has them.
     if let Some(devices) = spec
         .linux_mut()
         .as_mut()
@@ -41,12 +45,12 @@ fn show(mount: &mut Mount, place: &str) {
         .set_options(Some(options));
 }
 
-/// Whether a container has users of its own.
+/// Returns whether a container has users of its own.
 pub fn are_own(spec: &Spec) -> bool {
     mappings(spec).is_some()
 }
 
-/// The uid in the guest of a container's.
+/// Returns the guest's uid for a uid in the container.
 pub fn uid(spec: &Spec, uid: u32) -> u32 {
     let lines = mappings(spec).unwrap_or_default();
     let found = lines.iter().find_map(|line| {
@@ -56,7 +60,7 @@ pub fn uid(spec: &Spec, uid: u32) -> u32 {
     found.unwrap_or(uid)
 }
 
-/// Of a spec with a user namespace.
+/// Returns the uid mappings of a spec that has a user namespace.
 fn mappings(spec: &Spec) -> Option<&[LinuxIdMapping]> {
     let linux = spec.linux().as_ref()?;
     let mut namespaces = linux.namespaces().iter().flatten();

@@ -1,4 +1,4 @@
-//! One message with descriptors over a socket that keeps messages apart.
+//! Sends and receives one message with descriptors over a socket that keeps messages apart.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -16,7 +16,7 @@ use nix::{
 /// The largest message, in bytes.
 const MAX: usize = 64 * 1024;
 
-/// A connected pair.
+/// Returns a connected pair of sockets.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(
         AddressFamily::Unix,
@@ -26,7 +26,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// Sends a message; its end is cut off if it is too long.
+/// Sends a message. The end of a message that is too long is cut off.
 pub fn send<'a>(
     socket: BorrowedFd<'_>,
     text: &[u8],
@@ -50,7 +50,7 @@ pub fn send<'a>(
     Ok(())
 }
 
-/// Receives a message. `UnexpectedEof` if the other side is gone.
+/// Receives a message. Fails with `UnexpectedEof` if the other side is gone.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut text = vec![0; MAX];
     let mut space = cmsg_space!([RawFd; 3]);
@@ -64,7 +64,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut fds = Vec::new();
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(received) = part {
-            // SAFETY: recvmsg(2) just gave these descriptors to us alone.
+            // SAFETY: recvmsg(2) just returned these descriptors, and nothing else owns them.
             fds.extend(
                 received
                     .iter()

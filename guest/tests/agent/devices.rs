@@ -1,5 +1,7 @@
-//! What is plugged in. A VM that somebody else has booted has a squashfs disk `skill1` with a file `hello`, no disk
-//! `nosuch`, and for `modules_*` a disk with serial `modules`.
+//! Tests plugging in devices.
+//!
+//! A VM that was booted outside of the tests must have a squashfs disk `skill1` with a file
+//! `hello`, no disk `nosuch`, and for `modules_*` a disk with serial `modules`.
 
 use caisson_protocol::agent::{
     attach_request::Device, detach_request, DetachRequest, Disk, Share, ShowDiskRequest,
@@ -80,10 +82,10 @@ async fn device_with_a_name_that_leads_elsewhere_is_refused() {
 async fn modules_that_the_initramfs_has_not_come_from_the_disk() {
     let guest = Guest::start().await;
     if guest.is_fake() {
-        // The host's modules are its own business.
+        // The host handles its own modules.
         return;
     }
-    // An interface of a type that is a module: the kernel calls modprobe for `rtnl-link-dummy`.
+    // An interface whose type is a module: the kernel calls modprobe for `rtnl-link-dummy`.
     let mut spec = spec(&sh(
         "ip link add d0 type dummy && ip link show d0 | head -1 | cut -d: -f2",
     ));
@@ -125,7 +127,7 @@ async fn disk_is_shown_in_a_running_container_and_hidden_again() {
         .unwrap();
     let busy = async {
         loop {
-            // Until the process is there.
+            // Retries until the process has started.
             match guest.client.show_disk(ctx(), &request(false)).await {
                 Err(error) => break refused(error).1,
                 Ok(_) => guest

@@ -1,4 +1,5 @@
-//! Who does not know the machine's secret is closed before anything that it says is read.
+//! Tests that a connection without the machine's secret is closed before anything that it sends is
+//! read.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use ttrpc::r#async::{transport::Socket, Client};
 
 use crate::guest::*;
 
-/// A connection that says nothing is closed after 10 s.
+/// How long closing may take. A connection that sends nothing is closed after 10 s.
 const CLOSED: Duration = Duration::from_secs(20);
 
 #[tokio::test]
@@ -42,7 +43,7 @@ async fn stream_of_a_process_is_not_given_to_who_does_not_know_the_secret() {
         let mut stranger = guest.stranger(port::STREAMS).await;
         stranger.write_all(said).await.unwrap();
         let mut got = Vec::new();
-        // It may be closed before the token, or reset.
+        // The connection may be closed or reset before the token is sent.
         let _ = stream::write_token(&mut stranger, streams.stdout).await;
         let _ = timeout(CLOSED, stranger.read_to_end(&mut got))
             .await

@@ -1,4 +1,4 @@
-//! A guest to test: the agent, a client and a root file system of busybox.
+//! A guest to test: the agent, a client and a busybox root file system.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ use ttrpc::{
 
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// Longer than anything takes, also under emulation.
+/// Longer than anything takes, even under emulation.
 pub const LONG: Duration = Duration::from_secs(60);
 
 /// A running agent with a share that has a root file system.
@@ -51,7 +51,8 @@ impl Guest {
         Guest::start_with(|_| {}).await
     }
 
-    /// A guest whose share is a mount that passes on what is mounted below it later, as the shim makes it.
+    /// Starts a guest whose share is a mount that passes on later mounts below it, as the shim's
+    /// is.
     pub async fn start_on_shared_mount() -> Guest {
         Guest::start_with(|share| {
             for words in [["--bind"].as_slice(), &["--make-shared"]] {
@@ -117,12 +118,12 @@ impl Guest {
         self.fake.is_some()
     }
 
-    /// The fake's directory.
+    /// Returns the fake's directory.
     pub fn dir(&self) -> Option<&Path> {
         self.fake.as_ref().map(|(_, dir)| dir.path())
     }
 
-    /// The fake's log.
+    /// Returns the fake's log.
     pub fn log(&self) -> String {
         match &self.fake {
             Some((_, dir)) => fs::read_to_string(dir.path().join("agent.log")).unwrap(),
@@ -138,7 +139,7 @@ impl Guest {
         self.client.attach(ctx(), &request).await
     }
 
-    /// A connection that has said nothing.
+    /// Returns a connection on which nothing has been sent.
     pub async fn stranger(&self, port: u32) -> UnixStream {
         connect(self.vsock.as_deref(), self.dir(), port).await
     }
@@ -150,7 +151,7 @@ impl Guest {
         stream
     }
 
-    /// Everything that comes on a stream.
+    /// Returns everything that comes on a stream.
     pub async fn read_all(&self, token: u64) -> Vec<u8> {
         let mut stream = self.stream(token).await;
         let mut output = Vec::new();
@@ -215,7 +216,7 @@ impl Guest {
         Ok(self.client.exec(ctx(), &request).await?.pid)
     }
 
-    /// Runs a container to its end and removes it: status, stdout and stderr.
+    /// Runs a container to its end and removes it. Returns its status, stdout and stderr.
     pub async fn run(&self, spec: &Value) -> (u32, String, String) {
         let id = format!("c{}", number());
         let streams = outputs();
@@ -249,7 +250,7 @@ impl Guest {
         self.ended(id, &exec, &streams).await
     }
 
-    /// A running container that does nothing.
+    /// Starts a container that does nothing.
     pub async fn idle(&self, spec: &Value) -> String {
         let id = format!("c{}", number());
         self.create(&id, spec, &Streams::new()).await.unwrap();
@@ -261,17 +262,18 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if let Some((child, _)) = &mut self.fake {
-            // SAFETY: a child of ours that nobody has waited for.
+            // SAFETY: our child, which nothing has waited for yet.
             unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
             child.wait().unwrap();
-            // Not mounted in most tests.
+            // Most tests have not mounted it.
             let mut unmount = Command::new("umount");
             let _ = unmount.arg("-ql").arg(&self.share).output();
         }
     }
 }
 
-/// The secret of the guest: that of a VM, which somebody else has booted, in hex in `CAISSON_TEST_SECRET`.
+/// Returns the guest's secret. For a VM that was booted outside of the tests, `CAISSON_TEST_SECRET`
+/// has it in hex.
 fn secret() -> [u8; LENGTH] {
     let Some(hex) = std::env::var_os("CAISSON_TEST_SECRET") else {
         return [7; LENGTH];
@@ -280,12 +282,12 @@ fn secret() -> [u8; LENGTH] {
     std::array::from_fn(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap())
 }
 
-/// What the host tells a guest.
+/// Returns what the host tells a guest.
 fn told() -> Vec<u8> {
     [&[BY_DAEMON], secret().as_slice()].concat()
 }
 
-/// A connection that has said the secret.
+/// Returns a connection on which the secret has been sent.
 async fn admitted(vsock: Option<&Path>, dir: Option<&Path>, port: u32) -> UnixStream {
     let mut stream = connect(vsock, dir, port).await;
     stream.write_all(&secret()).await.unwrap();
@@ -336,7 +338,7 @@ pub fn container(id: &str) -> ContainerRequest {
     }
 }
 
-/// What the agent said no with.
+/// Returns the code and message with which the agent refused a request.
 pub fn refused(error: ttrpc::Error) -> (Code, String) {
     match error {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_string()),
@@ -344,7 +346,7 @@ pub fn refused(error: ttrpc::Error) -> (Code, String) {
     }
 }
 
-/// Streams with stdout and stderr.
+/// Returns streams with stdout and stderr.
 pub fn outputs() -> Streams {
     Streams {
         stdout: number(),
@@ -353,7 +355,7 @@ pub fn outputs() -> Streams {
     }
 }
 
-/// A spec as containerd makes it, smaller.
+/// Returns a spec like those that containerd makes, but smaller.
 pub fn spec(args: &[&str]) -> Value {
     json!({
         "ociVersion": "1.1.0",
@@ -378,7 +380,7 @@ pub fn spec(args: &[&str]) -> Value {
     })
 }
 
-/// A process object.
+/// Returns a process object.
 pub fn process(args: &[&str]) -> Value {
     let caps = [
         "CAP_CHOWN",
@@ -398,7 +400,7 @@ pub fn process(args: &[&str]) -> Value {
     })
 }
 
-/// A shell script as a process' arguments.
+/// Returns the arguments of a process that runs a shell script.
 pub fn sh(script: &str) -> [&str; 3] {
     ["sh", "-c", script]
 }

@@ -1,4 +1,4 @@
-//! Containers from create to delete.
+//! Tests containers from create to delete.
 
 use caisson_protocol::agent::*;
 use serde_json::json;
@@ -198,7 +198,7 @@ async fn container_paused_stands_still_until_resumed() {
     guest.client.resume(ctx(), &container(&id)).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(400)).await;
     assert_ne!(now(), before);
-    // Frozen processes can be killed, too.
+    // Frozen processes can also be killed.
     guest.client.pause(ctx(), &container(&id)).await.unwrap();
     guest.kill(&id, "", libc::SIGKILL).await.unwrap();
     assert_eq!(guest.wait(&id, "").await.unwrap(), 137);
@@ -277,7 +277,7 @@ async fn devices_of_the_spec_are_there_and_others_are_not_opened() {
     spec["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]});
     let (_, stdout, stderr) = guest.run(&spec).await;
     let opened = match guest.is_fake() {
-        // No limits on a host whose cgroup v2 tree has no controllers.
+        // There are no limits on a host whose cgroup v2 tree has no controllers.
         true => stdout.lines().nth(2).unwrap_or_default(),
         false => "Operation not permitted",
     };

@@ -1,7 +1,9 @@
-//! The agent's service, driven as the shim drives it.
+//! Tests the agent's service, driven as the shim drives it.
 //!
-//! By default over `caisson-agent --fake` on this host (needs root). With `CAISSON_TEST_VSOCK=<socket of
-//! vhost-device-vsock>`, `CAISSON_TEST_SECRET=<the VM's secret in hex>` and `CAISSON_TEST_SHARE=<directory shared with tag "pod">` the same tests run in a VM that somebody else has booted.
+//! By default the tests run over `caisson-agent --fake` on this host (needs root). To run the same
+//! tests in a VM that was booted outside of the tests, set `CAISSON_TEST_VSOCK=<socket of
+//! vhost-device-vsock>`, `CAISSON_TEST_SECRET=<the VM's secret in hex>` and
+//! `CAISSON_TEST_SHARE=<directory shared with tag "pod">`.
 
 #![allow(clippy::unwrap_used)]
 

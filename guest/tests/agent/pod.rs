@@ -1,4 +1,4 @@
-//! What the containers of a pod share.
+//! Tests what the containers of a pod share.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 
 use crate::guest::*;
 
-/// A spec that joins the pod's pid namespace.
+/// Returns a spec that joins the pod's pid namespace.
 fn sharing_pids(args: &[&str]) -> Value {
     let mut spec = spec(args);
     spec["linux"]["namespaces"][0]["path"] = json!(POD_PID_NAMESPACE);

@@ -1,4 +1,4 @@
-//! Processes in a running container.
+//! Tests processes in a running container.
 
 use caisson_protocol::agent::{CreateContainerRequest, Descriptor, ExecRequest, Streams};
 use serde_json::json;
@@ -109,7 +109,7 @@ async fn exec_killed_has_128_and_the_signal() {
         .unwrap();
     guest.kill(&id, "e", libc::SIGTERM).await.unwrap();
     assert_eq!(guest.wait(&id, "e").await.unwrap(), 143);
-    // An id whose process has ended is free again.
+    // The id of a process that has ended is free again.
     guest
         .exec(&id, "e", &process(&["sleep", "100"]), &Streams::new())
         .await
@@ -124,7 +124,8 @@ async fn exec_killed_has_128_and_the_signal() {
     guest.delete(&id).await.unwrap();
 }
 
-/// A volume of secrets as the kubelet writes it, in the share; the folder as the guest has it.
+/// Writes a volume of secrets into the share, as the kubelet does. Returns the folder's path in the
+/// guest.
 fn secrets(guest: &Guest) -> String {
     use std::os::unix::fs::{symlink, PermissionsExt};
     let folder = guest.share.join("secrets");
@@ -173,7 +174,8 @@ async fn descriptors_are_open_for_init_and_exec_which_could_not_open_the_files()
         .await
         .unwrap();
     guest.start_container(&id).await.unwrap();
-    // The descriptor of the folder that `ls` reads is the sixth. The init has read to the end of its own.
+    // Six descriptors are open, with that of the folder that `ls` reads. The exec reads from the
+    // start, although the init has read its own descriptors to the end.
     let expected = "hunter2\nanna\n6\nonly to read\n";
     let exec_streams = outputs();
     let mut exec = process(&sh(&read[2].replace("sleep 100", "true")));

@@ -1,4 +1,4 @@
-//! stdin, stdout, stderr and terminals.
+//! Tests stdin, stdout, stderr and terminals.
 
 use std::time::Duration;
 
@@ -164,7 +164,7 @@ async fn talk_to_terminal(guest: &Guest, id: &str, exec: &str, streams: &Streams
     };
     guest.client.resize_pty(ctx(), &request).await.unwrap();
     let mut stdin = guest.stream(streams.stdin).await;
-    // Its end is not taken any more where the process has read its line and ended by then.
+    // The end of the stream is no longer taken if the process has read its line and ended by then.
     let _ = stream::send(&mut &b"hello\n"[..], &mut stdin).await;
     let mut rest = Vec::new();
     timeout(LONG, stream::receive(&mut output, &mut rest))

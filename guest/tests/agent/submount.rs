@@ -1,4 +1,4 @@
-//! What the host mounts below a share.
+//! Tests what the guest sees of mounts that the host makes below a share.
 
 use std::{fs, process::Command};
 

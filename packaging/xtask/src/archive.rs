@@ -1,4 +1,5 @@
-//! Tar archives that are the same for the same files: no times, no owners, folders before what is in them.
+//! Writes tar archives that are the same for the same files: no times, no owners, folders before
+//! what is in them.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +16,7 @@ use crate::{files, payload::Entry};
 /// A tar file that is being written.
 pub struct Archive {
     tar: tar::Builder<BufWriter<File>>,
-    /// Folders that are in it.
+    /// The folders that are already in it.
     folders: BTreeSet<String>,
 }
 
@@ -28,7 +29,7 @@ impl Archive {
         })
     }
 
-    /// Adds a folder and those above it, where they are not there.
+    /// Adds a folder and those above it, unless they are already there.
     pub fn folder(&mut self, path: &str) -> Result<()> {
         let mut above = String::new();
         for part in path.split('/').filter(|part| !part.is_empty()) {
@@ -56,12 +57,12 @@ impl Archive {
             .with_context(|| format!("add {path}"))
     }
 
-    /// Adds what lies elsewhere.
+    /// Adds a file from elsewhere.
     pub fn entry(&mut self, entry: &Entry) -> Result<()> {
         self.file(&entry.to, entry.mode, &files::read(&entry.from)?)
     }
 
-    /// Writes the end.
+    /// Writes the end of the archive.
     pub fn finish(self) -> Result<()> {
         let done = self.tar.into_inner().and_then(|mut file| file.flush());
         done.context("write an archive's end")

@@ -1,6 +1,7 @@
-//! `cargo xtask deb`: a Debian package of what a node gets.
+//! `cargo xtask deb`: makes a Debian package of what a node gets.
 //!
-//! It puts files in place and starts nothing: `caisson node install` is what adds the runtime to containerd.
+//! The package puts files in place and starts nothing; `caisson node install` adds the runtime to
+//! containerd.
 
 use std::{fs, path::Path, process::Command};
 
@@ -8,12 +9,12 @@ use anyhow::{Context, Result};
 
 use crate::{dirs::Dirs, files, payload, step};
 
-/// Files of the package that are in the checkout.
+/// The folder of the package's files that are in the checkout.
 const SOURCES: &str = "packaging/debian";
-/// When all files are of (2026-01-01): dpkg-deb takes the time from here.
+/// The time of all files (2026-01-01), which dpkg-deb takes from here.
 const EPOCH: &str = "1767225600";
 
-/// Puts the package together from what `target/dist` has.
+/// Makes the package from what `target/dist` has.
 pub fn build(dirs: &Dirs) -> Result<()> {
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let root = temp.path().join("root");
@@ -35,7 +36,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
         &sources.join("config.toml"),
         &root.join("etc/caisson/config.toml"),
     )?;
-    // The shim is on the PATH for `ctr run --runtime io.containerd.caisson.v2`.
+    // The shim has to be on the PATH for `ctr run --runtime io.containerd.caisson.v2`.
     for program in ["caisson", "containerd-shim-caisson-v2"] {
         let target = format!("../lib/caisson/bin/{program}");
         link(&root.join("usr/bin").join(program), &target)?;
@@ -70,7 +71,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     files::copy(&built, &dirs.dist.join(name()))
 }
 
-/// The file in `target/dist`.
+/// Returns the name of the file in `target/dist`.
 pub fn name() -> String {
     format!("caisson_{}_amd64.deb", env!("CARGO_PKG_VERSION"))
 }
@@ -82,7 +83,7 @@ fn link(path: &Path, target: &str) -> Result<()> {
     std::os::unix::fs::symlink(target, path).with_context(|| format!("make {}", path.display()))
 }
 
-/// What dpkg compares an installation with.
+/// Returns the checksums that dpkg compares an installation with.
 fn sums(root: &Path) -> Result<String> {
     let mut find = Command::new("sh");
     find.args(["-c", "find etc usr -type f | LC_ALL=C sort | xargs md5sum"])
@@ -90,7 +91,7 @@ fn sums(root: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&step::output(&mut find)?).into_owned())
 }
 
-/// Folders are 0755 whatever the umask is.
+/// Makes all folders 0755, whatever the umask is.
 fn make_plain(root: &Path) -> Result<()> {
     let mut chmod = Command::new("find");
     chmod

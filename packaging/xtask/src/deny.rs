@@ -1,4 +1,5 @@
-//! `cargo xtask deny`: licences, bans and sources of the dependencies, by cargo-deny and `deny.toml`.
+//! `cargo xtask deny`: checks licences, bans and sources of the dependencies with cargo-deny and
+//! `deny.toml`.
 
 use std::process::Command;
 
@@ -10,11 +11,11 @@ use crate::{
     inputs::Inputs,
 };
 
-/// Checks the tree; cargo-deny is built first where the cache has none.
+/// Checks the tree. Builds cargo-deny first if the cache does not have it.
 pub fn check(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let version = &inputs.checks.cargo_deny;
-    // A debug build: a third of the time to make, and the check takes a second all the same.
+    // A debug build takes a third of the time to make, and the check still takes only a second.
     let cargo_deny = helpers::installed(dirs, "cargo-deny", version, Build::Debug)?;
     // Advisories are left out: their database is on the internet.
     let status = Command::new(cargo_deny)

@@ -1,4 +1,4 @@
-//! Where things are: the one place that knows the layout of `target/`.
+//! Knows where things are; no other module knows the layout of `target/`.
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use nix::{
 pub struct Dirs {
     /// The checkout.
     pub root: PathBuf,
-    /// Cargo's own: `CARGO_TARGET_DIR`, or `target` in the checkout.
+    /// Cargo's target folder: `CARGO_TARGET_DIR`, or `target` in the checkout.
     pub target: PathBuf,
     /// Downloads and what is made from them; may be thrown away at any time.
     pub cache: PathBuf,
@@ -26,7 +26,8 @@ pub struct Dirs {
 }
 
 impl Dirs {
-    /// The folders of the checkout that this binary was built from; made where missing.
+    /// Returns the folders of the checkout that this binary was built from; creates those that are
+    /// missing.
     pub fn find() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../..")
@@ -48,7 +49,8 @@ impl Dirs {
         Ok(dirs)
     }
 
-    /// Waits until no other xtask works on these folders; until the answer is dropped none does.
+    /// Waits until no other xtask works on these folders, and keeps others out until the lock is
+    /// dropped.
     pub fn lock(&self) -> Result<Flock<File>> {
         let path = self.cache.join("lock");
         let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;

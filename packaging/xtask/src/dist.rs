@@ -1,4 +1,4 @@
-//! `cargo xtask dist`: everything that a node gets, in `target/dist`.
+//! `cargo xtask dist`: builds everything that a node gets into `target/dist`.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ use crate::{
 
 /// Builds the binaries, the guest image and the daemons.
 pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    // Nobody runs many of `caisson` at once.
+    // Few instances of `caisson` run at once.
     for (package, profile, binary) in [
         ("caisson-shim", profile, "containerd-shim-caisson-v2"),
         ("caisson", Profile::Release, "caisson"),

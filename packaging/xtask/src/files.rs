@@ -1,4 +1,5 @@
-//! Files with their path in the error, and put in place in one step, so that what a running VM has open stays whole.
+//! Reads and writes files, with the path in each error. A new file replaces the old one in one
+//! step, so that a file that a running VM has open stays whole.
 
 use std::{
     fs,
@@ -54,7 +55,8 @@ pub fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))
 }
 
-/// The sha256 of a file as 64 hex digits, by coreutils (a debug build's own would take seconds).
+/// Returns the sha256 of a file as 64 hex digits. It runs coreutils, since a debug build's own code
+/// would take seconds.
 pub fn sha256(path: &Path) -> Result<String> {
     let output = Command::new("sha256sum")
         .arg("--")

@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: the targets under `tests/fuzz`, instrumented by `tests/fuzz/instrument` and
-//! run one after the other.
+//! `cargo xtask fuzz`: runs the targets under `tests/fuzz` one after the other.
+//! `tests/fuzz/instrument` instruments them.
 //!
 //! ```text
 //! tests/fuzz/corpus/TARGET       the seeds
@@ -25,21 +25,22 @@ use nix::{
 
 use crate::{dirs::Dirs, files, step};
 
-/// Said to cargo, so that it tells what is for the build itself from what is instrumented.
+/// Given to cargo so that it tells what is for the build itself from what is instrumented.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// What the seconds of a short run are below: it then is the same each time, as far as time allows.
+/// Runs of fewer seconds than this are short: they are the same each time, as far as time allows.
 const SHORT: i64 = 60;
-/// For one input, in seconds.
+/// The time limit for one input, in seconds.
 const INPUT_LIMIT: u32 = 20;
 /// The most memory that a target may have, with its corpus.
 const MEMORY_LIMIT_MIB: u32 = 1024;
 /// The largest input, in bytes.
 const MAX_INPUT: u32 = 16 << 10;
-/// Lines of a finding that are shown.
+/// How many lines of a finding are shown.
 const TAIL: usize = 40;
 
-/// Builds the targets and runs each, or those that are named, for so many seconds of CPU time.
+/// Builds the targets and runs each of them, or only the named ones, for this many seconds of CPU
+/// time.
 pub fn run(dirs: &Dirs, lock: Flock<File>, seconds: i64, wanted: &[&str]) -> Result<()> {
     let all = targets(dirs)?;
     let names: Vec<_> = all.iter().map(|target| target.name.as_str()).collect();
@@ -50,7 +51,7 @@ pub fn run(dirs: &Dirs, lock: Flock<File>, seconds: i64, wanted: &[&str]) -> Res
         );
     }
     let programs = build(dirs)?;
-    // Others may build while this runs.
+    // Let others build while this runs.
     drop(lock);
     let mut failed = Vec::new();
     for target in &all {
@@ -70,7 +71,7 @@ pub fn run(dirs: &Dirs, lock: Flock<File>, seconds: i64, wanted: &[&str]) -> Res
 /// A program under `tests/fuzz/targets`.
 struct Target {
     name: String,
-    /// A folder of inputs beside its own.
+    /// A folder of further inputs, besides the target's own.
     seeds: Option<PathBuf>,
 }
 
@@ -95,11 +96,11 @@ fn targets(dirs: &Dirs) -> Result<Vec<Target>> {
     Ok(names.map(target).collect())
 }
 
-/// Builds all targets. Returns the folder in which they are.
+/// Builds all targets. Returns the folder that they are in.
 fn build(dirs: &Dirs) -> Result<PathBuf> {
     let here = dirs.root.join("tests/fuzz");
     let target_dir = dirs.target.join("fuzz");
-    // No sanitizer: next to nothing here is unsafe, and stable Rust has none.
+    // No sanitizer is used: almost nothing here is unsafe, and stable Rust has no sanitizers.
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--release", "--bins", "--target", TRIPLE])
@@ -179,7 +180,7 @@ fn run_one(dirs: &Dirs, programs: &Path, target: &Target, seconds: i64) -> Resul
         }
         executions += number_after(&text, "stat::number_of_executed_units:");
         if seconds < SHORT {
-            // The clock's seconds do for a short run.
+            // For a short run, the clock's seconds are enough.
             break;
         }
     }
@@ -193,7 +194,7 @@ fn run_one(dirs: &Dirs, programs: &Path, target: &Target, seconds: i64) -> Resul
     Ok(())
 }
 
-/// The last number that follows a word.
+/// Returns the number after the last occurrence of a word, or 0.
 fn number_after(text: &str, word: &str) -> u64 {
     let after = text.rsplit_once(word).map_or("", |(_, after)| after);
     let number = after.split_whitespace().next();
@@ -202,7 +203,7 @@ fn number_after(text: &str, word: &str) -> u64 {
         .unwrap_or_default()
 }
 
-/// What all programs that this one has waited for have used.
+/// Returns the CPU time of all programs that this one has waited for.
 fn cpu_seconds() -> Result<i64> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
     let seconds = |time: TimeVal| time.tv_sec();

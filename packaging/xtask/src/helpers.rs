@@ -1,4 +1,5 @@
-//! `cargo xtask helpers`: the daemons beside QEMU, from their crates, so that no user installs them by hand.
+//! `cargo xtask helpers`: builds the daemons that run beside QEMU from their crates, so that no
+//! user has to install them by hand.
 
 use std::{path::PathBuf, process::Command};
 
@@ -13,7 +14,8 @@ pub enum Build {
     Debug,
 }
 
-/// Installs the pinned crates into the cache, where they are not yet, and puts their binaries into `libexec`.
+/// Installs the pinned crates into the cache, unless they are there, and puts their binaries into
+/// `libexec`.
 pub fn build(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     for (name, version) in &inputs.helpers {
@@ -23,12 +25,12 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
-/// The binary of a crate, from the cache or installed there.
+/// Returns the binary of a crate from the cache, and installs it there first if needed.
 pub fn installed(dirs: &Dirs, name: &str, version: &str, build: Build) -> Result<PathBuf> {
     let crates = dirs.cache.join("crates");
     let root = crates.join(format!("{name}-{version}"));
     let binary = root.join("bin").join(name);
-    // cargo puts it there last, so a build that was cut short is not taken for a finished one.
+    // cargo puts the binary there last, so an interrupted build is not taken for a finished one.
     if binary.exists() {
         return Ok(binary);
     }

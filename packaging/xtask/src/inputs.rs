@@ -1,4 +1,5 @@
-//! `packaging/guest/inputs.toml`: everything from outside that goes into what is shipped.
+//! Reads `packaging/guest/inputs.toml`, which pins everything from outside that goes into what is
+//! shipped.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -13,7 +14,7 @@ use crate::files;
 pub struct Inputs {
     pub kernel: Kernel,
     pub initramfs: Initramfs,
-    /// Crate name to version.
+    /// Maps a crate's name to its version.
     pub helpers: BTreeMap<String, String>,
     pub checks: Checks,
 }
@@ -22,11 +23,11 @@ pub struct Inputs {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// Depends on the newest `package`.
+    /// The meta package that depends on the newest `package`.
     pub meta_package: String,
     pub package: String,
     pub version: String,
-    /// Of the .deb.
+    /// The sha256 of the .deb.
     pub sha256: String,
 }
 
@@ -38,7 +39,7 @@ pub struct Initramfs {
     pub boot_modules: Vec<String>,
 }
 
-/// Versions of what checks the tree.
+/// Versions of the tools that check the tree.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checks {

@@ -1,10 +1,11 @@
-//! `cargo xtask JOB`: builds what is shipped and what the tests need. One file a job.
+//! `cargo xtask JOB`: builds what is shipped and what the tests need. Each job has its own file.
 //!
 //! ```text
 //! image ------> target/dist/guest/{vmlinux,initramfs.cpio,modules.squashfs,manifest.json}
 //! helpers ----> target/dist/libexec/{virtiofsd,vhost-device-vsock}
 //! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson}, image and helpers
-//! release ----> target/dist/{node-image.tar,caisson_VERSION_amd64.deb,sbom.cdx.json,licences.txt,SHA256SUMS}
+//! release ----> target/dist/{node-image.tar,caisson_VERSION_amd64.deb,
+//!                            sbom.cdx.json,licences.txt,SHA256SUMS}
 //! test-tools, cluster-tools -> target/cache/tools/
 //! ```
 
@@ -24,6 +25,7 @@ mod oci_image;
 mod papers;
 mod payload;
 mod profile;
+mod prose;
 mod release;
 mod run;
 mod step;
@@ -58,6 +60,7 @@ const USAGE: &str = "usage: cargo xtask JOB
                               own end-to-end tests
   demo                        two containers in VMs of their own, with a skill and a home, by Debian's containerd
   run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, conformance
+  prose                       comments and pages have at most 100 characters a line
   deny                        licences, bans and sources of the dependencies
   fuzz SECONDS [TARGET ...]   the fuzz targets under tests/fuzz, each for so many seconds of CPU time
 ";
@@ -93,6 +96,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["cluster-tools", "--conformance"] => test_tools::build_conformance(&dirs),
         ["deny"] => deny::check(&dirs),
+        ["prose"] => prose::check(&dirs),
         ["fuzz", seconds, wanted @ ..] => {
             let seconds = seconds.parse().context("the seconds of a fuzz run")?;
             fuzz::run(&dirs, lock, seconds, wanted)

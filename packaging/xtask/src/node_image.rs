@@ -1,7 +1,9 @@
-//! `cargo xtask node-image`: the image of the chart's pods, an OCI layout in a tar file, made without Docker.
+//! `cargo xtask node-image`: makes the image of the chart's pods, an OCI layout in a tar file,
+//! without Docker.
 //!
-//! One layer: what a node gets, in `/usr/lib/caisson`, and the shared libraries that `caisson` itself is linked with. No shell, no package
-//! manager: whatever else runs, runs on the node.
+//! Its one layer has what a node gets, in `/usr/lib/caisson`, and the shared libraries that
+//! `caisson` itself is linked with. It has no shell and no package manager: everything else runs on
+//! the node.
 
 use std::{path::Path, process::Command};
 
@@ -16,13 +18,13 @@ use crate::{
     step,
 };
 
-/// The repository and, with the version, the name that the chart's default values have.
+/// The repository; with the version, it is the image name in the chart's default values.
 pub const REPOSITORY: &str = "caisson.dev/node";
 /// The file in `target/dist`.
 pub const FILE: &str = "node-image.tar";
 
 const ENTRYPOINT: &str = "/usr/lib/caisson/bin/caisson";
-/// Mount points that the chart has, and what runc needs.
+/// The chart's mount points, and the folders that runc needs.
 const FOLDERS: [&str; 7] = [
     "dev",
     "etc/caisson/settings",
@@ -35,7 +37,7 @@ const FOLDERS: [&str; 7] = [
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Puts the image together from what `target/dist` has.
+/// Makes the image from what `target/dist` has.
 pub fn build(dirs: &Dirs) -> Result<()> {
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let layer = temp.path().join("layer.tar");
@@ -76,7 +78,8 @@ fn write_layer(dirs: &Dirs, to: &Path) -> Result<()> {
     layer.finish()
 }
 
-/// The shared libraries of a program and the loader, where the loader looks for them.
+/// Returns a program's shared libraries and the loader, at the places where the loader looks for
+/// them.
 pub fn libraries(program: &Path) -> Result<Vec<Entry>> {
     let said = step::output(Command::new("ldd").arg(program))?;
     let said = String::from_utf8_lossy(&said).into_owned();
@@ -87,7 +90,7 @@ pub fn libraries(program: &Path) -> Result<Vec<Entry>> {
         .collect()
 }
 
-/// The paths in what ldd says, sorted.
+/// Returns the paths in ldd's output, sorted.
 fn library_paths(said: &str) -> Result<Vec<&str>> {
     let mut paths = Vec::new();
     for line in said.lines() {

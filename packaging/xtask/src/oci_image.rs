@@ -1,4 +1,4 @@
-//! Images of one layer: an OCI image layout in a tar file, made without Docker (image-spec,
+//! Makes images of one layer, without Docker: an OCI image layout in a tar file (image-spec,
 //! image-layout.md).
 
 use std::{path::Path, process::Command};
@@ -13,11 +13,11 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// Writes the image `NAME:TAG` with this layer, a tar file, and this configuration (what the image
-/// specification has in `config`). The layer is gone then.
+/// Writes the image `NAME:TAG` with this layer, a tar file, and this configuration (`config` of the
+/// image specification). The layer is removed.
 pub fn write(log_dir: &Path, layer: &Path, config: Value, name: &str, to: &Path) -> Result<()> {
     let diff_id = files::sha256(layer)?;
-    // -n: no name and no time in it.
+    // -n leaves name and time out.
     let mut gzip = Command::new("gzip");
     step::run(log_dir, "image-layer", gzip.args(["-n", "-6"]).arg(layer))?;
     let layer = layer.with_extension("tar.gz");
@@ -59,7 +59,7 @@ fn index(mut manifest: Value, name: &str) -> Value {
     let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
     manifest["platform"] = json!({ "architecture": "amd64", "os": "linux" });
     manifest["annotations"] = json!({
-        // containerd takes the first for the image's name, other tools the second for its tag.
+        // containerd takes the first as the image's name, other tools the second as its tag.
         "io.containerd.image.name": name,
         "org.opencontainers.image.ref.name": tag,
     });

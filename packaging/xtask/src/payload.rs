@@ -1,4 +1,5 @@
-//! What of `target/dist` a node gets, in the same order and with the same modes wherever it is put: the node image, the Debian package.
+//! Lists what a node gets of `target/dist`, in the same order and with the same modes for the node
+//! image and the Debian package.
 
 use std::{
     fs,
@@ -47,7 +48,7 @@ pub fn entries(dirs: &Dirs) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// `from` as it is to be at `to`: executable or not, nothing else of its mode.
+/// Returns the entry that puts `from` at `to`. Of its mode, only whether it is executable is kept.
 pub fn entry(from: &Path, to: String) -> Result<Entry> {
     let meta = fs::metadata(from).with_context(|| format!("look at {}", from.display()))?;
     let executable = meta.permissions().mode() & 0o100 != 0;
@@ -58,7 +59,7 @@ pub fn entry(from: &Path, to: String) -> Result<Entry> {
     })
 }
 
-/// The last part of a path.
+/// Returns the last part of a path.
 pub fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()

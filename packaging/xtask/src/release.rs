@@ -1,4 +1,4 @@
-//! `cargo xtask node-image`, `deb` and `release`: what leaves this checkout, in `target/dist`.
+//! `cargo xtask node-image`, `deb` and `release`: make what leaves this checkout, in `target/dist`.
 
 use std::{fmt::Write, fs, path::Path};
 
@@ -25,19 +25,19 @@ pub enum From {
     AsIs,
 }
 
-/// The node image, with everything that goes into it.
+/// Makes the node image, with everything that goes into it.
 pub fn node_image(dirs: &Dirs, from: From) -> Result<()> {
     contents(dirs, from)?;
     node_image::build(dirs)
 }
 
-/// The Debian package, likewise.
+/// Makes the Debian package, with everything that goes into it.
 pub fn deb(dirs: &Dirs, from: From) -> Result<()> {
     contents(dirs, from)?;
     deb::build(dirs)
 }
 
-/// All of it, and the checksums.
+/// Makes all of it, and the checksums.
 pub fn all(dirs: &Dirs, from: From) -> Result<()> {
     contents(dirs, from)?;
     node_image::build(dirs)?;
@@ -46,7 +46,8 @@ pub fn all(dirs: &Dirs, from: From) -> Result<()> {
     files::write(&dirs.dist.join(SUMS), text.as_bytes(), 0o644)
 }
 
-/// Packs `target/dist` twice and fails unless that gives the same bytes. (`image --check-reproducible` is for what is packed.)
+/// Packs `target/dist` twice and fails unless both give the same bytes. (`image
+/// --check-reproducible` checks what is packed.)
 pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
     all(dirs, From::AsIs)?;
     let first = files::read_text(&dirs.dist.join(SUMS))?;
@@ -71,7 +72,8 @@ fn contents(dirs: &Dirs, from: From) -> Result<()> {
     papers::build(dirs)
 }
 
-/// As `sha256sum -c` reads it: every file below `dist`, by its path there, sorted.
+/// Returns the checksums in the format of `sha256sum -c`: every file below `dist`, by its path
+/// there, sorted.
 fn sums(dist: &Path) -> Result<String> {
     let mut paths = Vec::new();
     collect(dist, "", &mut paths)?;

@@ -1,5 +1,5 @@
-//! `cargo xtask run NAME`: a program of the tests' crate (bench, conformance), built with its progress shown, then run in place of
-//! xtask.
+//! `cargo xtask run NAME`: builds a program of the tests' crate (bench, conformance), showing the
+//! progress, and then runs it in place of xtask.
 
 use std::{os::unix::process::CommandExt, process::Command};
 

@@ -1,5 +1,6 @@
-//! One external command as a step that is seen: what takes longer than two seconds says so and keeps saying so,
-//! the command's own output goes to `target/log/<step>.log`, and its end is shown when the command fails.
+//! Runs one external command as a visible step. A command that takes longer than two seconds is
+//! announced, with repeated signs of life. Its output goes to `target/log/<step>.log`, and the end
+//! of the log is shown if the command fails.
 
 use std::{
     fs::File,
@@ -10,11 +11,11 @@ use std::{
 
 use anyhow::{bail, Context, Result};
 
-/// After which a step is announced.
+/// The time after which a step is announced.
 const QUIET: Duration = Duration::from_secs(2);
-/// Between two signs of life after that.
+/// The time between two signs of life after that.
 const BEAT: Duration = Duration::from_secs(15);
-/// Lines of the log that a failure shows.
+/// How many lines of the log a failure shows.
 const TAIL: usize = 25;
 
 /// Runs `command` to its end; its output goes to `<log_dir>/<name>.log`.
@@ -59,7 +60,7 @@ pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` and returns what it printed; its errors go to ours.
+/// Runs `command` and returns what it printed; its stderr goes to xtask's own.
 pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     let program = command.get_program().display().to_string();
     let output = command

@@ -1,6 +1,7 @@
-//! `cargo xtask test-tools`: what the tests and the bench compare with and Debian 12 does not have, from the Go modules
-//! under `packaging/test-tools`, whose go.mod and go.sum are the pins; containerd 1.7 from Debian 13. `cargo xtask cluster-tools`:
-//! Kubernetes, likewise. Nothing of this is shipped, nothing is installed.
+//! `cargo xtask test-tools`: builds what the tests and the bench compare with and Debian 12 does
+//! not have. It comes from the Go modules under `packaging/test-tools`, whose go.mod and go.sum are
+//! the pins; containerd 1.7 comes from Debian 13. `cargo xtask cluster-tools` builds Kubernetes in
+//! the same way. None of this is shipped or installed.
 
 use std::{
     ffi::OsString,
@@ -17,10 +18,11 @@ use crate::{
     step,
 };
 
-/// Debian's backported Go; `packaging/setup` installs it only where the PATH has none that is new enough.
+/// Debian's backported Go. `packaging/setup` installs it only if the PATH has none that is new
+/// enough.
 const BACKPORT: &str = "/usr/lib/go-1.23/bin/go";
 
-/// A binary set built from one module of `packaging/test-tools`.
+/// A set of binaries built from one module of `packaging/test-tools`.
 #[derive(Debug)]
 struct Tool {
     /// The module's folder.
@@ -30,9 +32,9 @@ struct Tool {
     packages: &'static [&'static str],
     tags: &'static str,
     cgo: bool,
-    /// The program's name, where it is not that of its (only) package.
+    /// The program's name, if it is not that of its (only) package.
     name: Option<&'static str>,
-    /// For the linker, beside `-s -w`.
+    /// Flags for the linker, in addition to `-s -w`.
     ldflags: &'static str,
 }
 
@@ -65,13 +67,13 @@ const GVISOR: Tool = Tool {
     to: "gvisor",
     packages: &["gvisor.dev/gvisor/runsc"],
     tags: "",
-    // With cgo runsc dies in the empty root that it gives itself.
+    // With cgo, runsc dies in the empty root that it gives itself.
     cgo: false,
     name: None,
     ldflags: "",
 };
 
-/// As in go.mod: charts and tests ask for it.
+/// The version as in go.mod; charts and tests ask for it.
 const KUBERNETES_VERSION: &str = "-X k8s.io/component-base/version.gitVersion=v1.33.4";
 
 /// A whole Kubernetes, for `make cluster`.
@@ -133,7 +135,8 @@ const HELM: Tool = Tool {
     ldflags: "",
 };
 
-/// Kubernetes' own end-to-end tests, what runs several of them at once, and two programs of their images.
+/// Kubernetes' own end-to-end tests, the program that runs several of them at once, and two
+/// programs of their images.
 const E2E: &str = "k8s.io/kubernetes/test/e2e";
 const E2E_PROGRAMS: Tool = Tool {
     module: "kubernetes",
@@ -149,8 +152,9 @@ const E2E_PROGRAMS: Tool = Tool {
     ldflags: KUBERNETES_VERSION,
 };
 
-/// Files of the module that the cluster is built from, and where they go below `target/cache/tools`: the API's description, and what the
-/// image of the end-to-end tests has beside its program.
+/// The module with the files that the cluster is built from, and where they go below
+/// `target/cache/tools`: the API's description, and what the image of the end-to-end tests has
+/// beside its program.
 const MODULE: &str = "k8s.io/kubernetes";
 const API: (&str, &str) = ("api/openapi-spec/swagger.json", "kubernetes/swagger.json");
 const CERTIFICATE: [(&str, &str); 2] = [
@@ -164,19 +168,20 @@ const CERTIFICATE: [(&str, &str); 2] = [
     ),
 ];
 
-/// The release of Debian whose containerd is 1.7, and that version's beginning.
+/// The Debian release that has containerd 1.7, and the beginning of that version.
 const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
 
 /// containerd's own CRI tests, of the same version.
 const INTEGRATION: &str = "github.com/containerd/containerd/v2/integration";
-/// What those tests run: a CNI plugin and a shim that fail on purpose, a program that looks at `lo`.
+/// The programs that those tests run: a CNI plugin and a shim that fail on purpose, and one that
+/// looks at `lo`.
 const FAILPOINTS: [&str; 3] = [
     "github.com/containerd/containerd/v2/integration/failpoint/cmd/cni-bridge-fp",
     "github.com/containerd/containerd/v2/integration/failpoint/cmd/containerd-shim-runc-fp-v1",
     "github.com/containerd/containerd/v2/integration/failpoint/cmd/loopback-v2",
 ];
 
-/// Checks of file systems, from their crates.
+/// Checks of file systems, built from their crates.
 const POSIX: [(&str, &str); 2] = [("fsx", "0.3.2"), ("pjdfstest", "0.2.2")];
 
 /// What is built beside containerd and runc.
@@ -193,7 +198,7 @@ pub enum Further {
     Chart,
 }
 
-/// Builds containerd 2.1 and runc and what is wanted beside them; unpacks containerd 1.7.
+/// Builds containerd 2.1, runc and the `further` tools; unpacks containerd 1.7.
 pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
     if further == Further::Chart {
         build_tool(dirs, &HELM)?;
@@ -236,7 +241,8 @@ pub fn build_conformance(dirs: &Dirs) -> Result<()> {
     )
 }
 
-/// Files out of the module of Kubernetes, which Go checks by the sums of the cluster's.
+/// Copies files from the module of Kubernetes, which Go checks against the sums of the cluster's
+/// module.
 fn copy_from_module(dirs: &Dirs, files: &[(&str, &str)]) -> Result<()> {
     let tools = dirs.cache.join("tools");
     if files.iter().all(|(_, to)| tools.join(to).exists()) {
@@ -277,8 +283,8 @@ fn build_integration(dirs: &Dirs) -> Result<()> {
     step::run(&dirs.log, "failpoints", &mut build)
 }
 
-/// The tests of a package as a program, from the module of `tool` and with its flags. Go's own cache makes it quick when nothing has
-/// changed.
+/// Builds the tests of a package as a program, from the module of `tool` and with its flags. Go's
+/// own cache makes this quick if nothing has changed.
 fn build_tests(dirs: &Dirs, tool: &Tool, package: &str, to: &Path) -> Result<()> {
     let mut build = Command::new(go());
     build
@@ -338,15 +344,16 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
         .arg(tool.name.map_or(bin.clone(), |name| bin.join(name)))
         .args(tool.packages)
         .current_dir(&module)
-        // A module that wants a newer Go than there is gets it from Go's proxy, checked as any module.
+        // A module that wants a newer Go gets it from Go's proxy, checked like any module.
         .env("GOTOOLCHAIN", "auto")
         .env("CGO_ENABLED", if tool.cgo { "1" } else { "0" });
     step::run(&dirs.log, tool.module, &mut build)?;
     files::write(&stamp_path, stamp.as_bytes(), 0o644)
 }
 
-/// Debian 13's package, whose binaries run on Debian 12 as they are. apt gets lists and a cache of its own, so that this
-/// machine's stay those of Debian 12; it checks the signatures as ever.
+/// Unpacks Debian 13's package, whose binaries run on Debian 12 unchanged. apt gets lists and a
+/// cache of its own, so that this machine's stay those of Debian 12; it checks the signatures as
+/// usual.
 fn unpack_containerd_1_7(dirs: &Dirs) -> Result<()> {
     let bin = dirs.cache.join("tools/containerd-1.7/bin");
     if bin.join("containerd").exists() {
@@ -362,7 +369,7 @@ fn unpack_containerd_1_7(dirs: &Dirs) -> Result<()> {
     files::write(&temp.join("sources.list"), source.as_bytes(), 0o644)?;
     files::make_dir(&temp.join("lists/partial"))?;
     files::make_dir(&temp.join("archives/partial"))?;
-    // dpkg's status would offer what is installed here.
+    // dpkg's own status would list what is installed here.
     files::write(&temp.join("status"), b"", 0o644)?;
     let apt_get = |step: &str, args: &[&str]| {
         let mut command = Command::new("apt-get");
@@ -404,7 +411,7 @@ fn unpack_containerd_1_7(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
-/// The mirror that apt uses for Debian 12; every release is on it.
+/// Returns the mirror that apt uses for Debian 12; it has every release.
 fn debian_mirror() -> Result<String> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(SITE) $(RELEASE)"])

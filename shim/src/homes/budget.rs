@@ -1,18 +1,18 @@
-//! Limits of homes: how large one may be, and what those of a namespace and of the node may add up
-//! to (`[homes]` of the configuration).
+//! Enforces the limits on homes: the size of a single home, and the total size of the homes of a
+//! namespace and of the node (`[homes]` of the configuration).
 //!
-//! What counts is the size that a home has, not what is in it: so the homes that are there never
-//! take more of the disk than the budget. A pod that makes or grows a home writes its claim down
-//! first, under the store's lock:
+//! A home counts with its full size, not with what is stored in it, so existing homes never take
+//! more of the disk than the budget. A pod that makes or grows a home first writes its claim down,
+//! under the store's lock:
 //!
 //! ```text
-//! .claims/.lock     held while a claim is weighed: two pods at once can't both have what is left
-//! .claims/<pod id>  namespace, name (none of an ephemeral home) and size
+//! .claims/.lock     held while a claim is checked, so that two pods can't both get what is left
+//! .claims/<pod id>  namespace, name (absent for an ephemeral home) and size
 //! .making/<pod id>  the image until it is made
 //! ```
 //!
-//! The claim to a persistent home goes when its image has that size; that to an ephemeral one,
-//! which has no name in the store, with its pod.
+//! A claim to a persistent home is removed once its image has the claimed size. A claim to an
+//! ephemeral home, which has no name in the store, is removed with its pod.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use crate::folder::make_private;
 const CLAIMS: &str = ".claims";
 const MAKING: &str = ".making";
 
-/// The limits of a node, in MiB; 0 is none.
+/// The limits of a node, in MiB; 0 means no limit.
 #[derive(Debug, Clone, Default)]
 pub struct Limits {
     largest: u64,
@@ -39,17 +39,17 @@ pub struct Limits {
     namespaces: BTreeMap<String, u64>,
 }
 
-/// A home that is to be, or to be larger.
+/// A request for a new home, or for a larger size of an existing one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     pub namespace: String,
-    /// None of an ephemeral home.
+    /// None for an ephemeral home.
     pub name: Option<String>,
     /// In bytes.
     pub size: u64,
 }
 
-/// A claim that is written down. Dropped, it is withdrawn, with an image that is not ready.
+/// A claim that is written down. Dropping it withdraws it and removes an image that is not ready.
 #[derive(Debug)]
 pub struct Claimed {
     path: PathBuf,
@@ -57,11 +57,11 @@ pub struct Claimed {
     stays: bool,
 }
 
-/// What the sizes of homes add up to, in bytes.
+/// The total sizes of homes, in bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub node: u64,
-    /// That of the ephemeral ones among them.
+    /// The part of `node` that ephemeral homes take.
     pub ephemeral: u64,
     pub namespaces: BTreeMap<String, u64>,
 }
@@ -77,18 +77,18 @@ impl Limits {
         }
     }
 
-    /// That of the node, in MiB.
+    /// The node's budget, in MiB.
     pub fn node(&self) -> Option<u64> {
         some(self.node)
     }
 
-    /// That of a namespace, in MiB.
+    /// The budget of a namespace, in MiB.
     pub fn namespace(&self, name: &str) -> Option<u64> {
         let own = self.namespaces.get(name);
         some(*own.unwrap_or(&self.namespace))
     }
 
-    /// Weighs a claim against what the other homes have.
+    /// Checks a claim against the limits, given the sizes of the other homes.
     fn check(&self, claim: &Claim, others: &Usage) -> Result<(), HomeError> {
         let name = || match &claim.name {
             Some(name) => format!("{}/{name}", claim.namespace),
@@ -144,7 +144,7 @@ impl Claimed {
         &self.image
     }
 
-    /// Leaves the claim there until its pod is gone.
+    /// Keeps the claim until its pod is gone.
     pub fn keep(mut self) {
         self.stays = true;
     }
@@ -187,12 +187,13 @@ impl HomeStore {
         })
     }
 
-    /// What the node's homes add up to.
+    /// The total sizes of the node's homes.
     pub fn usage(&self) -> Result<Usage, HomeError> {
         self.usage_without(None, None)
     }
 
-    /// The same but for a home, whose claim replaces what it has, and for what a pod has claimed.
+    /// Like [`HomeStore::usage`], but leaves out the home of `but`, whose claim replaces its
+    /// present size, and whatever `pod` has claimed.
     fn usage_without(&self, but: Option<&Claim>, pod: Option<&str>) -> Result<Usage, HomeError> {
         let mut sizes: BTreeMap<(String, String), u64> = BTreeMap::new();
         for (namespace, name, image) in self.images()? {
@@ -223,8 +224,8 @@ impl HomeStore {
         Ok(usage)
     }
 
-    /// The claims of pods that are there, but for one. A pod's home has a folder as long as its
-    /// state folder is there.
+    /// The claims of existing pods, except those of the pod `but`. A pod exists here as long as the
+    /// mount point of its home is in its state folder. Claims of other pods are removed.
     fn claims(&self, but: Option<&str>) -> Result<Vec<Claim>, HomeError> {
         let folder = self.dir.join(CLAIMS);
         let entries = match fs::read_dir(&folder) {
@@ -246,12 +247,12 @@ impl HomeStore {
                 text => text.map_err(file("read", &entry.path()))?,
             };
             if !pod::place(&self.state_dir, &pod).exists() {
-                // Somebody else may be at it too.
+                // Another shim may remove them at the same time.
                 let _ = fs::remove_file(self.dir.join(MAKING).join(&pod));
                 let _ = fs::remove_file(entry.path());
                 continue;
             }
-            // One that a full disk has cut counts nothing: its pod got an error.
+            // A claim that a full disk has cut short counts nothing: its pod got an error.
             claims.extend(serde_json::from_slice::<Claim>(&text));
         }
         Ok(claims)
@@ -303,7 +304,7 @@ mod tests {
         }
     }
 
-    /// A pod that is there.
+    /// Makes a pod exist.
     fn pod(store: &HomeStore, id: &str) -> String {
         fs::create_dir_all(pod::place(&store.state_dir, id)).unwrap();
         id.to_owned()

@@ -1,11 +1,12 @@
-//! A home's file system: ext4 in a sparse file, by which it has an end. Written by the host's kernel only, on behalf of the home's virtiofs
-//! daemon: a guest never has the file or its device.
+//! Makes, grows and mounts the file system of a home: ext4 in a sparse file, which limits its size.
+//! Only the host's kernel writes to it, on behalf of the home's virtiofs daemon. A guest never gets
+//! the file or its device.
 //!
-//! What a guest does to its files still decides what is in the file system's tables. ext4's
-//! programs, which read those, run confined. The host's own driver reads them too, and a guest that
-//! finds an error in it by operations on files alone, or somebody who puts an image of their own
-//! into the store, attacks the host's kernel: that risk stays as long as homes are mounted on the
-//! host.
+//! What a guest does to its files still decides what is in the tables of the file system. The ext4
+//! programs, which read those tables, run confined. But the host's own driver reads them too. A
+//! guest that finds an error in the driver by file operations alone attacks the host's kernel, and
+//! so does somebody who puts an image of their own into the store. That risk stays as long as homes
+//! are mounted on the host.
 
 use std::{
     env,
@@ -27,13 +28,15 @@ use nix::{
 
 use super::{file, HomeError};
 
-/// `<linux/loop.h>`, not in the crate `libc`.
+/// From `<linux/loop.h>`; the crate `libc` does not have it.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 /// Since Linux 5.8.
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
-/// The device goes with its last user: a mount that is undone, by whomever, or a process that is killed before it mounts.
+/// The device goes with its last user: when a mount is undone, by anyone, or when a process is
+/// killed before it mounts.
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
-/// Past the page cache of the file, where its file system can; what is in the home is cached once, not twice.
+/// Bypasses the page cache of the image file, where its file system allows that, so that the data
+/// of the home is cached once, not twice.
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 /// `struct loop_config` with its `struct loop_info64`.
@@ -57,23 +60,24 @@ struct LoopConfig {
 
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 
-/// Settings of mke2fs on this node.
+/// The node's settings for mke2fs.
 const MKE2FS_CONF: &str = "/etc/mke2fs.conf";
 
-/// How ext4's programs run: on behalf of a pod, within its cgroup.
+/// How the ext4 programs run: on behalf of a pod, within its cgroup.
 #[derive(Debug)]
 pub struct Tools {
-    /// Whom they run as: the pod's user.
+    /// The user that they run as: the pod's user.
     pub credentials: Credentials,
-    /// How one joins the pod's cgroup: the `cgroup.procs` files.
+    /// The `cgroup.procs` files through which a process joins the pod's cgroup.
     pub cgroup: Vec<File>,
-    /// How long each may take.
+    /// The time limit of each run.
     pub limit: Duration,
-    /// A directory over which their root is mounted, unseen by others.
+    /// A directory over which their root is mounted, invisible to other processes.
     pub mount_point: PathBuf,
 }
 
-/// Makes a file system of `size` bytes in a new file at `path`, in place of what a dead shim left.
+/// Makes a file system of `size` bytes in a new file at `path`, and replaces what a dead shim left
+/// there.
 pub fn make(path: &Path, size: u64, tools: &Tools) -> Result<File, HomeError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -83,29 +87,30 @@ pub fn make(path: &Path, size: u64, tools: &Tools) -> Result<File, HomeError> {
     options.read(true).write(true).create_new(true).mode(0o600);
     let image = options.open(path).map_err(file("create", path))?;
     image.set_len(size).map_err(file("create", path))?;
-    // No blocks are kept back for root: on the host the daemon is none, and in the guest anybody can be.
+    // Reserves no blocks for root: on the host the daemon is not root, and in the guest anybody can
+    // be.
     let arguments = ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"];
-    // In a sparse file there is nothing to be zeroed, now or by the kernel later.
+    // A sparse file needs no zeroing, neither now nor later by the kernel.
     let extended = ["-E", "lazy_itable_init=0,lazy_journal_init=1"];
     let arguments = [&arguments[..], &extended].concat();
     tools.run("mke2fs", &arguments, &image, &[0])?;
     Ok(image)
 }
 
-/// Gives a file from [`make`] the name that it is to have, unless there is one.
+/// Renames a file from [`make`] to its final name, unless that name is taken.
 pub fn name(made: &Path, path: &Path) -> io::Result<()> {
     let (here, unless_there) = (AT_FDCWD, RenameFlags::RENAME_NOREPLACE);
     renameat2(here, made, here, path, unless_there).map_err(Into::into)
 }
 
-/// Makes a file system that is not mounted larger. A smaller `size` changes nothing.
+/// Enlarges a file system that is not mounted. A smaller `size` changes nothing.
 pub fn grow(image: &File, size: u64, tools: &Tools) -> Result<(), HomeError> {
     let path = own_path(image);
     let now = image.metadata().map_err(file("read", &path))?.len();
     if now >= size {
         return Ok(());
     }
-    // 1: mended. resize2fs wants it to have been looked through.
+    // Exit code 1 means that errors were repaired. resize2fs requires a check first.
     tools.run("e2fsck", &["-f", "-p"], image, &[0, 1])?;
     image.set_len(size).map_err(file("grow", &path))?;
     if let Err(error) = tools.run("resize2fs", &[], image, &[0]) {
@@ -117,14 +122,16 @@ pub fn grow(image: &File, size: u64, tools: &Tools) -> Result<(), HomeError> {
 
 /// Mounts a file system at `target`.
 ///
-/// Its device has the very description of `image` (open(2)), and with it the lock (flock(2)): it is held until the mount is undone, whoever lives.
+/// The loop device shares the open file description of `image` (open(2)), and with it the lock
+/// (flock(2)). So the lock is held until the mount is undone, whichever processes live on.
 pub fn mount_at(image: &File, target: &Path, read_only: bool) -> Result<(), HomeError> {
     let (device, path) = attach(image)?;
-    // The guest loses nothing by these: it has its files by virtiofs, and what they mean is for its
-    // own kernel to say.
+    // The guest loses nothing by these flags: it gets its files through virtiofs, and its own
+    // kernel decides what they mean.
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     flags.set(MsFlags::MS_RDONLY, read_only);
-    // What is removed in the home goes back to the host; damage stops it instead of the host.
+    // `discard` returns the space of removed files to the host. On damage the home becomes
+    // read-only, and the host goes on.
     let options = Some("discard,errors=remount-ro");
     mount(Some(&path), target, Some("ext4"), flags, options)
         .map_err(io::Error::from)
@@ -133,7 +140,8 @@ pub fn mount_at(image: &File, target: &Path, read_only: bool) -> Result<(), Home
     Ok(())
 }
 
-/// Makes a block device of a file. Returns it opened; without a user it is gone.
+/// Makes a block device of a file and returns it opened. The device goes when nobody uses it any
+/// more.
 fn attach(image: &File) -> Result<(File, PathBuf), HomeError> {
     let control_path = Path::new("/dev/loop-control");
     let both = || File::options().read(true).write(true).clone();
@@ -156,14 +164,14 @@ fn attach(image: &File) -> Result<(File, PathBuf), HomeError> {
         init: [0; 2],
         reserved: [0; 8],
     };
-    // Others look for free ones too.
+    // Other processes look for free devices too.
     for _ in 0..100 {
         // SAFETY: the request takes no argument.
         let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
         let number = check(number).map_err(file("ask for a loop device by", control_path))?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = both().open(&path).map_err(file("open", &path))?;
-        // SAFETY: a structure that the kernel reads, and descriptors that live through the call.
+        // SAFETY: the kernel reads a structure and descriptors, which all live through the call.
         let configured =
             unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw mut config) };
         match check(configured) {
@@ -178,7 +186,7 @@ fn attach(image: &File) -> Result<(File, PathBuf), HomeError> {
 }
 
 impl Tools {
-    /// Runs one of ext4's programs on an image.
+    /// Runs one of the ext4 programs on an image.
     fn run(
         &self,
         program: &str,
@@ -226,7 +234,7 @@ impl Tools {
     }
 }
 
-/// Finds a program on this process's `PATH` or in the folders of what only root needs.
+/// Finds a program on this process's `PATH` or in the `sbin` folders.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = env::split_paths(&path).filter(|folder| folder.is_absolute());
@@ -236,7 +244,7 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The file, by a path that other processes understand too.
+/// A path of the file that other processes can open too.
 fn own_path(image: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd()).into()
 }

@@ -1,13 +1,15 @@
-//! Homes: file systems of the node for the homes of containers' users, at `<store_dir>/homes`.
+//! Homes: the node's file systems for the home directories of containers' users, at
+//! `<store_dir>/homes`.
 //!
 //! ```text
-//! <namespace>/<name>/image   the file system, see [`image`]; locked (flock(2), exclusive) by who has it
-//! <namespace>/<name>/pod     who that is, or was last
-//! .claims/, .making/         what pods are about to make, and have without a name, see [`budget`]
+//! <namespace>/<name>/image  the file system ([`image`]); its holder locks it (flock(2), exclusive)
+//! <namespace>/<name>/pod    the present or last holder
+//! .claims/, .making/        homes that pods are about to make; ephemeral homes, see [`budget`]
 //! ```
 //!
-//! An ephemeral home is a file without a name. The lock belongs to the mount: it outlives a shim that is killed, as the mount does, and ends when
-//! [`crate::state::remove`] undoes that. So no file system is ever mounted twice.
+//! An ephemeral home is a file without a name. The lock belongs to the mount: like the mount, it
+//! outlives a shim that is killed, and ends when [`crate::state::remove`] unmounts the home. So no
+//! file system is ever mounted twice.
 //!
 //! The shim mounts homes for pods ([`PodHome`]); `caisson home` lists, archives and removes them.
 
@@ -36,31 +38,32 @@ use crate::state;
 use budget::{Claim, Claimed};
 use image::Tools;
 
-/// How long a home may take to become free when the pod that had it is gone: its writes may have to reach the disk.
+/// How long a home may take to become free once its pod is gone: its writes may have to reach the
+/// disk.
 const FREE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What can go wrong with a home.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// Someone has it. Single writer.
+    /// Another holder has it. A home has a single writer.
     #[error("home {home} is in use by {by}")]
     InUse { home: String, by: String },
-    /// Not in the store.
+    /// It is not in the store.
     #[error("there is no home {0}")]
     Missing(String),
-    /// A container of the pod has another.
+    /// A container of the pod already has another home.
     #[error("the pod has the home {has}, and can't have {asked} too")]
     Other { has: String, asked: String },
-    /// containerd's namespaces can have names that folders can't.
+    /// containerd's namespaces can have names that can't be folder names.
     #[error("namespace {0:?} can't name a folder")]
     Namespace(String),
-    /// Nobody says where the home is.
+    /// Nothing tells where the home of the user is.
     #[error("the home of user {0} is not known: set HOME or caisson.dev/home-path, or add the user to the image's /etc/passwd")]
     NoHome(u32),
-    /// It can't be there.
+    /// The home can't be mounted at this path.
     #[error("the home of user {uid} is {home:?}; it must be an absolute path other than /, or caisson.dev/home-path must say another")]
     Place { uid: u32, home: String },
-    /// More than any home may have.
+    /// It is larger than any home may be.
     #[error(
         "the home {home} of {asked} MiB is larger than a home may be on this node ({largest} MiB, max_size_mib of [homes] in Caisson's configuration): ask for less by caisson.dev/home-size"
     )]
@@ -69,7 +72,7 @@ pub enum HomeError {
         asked: u64,
         largest: u64,
     },
-    /// More than what is left.
+    /// It is larger than what is left of a budget.
     #[error(
         "the home {home} of {asked} MiB is over the budget of {whose} for homes: {used} MiB of {budget} MiB are used ({key} of [homes] in Caisson's configuration): ask for less by caisson.dev/home-size, or remove homes that nobody needs (`caisson home list`, `caisson home remove`)"
     )]
@@ -81,10 +84,10 @@ pub enum HomeError {
         budget: u64,
         key: String,
     },
-    /// A program of ext4's.
+    /// One of the ext4 programs failed.
     #[error("{program}: {reason}")]
     Tool { program: String, reason: String },
-    /// A file of the store, the image or the system.
+    /// An operation on a file of the store, the image or the system failed.
     #[error("{operation} {}", path.display())]
     File {
         operation: &'static str,
@@ -94,17 +97,17 @@ pub enum HomeError {
     },
 }
 
-/// Who has a home.
+/// The holder of a home.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// For people: `NAMESPACE/NAME`.
+    /// The name to show: `NAMESPACE/NAME` for a pod.
     pub pod: String,
-    /// Of its state folder; none where it is no pod.
+    /// The name of the pod's state folder; None if the holder is not a pod.
     pub id: Option<String>,
 }
 
 impl Holder {
-    /// One that is no pod.
+    /// A holder that is a program, not a pod.
     pub fn program(name: &str) -> Self {
         Self {
             pod: format!("`{name}`"),
@@ -118,15 +121,15 @@ impl Holder {
 pub struct StoredHome {
     pub namespace: String,
     pub name: String,
-    /// How much it can hold, in bytes.
+    /// Its capacity in bytes.
     pub size: u64,
-    /// What it takes on the host, in bytes.
+    /// The space that it takes on the host, in bytes.
     pub used: u64,
-    /// Who has it now.
+    /// Its present holder.
     pub user: Option<String>,
 }
 
-/// The folder of a node's homes.
+/// The store of a node's homes.
 #[derive(Debug, Clone)]
 pub struct HomeStore {
     dir: PathBuf,
@@ -136,7 +139,7 @@ pub struct HomeStore {
 }
 
 impl HomeStore {
-    /// The homes of a node; the folder need not exist yet.
+    /// The store of a node; its folder need not exist yet.
     pub fn new(config: &NodeConfig) -> Self {
         Self {
             dir: config.store_dir.join("homes"),
@@ -146,7 +149,7 @@ impl HomeStore {
         }
     }
 
-    /// A new home without a name, for a pod.
+    /// Makes a home without a name for a pod.
     fn ephemeral(
         &self,
         namespace: &str,
@@ -166,7 +169,8 @@ impl HomeStore {
         Ok((image, claimed))
     }
 
-    /// A home, locked for `holder`; made if it is not there, grown if it is smaller than `size`.
+    /// Locks a home for `holder`. Makes it if it does not exist, and grows it if it is smaller than
+    /// `size`.
     fn persistent(
         &self,
         namespace: &str,
@@ -208,7 +212,7 @@ impl HomeStore {
         Ok(image)
     }
 
-    /// All homes of the node, by name.
+    /// Lists all homes of the node, by name.
     pub fn list(&self) -> Result<Vec<StoredHome>, HomeError> {
         let mut homes = Vec::new();
         for (namespace, name, image) in self.images()? {
@@ -235,13 +239,13 @@ impl HomeStore {
         Ok(homes)
     }
 
-    /// Namespace, name and image of each home.
+    /// The namespace, the name and the image of each home.
     fn images(&self) -> Result<Vec<(String, String, File)>, HomeError> {
         let mut images = Vec::new();
         for namespace in names(&self.dir)? {
             for name in names(&self.dir.join(&namespace))? {
                 let path = self.folder(&namespace, &name).join("image");
-                // Where there is none, one is being made or removed.
+                // A folder without an image: the home is being made or removed.
                 if let Ok(image) = File::open(path) {
                     images.push((namespace.clone(), name, image));
                 }
@@ -250,14 +254,14 @@ impl HomeStore {
         Ok(images)
     }
 
-    /// Removes a home that nobody has, with all that is in it.
+    /// Removes a home that nobody holds, with all its files.
     pub fn remove(&self, namespace: &str, name: &str) -> Result<(), HomeError> {
         let folder = self.folder(namespace, name);
         let locked = self.lock(namespace, name, &Holder::program("caisson home remove"))?;
         let path = folder.join("image");
         fs::remove_file(&path).map_err(file("remove", &path))?;
         drop(locked);
-        // A pod may already make a new one there: then the folder stays.
+        // A pod may already be making a new home there; then the folder stays.
         let rest = fs::remove_file(folder.join("pod")).and_then(|()| fs::remove_dir(&folder));
         match rest {
             Err(error) if !retry(&error) && !not_empty(&error) => {
@@ -267,9 +271,10 @@ impl HomeStore {
         }
     }
 
-    /// Mounts a home that nobody has read-only at `target`, a directory. Returns the directory of its files.
+    /// Mounts a home that nobody holds, read-only, at the directory `target`. Returns the directory
+    /// of its files.
     ///
-    /// It is nobody else's until the caller has undone the mount.
+    /// Nobody else can have the home until the caller has unmounted it.
     pub fn mount(
         &self,
         namespace: &str,
@@ -284,7 +289,7 @@ impl HomeStore {
         Ok(files)
     }
 
-    /// Opens a home and locks it. A pod that has it but is dead is cleaned up after.
+    /// Opens a home and locks it. If its holder is a dead pod, cleans up after that pod.
     fn lock(&self, namespace: &str, name: &str, holder: &Holder) -> Result<File, HomeError> {
         let folder = self.folder(namespace, name);
         let path = folder.join("image");
@@ -301,7 +306,7 @@ impl HomeStore {
                 Err(TryLockError::Error(error)) => return Err(file("lock", &path)(error)),
             }
             let by = self.holder(&folder);
-            // What the dead pod with our id left has been removed already.
+            // What a dead pod with our own id left has been removed already.
             let ends = by.as_ref().is_none_or(|by| {
                 by.id.is_some() && by.id == holder.id || self.is_removed_if_dead(by)
             });
@@ -313,7 +318,7 @@ impl HomeStore {
             }
             thread::sleep(Duration::from_millis(20));
         };
-        // Removed while it was being opened.
+        // It was removed while it was being opened.
         if image.metadata().map_err(file("read", &path))?.nlink() == 0 {
             return Err(missing());
         }
@@ -321,7 +326,8 @@ impl HomeStore {
         Ok(image)
     }
 
-    /// Removes what a dead pod left, whereupon its home becomes free. False where the pod lives or is none.
+    /// Removes what a dead pod left, which frees its home. Returns false if the pod lives or the
+    /// holder is not a pod.
     fn is_removed_if_dead(&self, holder: &Holder) -> bool {
         let Some(id) = &holder.id else {
             return false;
@@ -329,7 +335,7 @@ impl HomeStore {
         if state::lives(&self.state_dir, id) {
             return false;
         }
-        // containerd's `delete` may be at it as well.
+        // containerd's `delete` may be removing it at the same time.
         if let Err(error) = state::remove(&self.state_dir, id) {
             log::debug!(pod = id; "clean up after the dead user of a home: {}", error.chain());
         }
@@ -354,7 +360,8 @@ impl HomeStore {
     }
 }
 
-/// Whether a home could not get its name since someone else makes or removes one of that name.
+/// Whether a home could not get its name because somebody else is making or removing one of that
+/// name.
 fn retry(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -366,7 +373,7 @@ fn not_empty(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::DirectoryNotEmpty
 }
 
-/// The folders in a folder that can be a namespace's or a home's.
+/// The subfolders of a folder whose names can be those of a namespace or a home.
 fn names(folder: &Path) -> Result<Vec<String>, HomeError> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -426,7 +433,7 @@ mod tests {
         }
     }
 
-    /// Writes what the shim of a pod that lives has in its state folder: here this process.
+    /// Writes what the shim of a living pod has in its state folder. The shim is this process here.
     fn live(store: &HomeStore, id: &str) {
         let folder = store.state_dir.join(id);
         fs::create_dir_all(&folder).unwrap();
@@ -436,7 +443,8 @@ mod tests {
         fs::write(folder.join("shim.pid"), line).unwrap();
     }
 
-    /// From here on the pod is dead, and its home waited for: a child that another test forks may have its lock for a moment.
+    /// Makes the pod dead. From here on its home is waited for: a child that another test forks may
+    /// have its lock for a moment.
     fn end(store: &HomeStore, id: &str) {
         fs::remove_dir_all(store.state_dir.join(id)).unwrap();
     }

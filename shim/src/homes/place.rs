@@ -1,4 +1,4 @@
-//! Where a home is in a container.
+//! Finds the path at which a home belongs in a container.
 
 use std::{
     fs,
@@ -13,13 +13,14 @@ use nix::fcntl::{openat2, OFlag, OpenHow, ResolveFlag};
 
 use super::{file, HomeError};
 
-/// The most of a container's `/etc/passwd` that is read, in bytes.
+/// The number of bytes of a container's `/etc/passwd` that are read at most.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// Where a container's user has its home: `HOME` of the process, else by the image's `/etc/passwd`.
+/// Finds the home directory of a container's user: `HOME` of the process, else the entry in the
+/// image's `/etc/passwd`.
 ///
-/// The root is the guest's, and may be on a file system that does not answer: it is read on a
-/// thread of its own.
+/// The root file system belongs to the guest and may be on a file system that does not answer, so
+/// it is read on a thread of its own.
 pub async fn of_user(process: &Process, rootfs: &Path) -> Result<PathBuf, HomeError> {
     let env = process.env().as_deref().unwrap_or_default();
     let from_env = env.iter().find_map(|entry| entry.strip_prefix("HOME="));
@@ -61,8 +62,11 @@ fn home_in_passwd(rootfs: &Path, uid: u32) -> Result<Option<String>, HomeError> 
     Ok(home.filter(|home| !home.is_empty()))
 }
 
-/// Opens a regular file below `root` for reading. A symlink in the image can't lead out: it is resolved as in a chroot (openat2(2),
-/// `RESOLVE_IN_ROOT`). What is no regular file is not even opened: a device could act on that.
+/// Opens a regular file below `root` for reading.
+///
+/// A symlink in the image can't lead outside: it is resolved as in a chroot (openat2(2),
+/// `RESOLVE_IN_ROOT`). Anything but a regular file is not even opened, since opening a device can
+/// have effects.
 fn open_in_root(root: &Path, path: &str) -> io::Result<fs::File> {
     let root = fs::File::open(root)?;
     let how = OpenHow::new()
@@ -118,7 +122,7 @@ mod tests {
         let root = rootfs("");
         let path = root.path().join("etc/passwd");
         fs::remove_file(&path).unwrap();
-        // A device that nobody drives: to open it would be ENXIO.
+        // A device without a driver: opening it would fail with ENXIO.
         let (kind, mode) = (
             nix::sys::stat::SFlag::S_IFCHR,
             nix::sys::stat::Mode::S_IRUSR,

@@ -1,4 +1,5 @@
-//! The home of a pod: one for all of its containers, from the first that asks for it to the pod's end.
+//! The home of a pod: all of its containers share it, from the first that asks for it to the pod's
+//! end.
 
 use std::{
     fs, io,
@@ -30,23 +31,24 @@ use crate::{
     state,
 };
 
-/// In the pod's state folder: where the file system of its home is mounted. [`crate::state::remove`] unmounts it.
+/// The mount point of the home's file system in the pod's state folder. [`crate::state::remove`]
+/// unmounts it.
 const MOUNT: &str = "home";
-/// In the file system: what is shared. Beside it is ext4's own `lost+found`.
+/// The folder of the file system that is shared. Beside it is ext4's own `lost+found`.
 const FILES: &str = "files";
 
-/// The mount point of a pod's home, which is there as long as the pod has one.
+/// The mount point of a pod's home. It exists as long as the pod has a home.
 pub fn place(state_dir: &Path, pod: &str) -> PathBuf {
     state_dir.join(pod).join(MOUNT)
 }
 
-/// What is shared, of a file system that is mounted at `place`.
+/// The shared folder of a file system that is mounted at `place`.
 pub fn files(place: &Path) -> PathBuf {
     place.join(FILES)
 }
 
-/// Refuses what is shared of a file system unless it is a folder of its own. No guest can put a
-/// symlink there, but whoever makes an image can.
+/// Refuses a shared folder that is not a directory. No guest can put a symlink there, but whoever
+/// makes an image can.
 pub fn check_files(files: &Path) -> Result<(), HomeError> {
     let metadata = fs::symlink_metadata(files).map_err(file("read", files))?;
     match metadata.is_dir() {
@@ -59,30 +61,32 @@ fn is_missing(error: &HomeError) -> bool {
     matches!(error, HomeError::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
-/// Who asks for a home.
+/// The pod or container that asks for a home.
 #[derive(Debug, Clone)]
 pub struct Asker {
-    /// The pod's, in the state folder.
+    /// The pod's id, which names its state folder.
     pub id: String,
-    /// Kubernetes' namespace, or containerd's of a container in no pod.
+    /// The Kubernetes namespace, or containerd's namespace for a container outside a pod.
     pub namespace: String,
-    /// The pod's name, or the container's.
+    /// The name of the pod or the container.
     pub name: String,
-    /// To whom a new home belongs.
+    /// The owner of a new home.
     pub uid: u32,
     pub gid: u32,
 }
 
-/// What a pod has for a home.
+/// The home that a pod has, if any.
 #[derive(Debug, Default)]
 pub struct PodHome {
     mounted: tokio::sync::Mutex<Option<HomeKind>>,
 }
 
 impl PodHome {
-    /// The directory to share, mounted when it is asked for first, and the user namespace for who shares it.
+    /// Returns the directory to share and the user namespace for the daemon that shares it. The
+    /// first call mounts the home.
     ///
-    /// Its root is the VM's own user on the host. In it the owners are those of the file system.
+    /// The root of that user namespace is the VM's own user on the host. Inside it, the owners of
+    /// files are those in the file system.
     pub async fn obtain(
         &self,
         config: &NodeConfig,
@@ -109,7 +113,8 @@ impl PodHome {
         let work = move || {
             mount(&config, &asker, &home, &place, credentials, users.as_fd()).map(|()| users)
         };
-        // The home's journal may have to be played back, and its last user's writes may still be on their way.
+        // The home's journal may have to be replayed, and its last user's writes may not have
+        // finished.
         let made = tokio::task::spawn_blocking(work).await;
         let users =
             made.unwrap_or_else(|error| Err(file("mount", &files)(io::Error::other(error))))?;
@@ -128,7 +133,7 @@ fn mount(
 ) -> Result<(), HomeError> {
     let store = HomeStore::new(config);
     let size = home.size;
-    // Before anything is claimed: by it the claim is seen to be a living pod's.
+    // This comes before any claim: the mount point marks the claim as that of a living pod.
     make_private(place).map_err(file("create", place))?;
     let cgroup = state::cgroup_of(&config.state_dir, &asker.id).and_then(|path| match path {
         Some(path) => crate::cgroup::entrances(&path),
@@ -162,7 +167,7 @@ fn mount(
     make_files(place, asker)
         .and_then(|()| map_users(&files(place), users))
         .inspect_err(|_| {
-            // Else it would be in use by this pod, which does not have it.
+            // Otherwise the home would be in use by this pod, which does not have it.
             let pod = Folder::open(&config.state_dir.join(&asker.id));
             if let Err(error) = pod.and_then(|pod| pod.unmount(MOUNT)) {
                 log::warn!("a home stays mounted: {error}");
@@ -174,7 +179,7 @@ fn mount(
     Ok(())
 }
 
-/// Lets the owners of `files` be the ids of a user namespace.
+/// Maps the owners of `files` to the ids of a user namespace.
 fn map_users(files: &Path, users: BorrowedFd<'_>) -> Result<(), HomeError> {
     let how = Bind {
         recursive: false,
@@ -188,14 +193,14 @@ fn map_users(files: &Path, users: BorrowedFd<'_>) -> Result<(), HomeError> {
         .map_err(file("map the users of", files))
 }
 
-/// Makes what is shared, for its first user.
+/// Makes the shared folder, which belongs to the home's first user.
 fn make_files(place: &Path, asker: &Asker) -> Result<(), HomeError> {
     let files = files(place);
     match check_files(&files) {
         Err(error) if is_missing(&error) => {}
         checked => return checked,
     }
-    // It gets its name when it has its owner.
+    // The folder gets its final name once it has its owner.
     let part = place.join(".part");
     fs::create_dir_all(&part).map_err(file("create", &part))?;
     let (uid, gid) = (Uid::from_raw(asker.uid), Gid::from_raw(asker.gid));

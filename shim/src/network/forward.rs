@@ -1,15 +1,18 @@
-//! Port-forwarding: who connects to the loopback of the pod's namespace reaches the guest's.
+//! Port forwarding: connections to the loopback of the pod's namespace reach the guest's loopback.
 //!
-//! containerd does so for `kubectl port-forward`. Nothing runs in the namespace but it, so every TCP connection on `lo` is meant for the pod:
+//! containerd makes such connections for `kubectl port-forward`. Nothing else runs in the
+//! namespace, so every TCP connection on `lo` is meant for the pod:
 //!
 //! ```text
-//!   SYN ──lo, egress: redirect──▶ tun ──▶ the shim asks the agent, which connects in the guest
-//!        refused or nobody:    SYN ──tun, ingress: redirect──▶ lo: no listener, so the kernel refuses
-//!        connected: a listener, then the SYN in the same way: the kernel accepts, and both connections become one
+//! SYN ──lo, egress: redirect──▶ tun ──▶ the shim asks the agent, which connects in the guest
+//!   refused or unreachable: SYN ──tun, ingress: redirect──▶ lo: no listener: the kernel refuses
+//!   connected: the shim listens, then gives the SYN back in the same way: the kernel accepts,
+//!              and both connections become one
 //! ```
 //!
-//! So the first packet of each connection waits until the guest has spoken, and the kernel's own TCP does all the rest: a closed port
-//! is refused, an open one not before there is a server. No rule set, no address translation, nothing of it in the guest.
+//! So the first packet of each connection waits until the guest has answered, and the kernel's own
+//! TCP does all the rest: a closed port is refused, and an open port is not accepted before there
+//! is a server. This needs no rule set, no address translation and nothing in the guest.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -47,46 +50,52 @@ use super::{
 };
 use crate::vm::VmHandle;
 
-/// How long the guest may take to say whether somebody listens.
+/// The time limit for the guest to say whether somebody listens.
 const ASK: Duration = Duration::from_secs(10);
-/// How long the client's kernel may take to finish a connection whose first packet it gets back.
+/// The time limit for the client's kernel to finish a connection once its first packet is given
+/// back.
 const ACCEPT: Duration = Duration::from_secs(5);
-/// The most connections that wait for the guest; further ones try again by themselves, as TCP does.
+/// The maximum number of connections that wait for the guest. Further ones try again by themselves,
+/// as TCP does.
 const MAX_WAITING: usize = 512;
-/// A first packet has no data, but for TCP Fast Open's, which is sent again without.
+/// The buffer for a first packet. It has no data, except with TCP Fast Open, which then sends it
+/// again without.
 const PACKET: usize = 2048;
-/// Of the tun: that of `lo` has no place in its field.
+/// The MTU of the tun. The MTU of `lo` does not fit into the field.
 const MTU: u32 = 65_535;
 /// The index of `lo` in every namespace (net/core/dev.h, LOOPBACK_IFINDEX).
 const LO: u32 = 1;
 
-/// IPv4 settings of an interface (linux/ip.h) that let a packet from 127.0.0.1 to there arrive a second time.
+/// The IPv4 settings of an interface (linux/ip.h) that let a packet from 127.0.0.1 to 127.0.0.1
+/// arrive a second time.
 const LO_SETTINGS: [u16; 2] = [IPV4_DEVCONF_ACCEPT_LOCAL, IPV4_DEVCONF_ROUTE_LOCALNET];
 const IPV4_DEVCONF_ACCEPT_LOCAL: u16 = 23;
 const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
-/// linux/if_link.h.
+/// From linux/if_link.h.
 const IFLA_INET_CONF: u16 = 1;
 
-/// SYN and not ACK, of TCP's flags; the packet's 33rd byte (IPv4, without options) or 53rd (IPv6).
+/// The mask and value of TCP's flags for SYN without ACK, in the packet's 33rd byte (IPv4, without
+/// options) or 53rd (IPv6).
 const SYN: (u32, u32) = (0x0012_0000, 0x0002_0000);
 
-/// The loopback of a namespace, led to a guest's. Dropped, it is as before, and what was connected is cut.
+/// The forwarding of a namespace's loopback to a guest's. Dropping it restores the loopback and
+/// cuts the connections.
 pub struct Forward {
     netlink: Netlink,
     task: JoinHandle<()>,
 }
 
 impl Forward {
-    /// Begins. Connections that come before the guest is up wait for it, for a time.
+    /// Starts forwarding. Connections that come before the guest is up wait for it, for a time.
     pub async fn start(namespace: &Namespace, vm: VmHandle) -> Result<Self, NetworkError> {
         let failed = |source| NetworkError::Forward { source };
         let (netlink, tun) = namespace.run(move || make().map_err(failed)).await?;
-        // From here on dropping undoes.
+        // From here on, dropping `started` undoes everything.
         let mut started = Self {
             netlink,
             task: tokio::spawn(async {}),
         };
-        // SAFETY: an open descriptor that is closed with the value only.
+        // SAFETY: the descriptor is open, and only dropping the value closes it.
         let tun = unsafe { AsyncFd::register(tun) };
         let tun = tun.map_err(|error| failed(error.into()))?;
         let server = Server {
@@ -112,7 +121,7 @@ impl Drop for Forward {
     }
 }
 
-/// In the namespace.
+/// Makes the tun and the redirects. Runs in the namespace.
 fn make() -> io::Result<(Netlink, File)> {
     let mut netlink = Netlink::open()?;
     let (queue, tun) = tap::create(Kind::Tun)?;
@@ -129,7 +138,7 @@ fn make() -> io::Result<(Netlink, File)> {
     tc::redirect(&mut netlink, &back)?;
     set_lo(&mut netlink, true)?;
     tc::hook(&mut netlink, LO, Hook::Egress)?;
-    // The protocol's byte: TCP.
+    // The protocol's byte must be TCP.
     let (mask, value) = SYN;
     for (protocol, matches) in [
         (
@@ -159,7 +168,7 @@ fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets [`LO_SETTINGS`].
+/// Sets [`LO_SETTINGS`] to on or off.
 fn set_lo(netlink: &mut Netlink, on: bool) -> io::Result<()> {
     let value = u32::from(on).to_ne_bytes();
     let settings = LO_SETTINGS.map(|setting| DefaultNla::new(setting, value.to_vec()));
@@ -183,7 +192,7 @@ struct First {
 }
 
 impl First {
-    /// None where it is not whole.
+    /// Returns None for an incomplete packet.
     fn parse(packet: &[u8]) -> Option<Self> {
         let v4 = |at: usize| -> Option<IpAddr> {
             let bytes: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
@@ -212,11 +221,11 @@ impl First {
     }
 }
 
-/// What the guest said to a first packet.
+/// The guest's answer to a first packet.
 enum Answer {
     Connected(UnixStream),
     Refused,
-    /// Nothing, in time.
+    /// No answer in time.
     None,
 }
 
@@ -230,9 +239,9 @@ struct Server {
     tun: AsyncFd<File>,
     namespace: Namespace,
     vm: VmHandle,
-    /// By their two ends: a client that waits repeats its first packet.
+    /// The two ends of each waiting connection: a client that waits repeats its first packet.
     waiting: HashSet<(SocketAddr, SocketAddr)>,
-    /// Each as long as a connection to it is being made.
+    /// Each lives as long as a connection to it is being made.
     listeners: HashMap<SocketAddr, Weak<TcpListener>>,
     tasks: JoinSet<Done>,
 }
@@ -289,7 +298,7 @@ impl Server {
                 }
             },
         }
-        // The kernel takes it from here. Where it does not, the client's next try comes again.
+        // The kernel takes it from here. If the packet is lost, the client sends it again.
         if let Err(error) = self.tun.get_ref().write(&first.packet) {
             log::debug!(error:%; "give a packet back");
         }
@@ -341,7 +350,8 @@ async fn ask(vm: &VmHandle, to: SocketAddr) -> Answer {
     }
 }
 
-/// Joins a connection to the guest and a connection that the kernel takes: any, since all that may come are to the same server.
+/// Joins a connection to the guest with one that the kernel accepts. It can be any connection,
+/// since all that may come are to the same server.
 async fn carry(listener: Arc<TcpListener>, mut connection: UnixStream) {
     let accepted = timeout(ACCEPT, listener.accept()).await;
     drop(listener);

@@ -1,25 +1,31 @@
-//! What a guest may send: frames that carry the hardware address and the IP addresses of its
-//! interface, and that claim no others.
+//! Restricts the frames that a guest may send to those that carry the hardware address and the IP
+//! addresses of its interface and claim no others.
 //!
 //! The rules are a classic BPF program (kernel, networking/filter.rst). Traffic control runs it on
-//! each frame that the VM sends before anything else on the host sees that, see [`super::tc`].
+//! each frame that the VM sends, before anything else on the host sees the frame; see
+//! [`super::tc`].
 //!
-//! | frame | must have |
-//! |---|---|
-//! | all | the interface's hardware address as source, no VLAN tag |
-//! | IPv4 | one of the interface's addresses as source |
-//! | ARP | request or reply; the sender is the interface; a probe (sender 0.0.0.0) asks for its own address |
-//! | IPv6 | one of the interface's addresses as source; `::` to look for routers, to see whether an own address is free, to join groups |
-//! | Neighbour Discovery | an own address advertised, the interface's link-layer address; no router advertisement, no redirect |
-//! | IPv6's other headers | a fragment's, IPsec's and that of a report of groups: what is behind others could be Neighbour Discovery |
-//! | other protocols | refused |
+//! A frame must meet these conditions:
 //!
-//! A frame that is too short for what is read of it ends the program with 0 (not allowed), as every
-//! other refusal.
+//! - all frames: the interface's hardware address as source, no VLAN tag
+//! - IPv4: one of the interface's addresses as source
+//! - ARP: a request or reply whose sender is the interface; a probe (sender 0.0.0.0) asks for its
+//!   own address
+//! - IPv6: one of the interface's addresses as source; `::` only to look for routers, to check
+//!   whether an own address is free, and to join groups
+//! - Neighbour Discovery: an own address advertised, the interface's link-layer address; no router
+//!   advertisement, no redirect
+//! - IPv6 extension headers: a fragment's, IPsec's and that of a report of groups; what is behind
+//!   others could be Neighbour Discovery
 //!
-//! One thing escapes it: a guest's kernel that lies about where the checksum of a packet is to be
-//! filled in (`struct virtio_net_hdr`) has two bytes written there by the card that sends the
-//! packet off the node, and they may be half of the source address. No filter on the tap sees that
+//! Other protocols are refused.
+//!
+//! A frame that is too short for what the program reads ends it with 0 (not allowed), as every
+//! other refusal does.
+//!
+//! One case escapes the program. A guest's kernel can lie about where the checksum of a packet is
+//! to be filled in (`struct virtio_net_hdr`). The card that sends the packet off the node then
+//! writes two bytes there, which may be half of the source address. No filter on the tap sees that
 //! field.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,7 +34,8 @@ use libc::sock_filter as Op;
 
 /// What the program returns for a frame that may pass.
 const PASS: u32 = u32::MAX;
-/// Longer programs are refused by the kernel (linux/bpf_common.h, BPF_MAXINSNS).
+/// The maximum length of a program. The kernel refuses longer ones (linux/bpf_common.h,
+/// BPF_MAXINSNS).
 pub const MAX_LENGTH: usize = 4096;
 
 const ETHERTYPE: u32 = 12;
@@ -56,7 +63,8 @@ const LISTENER_REPORT: u32 = 131;
 const LISTENER_DONE: u32 = 132;
 const LISTENER_REPORT_2: u32 = 143;
 
-/// The program for an interface with these addresses. It may come out longer than [`MAX_LENGTH`].
+/// Makes the program for an interface with these addresses. It may come out longer than
+/// [`MAX_LENGTH`].
 pub fn program(mac: [u8; 6], addresses: &[IpAddr]) -> Vec<Op> {
     let mut own4 = Vec::new();
     let mut own6 = Vec::new();
@@ -107,7 +115,7 @@ fn arp(mac: [u8; 6], own: &[Ipv4Addr]) -> Vec<Op> {
 }
 
 fn ipv6(mac: [u8; 6], own: &[Ipv6Addr]) -> Vec<Op> {
-    // No address of an interface begins with as many zeros.
+    // No address of an interface begins with as many zeros as `::`.
     let mut block = vec![word(SOURCE6)];
     block.extend(when(0, ipv6_from_nobody(mac, own)));
     block.extend(one_of6(SOURCE6, own));
@@ -134,7 +142,8 @@ fn ipv6(mac: [u8; 6], own: &[Ipv6Addr]) -> Vec<Op> {
     block
 }
 
-/// From `::`: reports of groups, questions for routers, and whether an own address is free.
+/// Handles packets from `::`: reports of groups, router solicitations, and checks whether an own
+/// address is free.
 fn ipv6_from_nobody(mac: [u8; 6], own: &[Ipv6Addr]) -> Vec<Op> {
     let mut block = one_of6(SOURCE6, &[Ipv6Addr::UNSPECIFIED]);
     block.push(byte(NEXT_HEADER));
@@ -151,7 +160,8 @@ fn ipv6_from_nobody(mac: [u8; 6], own: &[Ipv6Addr]) -> Vec<Op> {
     block
 }
 
-/// A hop-by-hop header of 8 bytes (which has the router alert), then a report of groups.
+/// Passes a hop-by-hop header of 8 bytes (which has the router alert) followed by a report of
+/// groups.
 fn report() -> Vec<Op> {
     let kinds = [LISTENER_REPORT, LISTENER_DONE, LISTENER_REPORT_2];
     let mut block = vec![half(ICMP6)];
@@ -162,8 +172,8 @@ fn report() -> Vec<Op> {
     block
 }
 
-/// A message of Neighbour Discovery of `length` bytes has one option at most: a nonce (RFC 7527) or
-/// the interface's link-layer address.
+/// Requires that a Neighbour Discovery message of `length` bytes has one option at most: a nonce
+/// (RFC 7527) or the interface's link-layer address.
 fn link_layer_option(length: u32, mac: [u8; 6]) -> Vec<Op> {
     const NONCE: u32 = 0x0e01;
     const SOURCE_AND_TARGET: [u32; 2] = [0x0101, 0x0201];
@@ -187,7 +197,7 @@ fn is_mac(at: u32, mac: [u8; 6]) -> Vec<Op> {
     block
 }
 
-/// Goes on if the number that was read is one of those.
+/// Goes on if the number that was read is one of these addresses.
 fn one_of(addresses: &[Ipv4Addr]) -> Vec<Op> {
     let numbers: Vec<_> = addresses.iter().map(|address| address.to_bits()).collect();
     one_of_numbers(&numbers)
@@ -198,13 +208,13 @@ fn one_of_numbers(numbers: &[u32]) -> Vec<Op> {
     any(tests.collect())
 }
 
-/// Goes on if the address at an offset is one of those.
+/// Goes on if the address at an offset is one of these.
 fn one_of6(at: u32, addresses: &[Ipv6Addr]) -> Vec<Op> {
     let test = |address: &Ipv6Addr| {
         let bits = address.to_bits();
         let mut test = Vec::new();
         for (part, offset) in [96, 64, 32, 0].into_iter().zip([0, 4, 8, 12]) {
-            // Past the rest of this test and the jump behind it.
+            // Skips the rest of this test and the jump after it.
             let rest = (6 - offset / 2 + 1) as u8;
             test.push(word(at + offset));
             test.push(is_or_skip((bits >> part) as u32, 0, rest));
@@ -214,7 +224,7 @@ fn one_of6(at: u32, addresses: &[Ipv6Addr]) -> Vec<Op> {
     any(addresses.iter().map(test).collect())
 }
 
-/// Goes on if one of the tests does; each skips the one instruction behind it if it fails.
+/// Goes on if one of the tests succeeds. A test that fails skips the one instruction after it.
 fn any(tests: Vec<Vec<Op>>) -> Vec<Op> {
     let mut left: usize = tests.iter().map(|test| test.len() + 1).sum();
     let mut block = Vec::new();
@@ -227,14 +237,14 @@ fn any(tests: Vec<Vec<Op>>) -> Vec<Op> {
     block
 }
 
-/// A block that ends the program, for one value.
+/// Runs a block, which ends the program, for one value.
 fn when(value: u32, block: Vec<Op>) -> Vec<Op> {
     let mut all = vec![is_or_skip(value, 1, 0), skip(block.len())];
     all.extend(block);
     all
 }
 
-/// A block for all values but one; both go on behind it.
+/// Runs a block for all values but one; both cases go on after it.
 fn unless(value: u32, block: Vec<Op>) -> Vec<Op> {
     let mut all = vec![is_or_skip(value, 0, 1), skip(block.len())];
     all.extend(block);
@@ -249,7 +259,7 @@ fn must_not(value: u32) -> [Op; 2] {
     [is_or_skip(value, 0, 1), refuse()]
 }
 
-/// The offset at which a filter reads whether a frame had a VLAN tag, which the kernel has taken off.
+/// The offset at which a filter reads whether a frame had a VLAN tag, which the kernel has removed.
 const SKF_VLAN_TAG_PRESENT: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG_PRESENT) as u32;
 
 fn word(at: u32) -> Op {
@@ -304,7 +314,7 @@ mod tests {
     const OWN: &str = "10.9.0.7";
     const OWN6: &str = "fd09::7";
 
-    /// The program in the kernel: what a datagram socket with it receives.
+    /// The program in the kernel, attached to a datagram socket, which receives what passes.
     struct Guard(UnixDatagram, UnixDatagram);
 
     impl Guard {
@@ -316,8 +326,7 @@ mod tests {
                 len: program.len() as u16,
                 filter: program.as_mut_ptr(),
             };
-            // SAFETY: a structure of the size that is said, with a program that lives through the
-            // call.
+            // SAFETY: a structure of the given size, with a program that lives through the call.
             let attached = unsafe {
                 libc::setsockopt(
                     host.as_raw_fd(),
@@ -333,7 +342,7 @@ mod tests {
         }
 
         fn passes(&self, frame: &[u8]) -> bool {
-            // A datagram that the filter refuses is an error of the sender's.
+            // The sender gets an error for a datagram that the filter refuses.
             let _ = self.0.send(frame);
             self.1.recv(&mut [0; 256]).is_ok()
         }
@@ -380,7 +389,7 @@ mod tests {
         frame(MAC, 0x0806, &body)
     }
 
-    /// A message about `target`, with options.
+    /// A Neighbour Discovery message about `target`, with options.
     fn discovery(kind: u8, from: &str, target: &str, options: &[u8]) -> Vec<u8> {
         let body = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &v6(target), options].concat();
         ipv6_frame(from, 58, &body)
@@ -420,7 +429,7 @@ mod tests {
             (false, arp_frame(1, MAC, "10.9.0.1", "10.9.0.1")),
             (false, arp_frame(2, MAC, "10.9.0.1", OWN)),
             (false, arp_frame(2, OTHER, OWN, OWN)),
-            // Reverse ARP in ARP's clothes.
+            // Reverse ARP with ARP's protocol number.
             (false, arp_frame(3, MAC, OWN, OWN)),
         ]);
     }
@@ -437,7 +446,7 @@ mod tests {
             (false, ipv6_frame("fd09::1:7", 6, &[0; 20])),
             (false, ipv6_frame("::", 17, &[0; 8])),
             (false, ipv6_frame("fd09::8", 58, &[128, 0, 0, 0])),
-            // Behind these a message of Neighbour Discovery would not be looked at.
+            // After these headers, a message of Neighbour Discovery would not be checked.
             (false, ipv6_frame(OWN6, 60, &[58, 0, 1, 4, 0, 0, 0, 0, 136])),
             (false, ipv6_frame(OWN6, 43, &[58, 0, 0, 0, 0, 0, 0, 0, 136])),
             (false, ipv6_frame(OWN6, 0, &[58, 0, 5, 2, 0, 0, 1, 0, 136])),
@@ -461,11 +470,11 @@ mod tests {
             (true, discovery(135, OWN6, "fd09::1", &mine)),
             (false, discovery(135, OWN6, "fd09::1", &theirs)),
             (false, discovery(135, "fd09::1", "fd09::2", &mine)),
-            // Is this address free?
+            // The check whether an address is free.
             (true, discovery(135, "::", OWN6, &[14, 1, 1, 2, 3, 4, 5, 6])),
             (true, discovery(135, "::", OWN6, &[])),
             (false, discovery(135, "::", "fd09::1", &[])),
-            // Routers: to be asked for, not to be played.
+            // The guest may ask for routers, but not act as one.
             (true, ipv6_frame("::", 58, &[133, 0, 0, 0, 0, 0, 0, 0])),
             (
                 true,
@@ -509,7 +518,7 @@ mod tests {
             cut(29),
             (false, frame(MAC, 0x8100, &[&[0, 1, 8, 0], &whole[14..]])),
             (false, frame(MAC, 0x88cc, &[&[0; 40]])),
-            // Spanning tree: a length, no protocol.
+            // Spanning tree: a length in place of a protocol.
             (false, frame(MAC, 38, &[&[0x42; 40]])),
         ]);
     }

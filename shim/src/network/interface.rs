@@ -1,4 +1,5 @@
-//! What CNI made of a network namespace: its interfaces, and what of each the guest's card has to have.
+//! Reads the interfaces that CNI made in a network namespace, and the settings that the guest's
+//! cards take over from them.
 
 use std::{
     collections::HashMap,
@@ -33,19 +34,19 @@ pub struct Interface {
     pub name: String,
     pub mac: [u8; 6],
     pub mtu: u32,
-    /// What the agent is told.
+    /// What the agent is told about it.
     pub guest: proto::Network,
 }
 
 impl Interface {
-    /// The addresses that it has, and so the guest.
+    /// The addresses of the interface, which the guest gets too.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let addresses = self.guest.addresses.iter().map(|own| &own.address[..]);
         addresses.filter_map(ip).collect()
     }
 }
 
-/// What has gone through an interface, as the pod counts it.
+/// The traffic counters of an interface, from the pod's point of view.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {
     pub name: String,
@@ -89,7 +90,8 @@ pub fn statistics(netlink: &mut Netlink) -> io::Result<HashMap<u32, Statistics>>
     Ok(found)
 }
 
-/// The interfaces of a namespace that the guest gets. What it can't get is refused; what is down is nobody's.
+/// Lists the interfaces of a namespace that the guest gets. Fails for an interface that it can't
+/// get; leaves out those that are down.
 pub fn list(netlink: &mut Netlink) -> Result<Vec<Interface>, NetworkError> {
     let failed = |source| NetworkError::Read { source };
     let mut interfaces: Vec<Interface> = Vec::new();
@@ -192,8 +194,9 @@ fn name(link: &LinkMessage) -> String {
     name.unwrap_or_else(|| format!("number {}", link.header.index))
 }
 
-/// Whether it is for the guest: neither loopback nor down (as the kernel's own tunnel devices are), nor part of a bridge or bond,
-/// nor the tap of a VM that is just ending.
+/// Whether the interface moves to the guest. Excluded are loopback, interfaces that are down (as
+/// the kernel's own tunnel devices are), parts of a bridge or bond, and the tap of a VM that is
+/// just ending.
 fn is_moved(link: &LinkMessage, name: &str) -> bool {
     let flags = link.header.flags;
     let is_part = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(_));
@@ -204,7 +207,7 @@ fn is_moved(link: &LinkMessage, name: &str) -> bool {
         && !is_tap
 }
 
-/// The hardware address that the guest's card gets; an error says why there can be no such card.
+/// The hardware address for the guest's card. The error says why there can be no such card.
 fn mac(link: &LinkMessage) -> Result<[u8; 6], &'static str> {
     if link.header.link_layer_type != LinkLayerType::Ether {
         return Err("it is not an Ethernet interface");
@@ -225,7 +228,7 @@ fn mac(link: &LinkMessage) -> Result<[u8; 6], &'static str> {
         LinkAttribute::Address(address) => <[u8; 6]>::try_from(address.as_slice()).ok(),
         _ => None,
     });
-    // Bit 0 of the first byte: a group.
+    // Bit 0 of the first byte marks a group address.
     let is_one = |mac: &[u8; 6]| *mac != [0; 6] && mac[0] & 1 == 0;
     address
         .filter(is_one)
@@ -272,7 +275,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Temporary addresses (RFC 8981) are left out: a kernel makes its own.
+/// Converts an address. Leaves out temporary addresses (RFC 8981): a kernel makes its own.
 fn address(message: &AddressMessage) -> Option<proto::Address> {
     let mut local = None;
     let mut other = None;
@@ -293,7 +296,7 @@ fn address(message: &AddressMessage) -> Option<proto::Address> {
         }
     }
     let own = local.or(other)?;
-    // The flag means another thing for IPv4: not the first address of its prefix.
+    // For IPv4 the flag has another meaning: not the first address of its prefix.
     if own.is_ipv6() && flags.contains(AddressFlags::Secondary) {
         return None;
     }
@@ -305,7 +308,8 @@ fn address(message: &AddressMessage) -> Option<proto::Address> {
     Some(address)
 }
 
-/// A route that somebody has set, and the interface that it leads through.
+/// Converts a route that somebody has set. Returns it with the index of the interface that it leads
+/// through.
 fn route(message: &RouteMessage) -> Option<(u32, proto::Route)> {
     let header = &message.header;
     let is_set = header.kind == RouteType::Unicast
@@ -346,7 +350,7 @@ fn route(message: &RouteMessage) -> Option<(u32, proto::Route)> {
                 }
             }
             RouteAttribute::MultiPath(hops) => {
-                // A card has routes of its own only, so one of the ways is taken.
+                // A card has only routes of its own, so one of the ways is taken.
                 let hop = hops.first()?;
                 log::warn!("a route of the pod over several ways leads over the first alone");
                 index = Some(hop.interface_index);
@@ -407,7 +411,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<proto::Neighbour> {
 mod tests {
     use super::*;
 
-    /// An interface that is up, of a kind, whose lower half is in another namespace.
+    /// An interface of a kind that is up, and whose lower half is in another namespace.
     fn link(kind: InfoKind, data: Option<InfoData>) -> LinkMessage {
         let mut link = LinkMessage::default();
         link.header.link_layer_type = LinkLayerType::Ether;

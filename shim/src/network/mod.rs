@@ -1,23 +1,27 @@
-//! The pod's network: whatever CNI put into the pod's network namespace moves to the guest.
+//! The pod's network: moves whatever CNI put into the pod's network namespace to the guest.
 //!
-//! Each interface (veth, macvlan, ipvlan …) gets a tap in the same namespace that is wired to it by traffic control, see [`tc`], and
-//! behind the tap a network card of the VM with the interface's hardware address, name, MTU, addresses, routes and permanent
-//! neighbours. The interface itself keeps all of it: for NetworkPolicy, for the node's statistics and for CNI's DEL nothing has changed.
+//! Each interface (veth, macvlan, ipvlan …) gets a tap in the same namespace, to which traffic
+//! control wires it, see [`tc`]. Behind the tap is a network card of the VM with the interface's
+//! hardware address, name, MTU, addresses, routes and permanent neighbours. The interface itself
+//! keeps all of these: nothing changes for NetworkPolicy, for the node's statistics and for CNI's
+//! DEL.
 //!
 //! ```text
 //!   bridge, host …  ──veth──  eth0 ──ingress: redirect──▶ tap ──VMM── the guest's eth0
 //!                                  ◀──ingress: redirect──
 //! ```
 //!
-//! What arrives at either leaves by the other before the namespace's own IP stack sees it: so that stack never answers for the addresses
-//! that the interface keeps. Connections to the namespace's loopback are led to the guest's, see [`forward`].
+//! Packets that arrive at either leave by the other before the namespace's own IP stack sees them,
+//! so that stack never answers for the addresses that the interface keeps. Connections to the
+//! namespace's loopback are led to the guest's, see [`forward`].
 //!
-//! What the guest sends has the interface's addresses as its source, else it is dropped at the tap,
-//! see [`guard`]. They are the addresses that the interface has when the pod starts: CNI sets them
-//! before. One that comes later is neither known to the guest nor let through.
+//! Frames that the guest sends without one of the interface's addresses as source are dropped at
+//! the tap, see [`guard`]. These are the addresses that the interface has when the pod starts: CNI
+//! sets them before. The guest does not learn of an address that comes later, and the tap does not
+//! let it through.
 //!
-//! A killed shim takes the VMM with it and that the taps. The redirects stay on the interface and go with it at CNI's DEL; a new shim in
-//! the same namespace replaces them.
+//! When a shim is killed, the VMM ends with it, and then the taps go. The redirects stay on the
+//! interface and go with it at CNI's DEL. A new shim in the same namespace replaces them.
 
 mod forward;
 mod guard;
@@ -29,6 +33,7 @@ mod tc;
 
 use std::{
     io,
+    net::Ipv4Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -47,7 +52,7 @@ use netlink::Netlink;
 use tap::Kind;
 use tc::{Hook, Onward, Redirect};
 
-/// The host's part of a network card that the kernel drives; not on every host.
+/// The device through which the host's kernel drives a network card; not every host has it.
 const VHOST: &str = "/dev/vhost-net";
 
 /// What can go wrong with a pod's network.
@@ -60,16 +65,16 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
-    /// The namespace is the one that everything of the node is in.
+    /// The namespace is the host's own.
     #[error("{} is the host's network namespace, which is not reachable from the guest", .0.display())]
     HostNamespace(PathBuf),
-    /// The kernel does not say what is in the namespace.
+    /// The kernel does not list the contents of the namespace.
     #[error("read the pod's network")]
     Read {
         #[source]
         source: io::Error,
     },
-    /// An interface that no network card of a VM can stand for.
+    /// No network card of a VM can stand for an interface.
     #[error("interface {interface} can't be moved into the guest: {reason}")]
     Unsupported {
         interface: String,
@@ -91,7 +96,30 @@ pub enum NetworkError {
     },
 }
 
-/// A pod's network. Dropped, it leaves the namespace as CNI made it; the VM must have ended.
+/// The first interface of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Tries what holds a guest to its addresses, in a network namespace that is gone afterwards.
+///
+/// # Errors
+/// What the kernel says where it lacks cls_bpf or act_mirred, or the caller CAP_SYS_ADMIN.
+pub fn try_anti_spoofing() -> io::Result<()> {
+    let tried = std::thread::spawn(|| {
+        // SAFETY: touches no memory. The thread ends in the new namespace, which then goes, too.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut netlink = Netlink::open()?;
+        tc::hook(&mut netlink, LOOPBACK, Hook::Ingress)?;
+        let program = guard::program([0; 6], &[Ipv4Addr::LOCALHOST.into()]);
+        tc::redirect_if(&mut netlink, LOOPBACK, &program, LOOPBACK)
+    });
+    let died = |_| Err(io::Error::other("the thread that tried it died"));
+    tried.join().unwrap_or_else(died)
+}
+
+/// A pod's network. Dropping it leaves the namespace as CNI made it; the VM must have ended
+/// before.
 pub struct Network {
     namespace: Namespace,
     forward: Option<Forward>,
@@ -101,16 +129,17 @@ pub struct Network {
 
 struct Card {
     interface: Interface,
-    /// Until the VMM has it.
+    /// The tap's queue, until the VMM takes it.
     queue: Option<OwnedFd>,
     /// The tap's index.
     tap: u32,
 }
 
 impl Network {
-    /// Makes a tap for every interface of the namespace and wires it up. A namespace with `lo` alone has no cards.
+    /// Makes a tap for every interface of the namespace and wires it up. A namespace that has only
+    /// `lo` gets no cards.
     ///
-    /// With `anti_spoofing` the guest can't send with other addresses than the interface's.
+    /// With `anti_spoofing` the guest can only send with the interface's addresses.
     pub async fn open(path: &Path, anti_spoofing: bool) -> Result<Self, NetworkError> {
         let namespace = Namespace::open(path)?;
         let inside = namespace.clone();
@@ -118,7 +147,7 @@ impl Network {
         namespace.run(make).await
     }
 
-    /// In the namespace.
+    /// Does the work of [`Network::open`] inside the namespace.
     fn make(namespace: Namespace, anti_spoofing: bool) -> Result<Self, NetworkError> {
         let read = |source| NetworkError::Read { source };
         let mut netlink = Netlink::open().map_err(read)?;
@@ -160,7 +189,7 @@ impl Network {
             });
         }
         let (queue, tap) = tap::create(Kind::Tap).map_err(failed("make a tap (/dev/net/tun)"))?;
-        // From here on it is undone with the rest.
+        // From here on the tap is undone with the rest.
         self.cards.push(Card {
             interface,
             queue: Some(queue),
@@ -194,7 +223,7 @@ impl Network {
         Ok(())
     }
 
-    /// The cards, to be plugged in; none the second time.
+    /// Returns the cards to be plugged in; none the second time.
     pub fn plugs(&mut self) -> Vec<Plug> {
         let cards = self.cards.iter_mut();
         let plug = |card: &mut Card| {
@@ -212,14 +241,15 @@ impl Network {
         cards.filter_map(plug).collect()
     }
 
-    /// What has gone through the pod's interfaces since CNI made them. Blocks for less than a millisecond.
+    /// Returns the traffic counters of the pod's interfaces since CNI made them. Blocks for less
+    /// than a millisecond.
     pub fn statistics(&self) -> Result<Vec<Statistics>, NetworkError> {
         let mut netlink = self.netlink.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |source| NetworkError::Read { source };
         let mut all = interface::statistics(&mut netlink).map_err(read)?;
         let of = |card: &Card| {
             let mut statistics = all.remove(&card.interface.index)?;
-            // What the VM did not take in time.
+            // Packets that the VM did not take in time.
             let lost = all.get(&card.tap).map_or(0, |tap| tap.tx_dropped);
             statistics.rx_dropped += lost;
             Some(statistics)
@@ -242,7 +272,7 @@ impl Drop for Network {
     }
 }
 
-/// The host kernel's help, where there is any.
+/// Opens the host kernel's network driver, if there is one.
 fn open_vhost() -> Option<OwnedFd> {
     let opened = std::fs::File::options().read(true).write(true).open(VHOST);
     match opened {

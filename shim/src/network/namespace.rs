@@ -1,7 +1,7 @@
-//! A network namespace of the host, and work inside it.
+//! Runs work inside a network namespace of the host.
 //!
-//! What is opened inside stays in the namespace wherever it is used later: sockets and taps belong to the namespace of
-//! the thread that made them.
+//! Sockets and taps belong to the namespace of the thread that made them. So what is opened inside
+//! a namespace stays in it wherever it is used later.
 
 use std::{
     fs::File,
@@ -23,7 +23,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Opens the namespace that `path` names; refuses what is none or is the host's own.
+    /// Opens the namespace that `path` names. Refuses the host's own.
     pub fn open(path: &Path) -> Result<Self, NetworkError> {
         let failed = |source| NetworkError::Namespace {
             path: path.to_owned(),
@@ -41,7 +41,8 @@ impl Namespace {
         })
     }
 
-    /// Does blocking work inside, on a thread of its own that ends with it: a thread that has been elsewhere is fit for nothing else.
+    /// Does blocking work inside the namespace, on a thread of its own that ends with the work. A
+    /// thread that has been in another namespace can't be reused.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
@@ -60,7 +61,7 @@ impl Namespace {
                 0 => Ok(work()),
                 _ => Err(io::Error::last_os_error()),
             };
-            // Who asked may have gone away; what was made undoes itself.
+            // The caller may have gone away; then what was made undoes itself.
             drop(done.send(outcome));
         });
         spawned.map_err(failed)?;

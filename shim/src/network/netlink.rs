@@ -1,5 +1,5 @@
-//! Questions to the kernel of a network namespace, and changes in it: rtnetlink(7), one request at a time. Blocks, for less than a
-//! millisecond.
+//! Queries and changes the network of a namespace over rtnetlink(7), one request at a time. A
+//! request blocks for less than a millisecond.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// About the namespace of the calling thread.
+    /// Opens a connection about the namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -27,13 +27,13 @@ impl Netlink {
         })
     }
 
-    /// Makes a change; `flags` as `NLM_F_CREATE`.
+    /// Makes a change, with `flags` such as `NLM_F_CREATE`.
     pub fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.send(request, NLM_F_ACK | flags)?;
         self.receive(drop)
     }
 
-    /// Everything of a kind.
+    /// Lists everything of a kind.
     pub fn list(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.send(request, NLM_F_DUMP)?;
         let mut found = Vec::new();
@@ -54,7 +54,7 @@ impl Netlink {
         Ok(())
     }
 
-    /// Reads the answer to the last request to its end.
+    /// Reads the whole answer to the last request.
     fn receive(&mut self, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
@@ -70,7 +70,8 @@ impl Netlink {
                 let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
                     Ok(message) => message,
                     Err(error) => {
-                        // A kernel newer than the crate; whoever misses the message says so.
+                        // The kernel is newer than the crate. Whoever misses the message reports
+                        // that.
                         log::warn!("a message of rtnetlink can't be read: {error}");
                         continue;
                     }

@@ -1,4 +1,4 @@
-//! Taps and tuns: interfaces of a namespace whose other end is a descriptor.
+//! Makes taps and tuns: interfaces of a namespace whose other end is a descriptor.
 
 use std::{
     fs::File,
@@ -13,9 +13,9 @@ use netlink_packet_route::{
 
 use super::netlink::Netlink;
 
-/// Their names begin so; the kernel adds a number.
+/// The prefix of their names; the kernel adds a number.
 pub const PREFIX: &str = "caisson";
-/// As many packets may wait as at an ordinary card.
+/// The length of the queue: as long as that of an ordinary card.
 const QUEUE: u32 = 1000;
 
 /// What the descriptor carries.
@@ -27,7 +27,8 @@ pub enum Kind {
     Tun,
 }
 
-/// A new one in the namespace of the calling thread: its descriptor and index. It goes when its last descriptor does.
+/// Makes an interface in the namespace of the calling thread. Returns its descriptor and index. It
+/// goes when its last descriptor is closed.
 pub fn create(kind: Kind) -> io::Result<(OwnedFd, u32)> {
     let tun = File::options()
         .read(true)
@@ -56,7 +57,8 @@ pub fn create(kind: Kind) -> io::Result<(OwnedFd, u32)> {
     }
 }
 
-/// Gives it its MTU and sets it up, with no address at all: the namespace's kernel must say nothing on it.
+/// Sets the MTU of an interface and sets it up, without any address: the namespace's kernel must
+/// not send anything on it.
 pub fn set_up(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result<()> {
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let family = AfSpecUnspec::Inet6(vec![mode]);
@@ -64,7 +66,7 @@ pub fn set_up(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result<()> {
     message.header.index = index;
     message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![family])];
     match netlink.change(RouteNetlinkMessage::SetLink(message.clone()), 0) {
-        // No IPv6 in this kernel.
+        // This kernel has no IPv6.
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
         done => done?,
     }

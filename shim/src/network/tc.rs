@@ -1,5 +1,5 @@
-//! Redirects by traffic control (tc(8)): packets that come to a hook of one interface go on at
-//! another, all of them or those that a program lets pass.
+//! Redirects packets by traffic control (tc(8)): packets at a hook of one interface go on at
+//! another, either all of them or those that a program lets pass.
 
 use std::io;
 
@@ -31,24 +31,24 @@ pub const ETH_P_IPV6: u16 = 0x86dd;
 const TCA_BPF_ACT: u16 = 1;
 const TCA_BPF_OPS_LEN: u16 = 4;
 const TCA_BPF_OPS: u16 = 5;
-/// What becomes of a packet by the word of a program (linux/pkt_cls.h).
+/// The verdict that drops a packet (linux/pkt_cls.h).
 const TC_ACT_SHOT: u32 = 2;
 
-/// Which packets of an interface.
+/// The packets of an interface that a redirect applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Those that arrive, before the IP stack.
+    /// Packets that arrive, before the IP stack.
     Ingress,
-    /// Those that leave.
+    /// Packets that leave.
     Egress,
 }
 
-/// What becomes of a packet.
+/// Where a packet goes on.
 #[derive(Debug, Clone, Copy)]
 pub enum Onward {
-    /// It leaves by this interface.
+    /// Leaves by this interface.
     Out(u32),
-    /// It arrives at this interface.
+    /// Arrives at this interface.
     In(u32),
 }
 
@@ -57,12 +57,14 @@ pub struct Redirect<'a> {
     pub from: u32,
     pub hook: Hook,
     pub protocol: u16,
-    /// All that a packet must have, as big-endian words at offsets from its network header: offset, mask, value. Empty: nothing.
+    /// The conditions for a packet, all of which must hold: offset from its network header, mask
+    /// and value, as big-endian words. An empty list matches every packet.
     pub matches: &'a [(i32, u32, u32)],
     pub to: Onward,
 }
 
-/// Gives an interface its hooks, empty, in place of what is hooked in there, as by a killed shim.
+/// Gives an interface its hooks, empty. Replaces what is hooked in there, for example by a killed
+/// shim.
 pub fn hook(netlink: &mut Netlink, index: u32, hook: Hook) -> io::Result<()> {
     let add = |netlink: &mut Netlink| {
         let message = RouteNetlinkMessage::NewQueueDiscipline(qdisc(index, hook));
@@ -77,7 +79,8 @@ pub fn hook(netlink: &mut Netlink, index: u32, hook: Hook) -> io::Result<()> {
     }
 }
 
-/// Takes away what [`hook`] made, with all redirects. Nothing to take away, or no such interface, is a success.
+/// Removes what [`hook`] made, with all redirects. Succeeds if there is nothing to remove or no
+/// such interface.
 pub fn unhook(netlink: &mut Netlink, index: u32, hook: Hook) -> io::Result<()> {
     let message = RouteNetlinkMessage::DelQueueDiscipline(qdisc(index, hook));
     match netlink.change(message, 0) {
@@ -95,8 +98,8 @@ pub fn redirect(netlink: &mut Netlink, redirect: &Redirect<'_>) -> io::Result<()
     netlink.change(message, NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Has what arrives at one interface, which was hooked, leave by another if a program returns all
-/// ones for it; the rest is dropped.
+/// Redirects packets that arrive at one interface, which was hooked, so that they leave by another
+/// if a program returns all ones for them. The rest is dropped.
 pub fn redirect_if(
     netlink: &mut Netlink,
     from: u32,
@@ -113,7 +116,7 @@ pub fn redirect_if(
     let mut bytes = vec![0; actions.as_slice().buffer_len()];
     actions.as_slice().emit(&mut bytes);
     let action = DefaultNla::new(TCA_BPF_ACT | NLA_F_NESTED, bytes);
-    // The one that drops comes first, so that at no moment a packet passes both by.
+    // The filter that drops comes first, so that at no moment a packet passes both.
     for (priority, program, what) in [
         (
             2,
@@ -171,7 +174,8 @@ fn qdisc(index: u32, hook: Hook) -> TcMessage {
     message
 }
 
-/// By `u32`, which every kernel has (`matchall` and `flower` not).
+/// Makes the filter of a redirect with `u32`, which every kernel has (unlike `matchall` and
+/// `flower`).
 fn filter(redirect: &Redirect<'_>) -> TcMessage {
     let key = |&(offset, mask, value): &(i32, u32, u32)| {
         let mut key = TcU32Key::default();
@@ -189,7 +193,7 @@ fn filter(redirect: &Redirect<'_>) -> TcMessage {
     selector.nkeys = selector.keys.len() as u8;
     let mut message = TcMessage::with_index(redirect.from as i32);
     message.header.parent = parent(redirect.hook);
-    // A priority of each protocol's own (rtnetlink(7), tcm_info).
+    // Each protocol needs a priority of its own (rtnetlink(7), tcm_info).
     let priority = match redirect.protocol {
         ETH_P_IPV6 => 2,
         _ => 1,

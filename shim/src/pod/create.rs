@@ -1,7 +1,7 @@
-//! How a container comes into a pod: from the bundle to an init that waits for its start.
+//! Creates a container in a pod: from the bundle to an init that waits for its start.
 //!
-//! A container that is alone boots the VM that it is in; so does a pod's sandbox, which is that VM and nothing else. The
-//! containers of a pod come into the VM that its sandbox has booted.
+//! A container without a pod boots the VM that it runs in. So does a pod's sandbox, which is that
+//! VM and nothing else. The containers of a pod come into the VM that its sandbox has booted.
 
 use std::{
     path::{Path, PathBuf},
@@ -41,7 +41,7 @@ use crate::{
 pub struct CreateRequest {
     pub id: String,
     pub bundle: PathBuf,
-    /// Containerd's mounts for the root, to be stacked.
+    /// The mounts that containerd asks for as the root, to be stacked.
     pub rootfs: Vec<Mount>,
     pub stdio: Stdio,
 }
@@ -52,16 +52,17 @@ struct Prepared {
     grants: Grants,
     name: Option<String>,
     skills: Vec<(PathBuf, PathBuf)>,
-    /// Where it is not its own.
+    /// None if the container has a pid namespace of its own.
     pid_namespace: Option<PathBuf>,
-    /// Where it is a disk.
+    /// Set if the root is a disk.
     root: Option<Plug>,
     plugs: Vec<Plug>,
     ends: HostEnds,
 }
 
 impl Pod {
-    /// Creates a container. Returns the pid of the VM on the host. A failure leaves nothing of it, and the pod as it was.
+    /// Creates a container. Returns the pid of the VM on the host. A failure leaves nothing of the
+    /// container, and the pod as it was.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         self.check_new(&request.id)?;
         self.step();
@@ -104,7 +105,7 @@ impl Pod {
         Ok(container.pid)
     }
 
-    /// Refuses an id that can't be one or is taken.
+    /// Refuses an id that is invalid or taken.
     pub(super) fn check_new(&self, id: &str) -> Result<()> {
         caisson_oci::id::check(id)?;
         match self.lock().contains_key(id) {
@@ -116,14 +117,14 @@ impl Pod {
         }
     }
 
-    /// From here on the container is known by its id.
+    /// Registers a container under its id.
     pub(super) fn admit(&self, id: &str, container: Container) -> Arc<Container> {
         let container = Arc::new(container);
         self.lock().insert(id.to_owned(), container.clone());
         container
     }
 
-    /// A container that has a VM for itself.
+    /// Creates a container that has a VM to itself.
     async fn create_alone(
         self: &Arc<Self>,
         request: &CreateRequest,
@@ -142,7 +143,7 @@ impl Pod {
         let machine = self
             .boot(hostname, dir, share, &[prepared.plan.limits])
             .await?;
-        // Both halves of both wait for the guest to boot.
+        // Both have a host's half and a guest's half, which wait for the guest to boot.
         tokio::try_join!(
             machine.join_network(network.as_deref()),
             machine.plug(std::mem::take(&mut prepared.plugs))
@@ -151,7 +152,7 @@ impl Pod {
         Ok((machine, container))
     }
 
-    /// A further container of the pod.
+    /// Creates a container in a pod that already has its VM.
     async fn create_in_pod(
         self: &Arc<Self>,
         request: &CreateRequest,
@@ -183,7 +184,7 @@ impl Pod {
         }
     }
 
-    /// The folders and the cgroup of a new pod.
+    /// Makes the folders and the cgroup of a new pod.
     pub(super) fn folder(&self, cgroup: Option<&Path>) -> Result<(PodDir, Share)> {
         let mut dir = PodDir::create(&self.config, &self.id)?;
         if let Some(cgroup) = cgroup {
@@ -193,7 +194,7 @@ impl Pod {
         Ok((dir, share))
     }
 
-    /// What can be done for a container while the guest is still booting, or before.
+    /// Does what is possible for a container while the guest is still booting, or before.
     async fn prepare(
         &self,
         share: &Share,
@@ -250,10 +251,11 @@ impl Pod {
         })
     }
 
-    /// Where the guest has the pid namespace that a spec asks to join: the pod's, named by the sandbox' pid, or that of another container,
-    /// named by that one's, as an ephemeral container has it for its target (CRI, `NamespaceMode` TARGET).
+    /// Returns the guest's path of the pid namespace that a spec asks to join. This is the pod's,
+    /// named by the sandbox' pid, or that of another container, named by the pid of that container.
+    /// An ephemeral container has the latter for its target (CRI, `NamespaceMode` TARGET).
     fn pid_namespace(&self, spec: &Spec) -> Result<Option<PathBuf>> {
-        // One that is in no pod is refused where it names any.
+        // A container without a pod is refused elsewhere if it names a namespace.
         let path = match Role::of(spec)? {
             Role::Alone => None,
             _ => pod::joined(spec, LinuxNamespaceType::Pid),
@@ -280,7 +282,7 @@ impl Pod {
         Ok(target.pid_namespace.clone().or(own))
     }
 
-    /// Plugs a container's devices in and has the agent make it.
+    /// Plugs in a container's devices and has the agent create the container.
     async fn bring_in(
         &self,
         machine: &Machine,
@@ -311,7 +313,7 @@ impl Pod {
         match ends.connect(&machine.vm, id).await {
             Ok(pumps) => init.set_pumps(pumps),
             Err(error) => {
-                // The VM of a container that is alone ends anyway.
+                // Without a pod, the container's VM ends anyway.
                 if let Err(left) = agent.delete(id).await {
                     log::warn!(container = id; "clean up after a failed create: {}", left.chain());
                 }
@@ -341,7 +343,7 @@ fn oom_score_adj(plan: &Plan) -> i32 {
         .unwrap_or(0)
 }
 
-/// Names a container's init.
+/// The process id of a container's init.
 pub(super) fn init_id(container: &str) -> ProcessId {
     ProcessId {
         container: container.to_owned(),

@@ -1,9 +1,10 @@
-//! Skills that come to a pod whose containers are there already, and leave it again: `caisson skill attach` and `detach`, by way of
-//! [`crate::control`].
+//! Attaches skills to a pod whose containers already exist, and detaches them again: `caisson skill
+//! attach` and `detach`, by way of [`crate::control`].
 //!
-//! The node's operator asks, so `[policy]` does not apply.
+//! The node's operator asks for this, so `[policy]` does not apply.
 //!
-//! A container that comes later does not have them: what a pod is to have always, its annotations say.
+//! A container that comes later does not get these skills. The skills that a pod always has are set
+//! by its annotations.
 
 use std::{
     collections::BTreeSet,
@@ -24,23 +25,23 @@ use crate::{
     skills::{self, Asker, Skill, SkillError, SkillStore},
 };
 
-/// A skill at a place where some containers have it.
+/// A skill at a mount point where some containers have it.
 pub struct LateSkill {
-    /// As it was asked for.
+    /// The reference that it was asked for by.
     wanted: SkillRef,
     skill: Skill,
     target: PathBuf,
-    /// None where the VM has the disk for another reason.
+    /// None if the VM has the disk for another reason.
     disk: Option<LateDisk>,
-    /// Ids of those that have it.
+    /// The ids of the containers that have it.
     containers: BTreeSet<String>,
 }
 
-/// What was done.
+/// The result of attaching or detaching a skill.
 pub struct Shown {
-    /// Mount point in the containers.
+    /// The mount point in the containers.
     pub target: PathBuf,
-    /// Names of the containers, ids where they have none.
+    /// The names of the containers, or ids for those without a name.
     pub containers: Vec<String>,
 }
 
@@ -57,7 +58,8 @@ impl LateSkill {
 }
 
 impl Pod {
-    /// Plugs a skill in and shows it in the pod's containers, or in that of this name or id. Idempotent; a failure leaves nothing of it.
+    /// Plugs in a skill and shows it in the pod's containers, or only in the container with this
+    /// name or id. Idempotent; a failure leaves nothing of it.
     pub async fn attach_skill(&self, wish: &SkillWish, container: Option<&str>) -> Result<Shown> {
         let mut late = self.late.lock().await;
         let machine = self.machine(&self.id)?;
@@ -114,8 +116,8 @@ impl Pod {
         })
     }
 
-    /// Hides a late skill in the pod's containers, or in that of this name or id, and unplugs it where nobody else has it. What is in use
-    /// stays.
+    /// Hides a late skill in the pod's containers, or only in the container with this name or id,
+    /// and unplugs it if no other container has it. Skills in use stay.
     pub async fn detach_skill(&self, wanted: &SkillRef, container: Option<&str>) -> Result<Shown> {
         let mut late = self.late.lock().await;
         let machine = self.machine(&self.id)?;
@@ -132,7 +134,7 @@ impl Pod {
                 .into_iter()
                 .find(|c| c.init.id.container == id)
             else {
-                // It has ended, and its mounts with it.
+                // The container has ended, and its mounts with it.
                 entry.containers.remove(&id);
                 continue;
             };
@@ -166,7 +168,8 @@ impl Pod {
         })
     }
 
-    /// Shows a skill in all of these containers or, where that fails, in none that did not have it before.
+    /// Shows a skill in all of these containers. If that fails, hides it again in those that did
+    /// not have it before.
     async fn show(
         &self,
         agent: &Agent,
@@ -197,7 +200,7 @@ impl Pod {
         Ok(())
     }
 
-    /// Unplugs a skill that no container has any more by this entry.
+    /// Unplugs a skill that no container has through this entry any more.
     async fn let_go(
         &self,
         machine: &Machine,
@@ -207,7 +210,7 @@ impl Pod {
         let Some(disk) = entry.disk.take() else {
             return Ok(());
         };
-        // The same at another place.
+        // The same skill at another mount point takes over the disk.
         let same = |other: &&mut LateSkill| other.skill.digest == entry.skill.digest;
         if let Some(other) = late.iter_mut().find(same) {
             other.disk = Some(disk);
@@ -230,7 +233,7 @@ impl Pod {
         unplugged
     }
 
-    /// The containers that have processes, or will have when they are started.
+    /// The containers that have processes, or will have once they are started.
     fn running(&self) -> Vec<Arc<Container>> {
         let containers = self.lock();
         let running = containers.values().filter(|container| {
@@ -239,7 +242,7 @@ impl Pod {
         running.cloned().collect()
     }
 
-    /// All that run, or the one of a name or id.
+    /// All running containers, or the one with this name or id.
     fn chosen(&self, wanted: Option<&str>) -> Result<Vec<Arc<Container>>> {
         let mut chosen = self.running();
         chosen.retain(|container| wanted.is_none_or(|wanted| is_named(container, wanted)));

@@ -1,7 +1,9 @@
-//! A pod: one VM and the containers in it. What the task service does, without containerd's messages.
+//! A pod: one VM and the containers in it. This is what the task service does, without containerd's
+//! messages.
 //!
-//! [`create`] brings containers in, [`late`] brings skills to those that are there, [`sandbox`] is the VM as a task of its own, [`watch`] hears of their ends
-//! and of the guest's; the rest is here.
+//! [`create`] creates containers, [`late`] attaches skills to existing ones, [`sandbox`] is the VM
+//! as a task of its own, and [`watch`] follows the ends of processes and of the guest. The rest is
+//! here.
 
 mod create;
 mod late;
@@ -46,15 +48,16 @@ use crate::{
     streams::{HostEnds, Stdio},
 };
 
-/// How long output may still take to arrive after a process' end before `delete` cuts it: what nobody reads does not keep a pod that
-/// is to be removed for long.
+/// How long output may still take to arrive after a process' end before `delete` cuts it off.
+/// Output that nobody reads does not keep a pod from being removed for long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// For how long nothing has been started when what no start needs is plugged in: it would take the guest's only cpu from the
-/// program that starts.
+/// The time without a start after which the devices that no start needs are plugged in. Earlier,
+/// that would take the guest's only cpu from the program that starts.
 const AFTER_START: Duration = Duration::from_secs(1);
-/// So often that is waited for at most; a program that asks the guest's kernel for a module waits 5 s.
+/// How often that time is waited for at most. A program that asks the guest's kernel for a module
+/// waits 5 s.
 const WAITS_AFTER_START: u32 = 3;
-/// The exit status of a process whose end nobody could see: the VM was gone.
+/// The exit status of a process whose end nobody could see because the VM was gone.
 const UNKNOWN_STATUS: u32 = 255;
 
 /// A pod of this shim.
@@ -65,18 +68,20 @@ pub struct Pod {
     vmm: Arc<dyn Vmm>,
     events: Events,
     machine: OnceCell<Arc<Machine>>,
-    /// The folder of the files that containers of the pod have in common, where the sandbox service had to make them.
+    /// The folder of the files that the pod's containers share, if the sandbox service had to make
+    /// them.
     files: OnceLock<PathBuf>,
     home: PodHome,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// How many creates and starts of containers there were.
+    /// The number of creates and starts of containers so far.
     steps: AtomicU64,
-    /// Skills that were attached late. Held while one is attached or detached; nothing else waits for it.
+    /// The skills that were attached late. The lock is held while one is attached or detached;
+    /// nothing else waits for it.
     late: tokio::sync::Mutex<Vec<LateSkill>>,
 }
 
 impl Pod {
-    /// A pod without a VM yet; the first container boots it.
+    /// Makes a pod without a VM; the first container boots it.
     pub fn new(
         id: String,
         namespace: String,
@@ -112,7 +117,7 @@ impl Pod {
         };
         if let Err(error) = started {
             match exec {
-                // The init has been made and ends with the container; its end is announced by `watch`.
+                // The init exists and ends with the container; `watch` announces its end.
                 "" => self.settle(&process, State::Created),
                 _ => self.stop_unstarted(&process),
             }
@@ -142,7 +147,7 @@ impl Pod {
         Ok(pid)
     }
 
-    /// Once nothing starts that would have to wait for it.
+    /// Plugs in the remaining devices once nothing is starting that would have to wait for that.
     async fn plug_the_rest(self: Arc<Self>, machine: Arc<Machine>) {
         self.step();
         for _ in 0..WAITS_AFTER_START {
@@ -180,14 +185,14 @@ impl Pod {
         Ok(())
     }
 
-    /// Leaves `Starting`. Where the process has ended meanwhile, its end stands.
+    /// Leaves the state `Starting`. If the process has ended meanwhile, it stays ended.
     fn settle(&self, process: &Process, state: State) {
         if let Err(error) = process.transition("settle", state) {
             log::debug!("{}", error.chain());
         }
     }
 
-    /// An exec that could not be started has ended, so that containerd can delete it.
+    /// Marks an exec that could not be started as ended, so that containerd can delete it.
     fn stop_unstarted(&self, process: &Process) {
         let exit = Exit {
             status: UNKNOWN_STATUS,
@@ -214,21 +219,21 @@ impl Pod {
         Ok(())
     }
 
-    /// A process, the folder of its container and the pid to be told.
+    /// Returns a process, the folder of its container and the pid to report.
     pub fn process(&self, id: &str, exec: &str) -> Result<(Arc<Process>, PathBuf, u32)> {
         let container = self.container(id)?;
         let process = container.process(exec)?;
         Ok((process, container.bundle.clone(), container.pid))
     }
 
-    /// Signals a process, or all of its container.
+    /// Signals a process, or all processes of its container.
     ///
-    /// The sandbox ends with the signals that end a pause container, and the VM with it.
+    /// The signals that end a pause container end the sandbox, and the VM with it.
     pub async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<()> {
         let container = self.container(id)?;
         let process = container.process(exec)?;
         if let State::Stopped(_) = process.state() {
-            // As runc's shim says it; containerd takes it for success.
+            // The words of runc's shim; containerd takes them for success.
             return Err(Error::NotFound {
                 what: "process already finished: process",
                 id: process.name().to_owned(),
@@ -253,7 +258,8 @@ impl Pod {
         killed(process.name(), sent.await)
     }
 
-    /// Removes a container or an exec that has ended. Returns its exit and the pid that was told.
+    /// Removes a container or an exec that has ended. Returns its exit and the pid that was
+    /// reported.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<(Exit, u32)> {
         let container = self.container(id)?;
         let machine = self.machine(id)?;
@@ -292,7 +298,7 @@ impl Pod {
             let mut ended = machine.vm.clone();
             tokio::select! {
                 deleted = delete_in_guest(&machine, id) => if let Err(error) = deleted {
-                    // Nothing of the guest outlives the VM; the host's part goes on.
+                    // Nothing in the guest outlives the VM, so the host's part goes on.
                     log::warn!(container = id; "{}", error.chain());
                 },
                 _ = ended.ended() => {}
@@ -343,7 +349,8 @@ impl Pod {
         Ok(())
     }
 
-    /// The pids of a container: that on the host for its init, as everywhere; the others as the guest numbers them.
+    /// The pids of a container. For its init this is the pid on the host, as everywhere; the others
+    /// are the guest's pids.
     pub async fn pids(&self, id: &str) -> Result<Vec<u32>> {
         let container = self.container(id)?;
         if container.is_sandbox() {
@@ -358,8 +365,8 @@ impl Pod {
         Ok(pids)
     }
 
-    /// What a container uses, within a second. Of the sandbox that is nothing, as of a pause container that does nothing: what the VM
-    /// itself takes is in the pod's cgroup on the host.
+    /// Returns what a container uses, within a second. A sandbox uses nothing, like a pause
+    /// container that does nothing. What the VM itself uses is in the pod's cgroup on the host.
     pub async fn stats(&self, id: &str) -> Result<StatsResponse> {
         let container = self.container(id)?;
         if container.is_sandbox() {
@@ -367,7 +374,8 @@ impl Pod {
         }
         let (machine, id) = (self.machine(id)?, id.to_owned());
         let ask = || async move { machine.agent().await?.stats(&id).await };
-        // Who has one container that waits for its numbers need not wait for those of the others too.
+        // If one container is already waiting for its numbers, the caller need not wait for those
+        // of the others too.
         let is_silent = self.lock().values().any(|other| other.stats.is_overdue());
         let wait = match is_silent {
             true => Duration::ZERO,
@@ -376,7 +384,7 @@ impl Pod {
         container.stats.get(wait, ask).await
     }
 
-    /// Changes a container's limits, and the VM's size with them.
+    /// Changes a container's limits, and the VM's size accordingly.
     pub async fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
         let container = self.guest_container("update", id)?;
         let machine = self.machine(id)?;
@@ -384,7 +392,7 @@ impl Pod {
         let mut new = old;
         new.update(resources);
         container.set_limits(new);
-        // First room, then the limit; when it shrinks the other way round.
+        // Grows the VM before raising the limit; to shrink, it goes the other way round.
         let updated = async {
             self.make_room(&machine, &[]).await?;
             machine.agent().await?.update(id, resources).await
@@ -396,7 +404,7 @@ impl Pod {
         self.fit(&machine).await
     }
 
-    /// Gives the VM the score that its containers make together.
+    /// Gives the VM the OOM score that results from its containers.
     async fn score(&self, machine: &Machine) {
         let scores: Vec<_> = {
             let containers = self.lock();
@@ -408,7 +416,7 @@ impl Pod {
         machine.set_oom_score_adj(&scores).await;
     }
 
-    /// Tells a terminal its size.
+    /// Sets the size of a terminal.
     pub async fn resize_pty(&self, id: &str, exec: &str, width: u32, height: u32) -> Result<()> {
         let process = self.container(id)?.process(exec)?;
         let machine = self.machine(id)?;
@@ -424,7 +432,8 @@ impl Pod {
         self.lock().is_empty()
     }
 
-    /// Ends the VM and removes everything of the pod from the host; containers that still run end with it. Idempotent.
+    /// Ends the VM and removes everything of the pod from the host. Containers that still run end
+    /// with it. Idempotent.
     pub async fn shutdown(&self) {
         if let Some(machine) = self.machine.get() {
             machine.shutdown().await;
@@ -432,7 +441,7 @@ impl Pod {
         self.events.flush(Duration::from_secs(2)).await;
     }
 
-    /// The pid that the VM has on the host, once it has one.
+    /// The pid of the VM on the host, once it has one.
     pub fn pid(&self) -> Option<u32> {
         self.machine.get().map(|machine| machine.pid)
     }
@@ -472,7 +481,8 @@ impl Pod {
     }
 }
 
-/// Kills a container's init, or all of it. A guest that does not do so, whatever it says, loses its VM after a time.
+/// Kills a container's init, or all of the container. If the container does not end in time,
+/// whatever the guest says, its VM is killed.
 async fn kill_container(machine: Arc<Machine>, container: &Container, all: bool) -> Result<()> {
     let init = container.init.clone();
     let id = init.id.clone();
@@ -499,8 +509,8 @@ async fn kill_container(machine: Arc<Machine>, container: &Container, all: bool)
     killed(&id.container, sent.await)
 }
 
-/// What came of SIGKILL for a process that ends all the same, whatever the guest says. That there is no such process is containerd's
-/// to know.
+/// The result to report for a SIGKILL. The process ends whatever the guest says, so other errors of
+/// the agent count as success; but containerd has to know if there is no such process.
 fn killed(name: &str, sent: Result<()>) -> Result<()> {
     match sent {
         Err(Error::Agent {

@@ -1,6 +1,7 @@
-//! The sandbox of a pod: containerd's pause container, which is no process here but the VM itself.
+//! The sandbox of a pod: containerd's pause container, which is the VM itself here, not a process.
 //!
-//! It comes as a task, with the spec of that container, or by containerd's sandbox service, for which a spec like it is made.
+//! It comes either as a task, with the spec of a pause container, or through containerd's sandbox
+//! service, for which a similar spec is made.
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -23,20 +24,21 @@ use crate::{
     streams::Stdio,
 };
 
-/// A request to create a sandbox that is no task.
+/// A request to create a sandbox that is not a task.
 pub struct SandboxRequest {
     pub id: String,
     pub bundle: PathBuf,
-    /// As containerd writes it for a pause container.
+    /// The spec, as containerd writes it for a pause container.
     pub spec: Spec,
     /// The folder with the [`caisson_oci::pod::FILES`] for the pod's containers.
     pub files: PathBuf,
 }
 
 impl Pod {
-    /// Creates a sandbox that is no task. A failure leaves nothing of it.
+    /// Creates a sandbox that is not a task. A failure leaves nothing of it.
     ///
-    /// It is started, killed and waited for by its id, as one that is a task is; its end removes what the pod has on the host.
+    /// Like a sandbox that is a task, it is started, killed and waited for by its id. Its end
+    /// removes what the pod has on the host.
     pub async fn create_sandbox(self: &Arc<Self>, request: SandboxRequest) -> Result<()> {
         self.check_new(&request.id)?;
         let SandboxRequest {
@@ -65,16 +67,16 @@ impl Pod {
         Ok(())
     }
 
-    /// What the containers of the pod use together.
+    /// The total usage of the pod's containers.
     pub async fn sandbox_stats(&self) -> Result<StatsResponse> {
         let ids: Vec<String> = self.lock().keys().cloned().collect();
-        // All at once: one that is slow delays nobody.
+        // All at once, so that a slow container delays no other.
         let all = futures::future::join_all(ids.iter().map(|id| self.stats(id))).await;
         let mut sum = StatsResponse::default();
         for (id, stats) in ids.iter().zip(all) {
             match stats {
                 Ok(stats) => stats::add(&mut sum, &stats),
-                // It has ended meanwhile, or has not said anything yet.
+                // The container has ended meanwhile, or has not reported anything yet.
                 Err(error) => log::debug!(container = id; "{}", error.chain()),
             }
         }
@@ -91,17 +93,17 @@ impl Pod {
         let started = Instant::now();
         let asked = caisson_oci::pod::sandbox(&wishes.spec)?;
         let (dir, share) = self.folder(asked.cgroups_path.as_deref())?;
-        // One that says no name is known by its id alone.
+        // A sandbox without a name in its spec is known by its id alone.
         if let Ok(Some((namespace, name))) = caisson_oci::pod::name(&wishes.spec) {
             dir.name(&format!("{namespace}/{name}"))?;
         }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
-        // Without sums the VM begins with the node's default, and grows.
+        // Without sums, the VM begins with the node's default size, and grows.
         let sums = asked.resources.as_ref();
         let sums = sums.map(|resources| Limits::of(Some(resources)));
         let machine = self.boot(hostname, dir, share, sums.as_slice()).await?;
         machine.join_network(asked.network.as_deref()).await?;
-        // Some are of one network card.
+        // Some sysctls belong to one network card, so this comes after the network.
         let sysctls = asked.sysctls.into_iter().collect();
         machine.agent().await?.set_sysctls(sysctls).await?;
         stage(&self.id, "sandbox", started);
@@ -135,7 +137,7 @@ impl Pod {
                 .await?;
                 let machine = Arc::new(machine);
                 self.watch_guest(machine.clone());
-                // Without it the pod is as it should be but for what comes late.
+                // Without it the pod works, except for what is attached late.
                 if let Err(error) = control::serve(self.clone(), &state) {
                     log::warn!("{}", error.chain());
                 }
@@ -145,7 +147,7 @@ impl Pod {
         Ok(machine.clone())
     }
 
-    /// Grows the VM where the containers that it has and `more` need that.
+    /// Grows the VM if its present containers and `more` need that.
     pub(super) async fn make_room(&self, machine: &Machine, more: &[Limits]) -> Result<()> {
         let wanted = self.wanted_size(more)?;
         machine

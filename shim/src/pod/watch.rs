@@ -1,4 +1,5 @@
-//! What a pod hears of without asking: the ends of processes, the guest's events, the VM's end.
+//! Watches for what a pod does not ask for: the ends of processes, the guest's events, and the VM's
+//! end.
 
 use std::{
     collections::{hash_map::Entry, HashMap},
@@ -24,7 +25,7 @@ use crate::{
     vm::describe,
 };
 
-/// 128 and SIGKILL.
+/// 128 plus SIGKILL.
 const KILLED_STATUS: u32 = 137;
 
 impl Pod {
@@ -44,7 +45,7 @@ impl Pod {
                 false => exit_status(&machine, &process).await,
             };
             let at = SystemTime::now();
-            // containerd takes it for the reason of the end that follows.
+            // containerd takes this event for the reason of the end that follows.
             if is_task
                 && !is_sandbox
                 && process.id.exec.is_empty()
@@ -55,7 +56,7 @@ impl Pod {
                     ..Default::default()
                 });
             }
-            // The end is announced after the start, and after the output.
+            // The end is announced after the start and after the output.
             process.settled().await;
             process.output_read().await;
             if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
@@ -63,7 +64,8 @@ impl Pod {
                 return;
             }
             if !is_task {
-                // Nobody deletes it: what is the VM's on the host goes now, before the pod's network namespace does.
+                // Nobody deletes it. So what the VM has on the host goes now, before the pod's
+                // network namespace does.
                 machine.shutdown().await;
                 return;
             }
@@ -81,14 +83,15 @@ impl Pod {
                 exited_at: Some(timestamp(at)).into(),
                 ..Default::default()
             });
-            // A child of an exec may write on, as with runc.
+            // A child of an exec may go on writing, as with runc.
             if is_init {
                 process.end_output().await;
             }
         });
     }
 
-    /// Passes the guest's events on, stops the VM of a guest that is dead or has broken off, and logs the VM's end.
+    /// Passes the guest's events on, stops the VM if its guest is dead or has broken off, and logs
+    /// the VM's end.
     pub(super) fn watch_guest(self: &Arc<Self>, machine: Arc<Machine>) {
         let pod = self.clone();
         tokio::spawn(async move {
@@ -109,7 +112,8 @@ impl Pod {
         });
     }
 
-    /// Resolves when the guest is dead or has broken off, with why. A guest that never came is the create's to tell.
+    /// Resolves with the reason when the guest is dead or has broken off. Never resolves if the
+    /// guest never came up: the create reports that.
     async fn lose(&self, machine: &Machine) -> String {
         let Ok(agent) = machine.agent().await else {
             return std::future::pending().await;
@@ -127,7 +131,7 @@ impl Pod {
         }
     }
 
-    /// Passes the guest's events on until there are no more, no faster than one in a while.
+    /// Passes the guest's events on until there are no more, with a pause after each.
     async fn follow_events(&self, agent: &Agent) -> Error {
         let mut told = HashMap::new();
         loop {
@@ -139,7 +143,8 @@ impl Pod {
         }
     }
 
-    /// `told`: when which container was last told to be out of memory.
+    /// Passes on an event of the guest. `told` records when each container was last reported to be
+    /// out of memory.
     fn guest_event(&self, event: Option<event::Event>, told: &mut HashMap<String, Instant>) {
         let containers = self.lock();
         told.retain(|id, at| containers.contains_key(id) && at.elapsed() < limits::OOM_PAUSE);
@@ -153,7 +158,7 @@ impl Pod {
                     });
                 }
             }
-            // Of a container that is gone by now, if the guest is honest.
+            // If the guest is honest, the event is about a container that is gone by now.
             _ => log::debug!("the guest sent an event that can't be"),
         }
     }
@@ -171,14 +176,15 @@ async fn silence<F: Future<Output = Result<()>>>(ping: impl Fn() -> F) {
     }
 }
 
-/// Resolves when more than [`limits::MOST_OVERDUE`] calls are without an answer.
+/// Resolves when more than [`limits::MOST_OVERDUE`] calls have no answer.
 async fn overdrawn(agent: &Agent) {
     while agent.overdue() <= limits::MOST_OVERDUE {
         tokio::time::sleep(limits::PING_EVERY).await;
     }
 }
 
-/// Waits for the VM's end. What is in a VM that was stopped was killed; of one that broke down nobody knows.
+/// Waits for the VM's end. If the VM was stopped, its processes were killed; if it broke down,
+/// their status is unknown.
 async fn status_with_the_vm(machine: &Machine) -> u32 {
     match machine.vm.clone().ended().await {
         EndReason::Stopped if !machine.is_broken() => KILLED_STATUS,
@@ -187,7 +193,8 @@ async fn status_with_the_vm(machine: &Machine) -> u32 {
     }
 }
 
-/// Waits for a process' end, or for the VM's. A guest that breaks off is stopped: its word is worth nothing any more.
+/// Waits for a process' end or the VM's end. A guest that breaks off is stopped, since it can't be
+/// trusted any more.
 async fn exit_status(machine: &Machine, process: &Process) -> u32 {
     let waited = async { machine.agent().await?.wait(&process.id).await };
     let lost = tokio::select! {
@@ -215,8 +222,9 @@ async fn exit_status(machine: &Machine, process: &Process) -> u32 {
     }
 }
 
-/// Resolves a while after an exec was killed: what keeps one from its end is the pod's affair, and who waits for it does not. A
-/// container that does not end takes its VM with it instead, see [`Pod::kill`].
+/// Resolves a while after an exec was killed. What keeps an exec from ending is the pod's affair,
+/// but whoever waits for it must not wait on. For a container this never resolves: one that does
+/// not end takes its VM with it instead, see [`Pod::kill`].
 async fn given_up(process: &Process) {
     if process.id.exec.is_empty() {
         return std::future::pending().await;

@@ -1,7 +1,9 @@
-//! What the containers of a pod have in common at `/etc`: containerd lays it out for a sandbox of its own (`setupSandboxFiles`), for one
-//! of a shim it does not. `/dev/shm`, the fourth of its kind, is the guest's own (see `volume` of `oci`).
+//! Writes the files that a pod's containers share at `/etc`. containerd lays them out for a sandbox
+//! of its own (`setupSandboxFiles`), but not for a sandbox of a shim. `/dev/shm`, the fourth of its
+//! kind, is the guest's own (see `volume` of `oci`).
 //!
-//! A container may write into these files, so they lie where containerd keeps a task's data, on disk, and go with its bundle.
+//! A container may write into these files. So they are on disk, where containerd keeps a task's
+//! data, and go with the bundle.
 
 use std::{
     fs, io,
@@ -18,7 +20,7 @@ use crate::{
 
 /// The folder for the files of a sandbox with this bundle.
 pub fn folder(bundle: &Path) -> PathBuf {
-    // A link of containerd's to the task's folder in its root (core/runtime/v2/bundle.go).
+    // containerd makes this link to the task's folder in its root (core/runtime/v2/bundle.go).
     fs::canonicalize(bundle.join("work")).unwrap_or_else(|_| bundle.to_owned())
 }
 
@@ -40,7 +42,7 @@ pub fn write(folder: &Path, config: &PodSandboxConfig) -> Result<()> {
     Ok(())
 }
 
-/// What the host has there; a host need not have it.
+/// The host's version of a file; empty if the host has none.
 fn of_the_host(path: &Path) -> Result<Vec<u8>> {
     match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -48,7 +50,7 @@ fn of_the_host(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// resolv.conf(5).
+/// Formats a resolv.conf(5).
 fn resolv_conf(dns: &DNSConfig) -> String {
     let mut text = String::new();
     if !dns.searches.is_empty() {

@@ -1,8 +1,10 @@
-//! containerd's Sandbox service (api/runtime/sandbox/v1/sandbox.proto), for a runtime with `sandboxer = "shim"`: unpacks its messages
-//! for the [`Pod`](crate::pod::Pod) and packs the answers.
+//! containerd's Sandbox service (api/runtime/sandbox/v1/sandbox.proto), for a runtime with
+//! `sandboxer = "shim"`. It unpacks the messages for the [`Pod`](crate::pod::Pod) and packs the
+//! answers.
 //!
-//! What a pod is asked for comes as CRI's PodSandboxConfig, of which [`spec`] makes the spec that containerd itself writes for a
-//! pause container, and [`files`] what containerd itself lays out beside it. From there on it is the sandbox of a pod as any other.
+//! A pod is requested with CRI's PodSandboxConfig. From it, [`spec`] makes the spec that containerd
+//! itself writes for a pause container, and [`files`] writes what containerd itself lays out beside
+//! it. From there on it is the sandbox of a pod like any other.
 
 mod files;
 pub mod spec;
@@ -38,28 +40,28 @@ use crate::{
     task::{finish, TaskService},
 };
 
-/// In CRI's words, which containerd passes on.
+/// The states in CRI's words, which containerd passes on.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
 
-/// How long the answer to the last request may take on its way out.
+/// The time for the answer to the last request to go out.
 const ANSWER_TIME: Duration = Duration::from_millis(200);
 
 /// The service of one shim.
 pub struct SandboxService {
-    /// Has the pod and ends the shim.
+    /// The task service, which has the pod and ends the shim.
     task: Arc<TaskService>,
     created: OnceLock<Created>,
 }
 
-/// What is told of a sandbox that was created.
+/// What is reported about a sandbox that was created.
 struct Created {
     at: SystemTime,
     spec: Value,
 }
 
 impl SandboxService {
-    /// Beside the task service of the same pod.
+    /// Makes the service that goes with the task service of the same pod.
     pub fn new(task: Arc<TaskService>) -> Self {
         Self {
             task,
@@ -74,7 +76,7 @@ impl SandboxService {
         })
     }
 
-    /// What crictl shows, under the names that containerd's own sandboxer has.
+    /// The information that crictl shows, under the names that containerd's own sandboxer uses.
     fn info(&self, id: &str, pid: u32) -> Result<String> {
         let spec = &self.created(id)?.spec;
         Ok(serde_json::json!({"pid": pid, "runtimeSpec": spec}).to_string())
@@ -108,7 +110,8 @@ impl Sandbox for SandboxService {
         let request = SandboxRequest {
             id: req.sandbox_id,
             bundle,
-            // From text, as that of a bundle: reading it from a value would be all of the code for that a second time.
+            // Parsed from text, like the spec of a bundle. Reading it from a value would compile
+            // all of that code a second time.
             spec: serde_json::from_slice(created.spec.to_string().as_bytes())
                 .map_err(|error| Error::from(caisson_oci::Error::Spec(error.into())))?,
             files,
@@ -140,7 +143,7 @@ impl Sandbox for SandboxService {
         _ctx: &TtrpcContext,
         _req: PlatformRequest,
     ) -> TtrpcResult<PlatformResponse> {
-        // Go's names, which are the image specification's.
+        // Go's names, which are those of the image specification.
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -157,7 +160,8 @@ impl Sandbox for SandboxService {
         })
     }
 
-    /// Idempotent. Returns once the VM has ended and what is its own in the pod's network namespace is gone.
+    /// Idempotent. Returns once the VM has ended and its own part of the pod's network namespace is
+    /// gone.
     async fn stop_sandbox(
         &self,
         _ctx: &TtrpcContext,
@@ -247,7 +251,8 @@ impl Sandbox for SandboxService {
             })
             .await?;
         }
-        // The server's end closes connections, answered or not, and containerd takes no answer for a failed removal.
+        // When the server ends, it closes connections, answered or not, and containerd takes a
+        // missing answer for a failed removal.
         let exit = self.task.exit.clone();
         tokio::spawn(async move {
             tokio::time::sleep(ANSWER_TIME).await;

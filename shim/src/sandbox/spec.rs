@@ -1,5 +1,6 @@
-//! CRI's PodSandboxConfig → the spec that containerd writes for a pause container (containerd,
-//! internal/cri/server/podsandbox/sandbox_run_linux.go), as far as [`caisson_oci::pod::sandbox`] looks at it.
+//! Converts CRI's PodSandboxConfig to the spec that containerd writes for a pause container
+//! (containerd, internal/cri/server/podsandbox/sandbox_run_linux.go), as far as
+//! [`caisson_oci::pod::sandbox`] looks at it.
 
 use std::{collections::HashMap, path::Path};
 
@@ -10,13 +11,15 @@ use crate::cri::pod_sandbox_config::{
     IDMapping, NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace,
 };
 
-/// What containerd 2 adds where a pod does not say otherwise (its options `enable_unprivileged_ports` and `enable_unprivileged_icmp`).
+/// The sysctls that containerd 2 adds unless a pod says otherwise (its options
+/// `enable_unprivileged_ports` and `enable_unprivileged_icmp`).
 const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
 
-/// The spec of a sandbox whose network CNI has put into the namespace at `network`; empty: there is none.
+/// Makes the spec of a sandbox whose network CNI has put into the namespace at `network`; empty
+/// means that there is none.
 pub fn of(id: &str, config: &PodSandboxConfig, network: &str) -> Value {
     let linux = &config.linux;
     let mut sysctls = linux.sysctls.clone();
@@ -44,7 +47,8 @@ pub fn of(id: &str, config: &PodSandboxConfig, network: &str) -> Value {
     spec
 }
 
-/// A namespace that is not listed is the host's. Which of them can't be had is said where the spec is read.
+/// Lists the namespaces of the sandbox. One that is not listed is the host's. Where the spec is
+/// read, those that are not possible are refused.
 fn namespaces(asked: &NamespaceOption, network: &str) -> Vec<Value> {
     let hosts = |mode: protobuf::EnumOrUnknown<NamespaceMode>| mode == NamespaceMode::NODE.into();
     let mut listed = vec![json!({"type": "mount"})];
@@ -67,7 +71,7 @@ fn namespaces(asked: &NamespaceOption, network: &str) -> Vec<Value> {
     listed
 }
 
-/// The pod's own users, where it is not to have the host's.
+/// The pod's own users; None if it is to have the host's.
 fn users(asked: &NamespaceOption) -> Option<&UserNamespace> {
     let users = asked.userns_options.as_ref()?;
     (users.mode != NamespaceMode::NODE.into()).then_some(users)
@@ -80,7 +84,8 @@ fn mappings(lines: &[IDMapping]) -> Value {
     lines.collect()
 }
 
-/// containerd's own and, of the pod's, those that are ours: no others are passed on by its configuration either.
+/// containerd's own annotations, and those of the pod that are Caisson's. containerd's
+/// configuration passes no others on either.
 fn annotations(id: &str, config: &PodSandboxConfig) -> HashMap<String, String> {
     let given = config.annotations.iter();
     let ours = given.filter(|(key, _)| key.starts_with(annotations::PREFIX));
@@ -100,7 +105,8 @@ fn annotations(id: &str, config: &PodSandboxConfig) -> HashMap<String, String> {
     all
 }
 
-/// The sandbox' cgroup in that of the pod (containerd, `getCgroupsPath`): a slice is systemd's.
+/// The path of the sandbox' cgroup in the pod's cgroup (containerd, `getCgroupsPath`). A slice is
+/// systemd's.
 fn cgroups_path(parent: &str, id: &str) -> String {
     let name = Path::new(parent).file_name().unwrap_or_default();
     match name.to_string_lossy() {

@@ -1,4 +1,4 @@
-//! What is known of a skill besides its bytes.
+//! A skill's manifest: what is known of a skill besides its bytes.
 
 use std::{
     fs::File,
@@ -14,46 +14,47 @@ use super::{file, SkillError};
 
 /// The largest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 << 10;
-/// Of data and of hashes, in bytes.
+/// The size of a block of data or of hashes, in bytes.
 pub const VERITY_BLOCK: u64 = 4096;
 
 /// A skill's manifest, `<sha256>.json` in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Skill {
-    /// Under which it is mounted unless the pod says otherwise.
+    /// The name under which it is mounted unless the pod says otherwise.
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// sha256 of the file, 64 lower-case hex digits.
     pub digest: String,
-    /// Of the file, in bytes.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// Where it is mounted in a container, absolute; `/opt/skills/<name>` when not said.
+    /// The absolute path where it is mounted in a container; `/opt/skills/<name>` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount_path: Option<PathBuf>,
     /// Seconds since 1970.
     pub created: u64,
-    /// The source that it was fetched from for a pod; none: the operator put it into the store.
+    /// The source that it was fetched from for a pod. None if the operator put it into the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetched_from: Option<String>,
-    /// By which the guest checks what it reads.
+    /// The hash tree with which the guest checks what it reads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verity: Option<Verity>,
 }
 
-/// A tree of sha256 hashes at the file's end, as dm-verity has it: blocks of 4096 bytes, no salt, no superblock.
+/// A tree of sha256 hashes at the end of the file, as dm-verity has it: blocks of 4096 bytes, no
+/// salt, no superblock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verity {
-    /// 64 lower-case hex digits.
+    /// The root hash: 64 lower-case hex digits.
     pub root_hash: String,
-    /// Before the tree.
+    /// The number of blocks before the tree.
     pub data_blocks: u64,
 }
 
 impl Skill {
-    /// The manifest of a skill that is made now; digest and size are to be filled in.
+    /// Makes the manifest of a skill that is created now; digest and size are to be filled in.
     pub fn named(name: &str) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
@@ -87,7 +88,7 @@ impl Skill {
         Ok(skill)
     }
 
-    /// Whether it can be kept and mounted.
+    /// Checks that the skill can be kept and mounted.
     pub fn check(&self) -> Result<(), ManifestError> {
         let refuse = |field, value: &str, rule| {
             Err(ManifestError::Field {
@@ -131,7 +132,7 @@ impl Skill {
         Ok(())
     }
 
-    /// Where it is mounted in a container that gives it no name of its own.
+    /// The mount point in a container that asks for it as `name`, or without a name of its own.
     pub fn target(&self, name: Option<&str>) -> PathBuf {
         match (name, &self.mount_path) {
             (None, Some(path)) => path.clone(),

@@ -1,12 +1,14 @@
-//! The node's skill store, `<store_dir>/skills/`: immutable tool bundles, each a squashfs or EROFS file named by its sha256.
+//! The node's skill store, `<store_dir>/skills/`: immutable tool bundles, each a squashfs or EROFS
+//! file named by its sha256.
 //!
 //! ```text
 //! <sha256>        the file, read-only; locked (flock(2), shared) by each shim whose VM has it
-//! <sha256>.json   its manifest; the time of its last change is that of the skill's last use
-//! .part-…         being written or fetched, locked (exclusive) by who does
+//! <sha256>.json   its manifest, whose modification time is the time of the skill's last use
+//! .part-…         a file that is being written or fetched; its writer locks it (exclusive)
 //! ```
 //!
-//! The shim looks skills up here; `caisson skill` packs, adds, fetches, lists, verifies and removes them.
+//! The shim looks skills up here; `caisson skill` packs, adds, fetches, lists, verifies and removes
+//! them.
 
 mod image;
 mod manifest;
@@ -38,42 +40,42 @@ pub use plug::{place, plug, serial};
 /// What can go wrong with a skill.
 #[derive(Debug, thiserror::Error)]
 pub enum SkillError {
-    /// Not in the store.
+    /// It is not in the store.
     #[error("skill {wanted} is not in {}; add it with `caisson skill add FILE`", store.display())]
     Missing { wanted: String, store: PathBuf },
-    /// Not in the store, and not to be had.
+    /// It is not in the store and can't be fetched.
     #[error("skill {wanted}: {reason}")]
     NotFetched { wanted: String, reason: String },
-    /// The node's policy says no.
+    /// The node's policy forbids it.
     #[error("skill {wanted} {denied}")]
     NotAllowed { wanted: String, denied: Denied },
-    /// It came from a source that the node's policy has for others.
+    /// It came from a source that the node's policy reserves for others.
     #[error("skill {wanted} came from the source {from}, which {denied}")]
     NotFrom {
         wanted: String,
         from: String,
         denied: Denied,
     },
-    /// The file to be added is something else.
+    /// The file to be added is not a skill.
     #[error("{} is neither a squashfs nor an EROFS file; make one with `caisson skill pack DIR`", .0.display())]
     NotAnImage(PathBuf),
     /// Two skills would be mounted at the same place.
     #[error("two skills want to be at {}; give one another name with NAME=sha256:…", .0.display())]
     SamePlace(PathBuf),
-    /// The bytes are not those that the name says.
+    /// The bytes do not match the digest in the name.
     #[error("{} has the digest sha256:{actual}: remove it with `caisson skill remove`", path.display())]
     Damaged { path: PathBuf, actual: String },
-    /// A VM has it.
+    /// A VM is using it.
     #[error("skill {name} (sha256:{digest}) is in use by a running pod")]
     InUse { name: String, digest: String },
-    /// What is to be a manifest is none.
+    /// The manifest is not valid.
     #[error("manifest {}", path.display())]
     Manifest {
         path: PathBuf,
         #[source]
         source: ManifestError,
     },
-    /// A file of the store.
+    /// An operation on a file of the store failed.
     #[error("{operation} {}", path.display())]
     File {
         operation: &'static str,
@@ -83,11 +85,11 @@ pub enum SkillError {
     },
 }
 
-/// A skill's file, opened for a VM. Until it is dropped the skill stays in the store.
+/// A skill's file, opened for a VM. The skill stays in the store until this is dropped.
 #[derive(Debug)]
 pub struct OpenSkill {
     pub file: File,
-    /// `squashfs` or `erofs`.
+    /// Either `squashfs` or `erofs`.
     pub fs_type: &'static str,
 }
 
@@ -98,7 +100,7 @@ pub struct SkillStore {
 }
 
 impl SkillStore {
-    /// The store of a node; it need not exist yet.
+    /// The store of a node; its folder need not exist yet.
     pub fn new(store_dir: &Path) -> Self {
         Self {
             dir: store_dir.join("skills"),
@@ -110,7 +112,7 @@ impl SkillStore {
         self.dir.join(&skill.digest)
     }
 
-    /// Looks a skill up. Of several with the same name and version it is the newest.
+    /// Looks up a skill. If several have the same name and version, returns the newest.
     pub fn get(&self, wanted: &SkillRef) -> Result<Skill, SkillError> {
         let found = match wanted {
             SkillRef::Digest(digest) => self.by_digest(digest)?,
@@ -127,7 +129,7 @@ impl SkillStore {
     }
 
     fn by_digest(&self, digest: &str) -> Result<Option<Skill>, SkillError> {
-        // Where it could be another path, it is not a digest.
+        // Anything but a digest could be another path.
         if !is_sha256(digest) || !self.dir.join(digest).is_file() {
             return Ok(None);
         }
@@ -140,12 +142,12 @@ impl SkillStore {
         Ok(Some(skill))
     }
 
-    /// Opens a skill for a VM, and notes that it was used.
+    /// Opens a skill for a VM and records the use.
     pub fn open(&self, skill: &Skill) -> Result<OpenSkill, SkillError> {
         let path = self.path(skill);
         let file = File::open(&path).map_err(file("open", &path))?;
         file.lock_shared().map_err(self::file("lock", &path))?;
-        // Removed while the lock was waited for.
+        // The file was removed while the lock was waited for.
         if file.metadata().map_err(self::file("read", &path))?.nlink() == 0 {
             return Err(SkillError::Missing {
                 wanted: skill.name.clone(),
@@ -165,7 +167,8 @@ impl SkillStore {
         })
     }
 
-    /// All skills of the store, by name. Manifests that can't be read are left out, with a warning in the log.
+    /// Lists all skills of the store, by name. Leaves out manifests that can't be read, with a
+    /// warning in the log.
     pub fn list(&self) -> Result<Vec<Skill>, SkillError> {
         let mut skills = Vec::new();
         for name in self.names()? {
@@ -197,7 +200,8 @@ impl SkillStore {
         Ok(names)
     }
 
-    /// Copies a file into the store under its digest. Adding what is there changes nothing but the manifest.
+    /// Copies a file into the store under its digest. Adding an existing skill changes only the
+    /// manifest.
     ///
     /// `skill` gives the manifest; its digest, size and time are filled in.
     pub fn add(&self, source: &Path, skill: Skill) -> Result<Skill, SkillError> {
@@ -230,8 +234,8 @@ impl SkillStore {
         )
     }
 
-    /// A file that is being written. What an interrupted writer left under the same name is gone on with; where another writer is at it,
-    /// waits for that one's end.
+    /// Opens a file that is being written. Resumes what an interrupted writer left under the same
+    /// name. If another writer is working on it, waits until that writer ends.
     pub fn part(&self, name: &str) -> Result<Part, SkillError> {
         make_private(&self.dir).map_err(file("create", &self.dir))?;
         let path = self.dir.join(format!(".part-{name}"));
@@ -245,20 +249,20 @@ impl SkillStore {
                 .map_err(file("create", &path))?;
             part.lock().map_err(file("lock", &path))?;
             let ours = part.metadata().map_err(file("read", &path))?;
-            // The other writer may have given it another name, or removed it.
+            // The other writer may have renamed or removed it.
             if fs::metadata(&path).is_ok_and(|named| named.ino() == ours.ino()) {
                 return Part::resume(part, path);
             }
         }
     }
 
-    /// Gives a part its name: from now on it is a skill of the store. It is on disk by then.
+    /// Renames a part, which makes it a skill of the store. It is on disk by then.
     pub fn keep(&self, part: Part, skill: Skill) -> Result<Skill, SkillError> {
         skill.check().map_err(|source| SkillError::Manifest {
             path: self.manifest_path(&skill.digest),
             source,
         })?;
-        // The manifest first: a file with the digest's name is whole.
+        // The manifest comes first: a file with the digest's name is complete.
         self.write_manifest(&skill)?;
         let path = self.path(&skill);
         if path.exists() {
@@ -269,7 +273,7 @@ impl SkillStore {
         Ok(skill)
     }
 
-    /// Notes where a skill came from; none: the operator put it there.
+    /// Records where a skill came from. None means that the operator put it there.
     pub fn set_source(&self, skill: Skill, source: Option<&str>) -> Result<Skill, SkillError> {
         let fetched_from = source.map(str::to_owned);
         let skill = Skill {
@@ -280,7 +284,7 @@ impl SkillStore {
         Ok(skill)
     }
 
-    /// Reads a skill whole and compares it with its digest.
+    /// Reads a whole skill and compares it with its digest.
     pub fn verify(&self, skill: &Skill) -> Result<(), SkillError> {
         let path = self.path(skill);
         let actual = File::open(&path)
@@ -292,7 +296,7 @@ impl SkillStore {
         Ok(())
     }
 
-    /// Removes a skill that no VM has.
+    /// Removes a skill that no VM is using.
     pub fn remove(&self, skill: &Skill) -> Result<(), SkillError> {
         let path = self.path(skill);
         let lock = File::open(&path).map_err(file("open", &path))?;
@@ -311,8 +315,9 @@ impl SkillStore {
         fs::remove_file(&manifest).map_err(file("remove", &manifest))
     }
 
-    /// Removes least recently used skills until the rest has `max_bytes` at most; never one that a VM has. Also what
-    /// interrupted writers left. Returns what was removed.
+    /// Removes the least recently used skills until the rest takes `max_bytes` at most, but never
+    /// one that a VM is using. Also removes what interrupted writers left. Returns the removed
+    /// skills.
     pub fn gc(&self, max_bytes: u64) -> Result<Vec<Skill>, SkillError> {
         for name in self.names()? {
             let digest = name.strip_suffix(".json");
@@ -330,7 +335,7 @@ impl SkillStore {
             by_use.push((used, skill));
         }
         by_use.sort_by_key(|(used, _)| *used);
-        // What manifests say may be more than there can be.
+        // The sizes in manifests may add up to more than an u64 holds.
         let mut bytes: u128 = by_use.iter().map(|(_, skill)| u128::from(skill.size)).sum();
         let mut removed = Vec::new();
         for (_, skill) in by_use {

@@ -1,11 +1,12 @@
-//! The skills that a container asks for: from the store, and what is not there by way of `caisson skill fetch`.
+//! Obtains the skills that a container asks for: from the store, or with `caisson skill fetch` if
+//! they are not there.
 //!
-//! `[policy]` says which of them a namespace may have. A skill that was fetched for a pod stays with
-//! the namespaces of its source; what the operator has added or fetched is for all that
-//! `[policy.skills]` names.
+//! `[policy]` says which of them a namespace may have. A skill that was fetched for a pod stays
+//! with the namespaces of its source. Skills that the operator has added or fetched are for every
+//! namespace that `[policy.skills]` names.
 //!
-//! Another program, because what speaks to stores and registries is larger than all of the shim, which stays in memory beside
-//! each pod.
+//! Another program does the fetching, because the code that speaks to stores and registries is
+//! larger than all of the shim, which stays in memory beside each pod.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
@@ -21,19 +22,20 @@ use super::{Skill, SkillError, SkillStore};
 
 /// The operator's command, which is installed beside the shim.
 const PROGRAM: &str = "caisson";
-/// The most that is kept of what it says, in bytes.
+/// The maximum number of bytes kept of its output.
 const MAX_MESSAGE: usize = 2000;
 
-/// Who asks for skills.
+/// The party that asks for skills.
 #[derive(Debug, Clone, Copy)]
 pub enum Asker<'a> {
     /// A pod of this namespace, which the node's policy knows.
     Namespace(&'a str),
-    /// Whoever administers the node.
+    /// The administrator of the node.
     Operator,
 }
 
-/// The skills of a container, each with the name that the container gives it. All that are not there are fetched at once.
+/// Obtains the skills of a container, each with the name that the container gives it. Those that
+/// are missing are all fetched at the same time.
 pub async fn obtain(
     store: &SkillStore,
     config: &NodeConfig,
@@ -58,7 +60,8 @@ pub async fn obtain(
 }
 
 impl Asker<'_> {
-    /// The sources that may be asked for a skill: none stands for all of them. At least one, else it is refused.
+    /// The sources that may be asked for a skill; an empty list stands for all of them. Refuses the
+    /// skill if the policy allows none of the configured sources.
     fn sources(self, config: &NodeConfig, wanted: &SkillRef) -> Result<Vec<String>, SkillError> {
         let Self::Namespace(namespace) = self else {
             return Ok(Vec::new());
@@ -88,7 +91,7 @@ impl Asker<'_> {
         }
     }
 
-    /// Refuses what the policy has for other namespaces.
+    /// Refuses a skill that the policy reserves for other namespaces.
     fn check(self, policy: &Policy, wanted: &SkillRef, skill: &Skill) -> Result<(), SkillError> {
         let Self::Namespace(namespace) = self else {
             return Ok(());
@@ -116,7 +119,8 @@ fn not_allowed(wanted: &SkillRef, denied: Denied) -> SkillError {
     }
 }
 
-/// Has a skill fetched from these sources, from any where there are none. What has come by `limit` is kept, and gone on with the next time.
+/// Fetches a skill from these sources, or from any if the list is empty. What has arrived by
+/// `limit` is kept, and the next fetch goes on from there.
 async fn fetch(wanted: &SkillRef, sources: &[String], limit: Duration) -> Result<(), SkillError> {
     let failed = |reason: String| SkillError::NotFetched {
         wanted: wanted.to_string(),

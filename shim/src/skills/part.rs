@@ -1,4 +1,4 @@
-//! A skill's file that is being written.
+//! A skill's file while it is being written.
 
 use std::{
     fs::{self, File},
@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::{file, SkillError};
 
-/// A file of the store that has no digest's name yet, locked by who writes it. Dropped, it stays for the next one to go on with.
+/// A file of the store that is not named by its digest yet. Its writer holds a lock on it. When
+/// dropped, the file stays, so that the next writer can go on with it.
 #[derive(Debug)]
 pub struct Part {
     file: File,
@@ -21,7 +22,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// Goes on with a file at its end.
+    /// Goes on at the end of an existing file.
     pub(super) fn resume(mut file: File, path: PathBuf) -> Result<Self, SkillError> {
         let mut hash = Sha256::new();
         let size = hash_file(&mut file, &mut hash).map_err(super::file("read", &path))?;
@@ -33,17 +34,17 @@ impl Part {
         })
     }
 
-    /// How many bytes it has.
+    /// The number of bytes written so far.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The digest of what it has: 64 hex digits.
+    /// The digest of what has been written: 64 hex digits.
     pub fn digest(&self) -> String {
         hex(self.hash.clone())
     }
 
-    /// Appends.
+    /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), SkillError> {
         self.file
             .write_all(bytes)
@@ -53,7 +54,7 @@ impl Part {
         Ok(())
     }
 
-    /// Forgets what it has.
+    /// Discards what has been written and begins anew.
     pub fn restart(&mut self) -> Result<(), SkillError> {
         self.file
             .set_len(0)
@@ -64,12 +65,12 @@ impl Part {
         Ok(())
     }
 
-    /// Removes it.
+    /// Removes the file.
     pub fn discard(self) -> Result<(), SkillError> {
         fs::remove_file(&self.path).map_err(file("remove", &self.path))
     }
 
-    /// Gives it its name, read-only and on disk.
+    /// Gives the file its final name, read-only and on disk.
     pub(super) fn name(self, path: &Path) -> Result<(), SkillError> {
         let read_only = fs::Permissions::from_mode(0o444);
         self.file
@@ -84,7 +85,7 @@ impl Part {
     }
 }
 
-/// The digest of a file from where it is read: 64 hex digits.
+/// The digest of a file from its current position: 64 hex digits.
 pub(super) fn digest_of(mut file: &File) -> io::Result<String> {
     let mut hash = Sha256::new();
     hash_file(&mut file, &mut hash)?;

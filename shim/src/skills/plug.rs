@@ -1,4 +1,4 @@
-//! Skills as a pod's VM gets them: each a read-only disk of its own.
+//! Plugs skills into a pod's VM, each as a read-only disk of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use caisson_vmm::Device;
 use super::{Skill, SkillError, SkillStore};
 use crate::machine::Plug;
 
-/// The two halves of plugging one in.
+/// Makes the host's half and the guest's half of plugging a skill in.
 pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
     let opened = store.open(skill)?;
     let verity = skill.verity.as_ref().map(|verity| Verity {
@@ -36,12 +36,13 @@ pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
     })
 }
 
-/// Where the guest has it.
+/// The guest's mount point of the skill.
 pub fn place(skill: &Skill) -> PathBuf {
     Path::new(DISKS).join(serial(skill))
 }
 
-/// Half of the digest's first half: as much as a serial number holds with a mark before it.
+/// The serial number of a skill's disk: a mark and the first quarter of the digest, which together
+/// fit in a serial number.
 pub fn serial(skill: &Skill) -> String {
     format!("s-{}", &skill.digest[..16])
 }

@@ -1,4 +1,5 @@
-//! What the chart says of who may use what: the nodes' `[policy]`, and the nodes that the DaemonSet's pods may change.
+//! Tests the chart's access rules: the nodes' `[policy]`, and the nodes that the DaemonSet's pods
+//! may change.
 
 use anyhow::{ensure, Context, Result};
 use caisson_oci::{NodeConfig, Policy};
@@ -89,7 +90,7 @@ fn node_restriction_on_an_older_cluster_is_refused_until_it_is_turned_off() -> R
     Ok(())
 }
 
-/// The node's policy by the settings that are rendered.
+/// Returns the node's policy from the settings that are rendered.
 fn policy(text: &str) -> Result<Policy> {
     let objects = yaml(text)?;
     let map = objects.iter().find(|object| object["kind"] == "ConfigMap");

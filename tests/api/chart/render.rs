@@ -1,4 +1,4 @@
-//! The chart, rendered by helm, and the check of what comes out.
+//! Renders the chart with helm and checks the result.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, sync::OnceLock};
 
@@ -8,10 +8,10 @@ use jsonschema::Validator;
 use serde_json::{json, Value};
 use tempfile::NamedTempFile;
 
-/// Kubernetes' version in the schemas, and the one that helm renders for.
+/// The Kubernetes version of the schemas, for which helm renders.
 const KUBERNETES: &str = "1.33.4";
 
-/// Values with one at a path like `a.b`.
+/// Returns values with one value set, at a path like `a.b`.
 pub fn at(path: &str, value: &Value) -> Value {
     path.rsplit('.')
         .fold(value.clone(), |below, key| json!({ key: below }))
@@ -36,7 +36,7 @@ fn tool(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// helm with a subcommand; it looks at no configuration of this machine.
+/// Returns helm with a subcommand. It reads no configuration of this machine.
 pub fn helm(subcommand: &str) -> Result<Command> {
     let mut helm = Command::new(tool("bin/helm")?);
     helm.arg(subcommand)
@@ -51,7 +51,7 @@ pub fn helm(subcommand: &str) -> Result<Command> {
     Ok(helm)
 }
 
-/// Adds the values and the chart.
+/// Adds the values and the chart to a helm command.
 pub fn with<'h>(
     helm: &'h mut Command,
     overlay: Option<&str>,
@@ -78,14 +78,14 @@ pub fn run(helm: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A file of values; JSON is YAML.
+/// Writes a file of values. JSON is valid YAML.
 pub fn values_file(values: &Value) -> Result<NamedTempFile> {
     let file = NamedTempFile::new()?;
     fs::write(&file, values.to_string())?;
     Ok(file)
 }
 
-/// What the chart becomes with these values.
+/// Renders the chart with these values.
 pub fn render(overlay: Option<&str>, values: Option<Value>) -> Result<String> {
     let mut helm = helm("template")?;
     helm.arg("caisson");
@@ -93,7 +93,7 @@ pub fn render(overlay: Option<&str>, values: Option<Value>) -> Result<String> {
     run(with(&mut helm, overlay, file.as_ref())?)
 }
 
-/// What helm says of values that it must refuse.
+/// Returns helm's error for values that it must refuse.
 pub fn refuse(values: Value) -> Result<String> {
     let shown = values.to_string();
     match render(None, Some(values)) {
@@ -102,7 +102,7 @@ pub fn refuse(values: Value) -> Result<String> {
     }
 }
 
-/// The documents of a YAML text that have something in them.
+/// Returns the documents of a YAML text that are not empty.
 pub fn yaml(text: &str) -> Result<Vec<Value>> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("understand YAML")?;
     Ok(documents
@@ -111,7 +111,7 @@ pub fn yaml(text: &str) -> Result<Vec<Value>> {
         .collect())
 }
 
-/// Every object of the text is one that the API has, without a field that it does not have.
+/// Checks that every object of the text is known to the API and has only fields that the API has.
 pub fn check(text: &str) -> Result<()> {
     let objects = yaml(text)?;
     ensure!(objects.len() > 5, "{} objects", objects.len());
@@ -133,7 +133,7 @@ pub fn check(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// By `APIVERSION KIND`, for the kinds that the chart has.
+/// Returns the validators by `APIVERSION KIND`, for the kinds that the chart has.
 fn validators() -> Result<&'static BTreeMap<String, Validator>> {
     static VALIDATORS: OnceLock<Result<BTreeMap<String, Validator>, String>> = OnceLock::new();
     let made = VALIDATORS.get_or_init(|| make_validators().map_err(|error| format!("{error:#}")));
@@ -146,7 +146,8 @@ fn make_validators() -> Result<BTreeMap<String, Validator>> {
     let all = definitions.as_object_mut().context("no definitions")?;
     let mut kinds = BTreeMap::new();
     for (name, definition) in all.iter_mut() {
-        // Strict: nothing beside what is described. What has no properties is free, such as what a webhook gets.
+        // Strict: only described fields are allowed. A definition without properties stays open,
+        // for example what a webhook gets.
         if definition["properties"].is_object() && definition["additionalProperties"].is_null() {
             definition["additionalProperties"] = json!(false);
         }
@@ -165,7 +166,8 @@ fn make_validators() -> Result<BTreeMap<String, Validator>> {
             kinds.insert(format!("{version} {}", text("kind")), name.clone());
         }
     }
-    // These two are strings in the description and also numbers in the API (their UnmarshalJSON).
+    // The description has these two as strings, but the API also takes numbers (their
+    // UnmarshalJSON).
     for name in [
         "io.k8s.apimachinery.pkg.api.resource.Quantity",
         "io.k8s.apimachinery.pkg.util.intstr.IntOrString",

@@ -1,8 +1,10 @@
-//! `make cri`: containerd's own CRI tests, from its Go module, against runc and then against Caisson.
+//! `make cri` runs containerd's own CRI tests, from its Go module, against runc and then against
+//! Caisson.
 //!
-//! Each test runs in a process of its own with an end of time. What passes with runc has to pass with Caisson, and nothing
-//! may fail with runc, but for the exceptions in `exceptions.toml`, each with its reason, which have to fail. Arguments: only
-//! the tests whose name one of them is part of.
+//! Each test runs in its own process with a time limit. What passes with runc has to pass with
+//! Caisson, and nothing may fail with runc. Exceptions are listed in `exceptions.toml`, each with
+//! its reason, and they have to fail. With arguments, only the tests run whose name contains one of
+//! them.
 
 mod suite;
 mod surroundings;
@@ -17,7 +19,7 @@ use caisson_tests::{
 };
 use suite::{Ended, Suite};
 
-/// No more than these may fail with Caisson and pass with runc.
+/// The maximum number of tests that may pass with runc and fail with Caisson.
 const EXCEPTIONS_MAX: usize = 8;
 
 fn main() -> ExitCode {
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The tests that may fail, and why.
+/// Reads the list of tests that may fail, with the reasons.
 fn read_exceptions() -> Result<Exceptions> {
     let exceptions = Exceptions::parse(include_str!("exceptions.toml"))?;
     let count = exceptions.of_caisson();
@@ -42,7 +44,7 @@ fn read_exceptions() -> Result<Exceptions> {
     Ok(exceptions)
 }
 
-/// With Caisson, where leaving out a part that runs with runc is no better than failing.
+/// Returns the outcome with Caisson. Skipping a part that runs with runc counts as a failure.
 fn with_caisson(runc: &Ended, caisson: &Ended) -> Outcome {
     let left_out = |part: &String| !runc.skipped.contains(part);
     if caisson.skipped.iter().any(left_out) {
@@ -84,7 +86,8 @@ fn run() -> Result<bool> {
     Ok(good)
 }
 
-/// Keeps what the caller left open here from the shims: a test counts their pipes.
+/// Keeps the descriptors that the caller left open here from the shims, since a test counts the
+/// shims' pipes.
 fn keep_descriptors() -> Result<()> {
     // SAFETY: changes a flag of descriptors only, none is closed.
     let result =

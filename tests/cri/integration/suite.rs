@@ -1,4 +1,4 @@
-//! One runtime's run of the tests: a node, one process a test.
+//! Runs the tests with one runtime: a node, and one process for each test.
 
 use std::{
     fs,
@@ -23,17 +23,17 @@ use caisson_tests::{
 
 use crate::surroundings::Surroundings;
 
-/// How long one test may take; the longest (the leak tests) take a minute with runc.
+/// How long one test may take. The longest (the leak tests) take a minute with runc.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// How long a killed containerd stays away: the tests look once a second whether it is gone.
+/// How long a killed containerd stays away. The tests check once a second whether it is gone.
 const AWAY: Duration = Duration::from_secs(3);
 
-/// What a test came to.
+/// The result of a test.
 #[derive(Debug, Clone)]
 pub struct Ended {
     pub outcome: Outcome,
-    /// Its parts that were skipped, which Go counts as passed.
+    /// The parts of the test that were skipped, which Go counts as passed.
     pub skipped: Vec<String>,
 }
 
@@ -86,7 +86,7 @@ impl Suite {
         })
     }
 
-    /// The tests' names.
+    /// Returns the tests' names.
     pub fn names(&self) -> Result<Vec<String>> {
         let listed = self.program(&["-test.list", "."])?.ok()?;
         let text = listed.text();
@@ -94,7 +94,7 @@ impl Suite {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// Runs one test; what it said is in its log.
+    /// Runs one test. Its output is in its log.
     pub fn run(&self, name: &str) -> Result<Ended> {
         let pattern = format!("^{name}$");
         let log = self.logs.join(format!("{name}.log"));
@@ -107,7 +107,7 @@ impl Suite {
         };
         fs::write(&log, [output.stdout.as_slice(), &output.stderr].concat())?;
         let text = output.text();
-        // `--- SKIP: TestPods/with_users (0.00s)`
+        // A line is, for example, `--- SKIP: TestPods/with_users (0.00s)`.
         let ended: Vec<(&str, &str)> = text
             .lines()
             .filter_map(|line| line.trim_start().strip_prefix("--- ")?.split_once(": "))
@@ -155,7 +155,8 @@ impl Drop for Suite {
     }
 }
 
-/// Where containerd's own runs of the tests have their root. TestPodUserNS looks there whether mounts can be mapped.
+/// The root folder that containerd's own runs of the tests use. TestPodUserNS checks there whether
+/// mounts can be mapped.
 struct TestRoot {
     is_ours: bool,
 }
@@ -183,7 +184,7 @@ impl Drop for TestRoot {
     }
 }
 
-/// Starts containerd again when a test has ended it, as systemd does on a node.
+/// Restarts containerd when a test has ended it, as systemd does on a node.
 struct Supervisor {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,

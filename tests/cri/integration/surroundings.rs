@@ -1,6 +1,7 @@
-//! What containerd's own tests ask of a node beyond what the other suites have there: images by names that every client
-//! resolves, the runtime `runc-fp` whose shim and CNI plugin fail on purpose, and programs: `docker`, which makes an archive,
-//! and `containerd`, which some tests start themselves and which has to keep to this node's network and images.
+//! Provides what containerd's own tests need on a node beyond what the other suites have there.
+//! These are images by names that every client resolves; the runtime `runc-fp`, whose shim and CNI
+//! plugin fail on purpose; and programs. `docker` makes an archive, and `containerd`, which some
+//! tests start themselves, has to keep to this node's network and images.
 
 use std::{
     fs,
@@ -14,7 +15,7 @@ use caisson_tests::cri::{network, registry::Registry, CriNode, NAMESPACE};
 use serde_json::{json, Value};
 use toml::Table;
 
-/// The tests' name of an image, its name in the registry, and what is served for it.
+/// For each image, the tests' name, the name in the registry, and the image that is served.
 const IMAGES: [(&str, &str, &str); 7] = [
     ("BusyBox", "containerd/busybox:1.36", "hub-busybox"),
     ("Alpine", "containerd/alpine:3.14.0", "busybox"),
@@ -41,10 +42,10 @@ const PAUSE: &str = "Pause";
 /// The CNI plugin of `runc-fp`, which calls `bridge`.
 const FAILPOINT_PLUGIN: &str = "cni-bridge-fp";
 
-/// What a test mounts from `/usr/local/bin`.
+/// The program that a test mounts from `/usr/local/bin`.
 const INSTALLED: &str = "loopback-v2";
 
-/// What the test program is told.
+/// What the test program gets on its command line and in its environment.
 pub struct Surroundings {
     /// The file for `--image-list`.
     pub image_list: PathBuf,
@@ -53,9 +54,11 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Publishes the images and starts the node's containerd again with what it has to know.
+    /// Publishes the images and restarts the node's containerd with the configuration that it
+    /// needs.
     pub fn make(node: &CriNode, registry: &Registry) -> Result<Self> {
-        // Some tests pull by clients of their own, which know no `hosts.toml`: hence no public names.
+        // Some tests pull with clients of their own, which don't read a `hosts.toml`, so public
+        // names can't be used.
         let full = |name: &str| format!("{}/{name}", registry.address());
         let mut list = Table::new();
         for (key, name, fixture) in IMAGES {
@@ -82,8 +85,8 @@ impl Surroundings {
     }
 }
 
-/// Adds `runc-fp` to containerd's configuration, as containerd's `script/test/utils.sh` does, and the tests' pause image,
-/// which they expect to be pinned; gives the whole.
+/// Adds `runc-fp` to containerd's configuration, as containerd's `script/test/utils.sh` does, and
+/// the tests' pause image, which they expect to be pinned. Returns the whole configuration.
 fn configure(node: &CriNode, pause: &str) -> Result<Table> {
     let bin = node.version().checked_bin()?;
     ensure!(
@@ -117,7 +120,8 @@ fn configure(node: &CriNode, pause: &str) -> Result<Table> {
     Ok(config)
 }
 
-/// The node's own network, so also its bridge and its addresses, by the plugin that can fail; gives the folder.
+/// Configures the node's own network, with its bridge and addresses, for the plugin that can fail.
+/// Returns the folder.
 fn failpoint_network(dir: &Path) -> Result<PathBuf> {
     const FILE: &str = "10-bridge.conflist";
     let text = fs::read_to_string(network::conf_dir(dir).join(FILE))?;
@@ -131,7 +135,8 @@ fn failpoint_network(dir: &Path) -> Result<PathBuf> {
     Ok(conf_dir)
 }
 
-/// `docker pull` and `docker save`, of which one test wants an archive: here from the node's own containerd.
+/// Writes a `docker` with `docker pull` and `docker save`, of which one test needs an archive. It
+/// uses the node's own containerd.
 fn write_docker(node: &CriNode, path: &Path) -> Result<()> {
     let ctr = node.version().bin().join("ctr");
     let script = format!(
@@ -149,8 +154,8 @@ esac
     write_program(path, &script)
 }
 
-/// A containerd whose configuration, made by a test, also has the plugins' of this node, and which sees as installed what
-/// a test mounts from there.
+/// Writes a `containerd` for tests that start it with their own configuration. It adds the plugin
+/// settings of this node, and sees as installed what a test mounts from `/usr/local/bin`.
 fn write_containerd(node: &CriNode, mut config: Table, path: &Path) -> Result<()> {
     config.retain(|key, _| ["version", "disabled_plugins", "plugins"].contains(&key));
     let imported = node.dir().join("imported.toml");

@@ -1,4 +1,4 @@
-//! Mutations of JSON as a tree: bytes that are flipped at random are hardly ever JSON again.
+//! Mutates JSON as a tree, since bytes flipped at random hardly ever result in JSON again.
 
 use libfuzzer_sys::fuzzer_mutate;
 use serde_json::{json, Value};
@@ -18,7 +18,7 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32, words: &
     }
 }
 
-/// As [`mutate`], of a file with a document on each line.
+/// Like [`mutate`], for a file with a document on each line.
 pub fn mutate_lines(
     data: &mut [u8],
     size: usize,
@@ -52,7 +52,7 @@ pub fn mutate_lines(
     text.len()
 }
 
-/// Sometimes none, so that the bytes are mutated.
+/// Returns the mutated text. Sometimes returns `None`, so that the bytes are mutated instead.
 fn changed(text: &[u8], random: &mut Random, words: &[&str]) -> Option<Vec<u8>> {
     let mut value: Value = serde_json::from_slice(text).ok()?;
     if random.below(16) == 0 {
@@ -75,7 +75,8 @@ fn count(value: &Value) -> usize {
     }
 }
 
-/// The node of that number, from the top; past the end it is the top itself.
+/// Returns the node with that number, counted from the top. A number past the end gives the top
+/// itself.
 fn nth<'v>(value: &'v mut Value, left: &mut usize) -> &'v mut Value {
     if *left == 0 {
         return value;
@@ -95,7 +96,8 @@ fn nth<'v>(value: &'v mut Value, left: &mut usize) -> &'v mut Value {
     }
 }
 
-/// Whether the node is in here; where it is not, it is so many fewer away.
+/// Returns whether the node is inside `value`. If not, reduces `left` by the number of nodes in
+/// `value`.
 fn enters(value: &Value, left: &mut usize) -> bool {
     let here = count(value);
     if *left <= here {

@@ -1,11 +1,11 @@
-//! What the fuzz targets share: bounds on memory, mutations of JSON, and those modules of `caisson`
-//! that are no library.
+//! Code shared by the fuzz targets: bounds on memory, mutations of JSON, and those modules of
+//! `caisson` that are not part of a library.
 //!
-//! A target is one file under `targets/`. It gives bytes to the code that reads them in the
-//! product, and checks what must hold of whatever that code accepts.
+//! A target is one file under `targets/`. It passes bytes to the code that reads them in the
+//! product, and checks what must hold for everything that the code accepts.
 
-// These two by their own source: `caisson` as a dependency would bring clients of Kubernetes,
-// registries and object stores.
+// This module and `shim` are included by their source, since `caisson` as a dependency would bring
+// in clients of Kubernetes, registries and object stores.
 #[path = "../../../deploy/node/src/node/containerd_config/mod.rs"]
 #[allow(dead_code)]
 pub mod containerd_config;
@@ -19,7 +19,7 @@ mod shim;
 
 use std::path::{Component, Path};
 
-/// Whether a name is that of one file in a folder, and nothing that leads elsewhere.
+/// Returns whether a name is that of one file in a folder and leads nowhere else.
 pub fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!(parts.next(), Some(Component::Normal(_)))
@@ -27,7 +27,7 @@ pub fn is_file_name(name: &str) -> bool {
         && !name.contains('/')
 }
 
-/// Whether a path is absolute and has no `..`.
+/// Returns whether a path is absolute and has no `..`.
 pub fn is_plain_path(path: &Path) -> bool {
     path.is_absolute()
         && path
@@ -36,7 +36,7 @@ pub fn is_plain_path(path: &Path) -> bool {
             .all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// An error with all of its causes, as a user reads it.
+/// Formats an error with all its causes, as a user reads it.
 pub fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,4 +1,4 @@
-//! How much memory the code under test has at once.
+//! Measures how much memory the code under test holds at once.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -17,11 +17,11 @@ fn more(bytes: usize) {
     PEAK.fetch_max(now, Relaxed);
 }
 
-// SAFETY: everything is handed on to the system's allocator as it comes.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         more(layout.size());
-        // SAFETY: the caller's promises are those that this needs.
+        // SAFETY: the caller's guarantees are those that this call needs.
         unsafe { System.alloc(layout) }
     }
 
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Does some work, which may have `limit` bytes at once beside what was there before.
+/// Runs `work`, which may hold `limit` bytes at once in addition to what was there before.
 pub fn bounded<T>(limit: usize, work: impl FnOnce() -> T) -> T {
     let before = NOW.load(Relaxed);
     PEAK.store(before, Relaxed);

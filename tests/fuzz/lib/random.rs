@@ -1,6 +1,6 @@
-//! Numbers for mutations, from libFuzzer's seed, so that a run can be repeated.
+//! Random numbers for mutations, from libFuzzer's seed, so that a run can be repeated.
 
-/// xorshift32.
+/// An xorshift32 generator.
 pub struct Random(u32);
 
 impl Random {
@@ -8,7 +8,7 @@ impl Random {
         Self(seed | 1)
     }
 
-    /// A number below `end`, which is 1 or more.
+    /// Returns a number below `end`, which is 1 or more.
     pub fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 17;

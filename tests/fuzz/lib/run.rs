@@ -1,6 +1,6 @@
-//! How `caisson run` reads images, by its own source.
+//! Includes by its source the code with which `caisson run` reads images.
 
-// What the targets do not call is used in `caisson`.
+// `caisson` uses what the targets do not call.
 #![allow(dead_code)]
 
 #[path = "../../../deploy/node/src/run/bundle.rs"]

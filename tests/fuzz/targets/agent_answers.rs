@@ -1,5 +1,5 @@
-//! What a guest's agent answers to the shim, from the frames of ttrpc up to what the shim makes of
-//! the messages.
+//! Fuzzes the answers of a guest's agent to the shim, from the frames of ttrpc up to what the shim
+//! makes of the messages.
 #![no_main]
 
 use std::time::Duration;
@@ -20,10 +20,10 @@ use tokio::{
     net::UnixStream,
 };
 
-/// What answers may take, and 40 MB that protobuf reserves for a list that says of itself that it
-/// is long, and never touches.
+/// The memory that answers may take, plus 40 MB that protobuf reserves for a list that claims to be
+/// long, and never touches.
 const LIMIT: usize = (24 << 20) + 40_000_000;
-/// The most of a text of the guest that a user is told, in bytes.
+/// The maximum length in bytes of a guest's text that a user is shown.
 const MAX_TOLD: usize = 4096;
 
 #[derive(Arbitrary, Debug)]
@@ -45,12 +45,12 @@ enum Call {
 
 #[derive(Arbitrary, Debug)]
 struct Frame<'a> {
-    /// The call's id, unless it is the right one.
+    /// The call's id. `None` is the right one.
     stream: Option<u32>,
-    /// The type, unless it is a response's.
+    /// The type. `None` is a response's.
     kind: Option<u8>,
     flags: u8,
-    /// The length, unless it is the body's.
+    /// The length. `None` is the body's.
     length: Option<u32>,
     body: Body<'a>,
 }
@@ -58,9 +58,9 @@ struct Frame<'a> {
 #[derive(Arbitrary, Debug)]
 enum Body<'a> {
     Raw(&'a [u8]),
-    /// A response with this as the message.
+    /// A response with this message.
     Message(&'a [u8]),
-    /// The same bytes, again and again, as the message.
+    /// A response whose message is the same bytes, repeated.
     Repeated(u32, &'a [u8]),
     Status(i32, &'a str, u16),
     Stats(Vec<(&'a str, u64)>, [u64; 6], u32),
@@ -115,7 +115,8 @@ fn written(message: &impl Message) -> Vec<u8> {
 }
 
 fn status(code: i32, text: String) -> Option<Vec<u8>> {
-    // ttrpc's Status, by its numbers: this crate does not have ttrpc's messages.
+    // ttrpc's Status, encoded by its field numbers, since this crate does not have ttrpc's
+    // messages.
     let mut status = caisson_protocol::agent::Empty::new();
     let fields = status.special_fields.mut_unknown_fields();
     fields.add_varint(1, code as u64);
@@ -123,7 +124,7 @@ fn status(code: i32, text: String) -> Option<Vec<u8>> {
     Some(written(&status))
 }
 
-/// ttrpc's Response.
+/// Encodes ttrpc's Response.
 fn response(status: Option<Vec<u8>>, payload: Option<Vec<u8>>) -> Vec<u8> {
     let mut response = caisson_protocol::agent::Empty::new();
     let fields = response.special_fields.mut_unknown_fields();
@@ -187,7 +188,7 @@ async fn check(call: Call, theirs: &[u8]) {
     let agent = Agent::new(ours);
     let (mut from_us, mut to_us) = far.into_split();
     let peer = async {
-        // The request comes first; what is answered before it is to nobody.
+        // The request has to come first, since an answer before it would belong to no request.
         let _ = from_us.read(&mut [0; 4096]).await;
         let _ = to_us.write_all(theirs).await;
         let _ = to_us.shutdown().await;

@@ -1,4 +1,4 @@
-//! The annotations of a pod.
+//! Fuzzes the annotations of a pod.
 #![no_main]
 
 use std::collections::{HashMap, HashSet};
@@ -109,7 +109,7 @@ fn check(given: &HashMap<String, String>) {
             assert!(is_file_name(name), "{home:?}");
         }
     }
-    // What is not ours changes nothing but whose skills and secrets they are.
+    // Annotations that are not Caisson's change only the owner of skills and secrets.
     let ours = |(key, _): &(&String, &String)| key.starts_with(PREFIX);
     let alone: HashMap<_, _> = given
         .iter()

@@ -1,4 +1,4 @@
-//! The node's configuration, of one file or several: a line of `---` ends a file.
+//! Fuzzes the node's configuration, in one file or several. A line of `---` ends a file.
 #![no_main]
 
 use caisson_fuzz::{memory, told};
@@ -45,7 +45,7 @@ fn check(text: &str) {
         };
         let size = VmSize::of([limits, Limits::default()], &config.vm, 8);
         assert!((1..=8).contains(&size.cpus) && size.memory_mib >= MIN_MEMORY_MIB);
-        // What the shim makes bytes of.
+        // The shim converts these sizes to bytes.
         assert!(
             size.memory_mib.checked_mul(1 << 20).is_some() || memory == Some(u64::MAX),
             "{size:?}"

@@ -1,4 +1,5 @@
-//! containerd's configuration: a handler of ours comes in, and goes out without a trace.
+//! Fuzzes changes of containerd's configuration: Caisson's handler is added and then removed
+//! without a trace.
 #![no_main]
 
 use std::path::Path;
@@ -22,7 +23,7 @@ const MARK: &str = "# BEGIN caisson";
 fuzz_target!(|text: &str| memory::bounded(LIMIT, || check(text)));
 
 fn check(text: &str) {
-    // One of the ways in which it is called, as the text decides.
+    // The text decides in which of several ways the code is called.
     let way = text
         .bytes()
         .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
@@ -35,8 +36,8 @@ fn check(text: &str) {
     check_template(text, &handler, format_of_none);
     let _ = (format(text), is_empty(text));
     check_imports(text);
-    // What `caisson node install` takes from containerd's own dump, for a file that names no
-    // runtime.
+    // The runtimes that `caisson node install` takes from containerd's own dump, for a file that
+    // names no runtime.
     let others = match way & 4 > 0 && runtimes(text, NAME).is_empty() {
         true => Table::from_iter([(
             "runc".to_owned(),
@@ -70,7 +71,8 @@ fn check(text: &str) {
         "another setting in {removed:?}"
     );
     if added.starts_with(text) {
-        // A line that had no end keeps the one that it got, since something may follow by now.
+        // A last line without an end keeps the end that it got, since something may follow it by
+        // now.
         let rest = removed.strip_prefix(text).expect("the text that was there");
         assert!(matches!(rest, "" | "\n" | "\r\n"), "left: {rest:?}");
         assert!(rest.is_empty() || !text.ends_with('\n'), "a line more");
@@ -93,7 +95,7 @@ fn has_handler(table: &Table) -> bool {
     PLUGINS.iter().any(|plugin| handler(plugin).is_some())
 }
 
-/// What a text says but for the handler and what came with it.
+/// Returns the contents of a text without the handler and what was added with it.
 fn without(text: &str, before: &Table, others: &Table) -> Table {
     let mut table = said(text).expect("a table");
     if before.is_empty() {
@@ -110,7 +112,7 @@ fn without(text: &str, before: &Table, others: &Table) -> Table {
     table
 }
 
-/// Removes what is at a path, and the tables on the way that are empty then.
+/// Removes what is at a path, and the tables on the way that are then empty.
 fn prune(table: &mut Table, path: &[&str]) {
     let [key, rest @ ..] = path else {
         return;
@@ -138,7 +140,7 @@ fn check_imports(text: &str) {
     );
 }
 
-/// A template is no TOML.
+/// Checks the changes of a template, which is not TOML.
 fn check_template(text: &str, handler: &Handler, format: i64) {
     let added = add_to_template(Some(text), handler, format);
     assert_eq!(

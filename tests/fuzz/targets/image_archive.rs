@@ -1,4 +1,4 @@
-//! An image archive: its tables and its configuration, and the layers to their end.
+//! Fuzzes an image archive: its tables and its configuration, and the layers to their end.
 #![no_main]
 
 use std::{fs, io, io::Read};
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 /// Decoders have windows of some MiB.
 const LIMIT: usize = 64 << 20;
-/// What is read of a layer.
+/// How many bytes of a layer are read.
 const MAX_LAYER: u64 = 1 << 20;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,5 +1,5 @@
-//! Layers of an image that are unpacked: whatever they say, nothing beside the root file system
-//! changes. Needs root.
+//! Fuzzes the unpacking of image layers: whatever they contain, nothing beside the root file system
+//! may change. Needs root.
 #![no_main]
 
 use std::{
@@ -38,13 +38,13 @@ struct Entry<'a> {
     mode: u16,
     owner: u8,
     mtime: u64,
-    /// The size in the header, unless it is the content's.
+    /// The size in the header. `None` is the content's.
     size: Option<u64>,
-    /// A pax record before it.
+    /// A pax record before the entry.
     record: Option<(Record, &'a str)>,
 }
 
-/// Few names, so that entries meet.
+/// A part of a path. There are few names, so that entries collide.
 #[derive(Arbitrary, Debug)]
 enum Part<'a> {
     A,
@@ -111,7 +111,7 @@ impl Entry<'_> {
                 Record::Sparse => "GNU.sparse.major",
                 Record::Any => value,
             };
-            // Its length counts its own digits, three for all that is short.
+            // The record's length counts its own digits, which are three for every short record.
             let rest = format!(" {key}={value}\n");
             let record = format!("{:03}{rest}", rest.len() + 3);
             let mut header = header("pax", EntryType::XHeader);
@@ -178,7 +178,7 @@ fn append(tar: &mut Vec<u8>, header: &mut Header, content: &[u8], size: Option<u
     tar.resize(tar.len().next_multiple_of(512), 0);
 }
 
-/// An archive as `docker save` writes it.
+/// Returns an archive in the format of `docker save`.
 fn archive(layers: &[Layer]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut add = |name: &str, bytes: &[u8]| {
@@ -211,8 +211,9 @@ fn archive(layers: &[Layer]) -> Vec<u8> {
     builder.into_inner().expect("the archive")
 }
 
-/// Once. A larger file is an error, not a signal; and a panic in the thread whose root is the
-/// image's is an error too, since libFuzzer would look for its own files in there.
+/// Prepares the process once. A file that is too large becomes an error in place of a signal. A
+/// panic in the thread whose root is the image's becomes an error too, since libFuzzer would look
+/// for its own files in that root.
 fn prepare() {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| {
@@ -265,7 +266,7 @@ fuzz_target!(|layers: Vec<Layer>| {
     assert_eq!(names, ["beside", "image.tar", "root"]);
 });
 
-/// What there is to see of a folder and what is in it.
+/// Returns the visible state of a folder and its contents.
 fn looked(folder: &Path) -> Vec<(OsString, u32, u32, u64, i64, Vec<u8>)> {
     let look = |path: &Path| {
         let metadata = fs::symlink_metadata(path).expect("metadata");

@@ -1,4 +1,4 @@
-//! A skill's manifest.
+//! Fuzzes a skill's manifest.
 #![no_main]
 
 use caisson_fuzz::{is_file_name, is_plain_path, json, memory};

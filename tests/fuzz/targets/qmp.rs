@@ -1,5 +1,5 @@
-//! What QEMU says on its monitor: a greeting, then for each command the lines up to the next that
-//! has an `id`.
+//! Fuzzes QEMU's messages on its monitor: a greeting, then for each command the lines up to the
+//! next one that has an `id`.
 #![no_main]
 
 use std::{path::PathBuf, sync::Arc, sync::Mutex, time::Duration};
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 const LIMIT: usize = 16 << 20;
-/// More answers than are ever asked for.
+/// More answers than are ever requested.
 const MAX_ANSWERS: usize = 200;
 
 const WORDS: &[&str] = &[

@@ -1,4 +1,4 @@
-//! CRI's PodSandboxConfig and the sandbox that is made of it.
+//! Fuzzes CRI's PodSandboxConfig and the sandbox that is made of it.
 #![no_main]
 
 use caisson_fuzz::{memory, told};

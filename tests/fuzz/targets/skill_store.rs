@@ -1,4 +1,4 @@
-//! The store of skills, over a folder in which anything may lie.
+//! Fuzzes the store of skills, over a folder that may contain anything.
 #![no_main]
 
 use std::{fs, os::unix::fs::symlink, path::Path};
@@ -44,7 +44,7 @@ enum What<'a> {
     },
     Bytes(&'a [u8]),
     Folder,
-    /// To what lies beside the store.
+    /// A link to what lies beside the store.
     Link,
 }
 
@@ -94,7 +94,7 @@ fuzz_target!(|node: Node| {
             .take(16)
             .for_each(|step| take(&store, step, dir.path()))
     });
-    // Whatever lies in the store, what is not in it stays.
+    // Whatever lies in the store, everything outside it stays.
     let mut names: Vec<_> = fs::read_dir(dir.path())
         .expect("the folder")
         .map(|entry| entry.expect("an entry").file_name())
@@ -108,7 +108,7 @@ fuzz_target!(|node: Node| {
     );
 });
 
-/// Not through a link that an earlier entry is.
+/// Creates an entry, but not through a link made by an earlier entry.
 fn lay(path: &Path, what: &What, beside: &Path) {
     if path.is_symlink() {
         return;

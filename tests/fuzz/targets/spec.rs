@@ -1,4 +1,4 @@
-//! A container's config.json and the plan that is made of it.
+//! Fuzzes a container's config.json and the plan that is made of it.
 #![no_main]
 
 use std::{collections::HashMap, path::Path};
@@ -16,7 +16,7 @@ use caisson_oci::{
 };
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
-/// The most of a text that a user is told, in bytes.
+/// The maximum length in bytes of a text that a user is shown.
 const MAX_TOLD: usize = 2048;
 const LIMIT: usize = 32 << 20;
 
@@ -125,7 +125,7 @@ fn check(text: &[u8]) {
     }
 }
 
-/// As the shim does it: none for a sandbox, of which nothing runs.
+/// Makes the plan as the shim does. A sandbox has none, since nothing runs in it.
 fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, GuestPaths)>> {
     let mut spec = caisson_oci::parse_spec(text)?;
     let annotations = match spec.annotations() {
@@ -176,7 +176,7 @@ fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, GuestPaths)>> {
     Ok(Some((plan, paths)))
 }
 
-/// What is at the sources, which their paths decide.
+/// Returns what is at the sources of the mounts, derived from their paths.
 fn found(spec: &Spec) -> HashMap<std::path::PathBuf, Found> {
     let sources = spec
         .mounts()
@@ -248,7 +248,7 @@ fn check_plan(plan: &Plan, paths: &GuestPaths) {
     check_guest_spec(plan, paths);
 }
 
-/// Whether it is where the plan puts something that the guest can mount.
+/// Returns whether a path is where the plan puts something that the guest can mount.
 fn is_place(path: &Path, plan: &Plan, paths: &GuestPaths) -> bool {
     let skills = paths.skills.iter().map(|(_, place)| place);
     let is_in = |folder: &Path, name: &String| path == folder.join(name);
@@ -304,7 +304,7 @@ fn check_guest_spec(plan: &Plan, paths: &GuestPaths) {
             GUEST.contains(&(device.major(), device.minor())) && device.typ() != LinuxDeviceType::B;
         assert!(guests || device.typ() == LinuxDeviceType::P, "{device:?}");
     }
-    // The guest reads it from JSON.
+    // The guest reads the spec as JSON.
     let text = serde_json::to_vec(spec).expect("a spec in JSON");
     serde_json::from_slice::<Spec>(&text).expect("the spec again");
 }

@@ -1,4 +1,4 @@
-//! Frames of streams and of forwarded connections, as the other side sends them.
+//! Fuzzes the frames of streams and of forwarded connections that come from the other side.
 #![no_main]
 
 use std::time::Duration;
@@ -12,17 +12,16 @@ use caisson_protocol::{
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// The buffers of both directions, the frames that may be on their way, and as much again for what
-/// is copied.
+/// The buffers of both directions, the frames that may be under way, and as much again for copies.
 const LIMIT: usize = 4 << 20;
 
 #[derive(Arbitrary, Debug)]
 struct Talk<'a> {
     side: Side,
-    /// How much goes through the connection at once.
+    /// How many bytes the connection carries at once.
     buffer: u16,
     frames: Vec<Frame<'a>>,
-    /// What is to be sent to the other side.
+    /// The bytes to be sent to the other side.
     ours: &'a [u8],
 }
 
@@ -38,9 +37,9 @@ enum Side {
 #[derive(Arbitrary, Debug)]
 enum Frame<'a> {
     Whole(&'a [u8]),
-    /// A frame of so many bytes.
+    /// A frame of this length.
     Large(u32),
-    /// A length, and perhaps something else after it.
+    /// A length, possibly followed by something else.
     Length(u32, &'a [u8]),
     Taken,
     End,
@@ -133,8 +132,8 @@ async fn check(talk: &Talk<'_>, theirs: &[u8]) {
             Side::Request => drop(forward::read_request(&mut near).await),
         }
     };
-    // The other side has said all and ended: there is nothing left to wait for. (Time is tokio's,
-    // which stands still.)
+    // The other side has sent everything and ended, so there is nothing left to wait for. (The time
+    // is tokio's, which stands still.)
     let ended = async { tokio::time::timeout(Duration::from_secs(3600), work).await };
     tokio::select! {
         ended = ended => assert!(ended.is_ok(), "still waiting"),

@@ -1,4 +1,4 @@
-//! A container of a pod, from CreateContainer to RemoveContainer.
+//! A container of a pod over CRI, from CreateContainer to RemoveContainer.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,12 +25,12 @@ use super::{
 };
 use crate::{command, node::LIMIT, Output};
 
-/// Microseconds of the cpu quota's period, as the kubelet has it.
+/// The period of the CPU quota in microseconds, which is the kubelet's.
 const CPU_PERIOD: i64 = 100_000;
 
 static NUMBER: AtomicU32 = AtomicU32::new(1);
 
-/// A container to be.
+/// A container to be created.
 #[must_use]
 pub struct ContainerBuilder<'p> {
     pod: &'p Pod<'p>,
@@ -63,7 +63,7 @@ impl<'p> ContainerBuilder<'p> {
         }
     }
 
-    /// The name in the pod and the number of the attempt, as a restart has them.
+    /// Sets the name in the pod and the number of the attempt, which a restart increases.
     pub fn named(mut self, name: &str, attempt: u32) -> Self {
         self.config.log_path = format!("{name}_{attempt}.log");
         self.config.metadata = Some(ContainerMetadata {
@@ -73,7 +73,7 @@ impl<'p> ContainerBuilder<'p> {
         self
     }
 
-    /// The arguments instead of the image's.
+    /// Sets the arguments, in place of the image's.
     pub fn args<I, S>(mut self, args: I) -> Self
     where
         I: IntoIterator<Item = S>,
@@ -83,7 +83,7 @@ impl<'p> ContainerBuilder<'p> {
         self
     }
 
-    /// A line for `/bin/sh`.
+    /// Sets a line for `/bin/sh` as the command.
     pub fn sh(self, line: &str) -> Self {
         self.args(["sh", "-c", line])
     }
@@ -102,18 +102,18 @@ impl<'p> ContainerBuilder<'p> {
         })
     }
 
-    /// A volume's folder, file or socket of the host.
+    /// Mounts a folder, file or socket of the host as a volume.
     pub fn mount(self, source: &Path, target: &str) -> Self {
         self.mount_with(source, target, |_| {})
     }
 
-    /// As [`ContainerBuilder::mount`], read-only.
+    /// Like [`ContainerBuilder::mount`], read-only.
     pub fn mount_read_only(self, source: &Path, target: &str) -> Self {
         self.mount_with(source, target, |mount| mount.readonly = true)
     }
 
-    /// As [`ContainerBuilder::mount`], with owners as on the node in a pod of [`super::PodBuilder::own_users`]: what the kubelet does
-    /// with volumes of such a pod.
+    /// Like [`ContainerBuilder::mount`], with owners as on the node in a pod of
+    /// [`super::PodBuilder::own_users`]. The kubelet does this with the volumes of such a pod.
     pub fn mount_mapped(self, source: &Path, target: &str) -> Self {
         self.mount_with(source, target, |mount| {
             mount.uid_mappings = vec![USERS];
@@ -121,7 +121,7 @@ impl<'p> ContainerBuilder<'p> {
         })
     }
 
-    /// As [`ContainerBuilder::mount`], changed by `edit`.
+    /// Like [`ContainerBuilder::mount`], with the mount changed by `edit`.
     pub fn mount_with(
         mut self,
         source: &Path,
@@ -142,7 +142,7 @@ impl<'p> ContainerBuilder<'p> {
         self.resources(|resources| resources.memory_limit_in_bytes = mib << 20)
     }
 
-    /// The cpu limit, in thousandths of one.
+    /// Sets the CPU limit, in thousandths of a CPU.
     pub fn milli_cpus(self, milli: i64) -> Self {
         self.resources(|resources| resources.cpu_quota = milli * CPU_PERIOD / 1000)
     }
@@ -190,27 +190,27 @@ impl<'p> ContainerBuilder<'p> {
         })
     }
 
-    /// With a standard input that [`Container::attach`] reaches.
+    /// Gives the container a standard input that [`Container::attach`] reaches.
     pub fn stdin(mut self) -> Self {
         self.config.stdin = true;
         self
     }
 
-    /// With a terminal.
+    /// Gives the container a terminal.
     pub fn tty(mut self) -> Self {
         self.config.tty = true;
         self
     }
 
-    /// Changes what this builder has no word for.
+    /// Changes settings that this builder has no method for.
     pub fn configure(mut self, edit: impl FnOnce(&mut ContainerConfig)) -> Self {
         edit(&mut self.config);
         self
     }
 
-    /// CreateContainer.
+    /// Calls CreateContainer.
     pub fn create(mut self) -> Result<Container<'p>> {
-        // A full name is one that the test has pulled.
+        // A full name is that of an image which the test has pulled.
         let image = if self.image.contains('/') {
             self.image
         } else {
@@ -238,19 +238,19 @@ impl<'p> ContainerBuilder<'p> {
         })
     }
 
-    /// CreateContainer and StartContainer.
+    /// Calls CreateContainer and StartContainer.
     pub fn start(self) -> Result<Container<'p>> {
         let container = self.create()?;
         container.start()?;
         Ok(container)
     }
 
-    /// Starts the container, waits for its end and removes it: its exit code and output.
+    /// Starts the container, waits for its end and removes it. Returns its exit code and output.
     pub fn run(self) -> Result<Output> {
         self.run_within(LIMIT)
     }
 
-    /// As [`ContainerBuilder::run`], for what takes longer than other containers of tests.
+    /// Like [`ContainerBuilder::run`], for containers that take longer than others in the tests.
     pub fn run_within(self, limit: Duration) -> Result<Output> {
         let container = self.start()?;
         let status = container.wait_within(limit)?;
@@ -264,10 +264,10 @@ impl<'p> ContainerBuilder<'p> {
     }
 }
 
-/// A container that was created. Dropped, it is removed.
+/// A created container. Dropping it removes it.
 pub struct Container<'p> {
     node: &'p CriNode,
-    /// A container never outlives its pod.
+    /// The lifetime ensures that a container never outlives its pod.
     pod: &'p Pod<'p>,
     id: String,
     log: PathBuf,
@@ -276,7 +276,7 @@ pub struct Container<'p> {
 }
 
 impl<'p> Container<'p> {
-    /// The pod that it is in.
+    /// Returns the pod of this container.
     pub fn pod(&self) -> &'p Pod<'p> {
         self.pod
     }
@@ -285,7 +285,7 @@ impl<'p> Container<'p> {
         &self.id
     }
 
-    /// StartContainer.
+    /// Calls StartContainer.
     pub fn start(&self) -> Result<()> {
         let request = StartContainerRequest {
             container_id: self.id.clone(),
@@ -310,12 +310,12 @@ impl<'p> Container<'p> {
         answer.status.context("no status in the answer")
     }
 
-    /// Waits until the container has ended; its status then.
+    /// Waits until the container has ended. Returns its status then.
     pub fn wait(&self) -> Result<ContainerStatus> {
         self.wait_within(LIMIT)
     }
 
-    /// As [`Container::wait`], for what takes longer than other containers of tests.
+    /// Like [`Container::wait`], for containers that take longer than others in the tests.
     pub fn wait_within(&self, limit: Duration) -> Result<ContainerStatus> {
         let what = format!("the end of container {}", self.id);
         command::poll(&what, limit, || {
@@ -324,7 +324,7 @@ impl<'p> Container<'p> {
         })
     }
 
-    /// ExecSync: a further process, run to its end.
+    /// Calls ExecSync: a further process, run to its end.
     pub fn exec<I, S>(&self, args: I) -> Result<Output>
     where
         I: IntoIterator<Item = S>,
@@ -333,7 +333,7 @@ impl<'p> Container<'p> {
         self.exec_within(args, LIMIT)
     }
 
-    /// As [`Container::exec`], with CRI's own limit of time, as probes have one.
+    /// Like [`Container::exec`], with CRI's own time limit, which probes have.
     pub fn exec_within<I, S>(&self, args: I, limit: Duration) -> Result<Output>
     where
         I: IntoIterator<Item = S>,
@@ -356,13 +356,13 @@ impl<'p> Container<'p> {
         })
     }
 
-    /// Runs a line of `/bin/sh` in the container; its output when it ends with 0.
+    /// Runs a line of `/bin/sh` in the container. Returns its output if it exits with 0.
     pub fn sh(&self, line: &str) -> Result<String> {
         let output = self.exec(["sh", "-c", line])?;
         Ok(output.ok().with_context(|| line.to_owned())?.line())
     }
 
-    /// Exec: a further process whose streams are connected.
+    /// Calls Exec: a further process with its streams connected.
     pub fn exec_streams<I, S>(&self, args: I, tty: bool) -> Result<Session>
     where
         I: IntoIterator<Item = S>,
@@ -372,22 +372,22 @@ impl<'p> Container<'p> {
         Session::exec(self.node, &self.id, args, tty)
     }
 
-    /// Attach: the streams of the container's init.
+    /// Calls Attach: the streams of the container's init.
     pub fn attach(&self) -> Result<Session> {
         Session::attach(self.node, &self.id, self.stdin, self.tty)
     }
 
-    /// What the container has written until now, in CRI's log format.
+    /// Returns what the container has written so far, in CRI's log format.
     pub fn logs(&self) -> Result<Vec<Line>> {
         log::read(&self.log)
     }
 
-    /// Standard output by the log.
+    /// Returns standard output from the log.
     pub fn stdout(&self) -> Result<String> {
         Ok(log::text(&self.logs()?, "stdout"))
     }
 
-    /// Standard error by the log.
+    /// Returns standard error from the log.
     pub fn stderr(&self) -> Result<String> {
         Ok(log::text(&self.logs()?, "stderr"))
     }
@@ -402,12 +402,12 @@ impl<'p> Container<'p> {
         .with_context(|| format!("log: {last}"))
     }
 
-    /// The log's file.
+    /// Returns the path of the log file.
     pub fn log_path(&self) -> &Path {
         &self.log
     }
 
-    /// ReopenContainerLog, after a rotation.
+    /// Calls ReopenContainerLog, as after a rotation.
     pub fn reopen_log(&self) -> Result<()> {
         let request = ReopenContainerLogRequest {
             container_id: self.id.clone(),
@@ -431,7 +431,7 @@ impl<'p> Container<'p> {
         answer.stats.context("no stats in the answer")
     }
 
-    /// UpdateContainerResources, as an in-place resize of the pod does.
+    /// Calls UpdateContainerResources, as an in-place resize of the pod does.
     pub fn update(&self, resources: LinuxContainerResources) -> Result<()> {
         let request = UpdateContainerResourcesRequest {
             container_id: self.id.clone(),
@@ -445,7 +445,7 @@ impl<'p> Container<'p> {
             .map(drop)
     }
 
-    /// StopContainer: SIGTERM, and SIGKILL when it is there after `grace`.
+    /// Calls StopContainer: SIGTERM, and SIGKILL if the container still exists after `grace`.
     pub fn stop(&self, grace: Duration) -> Result<()> {
         let request = StopContainerRequest {
             container_id: self.id.clone(),
@@ -458,7 +458,7 @@ impl<'p> Container<'p> {
             .map(drop)
     }
 
-    /// RemoveContainer, which ends it first where it runs.
+    /// Calls RemoveContainer, which ends the container first if it is running.
     pub fn remove(&self) -> Result<()> {
         let request = RemoveContainerRequest {
             container_id: self.id.clone(),

@@ -1,4 +1,5 @@
-//! Port-forward, over the WebSocket of containerd's streaming server: channel 0 has the bytes, channel 1 what went wrong.
+//! Port-forward over the WebSocket of containerd's streaming server: channel 0 carries the bytes,
+//! channel 1 the errors.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ impl Forward {
         Ok(())
     }
 
-    /// Waits until a text has come; all that has come.
+    /// Waits until a text has arrived. Returns everything that has arrived.
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
@@ -66,7 +67,8 @@ impl Forward {
         }
     }
 
-    /// Waits until the other side has closed: all that came, or the error that the server says.
+    /// Waits until the other side has closed. Returns everything that arrived, or the server's
+    /// error.
     pub fn read_to_end(mut self, limit: Duration) -> Result<Vec<u8>> {
         let end = Instant::now() + limit;
         while !self.closed {

@@ -1,5 +1,5 @@
-//! CRI's log format: `TIME STREAM TAG TEXT` a line, where the tag is F for a whole line and P for a part of one
-//! (kubernetes/design-proposals-archive, kubelet-cri-logging).
+//! Reads CRI's log format. Each line is `TIME STREAM TAG TEXT`; the tag is F for a whole line and P
+//! for a part of one (kubernetes/design-proposals-archive, kubelet-cri-logging).
 
 use std::{fs, path::Path, time::Duration};
 
@@ -8,7 +8,7 @@ use anyhow::{ensure, Context, Result};
 /// A line of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// When containerd read it, since the midnight before, whichever its zone.
+    /// When containerd read the line, as the time since midnight in whatever time zone the log has.
     pub time: Duration,
     /// `stdout` or `stderr`.
     pub stream: String,
@@ -19,7 +19,7 @@ pub struct Line {
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// All whole lines of a log file; a line that is just being written is left out.
+/// Reads all whole lines of a log file. A line that is still being written is left out.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let text = String::from_utf8_lossy(&bytes);
@@ -31,7 +31,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
         .collect()
 }
 
-/// What a process wrote to a stream.
+/// Returns what a process wrote to a stream.
 pub fn text(lines: &[Line], stream: &str) -> String {
     let lines = lines.iter().filter(|line| line.stream == stream);
     lines
@@ -39,7 +39,7 @@ pub fn text(lines: &[Line], stream: &str) -> String {
         .collect()
 }
 
-/// How long it took from the first of these lines to the last.
+/// Returns the time between the first and the last of these lines.
 pub fn span(lines: &[Line]) -> Duration {
     let (Some(first), Some(last)) = (lines.first(), lines.last()) else {
         return Duration::ZERO;
@@ -52,7 +52,7 @@ pub fn span(lines: &[Line]) -> Duration {
     (midnight + last.time).saturating_sub(first.time)
 }
 
-/// The time in RFC 3339's `DATETtime+ZONE`.
+/// Parses the time in RFC 3339's `DATETtime+ZONE`.
 fn time_of_day(text: &str) -> Option<Duration> {
     let (_, time) = text.split_once('T')?;
     let time = &time[..time.find(['Z', '+', '-'])?];

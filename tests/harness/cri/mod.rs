@@ -1,4 +1,4 @@
-//! A node driven as a kubelet drives it: pods and containers by Kubernetes' CRI.
+//! Drives a node as a kubelet does, with pods and containers over Kubernetes' CRI.
 //!
 //! ```no_run
 //! use caisson_tests::{cri::CriNode, Runtime};
@@ -11,9 +11,11 @@
 //! # anyhow::Ok(())
 //! ```
 //!
-//! - [`pod`]: a sandbox; [`container`]: what runs in it; [`log`]: what it wrote, in CRI's log format;
-//! - [`stream`]: exec and attach by the streaming server, [`forward`]: its port-forward;
-//! - [`network`]: the CNI network of a node; [`registry`]: images to be pulled under their public names.
+//! - [`pod`]: a sandbox; [`container`]: a container in it; [`log`]: its output, in CRI's log
+//!   format;
+//! - [`stream`]: exec and attach over the streaming server; [`forward`]: its port-forward;
+//! - [`network`]: the CNI network of a node; [`registry`]: images to be pulled under their public
+//!   names.
 
 use std::{
     collections::HashMap,
@@ -31,7 +33,7 @@ use tonic::{transport::Channel, Response, Status};
 
 use crate::{command, node::LIMIT, paths::Containerd, Node, Runtime};
 
-/// The messages and services of CRI v1, generated.
+/// The generated messages and services of CRI v1.
 #[allow(clippy::all, rustdoc::all)]
 pub mod api {
     tonic::include_proto!("runtime.v1");
@@ -52,12 +54,12 @@ use api::{
 pub use container::{Container, ContainerBuilder};
 pub use pod::{Pod, PodBuilder};
 
-/// containerd's namespace for everything that comes by CRI.
+/// containerd's namespace for everything that comes through CRI.
 pub const NAMESPACE: &str = "k8s.io";
 
-/// Our runtime handler with containerd's own sandboxer.
+/// Caisson's runtime handler with containerd's own sandboxer.
 pub const HANDLER: &str = "sandbox";
-/// Our runtime handler with `sandboxer = "shim"`, on containerd 2.x.
+/// Caisson's runtime handler with `sandboxer = "shim"`, on containerd 2.x.
 pub const HANDLER_OF_SHIM: &str = "sandbox-shim";
 
 /// A containerd with its CRI plugin, a CNI network and the pods on it.
@@ -71,7 +73,8 @@ pub struct CriNode {
 static SHARED: OnceLock<CriNode> = OnceLock::new();
 
 impl Runtime {
-    /// The runtime handler, as a RuntimeClass names it. Ours has two, of which the environment names one.
+    /// Returns the runtime handler, as a RuntimeClass names it. Caisson has two; the environment
+    /// variable `CAISSON_TEST_SANDBOXER` selects one.
     pub fn handler(self) -> &'static str {
         let sandboxer = std::env::var("CAISSON_TEST_SANDBOXER");
         match self {
@@ -83,9 +86,9 @@ impl Runtime {
 }
 
 impl CriNode {
-    /// The one node of this test binary, removed when the process exits.
+    /// Returns the one node of this test binary, which is removed when the process exits.
     ///
-    /// Panics when it can't be started: no test can go on without it.
+    /// Panics if the node can't be started, since no test can go on without it.
     pub fn shared() -> &'static CriNode {
         let mut first = false;
         let shared = SHARED.get_or_init(|| {
@@ -98,7 +101,7 @@ impl CriNode {
         shared
     }
 
-    /// Starts a node of the version that the environment names.
+    /// Starts a node of the containerd version that the environment names.
     pub fn start() -> Result<Self> {
         Self::start_with(|_| {})
     }
@@ -108,12 +111,13 @@ impl CriNode {
         Self::over(Node::start_cri(Containerd::from_environment()?, edit)?)
     }
 
-    /// Starts a node of a version.
+    /// Starts a node of a given containerd version.
     pub fn start_version(version: Containerd) -> Result<Self> {
         Self::start_version_with(version, |_| {})
     }
 
-    /// Starts a node of a version whose Caisson configuration was changed by `edit`.
+    /// Starts a node of a given containerd version whose Caisson configuration was changed by
+    /// `edit`.
     pub fn start_version_with(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
         Self::over(Node::start_cri(version, edit)?)
     }
@@ -138,13 +142,14 @@ impl CriNode {
         Ok(node)
     }
 
-    /// The beginning of a pod.
+    /// Begins building a pod.
     pub fn pod(&self) -> PodBuilder<'_> {
         let number = self.pods.fetch_add(1, Ordering::Relaxed);
         PodBuilder::new(self, format!("pod{number}"))
     }
 
-    /// A pod that tests share which need nothing of it but a place for their containers. It stays until the process exits.
+    /// Returns a pod shared by tests that only need a place for their containers. It stays until
+    /// the process exits.
     pub fn shared_pod(&'static self, runtime: Runtime) -> Result<&'static Pod<'static>> {
         let mut pods = self
             .shared_pods
@@ -158,17 +163,17 @@ impl CriNode {
         Ok(pod)
     }
 
-    /// Makes an image of [`crate::fixture`] known to CRI; gives its full name.
+    /// Makes an image of [`crate::fixture`] known to CRI. Returns its full name.
     pub fn image(&self, name: &str) -> Result<String> {
         let full = self.node.image_in(NAMESPACE, name)?;
-        // CRI learns of an import by an event.
+        // An event tells CRI of the import.
         command::poll(&format!("image {full}"), Duration::from_secs(20), || {
             self.image_id(&full).ok().flatten()
         })?;
         Ok(full)
     }
 
-    /// The id of an image, if the node has it.
+    /// Returns the id of an image, if the node has it.
     pub fn image_id(&self, name: &str) -> Result<Option<String>> {
         let request = ImageStatusRequest {
             image: Some(image_spec(name)),
@@ -180,7 +185,7 @@ impl CriNode {
         Ok(answer.image.map(|image| image.id))
     }
 
-    /// Pulls an image by the name that a pod gives it; its id.
+    /// Pulls an image by the name that a pod gives it. Returns its id.
     pub fn pull(&self, name: &str) -> Result<String> {
         let request = PullImageRequest {
             image: Some(image_spec(name)),
@@ -192,7 +197,7 @@ impl CriNode {
         Ok(answer.image_ref)
     }
 
-    /// Calls CRI's RuntimeService; the error names the call and has the [`Status`] as its cause.
+    /// Calls CRI's RuntimeService. The error names the call and has the [`Status`] as its cause.
     pub fn runtime_call<T, F>(
         &self,
         what: &str,
@@ -205,7 +210,7 @@ impl CriNode {
         self.answer(what, work(client.max_decoding_message_size(64 << 20)))
     }
 
-    /// As [`CriNode::runtime_call`], for the ImageService.
+    /// Like [`CriNode::runtime_call`], for the ImageService.
     pub fn image_call<T, F>(
         &self,
         what: &str,

@@ -1,4 +1,5 @@
-//! The CNI network of a node: a bridge of its own with a subnet of its own for IPv4 and for IPv6, so that two runs never meet.
+//! Configures the CNI network of a node: its own bridge with its own IPv4 and IPv6 subnets, so that
+//! two runs never conflict.
 
 use std::{
     fs,
@@ -12,17 +13,18 @@ use serde_json::json;
 
 use crate::{command, sweep};
 
-/// Debian's `containernetworking-plugins`.
+/// The folder of the plugins in Debian's `containernetworking-plugins`.
 pub const PLUGINS: &str = "/usr/lib/cni";
-/// Where libcni remembers what a plugin answered; the place can't be changed by containerd's configuration.
+/// The folder in which libcni keeps the plugins' results. containerd's configuration can't change
+/// it.
 const RESULTS: &str = "/var/lib/cni/results";
-/// Where host-local keeps a network's addresses, in a folder named as the network. It could be elsewhere, but that
-/// containerd's own tests look for them here.
+/// The folder in which host-local keeps a network's addresses, in a subfolder named after the
+/// network. The path could be changed, but containerd's own tests look for the addresses here.
 const ADDRESSES: &str = "/var/lib/cni/networks";
 /// `IFNAMSIZ` without the NUL, netdevice(7).
 const NAME_MAX: usize = 15;
 
-/// The folder with the network's configuration.
+/// Returns the folder with the network's configuration.
 pub fn conf_dir(dir: &Path) -> PathBuf {
     dir.join("cni")
 }
@@ -59,7 +61,7 @@ pub fn configure(tag: &str, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The node's side of every pod's network that is there, and what the plugins remember of it.
+/// Returns the node's side of every existing pod network, and what the plugins remember of it.
 pub fn traces(tag: &str) -> Vec<String> {
     let ports = names(&Path::new("/sys/class/net").join(tag).join("brif"));
     let ports = ports.into_iter().map(|port| format!("{tag} port {port}"));
@@ -69,7 +71,7 @@ pub fn traces(tag: &str) -> Vec<String> {
         .collect()
 }
 
-/// Removes what a node leaves outside of its folder. A bridge that is not there is no error.
+/// Removes what a node leaves outside of its folder. A missing bridge is no error.
 pub fn remove(tag: &str) -> Result<()> {
     for path in results(tag) {
         let _ = fs::remove_file(path);
@@ -87,7 +89,8 @@ pub fn remove(tag: &str) -> Result<()> {
     output.ok().map(drop).context("remove the bridge")
 }
 
-/// A result names its network, which is the tag, or the network namespace, which lies below the node's folder.
+/// Returns the result files of a node. A result names its network, which is the tag, or the network
+/// namespace, which is below the node's folder.
 fn results(tag: &str) -> Vec<PathBuf> {
     let results = Path::new(RESULTS);
     let paths = names(results).into_iter().map(|name| results.join(name));

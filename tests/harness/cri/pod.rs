@@ -1,4 +1,4 @@
-//! A pod's sandbox, from RunPodSandbox to RemovePodSandbox.
+//! A pod's sandbox over CRI, from RunPodSandbox to RemovePodSandbox.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{command, container, leftovers, Runtime};
 
-/// The users of a pod that has its own.
+/// The user mapping of a pod that has users of its own.
 pub const USERS: IdMapping = IdMapping {
     host_id: 100_000,
     container_id: 0,
@@ -33,7 +33,8 @@ pub const USERS: IdMapping = IdMapping {
 /// How long the last process of a pod may take to leave its cgroup.
 const GONE: Duration = Duration::from_secs(3);
 
-/// A pod to be. It gets what a kubelet gives every pod: namespaces, a cgroup parent, a log folder.
+/// A pod to be started. It gets what a kubelet gives every pod: namespaces, a cgroup parent, a log
+/// folder.
 #[must_use]
 pub struct PodBuilder<'n> {
     node: &'n CriNode,
@@ -82,13 +83,13 @@ impl<'n> PodBuilder<'n> {
         }
     }
 
-    /// With which runtime class; ours, when not said.
+    /// Selects the runtime class. The default is Caisson's.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
         self
     }
 
-    /// By this runtime handler and not by that of the runtime.
+    /// Selects a runtime handler, in place of the runtime's own.
     pub fn handler(mut self, handler: &'static str) -> Self {
         self.handler = Some(handler);
         self
@@ -99,7 +100,7 @@ impl<'n> PodBuilder<'n> {
         self
     }
 
-    /// Kubernetes' namespace; `tests`, when not said.
+    /// Sets the Kubernetes namespace. The default is `tests`.
     pub fn namespace(self, namespace: &str) -> Self {
         self.configure(|config| {
             config.metadata.get_or_insert_default().namespace = namespace.into();
@@ -118,17 +119,17 @@ impl<'n> PodBuilder<'n> {
         })
     }
 
-    /// `shareProcessNamespace`.
+    /// Sets `shareProcessNamespace`.
     pub fn share_processes(self) -> Self {
         self.namespaces(|namespaces| namespaces.pid = NamespaceMode::Pod.into())
     }
 
-    /// `hostNetwork`.
+    /// Sets `hostNetwork`.
     pub fn host_network(self) -> Self {
         self.namespaces(|namespaces| namespaces.network = NamespaceMode::Node.into())
     }
 
-    /// `hostUsers: false`, with the mapping [`USERS`].
+    /// Sets `hostUsers: false`, with the mapping [`USERS`].
     pub fn own_users(self) -> Self {
         self.namespaces(|namespaces| {
             namespaces.userns_options = Some(UserNamespace {
@@ -139,7 +140,7 @@ impl<'n> PodBuilder<'n> {
         })
     }
 
-    /// A pod that may hold privileged containers.
+    /// Allows the pod to hold privileged containers.
     pub fn privileged(self) -> Self {
         self.configure(|config| {
             let linux = config.linux.get_or_insert_default();
@@ -147,7 +148,7 @@ impl<'n> PodBuilder<'n> {
         })
     }
 
-    /// Changes the namespaces of the sandbox and, with it, of its containers.
+    /// Changes the namespaces of the sandbox and thereby those of its containers.
     pub fn namespaces(self, edit: impl FnOnce(&mut NamespaceOption)) -> Self {
         self.configure(|config| {
             let linux = config.linux.get_or_insert_default();
@@ -156,13 +157,13 @@ impl<'n> PodBuilder<'n> {
         })
     }
 
-    /// Changes what this builder has no word for.
+    /// Changes settings that this builder has no method for.
     pub fn configure(mut self, edit: impl FnOnce(&mut PodSandboxConfig)) -> Self {
         edit(&mut self.config);
         self
     }
 
-    /// RunPodSandbox.
+    /// Calls RunPodSandbox.
     pub fn start(self) -> Result<Pod<'n>> {
         fs::create_dir_all(&self.config.log_directory)?;
         let request = RunPodSandboxRequest {
@@ -180,14 +181,14 @@ impl<'n> PodBuilder<'n> {
             runtime: self.runtime,
             config: self.config,
         };
-        // Dropped on failure, the pod removes its cgroups.
+        // If this fails, the pod is dropped, which removes its cgroups.
         pod.id = answer?.pod_sandbox_id;
         pod.node.add_shim(super::NAMESPACE, &pod.id)?;
         Ok(pod)
     }
 }
 
-/// A pod that was started. Dropped, it is stopped and removed, so that a failed test leaves nothing behind.
+/// A started pod. Dropping it stops and removes it, so that a failed test leaves nothing behind.
 pub struct Pod<'n> {
     pub(crate) node: &'n CriNode,
     id: String,
@@ -196,7 +197,7 @@ pub struct Pod<'n> {
 }
 
 impl<'n> Pod<'n> {
-    /// The sandbox's id.
+    /// Returns the sandbox's id.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -213,7 +214,8 @@ impl<'n> Pod<'n> {
         &self.config.hostname
     }
 
-    /// The beginning of a container in this pod, of an image of [`crate::fixture`] or a full name that was pulled.
+    /// Begins building a container in this pod, from an image of [`crate::fixture`] or the full
+    /// name of an image that was pulled.
     pub fn container(&self, image: &str) -> ContainerBuilder<'_> {
         ContainerBuilder::new(self, image)
     }
@@ -223,7 +225,7 @@ impl<'n> Pod<'n> {
         answer.status.context("no status in the answer")
     }
 
-    /// The network namespace that the CNI plugins have filled.
+    /// Returns the network namespace that the CNI plugins have set up.
     pub fn network_namespace(&self) -> Result<PathBuf> {
         let answer = self.full_status(true)?;
         let info = answer.info.get("info").context("no info in the answer")?;
@@ -248,12 +250,12 @@ impl<'n> Pod<'n> {
             })
     }
 
-    /// Whether CRI shows the sandbox Ready.
+    /// Returns whether CRI shows the sandbox as Ready.
     pub fn is_ready(&self) -> Result<bool> {
         Ok(self.status()?.state() == PodSandboxState::SandboxReady)
     }
 
-    /// The pod's addresses, the primary one first.
+    /// Returns the pod's addresses, the primary one first.
     pub fn addresses(&self) -> Result<Vec<IpAddr>> {
         let network = self.status()?.network.context("no network in the status")?;
         let further = network.additional_ips.iter().map(|ip| &ip.ip);
@@ -263,13 +265,13 @@ impl<'n> Pod<'n> {
             .collect()
     }
 
-    /// The pod's IPv4 address.
+    /// Returns the pod's IPv4 address.
     pub fn ipv4(&self) -> Result<IpAddr> {
         let found = self.addresses()?.into_iter().find(IpAddr::is_ipv4);
         found.context("the pod has no IPv4 address")
     }
 
-    /// The pod's IPv6 address.
+    /// Returns the pod's IPv6 address.
     pub fn ipv6(&self) -> Result<IpAddr> {
         let found = self.addresses()?.into_iter().find(IpAddr::is_ipv6);
         found.context("the pod has no IPv6 address")
@@ -287,7 +289,7 @@ impl<'n> Pod<'n> {
         answer.stats.context("no stats in the answer")
     }
 
-    /// Whether ListPodSandboxStats, which the kubelet asks, names this pod.
+    /// Returns whether ListPodSandboxStats, which the kubelet calls, names this pod.
     pub fn is_in_the_list_of_stats(&self) -> Result<bool> {
         let answer = self
             .node
@@ -299,12 +301,12 @@ impl<'n> Pod<'n> {
         Ok(ids.any(|attributes| attributes.id == self.id))
     }
 
-    /// PortForward: a connection to what listens on the pod's loopback.
+    /// Calls PortForward: a connection to a port on the pod's loopback.
     pub fn forward(&self, port: u16) -> Result<Forward> {
         Forward::connect(self.node, &self.id, port)
     }
 
-    /// StopPodSandbox.
+    /// Calls StopPodSandbox.
     pub fn stop(&self) -> Result<()> {
         let request = StopPodSandboxRequest {
             pod_sandbox_id: self.id.clone(),
@@ -316,7 +318,7 @@ impl<'n> Pod<'n> {
             .map(drop)
     }
 
-    /// RemovePodSandbox, and what a kubelet removes itself: the pod's cgroup.
+    /// Calls RemovePodSandbox and removes the pod's cgroup, as a kubelet does.
     pub fn remove(&self) -> Result<()> {
         let request = RemovePodSandboxRequest {
             pod_sandbox_id: self.id.clone(),
@@ -329,12 +331,12 @@ impl<'n> Pod<'n> {
         Ok(())
     }
 
-    /// Pid of the pod's shim.
+    /// Returns the pid of the pod's shim.
     pub fn shim(&self) -> Result<u32> {
         container::shim(&self.id)
     }
 
-    /// Pid of a host process of the VM by its role: `qemu`, `vsock`, `virtiofsd-…`.
+    /// Returns the pid of a host process of the VM by its role: `qemu`, `vsock`, `virtiofsd-…`.
     pub fn vm_process(&self, role: &str) -> Result<u32> {
         let processes = self.vm_processes()?;
         let found = processes.iter().find(|(name, _)| name.starts_with(role));
@@ -342,18 +344,18 @@ impl<'n> Pod<'n> {
         Ok(*pid)
     }
 
-    /// All host processes of the VM: role and pid.
+    /// Returns all host processes of the VM: role and pid.
     pub fn vm_processes(&self) -> Result<Vec<(String, u32)>> {
         container::vm_processes(&self.node.state_dir().join(&self.id))
     }
 
-    /// The pod's cgroup, as a path in every hierarchy.
+    /// Returns the pod's cgroup, as a path in every hierarchy.
     pub fn cgroup_parent(&self) -> &str {
         let linux = self.config.linux.as_ref();
         linux.map_or("", |linux| &linux.cgroup_parent)
     }
 
-    /// Where a file of this pod may lie on the host: a folder that is made at the first call.
+    /// Returns a folder of the host for files of this pod. It is created by the first call.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
         let pod = Path::new(&self.config.log_directory);
         let volumes = self.node.dir().join("volumes");
@@ -362,11 +364,12 @@ impl<'n> Pod<'n> {
         Ok(dir)
     }
 
-    /// A kubelet tries again too: a killed process may be in it a little longer.
+    /// Removes the pod's cgroup. Retries, as a kubelet does, since a killed process may stay in it
+    /// a little longer.
     fn remove_cgroup(&self) {
         let _ = command::poll("the pod's cgroup to be empty", GONE, || {
             let cgroups = leftovers::cgroups(self.node.tag()).into_iter();
-            // What is below the pod's own is the runtime's to remove.
+            // The runtime removes what is below the pod's own cgroup.
             let own = cgroups.filter(|cgroup| cgroup.ends_with(self.cgroup_parent()));
             own.map(fs::remove_dir)
                 .all(|done| done.is_ok())

@@ -1,5 +1,6 @@
-//! Images to be pulled under their public names: a registry on loopback, to which a `hosts.toml` sends
-//! containerd for every registry that it would look for in the internet.
+//! Serves images to be pulled under their public names. The registry is on loopback, and a
+//! `hosts.toml` sends containerd to it in place of every registry that it would look for on the
+//! internet.
 
 use std::{
     fs,
@@ -11,12 +12,12 @@ use anyhow::Result;
 use super::CriNode;
 use crate::registry::Registry as Server;
 
-/// The folder of containerd's `config_path`.
+/// Returns the folder of containerd's `config_path`.
 pub fn hosts_dir(dir: &Path) -> PathBuf {
     dir.join("hosts")
 }
 
-/// A running registry. Dropped, it ends.
+/// A running registry. Dropping it ends it.
 pub struct Registry<'n> {
     node: &'n CriNode,
     server: Server,
@@ -32,12 +33,14 @@ impl<'n> Registry<'n> {
         Ok(Self { node, server })
     }
 
-    /// Host and port, by which any client gets the images without a `hosts.toml`, since it is loopback.
+    /// Returns host and port. Any client can pull from this address without a `hosts.toml`, since
+    /// it is on loopback.
     pub fn address(&self) -> &str {
         self.server.address()
     }
 
-    /// Makes an image of [`crate::fixture`] available as, say, `docker.io/library/busybox:1.36`.
+    /// Makes an image of [`crate::fixture`] available under a public name such as
+    /// `docker.io/library/busybox:1.36`.
     pub fn publish(&self, fixture: &str, name: &str) -> Result<()> {
         let full = self.node.image_in(super::NAMESPACE, fixture)?;
         self.server

@@ -1,6 +1,6 @@
-//! Exec and attach with their streams, over the WebSocket of containerd's streaming server, protocol
-//! `v4.channel.k8s.io`: every frame begins with the number of its channel. That protocol can't say the end of
-//! standard input.
+//! Exec and attach with their streams, over the WebSocket of containerd's streaming server. In the
+//! protocol, `v4.channel.k8s.io`, every frame begins with the number of its channel. It has no
+//! message for the end of standard input.
 
 use std::{
     net::TcpStream,
@@ -23,12 +23,12 @@ const STDERR: u8 = 2;
 const STATUS: u8 = 3;
 const RESIZE: u8 = 4;
 
-/// A process's streams.
+/// The streams of a process.
 pub struct Session {
     socket: Channels,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    /// `metav1.Status` of the end.
+    /// The `metav1.Status` sent when the process ends.
     status: Option<Value>,
 }
 
@@ -66,7 +66,7 @@ impl Session {
             stderr: Vec::new(),
             status: None,
         };
-        // The server says that it is connected by an empty frame; before that, input may be lost.
+        // The server sends an empty frame when it is connected. Input sent before that may be lost.
         session.take(Instant::now() + Duration::from_secs(30))?;
         Ok(session)
     }
@@ -85,7 +85,7 @@ impl Session {
         self.socket.send(RESIZE, size.to_string().as_bytes())
     }
 
-    /// Waits until a text has come on standard output; all that has come.
+    /// Waits until a text has arrived on standard output. Returns everything that has arrived.
     pub fn wait_for(&mut self, text: &str) -> Result<String> {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
@@ -98,7 +98,7 @@ impl Session {
         }
     }
 
-    /// Waits for the process's end: its exit code and output.
+    /// Waits for the process's end. Returns its exit code and output.
     pub fn finish(mut self, limit: Duration) -> Result<Output> {
         let end = Instant::now() + limit;
         while self.take(end)? {}
@@ -112,7 +112,7 @@ impl Session {
         })
     }
 
-    /// Ends the connection, as a client that goes away does, and gives what has come until then.
+    /// Closes the connection, as a client that goes away does. Returns what has arrived until then.
     pub fn detach(mut self) -> Result<Output> {
         self.socket.close()?;
         Ok(Output {
@@ -122,7 +122,7 @@ impl Session {
         })
     }
 
-    /// Takes one frame; `false` when the connection has ended.
+    /// Takes one frame. Returns `false` if the connection has ended.
     fn take(&mut self, end: Instant) -> Result<bool> {
         match self.socket.receive(end)? {
             None => return Ok(false),
@@ -174,7 +174,8 @@ impl Channels {
         Ok(self.0.send(Message::binary(frame))?)
     }
 
-    /// The next frame, `None` when the other side has ended; an error when neither comes until `end`.
+    /// Returns the next frame, or `None` if the other side has ended. Fails if neither comes before
+    /// `end`.
     pub(crate) fn receive(&mut self, end: Instant) -> Result<Option<(u8, Vec<u8>)>> {
         let left = end.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "nothing came in time");
@@ -184,7 +185,7 @@ impl Channels {
                 let (&channel, bytes) = frame.split_first().context("a frame without channel")?;
                 Ok(Some((channel, bytes.to_vec())))
             }
-            // Pings are answered by the library; a channel of ours is no number above.
+            // The library answers pings. They are reported with a number above all of our channels.
             Ok(Message::Close(_)) | Err(Error::ConnectionClosed) => Ok(None),
             Ok(_) => Ok(Some((u8::MAX, Vec::new()))),
             // Go's server closes the connection without the closing handshake.

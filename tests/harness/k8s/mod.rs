@@ -1,4 +1,4 @@
-//! A real cluster, spoken to by `kubectl` alone.
+//! A real cluster that tests use only through `kubectl`.
 //!
 //! ```no_run
 //! use caisson_tests::{k8s::TestCluster, Runtime};
@@ -9,7 +9,8 @@
 //! # anyhow::Ok(())
 //! ```
 //!
-//! All tests of a run share the cluster, each has a [`Namespace`] of its own, which goes with everything in it.
+//! All tests of a run share the cluster. Each has its own [`Namespace`], which is deleted with
+//! everything in it.
 
 mod namespace;
 mod pod;
@@ -41,27 +42,28 @@ use crate::{
     fixture, paths, proc, Runtime,
 };
 
-/// How long something in the cluster may take that a test waits for; VMs on a busy machine are slow.
+/// How long a test waits for something in the cluster. VMs on a busy machine are slow.
 pub const LIMIT: Duration = Duration::from_secs(120);
-/// Every folder of a cluster is this and the pid of the run.
+/// The prefix of every cluster's folder. The pid of the run follows.
 const FOLDERS: &str = "/var/tmp/csl";
 
 static SHARED: OnceLock<TestCluster> = OnceLock::new();
 
-/// A cluster of the tests.
+/// The tests' cluster.
 pub struct TestCluster {
     cluster: Cluster,
-    /// One of the environment's is not removed.
+    /// Whether this run started the cluster. One named by the environment is not removed.
     ours: bool,
     namespaces: AtomicU32,
     images: Mutex<BTreeSet<(String, String)>>,
 }
 
 impl TestCluster {
-    /// The one cluster of this run, started by the first test that asks and removed when the process exits; or the one whose folder
-    /// `CAISSON_TEST_CLUSTER` names, which stays.
+    /// Returns the one cluster of this run. The first test that asks starts it, and it is removed
+    /// when the process exits. If `CAISSON_TEST_CLUSTER` names the folder of a cluster, that
+    /// cluster is used, and it stays.
     ///
-    /// Panics when it can't be started: no test can go on without it.
+    /// Panics if the cluster can't be started, since no test can go on without it.
     pub fn shared() -> &'static TestCluster {
         SHARED.get_or_init(|| {
             let cluster = Self::start().unwrap_or_else(|error| panic!("no cluster: {error:#}"));
@@ -84,7 +86,7 @@ impl TestCluster {
         let programs = Programs::find(&paths::target())?;
         let supervisor = paths::program("k8s-cluster")?;
         let cluster = caisson_local::up(&layout, &programs, &supervisor, &mut |_| {})?;
-        // What a probe VM found out about KVM takes seconds.
+        // Copies what a probe VM found out about KVM, since a new probe takes seconds.
         let remembered = paths::target().join("tests-accelerator.json");
         let _ = fs::copy(remembered, layout.path("store/accelerator.json"));
         Ok(Self {
@@ -95,41 +97,42 @@ impl TestCluster {
         })
     }
 
-    /// A namespace that no other test has.
+    /// Creates a namespace that no other test has.
     pub fn namespace(&self) -> Result<Namespace<'_>> {
         let number = self.namespaces.fetch_add(1, Ordering::Relaxed);
         Namespace::new(self, format!("t{}-{number}", std::process::id()))
     }
 
-    /// What `kubectl` says to these arguments, whatever its exit code is.
+    /// Runs `kubectl` with these arguments. Returns its output whatever its exit code.
     pub fn kubectl(&self, args: &[&str]) -> Result<Output> {
         command::run(self.cluster.kubectl_command().args(args), None, LIMIT)
     }
 
-    /// `kubectl`, arguments to follow.
+    /// Returns a `kubectl` command without arguments.
     pub fn kubectl_command(&self) -> Command {
         self.cluster.kubectl_command()
     }
 
-    /// The `caisson` command on the cluster's node.
+    /// Returns the `caisson` command on the cluster's node.
     pub fn caisson(&self) -> Command {
         let mut caisson = Command::new(self.cluster.programs().dist().join("bin/caisson"));
         caisson.env("CAISSON_CONFIG", self.cluster.layout().caisson_config());
         caisson
     }
 
-    /// Gives the node further settings, TOML in a drop-in of this name, until what is returned is dropped.
+    /// Gives the node further settings, as TOML in a drop-in of this name, until the returned value
+    /// is dropped.
     pub fn settings(&self, name: &str, text: &str) -> Result<Settings> {
         let dir = self.cluster.layout().path("caisson/config.d");
         let path = dir.join(format!("90-{name}.toml"));
-        // A shim that starts meanwhile reads all of it or nothing.
+        // A shim that starts meanwhile reads either all of it or nothing.
         let part = path.with_extension("part");
         fs::write(&part, text)?;
         fs::rename(&part, &path)?;
         Ok(Settings { path })
     }
 
-    /// Brings an image of [`fixture`] in as `name`.
+    /// Imports an image of [`fixture`] as `name`.
     pub fn image_as(&self, fixture: &str, name: &str) -> Result<()> {
         let mut there = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (fixture.to_owned(), name.to_owned());
@@ -147,14 +150,15 @@ impl TestCluster {
         Ok(())
     }
 
-    /// Brings an image of [`fixture`] in; its name.
+    /// Imports an image of [`fixture`]. Returns its name.
     pub fn image(&self, fixture: &str) -> Result<String> {
         let full = fixture::full_name(fixture);
         self.image_as(fixture, &full)?;
         Ok(full)
     }
 
-    /// Under which the pods reach this machine: the other end of the node's link (`caisson_local::network`).
+    /// Returns the address at which the pods reach this machine: the other end of the node's link
+    /// (`caisson_local::network`).
     pub fn machine_address(&self) -> Result<String> {
         let path = r#"jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}"#;
         let node = line(self.kubectl(&["get", "nodes", "--output", path])?)?;
@@ -162,13 +166,13 @@ impl TestCluster {
         Ok(format!("{link}.1"))
     }
 
-    /// The cluster itself.
+    /// Returns the cluster itself.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 }
 
-/// A drop-in of the node's configuration. Dropped, it is removed.
+/// A drop-in of the node's configuration. Dropping it removes it.
 #[must_use]
 pub struct Settings {
     path: PathBuf,
@@ -180,14 +184,14 @@ impl Drop for Settings {
     }
 }
 
-/// Gives the pods of this spec (a PodSpec) the RuntimeClass, or none.
+/// Sets the RuntimeClass of a PodSpec for Caisson; for runc, sets none.
 pub fn set_class(spec: &mut Value, runtime: Runtime) {
     if runtime == Runtime::Caisson {
         spec["runtimeClassName"] = "sandbox".into();
     }
 }
 
-/// The pid of a program of the cluster: `kubelet`, `containerd`, …
+/// Returns the pid of a program of the cluster: `kubelet`, `containerd`, …
 pub fn program(cluster: &Cluster, name: &str) -> Result<u32> {
     let dir = cluster.layout().dir().display().to_string();
     let found = proc::all()
@@ -222,7 +226,7 @@ fn remove_dead() -> Result<()> {
     for entry in fs::read_dir(parent)?.flatten() {
         let path = entry.path();
         let number = path.to_str().and_then(|text| text.strip_prefix(FOLDERS));
-        // A test that has a cluster of its own adds a letter.
+        // A test that has its own cluster adds a letter.
         let number = number.map(|number| number.trim_end_matches(char::is_alphabetic));
         let Some(pid) = number.and_then(|number| number.parse().ok()) else {
             continue;
@@ -234,7 +238,8 @@ fn remove_dead() -> Result<()> {
     Ok(())
 }
 
-/// Fails with all that was printed unless `output` is that of a success; else its first stream without the white space around it.
+/// Returns the first stream of a successful `output` without the white space around it. Otherwise
+/// fails with all that was printed.
 pub fn line(output: Output) -> Result<String> {
     ensure!(
         output.code == 0,

@@ -1,4 +1,4 @@
-//! A namespace of the cluster, one test's.
+//! A namespace of the cluster that belongs to one test.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use serde_json::{json, Value};
 use super::{line, Pod, PodBuilder, TestCluster, LIMIT};
 use crate::command::{self, Output, Stdin};
 
-/// Dropped, it is deleted with everything in it.
+/// A namespace of the cluster. Dropping it deletes it with everything in it.
 pub struct Namespace<'c> {
     cluster: &'c TestCluster,
     name: String,
@@ -18,7 +18,7 @@ impl<'c> Namespace<'c> {
     pub(super) fn new(cluster: &'c TestCluster, name: String) -> Result<Self> {
         cluster.kubectl(&["create", "namespace", &name])?.ok()?;
         let namespace = Self { cluster, name };
-        // Pods are refused before the controller has made it.
+        // Pods are refused until the controller has made it.
         command::poll("the default ServiceAccount", LIMIT, || {
             let output = namespace.kubectl(&["get", "serviceaccount", "default"]);
             output.ok().filter(|output| output.code == 0)
@@ -26,17 +26,17 @@ impl<'c> Namespace<'c> {
         Ok(namespace)
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The cluster.
+    /// Returns the cluster.
     pub fn cluster(&self) -> &'c TestCluster {
         self.cluster
     }
 
-    /// `kubectl` in this namespace, arguments to follow.
+    /// Returns a `kubectl` command for this namespace, without further arguments.
     pub fn kubectl_command(&self) -> Command {
         let mut kubectl = self.cluster.kubectl_command();
         kubectl.args(["--namespace", &self.name]);
@@ -63,24 +63,24 @@ impl<'c> Namespace<'c> {
             .map(drop)
     }
 
-    /// One value of an object, by a JSONPath such as `{.status.phase}`.
+    /// Returns one value of an object, by a JSONPath such as `{.status.phase}`.
     pub fn get(&self, object: &str, path: &str) -> Result<String> {
         line(self.kubectl(&["get", object, "--output", &format!("jsonpath={path}")])?)
     }
 
-    /// Waits as `kubectl wait` does; the error shows what the object's events and status say.
+    /// Waits as `kubectl wait` does. The error shows the object's events and status.
     pub fn wait(&self, object: &str, what: &str) -> Result<()> {
         let output = self.kubectl(&["wait", &format!("--for={what}"), object, "--timeout=110s"])?;
         output.ok().map(drop).with_context(|| self.describe(object))
     }
 
-    /// Waits until a Deployment or StatefulSet has all its pods of the newest form.
+    /// Waits until a Deployment or StatefulSet has all its pods in the newest revision.
     pub fn rolled_out(&self, object: &str) -> Result<()> {
         let output = self.kubectl(&["rollout", "status", object, "--timeout=110s"])?;
         output.ok().map(drop).with_context(|| self.describe("pods"))
     }
 
-    /// What `kubectl describe` says.
+    /// Returns the output of `kubectl describe`.
     pub fn describe(&self, object: &str) -> String {
         match self.kubectl(&["describe", object]) {
             Ok(output) => output.text(),
@@ -88,7 +88,7 @@ impl<'c> Namespace<'c> {
         }
     }
 
-    /// Waits until `kubectl describe` of an object says all of these texts; what it said.
+    /// Waits until `kubectl describe` of an object prints all of these texts. Returns its output.
     pub fn described(&self, object: &str, texts: &[&str]) -> Result<String> {
         let mut last = String::new();
         command::poll(&format!("{texts:?} of {object}"), LIMIT, || {
@@ -99,17 +99,18 @@ impl<'c> Namespace<'c> {
         Ok(last)
     }
 
-    /// A pod with one container, to be started.
+    /// Begins building a pod with one container.
     pub fn pod(&self, name: &str) -> PodBuilder<'_> {
         PodBuilder::new(self, name)
     }
 
-    /// A pod that is there, by its name.
+    /// Returns an existing pod by its name.
     pub fn existing(&self, name: &str) -> Pod<'_> {
         Pod::new(self, name)
     }
 
-    /// The names of the pods with a label, `app=web`, that are not about to go.
+    /// Returns the names of the pods with a label such as `app=web`, without those that are being
+    /// deleted.
     pub fn pods(&self, label: &str) -> Result<Vec<String>> {
         let output = self.kubectl(&["get", "pods", "--selector", label, "--output", "json"])?;
         let pods: Value = serde_json::from_str(&output.ok()?.text())?;
@@ -122,7 +123,8 @@ impl<'c> Namespace<'c> {
             .collect())
     }
 
-    /// A Service of this name for the pods with the label `app` of that value, port 80 to 8080.
+    /// Creates a Service of this name for the pods whose label `app` has that value, from port 80
+    /// to 8080.
     pub fn service(&self, name: &str, app: &str) -> Result<()> {
         self.apply(&json!({
             "apiVersion": "v1",
@@ -135,7 +137,7 @@ impl<'c> Namespace<'c> {
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
-        // Not waited for: pods have a grace period.
+        // Does not wait for the deletion, since pods have a grace period.
         let args = ["delete", "namespace", &self.name, "--wait=false"];
         let _ = self.cluster.kubectl(&args);
     }

@@ -11,7 +11,7 @@ use crate::{
     fixture, Runtime,
 };
 
-/// A pod to be made.
+/// A pod to be created.
 pub struct PodBuilder<'n> {
     namespace: &'n Namespace<'n>,
     name: String,
@@ -39,25 +39,25 @@ impl<'n> PodBuilder<'n> {
         }
     }
 
-    /// What runs it; a VM when not said.
+    /// Selects the runtime. The default is a VM.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
         self
     }
 
-    /// A line of the shell as the container's command.
+    /// Sets a shell line as the container's command.
     pub fn sh(mut self, line: &str) -> Self {
         self.container()["command"] = json!(["sh", "-c", line]);
         self
     }
 
-    /// A label of the pod; `app` is its name when not said.
+    /// Sets a label of the pod. The default of `app` is the pod's name.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.object["metadata"]["labels"][key] = value.into();
         self
     }
 
-    /// An annotation of the pod.
+    /// Sets an annotation of the pod.
     pub fn annotation(mut self, key: &str, value: &str) -> Self {
         self.object["metadata"]["annotations"][key] = value.into();
         self
@@ -75,7 +75,7 @@ impl<'n> PodBuilder<'n> {
         self
     }
 
-    /// Has it made, and does not wait.
+    /// Creates the pod without waiting for it.
     pub fn create(mut self) -> Result<Pod<'n>> {
         self.namespace.cluster().image("busybox")?;
         set_class(&mut self.object["spec"], self.runtime);
@@ -83,7 +83,7 @@ impl<'n> PodBuilder<'n> {
         Ok(Pod::new(self.namespace, &self.name))
     }
 
-    /// Has it made and waits until it is ready.
+    /// Creates the pod and waits until it is ready.
     pub fn start(self) -> Result<Pod<'n>> {
         let pod = self.create()?;
         pod.wait("condition=Ready")?;
@@ -95,7 +95,7 @@ impl<'n> PodBuilder<'n> {
     }
 }
 
-/// A pod that is there.
+/// An existing pod.
 pub struct Pod<'n> {
     namespace: &'n Namespace<'n>,
     name: String,
@@ -109,7 +109,7 @@ impl<'n> Pod<'n> {
         }
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -119,18 +119,19 @@ impl<'n> Pod<'n> {
         self.namespace.wait(&format!("pod/{}", self.name), what)
     }
 
-    /// Standard output of a line of the shell, which ends with 0, without the white space around it.
+    /// Runs a shell line that must exit with 0. Returns its standard output without the white space
+    /// around it.
     pub fn exec(&self, shell: &str) -> Result<String> {
         line(self.try_exec(shell)?).with_context(|| format!("exec in {}: {shell}", self.name))
     }
 
-    /// As [`Pod::exec`], however it ends.
+    /// Like [`Pod::exec`], whatever the exit code.
     pub fn try_exec(&self, shell: &str) -> Result<Output> {
         self.namespace
             .kubectl(&["exec", &self.name, "--", "sh", "-c", shell])
     }
 
-    /// What its container logged.
+    /// Returns what its container logged.
     pub fn logs(&self) -> Result<String> {
         Ok(self.namespace.kubectl(&["logs", &self.name])?.ok()?.text())
     }
@@ -144,30 +145,30 @@ impl<'n> Pod<'n> {
         )
     }
 
-    /// Its address.
+    /// Returns its address.
     pub fn ip(&self) -> Result<String> {
         self.get("{.status.podIP}")
     }
 
-    /// One value of it, by a JSONPath.
+    /// Returns one value of the pod, by a JSONPath.
     pub fn get(&self, path: &str) -> Result<String> {
         self.namespace.get(&format!("pod/{}", self.name), path)
     }
 
-    /// Waits until `kubectl describe pod` says all of these texts.
+    /// Waits until `kubectl describe pod` prints all of these texts.
     pub fn described(&self, texts: &[&str]) -> Result<String> {
         self.namespace
             .described(&format!("pod/{}", self.name), texts)
     }
 
-    /// `kubectl VERB OPTIONS… POD`, further arguments to follow.
+    /// Returns the command `kubectl VERB OPTIONS… POD`, without further arguments.
     pub fn kubectl_command(&self, verb: &str, options: &[&str]) -> Command {
         let mut kubectl = self.namespace.kubectl_command();
         kubectl.arg(verb).args(options).arg(&self.name);
         kubectl
     }
 
-    /// Deletes it and waits until it is gone.
+    /// Deletes the pod and waits until it is gone.
     pub fn delete(self) -> Result<()> {
         self.namespace
             .kubectl(&["delete", "pod", &self.name])?

@@ -8,14 +8,15 @@ use caisson_local::{components::MARK, images};
 use super::TestCluster;
 use crate::registry;
 
-/// The node and its pods reach it by its address. Dropped, it ends; it ends with the cluster anyway.
+/// A running registry, which the node and its pods reach by its address. Dropping it ends it; it
+/// also ends with the cluster.
 pub struct Registry<'c> {
     cluster: &'c TestCluster,
     server: registry::Registry,
 }
 
 impl<'c> Registry<'c> {
-    /// Starts a registry with nothing in it.
+    /// Starts an empty registry.
     pub fn start(cluster: &'c TestCluster) -> Result<Self> {
         let layout = cluster.cluster().layout();
         let dir = layout.path("registry");
@@ -25,19 +26,19 @@ impl<'c> Registry<'c> {
         Ok(Self { cluster, server })
     }
 
-    /// Sends the node's containerd here for public names.
+    /// Sends the node's containerd here for public image names.
     pub fn stand_in(&self) -> Result<()> {
         let hosts = self.cluster.cluster().layout().path("hosts");
         self.server.stand_in(&hosts)
     }
 
-    /// Host and port; it speaks HTTP without TLS.
+    /// Returns host and port. The registry speaks HTTP without TLS.
     pub fn address(&self) -> &str {
         self.server.address()
     }
 
-    /// Makes an image of [`crate::fixture`] available under a public name such as `docker.io/library/busybox:1.36`. The node has it under
-    /// its own name only.
+    /// Makes an image of [`crate::fixture`] available under a public name such as
+    /// `docker.io/library/busybox:1.36`. The node itself has the image only under its own name.
     pub fn publish(&self, fixture: &str, name: &str) -> Result<()> {
         let full = self.cluster.image(fixture)?;
         let cluster = self.cluster.cluster();

@@ -1,4 +1,4 @@
-//! A real S3 server, moto's, whose users may use what is below a prefix of their own.
+//! A real S3 server (moto's) whose users may each use what is below a prefix.
 
 use std::{
     collections::HashMap,
@@ -14,18 +14,18 @@ use serde::Deserialize;
 
 use crate::{command, paths};
 
-/// A running server with one bucket. Dropped, it ends.
+/// A running server with one bucket. Dropping it ends it.
 pub struct S3 {
     process: Child,
     host: String,
     said: Said,
 }
 
-/// The server's only line.
+/// The only line that the server prints.
 #[derive(Deserialize)]
 struct Said {
     port: u16,
-    /// By user: the key's id and the secret.
+    /// The key's id and the secret of each user.
     keys: HashMap<String, [String; 2]>,
 }
 
@@ -33,7 +33,8 @@ impl S3 {
     /// The bucket's name.
     pub const BUCKET: &str = "bucket";
 
-    /// Starts a server on loopback for users, each with the prefix of what it may use. Its log is in `dir`.
+    /// Starts a server on loopback. Each user comes with the prefix of what it may use. The log is
+    /// in `dir`.
     pub fn start(dir: &Path, users: &[(&str, &str)]) -> Result<Self> {
         Self::start_at("127.0.0.1", dir, users)
     }
@@ -72,18 +73,18 @@ impl S3 {
         }
     }
 
-    /// Host and port.
+    /// Returns host and port.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host, self.said.port)
     }
 
-    /// A user's keys: id and secret.
+    /// Returns a user's keys: id and secret.
     pub fn keys(&self, user: &str) -> Result<&[String; 2]> {
         let keys = self.said.keys.get(user);
         keys.with_context(|| format!("the S3 server has no user {user}"))
     }
 
-    /// Puts a file as an object, as a user.
+    /// Uploads a file as an object, as a user.
     pub fn put(&self, user: &str, key: &str, file: &Path) -> Result<()> {
         let [id, secret] = self.keys(user)?;
         let mut put = python("put.py")?;
@@ -94,7 +95,7 @@ impl S3 {
             .map(drop)
     }
 
-    /// Writes a user's keys as the AWS command line keeps them; the file's path.
+    /// Writes a user's keys in the format of the AWS command line. Returns the file's path.
     pub fn credentials(&self, user: &str, dir: &Path) -> Result<PathBuf> {
         let [id, secret] = self.keys(user)?;
         let path = dir.join(format!("{user}.credentials"));
@@ -105,7 +106,7 @@ impl S3 {
     }
 }
 
-/// A program of this folder, in the environment that the set-up script has made for it.
+/// Returns a program of this folder, run in the environment that the set-up script has made for it.
 fn python(program: &str) -> Result<Command> {
     let python = paths::target().join("cache/s3-server/bin/python");
     ensure!(

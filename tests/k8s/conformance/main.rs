@@ -1,9 +1,11 @@
-//! `make conformance`: Kubernetes' own end-to-end tests, those that every node has to pass (`[NodeConformance]`), with runc and with
-//! Caisson as containerd's default runtime, each on a cluster of its own, both at once: two of the tests wait half an hour.
+//! `make conformance` runs those of Kubernetes' own end-to-end tests that every node has to pass
+//! (`[NodeConformance]`), with runc and with Caisson as containerd's default runtime. Each runtime
+//! has its own cluster. Both run at the same time, since two of the tests wait half an hour.
 //!
-//! What passes with runc has to pass with Caisson, and nothing may fail with runc, but for the exceptions in `exceptions.toml`, each with
-//! its reason, which have to fail. Writes `docs/conformance.md` where all of them ran. Arguments: only the tests whose name one of them is
-//! part of; `--last`: none, but the last run is looked at again, by exceptions that have changed.
+//! What passes with runc has to pass with Caisson, and nothing may fail with runc. Exceptions are
+//! listed in `exceptions.toml`, each with its reason, and they have to fail. If all tests ran, the
+//! program writes `docs/conformance.md`. With arguments, only the tests run whose name contains one
+//! of them. With `--last`, none run, and the last run is judged again with the current exceptions.
 
 mod report;
 mod suite;
@@ -20,9 +22,9 @@ use nix::sys::signal::Signal;
 
 use crate::suite::Ended;
 
-/// Of this program, followed by the runtime's handler: the run with that one.
+/// An argument that, followed by a runtime's handler, makes this program run the tests with it.
 const WITH: &str = "--with";
-/// Instead of a run.
+/// An argument that judges the last run in place of a new one.
 const LAST: &str = "--last";
 
 fn main() -> ExitCode {
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A test's ends with runc and with Caisson, and what they mean.
+/// A test's results with runc and with Caisson, and the verdict.
 struct Row {
     name: String,
     runc: Ended,
@@ -74,7 +76,7 @@ fn run() -> Result<bool> {
     Ok(rows.iter().all(|row| row.note.is_ok()))
 }
 
-/// Starts this program for one runtime. It ends with this one.
+/// Starts this program for one runtime. The process ends with this one.
 fn start(handler: &str, parts: &[String]) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([WITH, handler]).args(parts);

@@ -1,4 +1,4 @@
-//! What the tests came to: for the terminal, and as `docs/conformance.md`.
+//! Reports the tests' results, for the terminal and as `docs/conformance.md`.
 
 use std::{collections::BTreeMap, fmt::Write, fs};
 
@@ -10,7 +10,7 @@ use caisson_tests::{
 
 use crate::{suite::Ended, Row};
 
-/// A line a test that did not pass with both, and the sums.
+/// Returns a line for each test that did not pass with both runtimes, and the sums.
 pub fn text(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -28,7 +28,7 @@ pub fn text(rows: &[Row]) -> String {
     text
 }
 
-/// Writes the table that the documentation has.
+/// Writes the table for the documentation.
 pub fn write(rows: &[Row], node: &str) -> Result<()> {
     let path = paths::workspace().join("docs/conformance.md");
     let dir = path.parent().context("a file's folder")?;
@@ -86,7 +86,7 @@ fn markdown(rows: &[Row], node: &str) -> String {
     text
 }
 
-/// `[sig-node]`, by which the owners of the tests name their groups.
+/// Returns the group, such as `[sig-node]`, that the tests' owners put into a name.
 fn group(name: &str) -> &str {
     name.find(']').map_or("", |end| &name[..=end])
 }

@@ -1,4 +1,4 @@
-//! The tests' program on a cluster.
+//! Runs the program with the tests on a cluster.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use caisson_tests::{
 };
 use serde_json::Value;
 
-/// The tests' names of images, and what is served for them.
+/// For each image, the tests' name and the image that is served.
 const IMAGES: [(&str, &str); 9] = [
     ("registry.k8s.io/e2e-test-images/agnhost:2.53", "agnhost"),
     (
@@ -37,23 +37,23 @@ const IMAGES: [(&str, &str); 9] = [
     ("registry.k8s.io/pause:3.10", "pause"),
 ];
 
-/// The tests that every node has to pass.
+/// The label of the tests that every node has to pass.
 const LABEL: &str = "NodeConformance";
-/// As many at once: most of them wait most of their time.
+/// How many tests run at once. Most of them spend most of their time waiting.
 const AT_ONCE: u32 = 3;
 /// How long all of them may take with one runtime.
 const ALL: Duration = Duration::from_secs(2 * 3600);
 
-/// What a test came to.
+/// The result of a test.
 #[derive(Debug, Clone)]
 pub struct Ended {
     pub outcome: Outcome,
     pub seconds: f64,
-    /// Of a failure, its first line.
+    /// The first line of a failure.
     pub why: String,
 }
 
-/// The tests' names.
+/// Returns the tests' names.
 pub fn names() -> Result<BTreeSet<String>> {
     let path = logs()?.join("names.json");
     let report = format!("--ginkgo.json-report={}", path.display());
@@ -62,18 +62,19 @@ pub fn names() -> Result<BTreeSet<String>> {
     Ok(read(&path)?.into_keys().collect())
 }
 
-/// What the tests came to with this runtime, when last they ran.
+/// Returns the results of the last run with this runtime.
 pub fn ended(handler: &str) -> Result<BTreeMap<String, Ended>> {
     read(&logs()?.join(report(handler)))
 }
 
-/// What the node was on which they ran.
+/// Returns the description of the node of that run.
 pub fn node(handler: &str) -> Result<String> {
     let path = logs()?.join(format!("{handler}.node"));
     fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
-/// Runs the tests on a cluster where this runtime is containerd's default one. What they said is in their log.
+/// Runs the tests on a cluster where this runtime is containerd's default. Their output is in their
+/// log.
 pub fn run(handler: &str, parts: &[String]) -> Result<()> {
     let known = e2e(&["--list-images"])?;
     let known: BTreeSet<_> = known.lines().map(str::trim).collect();
@@ -93,7 +94,7 @@ pub fn run(handler: &str, parts: &[String]) -> Result<()> {
     let log = logs.join(format!("{handler}.log"));
     eprintln!("  {handler}: the tests: {} ...", log.display());
     let output = fs::File::create(&log)?;
-    // Where ginkgo can't write one, that of an earlier run is not this one's.
+    // If ginkgo can't write a report, that of an earlier run must not be taken for this one's.
     let _ = fs::remove_file(logs.join(report(handler)));
     let cluster = nodes.cluster();
     let mut ginkgo = Command::new(paths::conformance("ginkgo")?);
@@ -115,13 +116,13 @@ pub fn run(handler: &str, parts: &[String]) -> Result<()> {
             "--kubectl-path={}",
             cluster.programs().kubernetes("kubectl").display()
         ))
-        // They end with the cluster.
+        // The processes end with the cluster.
         .env(MARK, cluster.layout().dir())
         .current_dir(&logs)
         .stdout(output.try_clone()?)
         .stderr(output);
     let mut process = ginkgo.spawn().context("start ginkgo")?;
-    // What it ends with says only whether all have passed.
+    // The exit code says only whether all have passed.
     let ended = command::wait(&mut process, ALL + LIMIT)?;
     ensure!(ended.is_some(), "not within {ALL:?}: {}", log.display());
     Ok(())
@@ -144,7 +145,8 @@ fn versions(nodes: &TestCluster) -> Result<String> {
     Ok(output.ok()?.text())
 }
 
-/// Makes a runtime that which pods without a RuntimeClass get. With Caisson the tests' pods get its class, for the overhead in it.
+/// Makes a runtime the default for pods without a RuntimeClass. With Caisson the tests' pods get
+/// its class, for the overhead in it.
 fn make_default(nodes: &TestCluster, handler: &str) -> Result<()> {
     let cluster = nodes.cluster();
     let path = cluster.layout().containerd_config();
@@ -178,14 +180,14 @@ fn make_default(nodes: &TestCluster, handler: &str) -> Result<()> {
     cluster.apply(include_str!("class.yaml"))
 }
 
-/// The tests' program, asked for something.
+/// Runs the tests' program with these arguments. Returns its output.
 fn e2e(args: &[&str]) -> Result<String> {
     let mut e2e = Command::new(paths::conformance("e2e.test")?);
     let output = command::run(e2e.args(args), None, LIMIT)?;
     Ok(output.ok()?.text())
 }
 
-/// A regular expression for this text.
+/// Returns a regular expression that matches this text.
 fn quote(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == ' ';
     text.chars()
@@ -193,7 +195,8 @@ fn quote(text: &str) -> String {
         .collect()
 }
 
-/// Reads a report of ginkgo's (`types.Report` of its Go module): the tests that ran, or would have in a dry run.
+/// Reads a report of ginkgo (`types.Report` of its Go module): the tests that ran, or would have
+/// run in a dry run.
 fn read(path: &Path) -> Result<BTreeMap<String, Ended>> {
     let text = fs::read(path).with_context(|| path.display().to_string())?;
     let reports: Value = serde_json::from_slice(&text)?;
@@ -205,7 +208,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Ended>> {
         let failure = &spec["Failure"]["Message"];
         let outcome = match state {
             "passed" => Outcome::Passed,
-            // One that skipped itself says why, one that was not asked for does not.
+            // A test that skipped itself gives a reason. A test that was not selected does not.
             "skipped" | "pending" if failure.as_str().is_none_or(str::is_empty) => continue,
             "skipped" => Outcome::Skipped,
             _ => Outcome::Failed,
@@ -223,7 +226,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Ended>> {
     Ok(ended)
 }
 
-/// As the tests' own reports name it.
+/// Returns a test's name as in the tests' own reports.
 fn name(spec: &Value) -> String {
     let texts = spec["ContainerHierarchyTexts"].as_array();
     let texts = texts.into_iter().flatten().chain([&spec["LeafNodeText"]]);

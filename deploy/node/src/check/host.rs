@@ -1,8 +1,8 @@
-//! What the host is and has: processor, cgroups, memory, folders, users.
+//! Checks what the host is and has: processor, cgroups, memory, folders, users.
 
 use std::{fs, path::Path, thread};
 
-use caisson_shim::config::NodeConfig;
+use caisson_shim::{config::NodeConfig, network::try_anti_spoofing};
 use nix::unistd::{access, AccessFlags};
 
 use super::{program::on_path, Line};
@@ -58,6 +58,25 @@ pub fn user_namespaces() -> Line {
     }
 }
 
+pub fn network(config: &NodeConfig) -> Line {
+    let name = "network";
+    if !config.network.anti_spoofing {
+        return Line::warn(
+            name,
+            "guests may send with any source address: network.anti_spoofing is false",
+            "leave it out of [network], so that they send with their own addresses alone",
+        );
+    }
+    match try_anti_spoofing() {
+        Ok(()) => Line::ok(name, "guests send with their own addresses alone"),
+        Err(error) => Line::fail(
+            name,
+            format!("what guests send can't be filtered: {error}"),
+            "load the kernel's modules cls_bpf and act_mirred, or set network.anti_spoofing = false",
+        ),
+    }
+}
+
 pub fn shared_memory() -> Line {
     let name = "/dev/shm";
     match nix::sys::statvfs::statvfs(name) {
@@ -76,7 +95,7 @@ pub fn shared_memory() -> Line {
 pub fn state(config: &NodeConfig) -> Line {
     let name = "state";
     for dir in [&config.state_dir, &config.store_dir] {
-        // It is made when it is needed.
+        // The folder is made when it is needed.
         let there = dir
             .ancestors()
             .find(|dir| dir.exists())

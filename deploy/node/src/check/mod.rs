@@ -1,4 +1,5 @@
-//! `caisson check`: one screen that says what this node has for running VMs, and what to do where it falls short.
+//! `caisson check`: prints one screen that says what this node has for running VMs, and what to do
+//! where it falls short.
 
 mod host;
 mod program;
@@ -23,7 +24,7 @@ use serde::Serialize;
 use self::program::{numbers, on_path, version};
 use crate::shim::{Launch, PROGRAM};
 
-/// The oldest QEMU that this is tested with.
+/// The oldest QEMU that Caisson is tested with.
 const MIN_QEMU: (u32, u32) = (7, 2);
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
@@ -34,7 +35,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// How a thing stands. Only `Fail` keeps VMs from running.
+/// The result of a check. Only `Fail` keeps VMs from running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Standing {
@@ -43,7 +44,7 @@ enum Standing {
     Fail,
 }
 
-/// One thing that was looked at.
+/// One thing that was checked.
 #[derive(Debug, Serialize)]
 struct Line {
     standing: Standing,
@@ -54,13 +55,13 @@ struct Line {
     todo: Option<String>,
 }
 
-/// Looks at everything and prints it. The exit code is 1 when something fails.
+/// Checks everything and prints it. The exit code is 1 when something fails.
 pub fn run(
     arguments: &Arguments,
     config: Result<NodeConfig, caisson_shim::Error>,
 ) -> Result<ExitCode> {
     let mut lines = vec![configuration(&config)];
-    // The rest is looked at with what holds when no configuration is there.
+    // Without a configuration, the rest is checked with the defaults.
     let config = config.unwrap_or_default();
     lines.extend([
         host::cpu(),
@@ -77,6 +78,7 @@ pub fn run(
         containerd(),
         host::cgroups(),
         host::user_namespaces(),
+        host::network(&config),
         host::shared_memory(),
         host::state(&config),
         host::users(&config),

@@ -1,4 +1,4 @@
-//! Programs and their versions.
+//! Finds programs and their versions.
 
 use std::{
     env,
@@ -11,17 +11,17 @@ use std::{
 
 use nix::unistd::{access, AccessFlags};
 
-/// How long a program may take to say its version.
+/// How long a program may take to print its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(5);
 
-/// Where `PATH` has a program.
+/// Returns where in `PATH` a program is.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let mut places = env::split_paths(&path).map(|dir| dir.join(program));
     places.find(|place| access(place, AccessFlags::X_OK).is_ok() && place.is_file())
 }
 
-/// What follows the name in the first line of `--version`, or why there is none.
+/// Returns what follows the name in the first line of `--version`, or why there is none.
 pub fn version(program: &Path) -> Result<String, String> {
     let failed = |what: &str| Err(format!("{}: {what}", program.display()));
     let started = Command::new(program)
@@ -59,7 +59,7 @@ pub fn version(program: &Path) -> Result<String, String> {
     Ok(line[start..].trim().to_owned())
 }
 
-/// The first two numbers of a version.
+/// Returns the first two numbers of a version.
 pub fn numbers(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

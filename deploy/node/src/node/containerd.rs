@@ -1,5 +1,5 @@
-//! The containerd that runs on the node: which process it is, what it makes of a configuration, whether it has a runtime handler, and
-//! its restart.
+//! Handles the containerd that runs on the node: finds its process, has it read a configuration,
+//! asks it for its runtime handlers, and restarts it.
 
 use std::{
     collections::HashMap,
@@ -26,26 +26,27 @@ use serde::{Deserialize, Serialize};
 
 use super::program::{last_lines, output};
 
-/// Where a socket is that nobody named: containerd's own, then k3s's and RKE2's.
+/// The sockets to look for where none is named: containerd's own, then that of k3s and RKE2.
 const SOCKETS: [&str; 2] = [
     "/run/containerd/containerd.sock",
     "/run/k3s/containerd/containerd.sock",
 ];
 const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
-/// For one call, and for one program that only reads.
+/// The limit for one call, and for one run of a program that only reads.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// For a process to end after SIGTERM, or for systemctl: k3s is up when its API server is.
+/// The limit for a process to end after SIGTERM, or for systemctl: k3s is up only when its API
+/// server is.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
 
 /// How containerd is restarted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Restart {
-    /// By `systemctl restart` of that unit.
+    /// With `systemctl restart` of this unit.
     Systemd(String),
-    /// By SIGTERM: whoever started it starts it again.
+    /// With SIGTERM; its supervisor starts it again.
     Signal,
-    /// Not by us.
+    /// Not by Caisson.
     None,
 }
 
@@ -93,18 +94,18 @@ impl fmt::Display for Restart {
 pub struct Containerd {
     pub socket: PathBuf,
     pub pid: i32,
-    /// Of the configuration that it reads.
+    /// The path of the configuration that it reads.
     pub config: PathBuf,
     /// The configuration of Caisson that its shims read, where it is not the default.
     pub caisson_config: Option<PathBuf>,
-    /// The systemd unit that it is in.
+    /// The systemd unit that it runs in.
     unit: Option<String>,
     arguments: Vec<String>,
     started: Option<u64>,
 }
 
 impl Containerd {
-    /// Finds it by its socket; by the usual sockets where none is named.
+    /// Finds the process by its socket, or by the usual sockets where none is named.
     pub fn find(socket: Option<&Path>) -> Result<Self> {
         let Some(socket) = socket else {
             let found = SOCKETS
@@ -153,7 +154,7 @@ impl Containerd {
         })
     }
 
-    /// How it is restarted where nobody says it.
+    /// Returns how it is restarted where this is not specified.
     pub fn restart(&self) -> Restart {
         let systemd = Path::new("/run/systemd/system").exists();
         match self.unit.clone().filter(|_| systemd) {
@@ -162,7 +163,7 @@ impl Containerd {
         }
     }
 
-    /// Version, such as `1.6.20`.
+    /// Returns its version, such as `1.6.20`.
     pub fn version(&self) -> Result<String> {
         let output = self.run(&["--version"])?;
         // containerd github.com/containerd/containerd v2.1.4 REVISION
@@ -174,7 +175,7 @@ impl Containerd {
         Ok(version.trim_start_matches('v').to_owned())
     }
 
-    /// The format of a configuration that does not say one.
+    /// Returns the format of a configuration that does not name its version.
     pub fn format(&self) -> Result<i64> {
         Ok(if self.version()?.starts_with("1.") {
             2
@@ -183,7 +184,8 @@ impl Containerd {
         })
     }
 
-    /// What it makes of a configuration, with all that is imported and the defaults; the error is in its own words.
+    /// Returns what containerd makes of a configuration, with all imports and the defaults. An
+    /// error has containerd's own words.
     pub fn dump(&self, config: &Path) -> Result<String> {
         let config = config.to_str().context("a path that is no text")?;
         let output = self.run(&["-c", config, "config", "dump"])?;
@@ -195,7 +197,7 @@ impl Containerd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs the very program that serves the socket, whatever is on the disk by now.
+    /// Runs the very program that serves the socket, even where the file on disk has been replaced.
     fn run(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(format!("/proc/{}/exe", self.pid));
         // k3s is one program with many names.
@@ -204,17 +206,17 @@ impl Containerd {
         output(&mut command, CALL_LIMIT).context("run containerd's program")
     }
 
-    /// Whether it is still the process that it was.
+    /// Returns whether it is still the same process.
     pub fn is_running(&self) -> bool {
         self.started.is_some() && started(self.pid) == self.started
     }
 
-    /// The runtime handlers that its CRI plugin has.
+    /// Returns the runtime handlers that its CRI plugin has.
     pub fn handlers(&self) -> Result<Vec<String>> {
         handlers(&self.socket)
     }
 
-    /// Ends it or has it restarted.
+    /// Stops or restarts it, as `how` says.
     pub fn stop_or_restart(&self, how: &Restart) -> Result<()> {
         match how {
             Restart::None => Ok(()),
@@ -241,7 +243,7 @@ impl Containerd {
 
 /// Restarts a unit.
 pub fn systemctl_restart(unit: &str) -> Result<()> {
-    // One that failed too often does not start before it is told to forget that.
+    // A unit that failed too often does not start again until its failures are reset.
     let _ = output(
         Command::new("systemctl").args(["reset-failed", unit]),
         CALL_LIMIT,
@@ -256,7 +258,7 @@ pub fn systemctl_restart(unit: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a unit logged last.
+/// Returns the last lines that a unit logged.
 pub fn journal(unit: &str) -> Option<String> {
     let mut command = Command::new("journalctl");
     command.args(["--no-pager", "--output=cat", "--lines=5", "--unit", unit]);
@@ -265,7 +267,8 @@ pub fn journal(unit: &str) -> Option<String> {
     (output.status.success() && !text.is_empty()).then_some(text)
 }
 
-/// Waits until another process than `old` serves the socket and Kubernetes can use it, with the handler where one is named.
+/// Waits until a process other than `old` serves the socket and Kubernetes can use it, with the
+/// handler where one is named.
 pub fn wait_for(
     socket: &Path,
     old: Option<(i32, Option<u64>)>,
@@ -296,13 +299,13 @@ pub fn wait_for(
 }
 
 impl Containerd {
-    /// Tells this process from a later one.
+    /// Returns what tells this process from a later one.
     pub fn identity(&self) -> (i32, Option<u64>) {
         (self.pid, self.started)
     }
 }
 
-/// runtime.v1 of Kubernetes' CRI, api.proto: the part of it that is asked for.
+/// The part of Kubernetes' CRI, runtime.v1 in api.proto, that is asked for.
 #[derive(Clone, PartialEq, prost::Message)]
 struct StatusRequest {
     #[prost(bool, tag = "1")]
@@ -315,7 +318,8 @@ struct StatusResponse {
     info: HashMap<String, String>,
 }
 
-/// What containerd's CRI plugin says of its configuration (internal/cri/server/status.go).
+/// Reads the runtime handlers from what containerd's CRI plugin says of its configuration
+/// (internal/cri/server/status.go).
 fn handlers(socket: &Path) -> Result<Vec<String>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -354,7 +358,7 @@ fn handlers(socket: &Path) -> Result<Vec<String>> {
     })
 }
 
-/// The path that `-c` or `--config` has, in the ways that Go's flags can be written.
+/// Returns the path given to `-c` or `--config`, in any way that Go's flags can be written.
 fn config_argument(arguments: &[String]) -> Option<String> {
     let names = ["-c", "--c", "-config", "--config"];
     let mut rest = arguments.iter().skip(1);
@@ -372,7 +376,8 @@ fn config_argument(arguments: &[String]) -> Option<String> {
     None
 }
 
-/// The service of `/proc/PID/cgroup` (cgroups(7)): of the hierarchy of systemd, or the only one.
+/// Returns the service that `/proc/PID/cgroup` (cgroups(7)) names: in systemd's hierarchy, or in
+/// the only one.
 fn unit(cgroups: &str) -> Option<String> {
     let lines = cgroups.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -386,7 +391,8 @@ fn unit(cgroups: &str) -> Option<String> {
         .next()
 }
 
-/// Field 22 of `/proc/<pid>/stat` (proc(5)); `None` for a process that has gone or is a zombie.
+/// Returns field 22 of `/proc/<pid>/stat` (proc(5)), or `None` for a process that has gone or is a
+/// zombie.
 fn started(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();

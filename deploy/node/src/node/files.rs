@@ -1,4 +1,4 @@
-//! Files and folders of the node as `caisson node` changes them: whole or not at all.
+//! Changes files and folders of the node for `caisson node`: each file completely or not at all.
 
 use std::{
     fs::{self, File, Permissions},
@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// Ends the names of files that are being written. No `.toml`: containerd would import one.
+/// The end of the names of files that are being written. It is not `.toml`, which containerd would
+/// import.
 const PART: &str = ".caisson-new";
 
-/// A file's bytes; `None` where there is no file.
+/// Returns a file's bytes, or `None` where there is no file.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -22,25 +23,26 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// As [`read`], as text.
+/// Does as [`read`], but returns text.
 pub fn read_text(path: &Path) -> Result<Option<String>> {
     let bytes = read(path)?;
     let text = bytes.map(String::from_utf8).transpose();
     text.with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-/// Where a file is made before it takes its place: beside it, so that what is relative in it stays right.
+/// Returns where a file is made before it takes its place: beside it, so that relative paths in it
+/// stay right.
 pub fn part(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(PART);
     path.with_file_name(name)
 }
 
-/// Writes [`part`], with the owner, mode and attributes of the file that it will replace.
+/// Writes [`part`] with the owner, mode and attributes of the file that it will replace.
 pub fn write_part(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
     let part = part(path);
     let write = || -> io::Result<()> {
-        // What a killed run left may have another owner.
+        // A file that a killed run left may have another owner.
         remove(&part)?;
         let mut file = File::options()
             .write(true)
@@ -53,7 +55,8 @@ pub fn write_part(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
                 fchown(&file, Some(old.uid()), Some(old.gid()))?;
                 file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
                 for name in xattr::list(path).into_iter().flatten() {
-                    // A label that this file system does not let be set is that of the folder.
+                    // Where this file system does not allow a label to be set, the folder's label
+                    // stays.
                     if let Ok(Some(value)) = xattr::get(path, &name) {
                         let _ = xattr::set(&part, &name, &value);
                     }
@@ -67,13 +70,13 @@ pub fn write_part(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
     Ok(part)
 }
 
-/// Puts [`part`] in its place.
+/// Moves [`part`] into its place.
 pub fn commit_part(path: &Path) -> Result<()> {
     fs::rename(part(path), path).with_context(|| format!("replace {}", path.display()))?;
     sync_parent(path)
 }
 
-/// Replaces a file, whose owner, mode and attributes stay.
+/// Replaces a file and keeps its owner, mode and attributes.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_part(path, bytes)?;
     commit_part(path)
@@ -84,7 +87,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path).or_else(unless_gone)
 }
 
-/// Removes a folder, if it is there and empty; says whether it has gone.
+/// Removes a folder if it is there and empty. Returns whether it has gone.
 pub fn remove_empty(dir: &Path) -> Result<bool> {
     match fs::remove_dir(dir) {
         Ok(()) => Ok(true),
@@ -102,7 +105,7 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
     removed.with_context(|| format!("remove {}", dir.display()))
 }
 
-/// Makes a link point elsewhere, at once.
+/// Makes a link point elsewhere, atomically.
 pub fn link(path: &Path, target: &Path) -> Result<()> {
     let part = part(path);
     let write = || {
@@ -114,7 +117,7 @@ pub fn link(path: &Path, target: &Path) -> Result<()> {
     sync_parent(path)
 }
 
-/// The folders on the way to `dir`, itself included, that are not there: the outermost first.
+/// Returns the folders on the path to `dir`, itself included, that do not exist, outermost first.
 pub fn missing(dir: &Path) -> Vec<PathBuf> {
     let ancestors = dir.ancestors().take_while(|path| !path.exists());
     let mut missing: Vec<_> = ancestors.map(Path::to_owned).collect();
@@ -122,14 +125,14 @@ pub fn missing(dir: &Path) -> Vec<PathBuf> {
     missing
 }
 
-/// Has everything on disk that happened in a file's folder.
+/// Syncs the folder of a file, so that all changes in it are on disk.
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     let synced = File::open(parent).and_then(|dir| dir.sync_all());
     synced.with_context(|| format!("sync {}", parent.display()))
 }
 
-/// Hexadecimal sha256.
+/// Returns the sha256 in hexadecimal.
 pub fn digest(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }

@@ -1,6 +1,8 @@
-//! `caisson node install`: a release comes onto the node, is tried, and containerd gets a runtime handler for it.
+//! `caisson node install`: puts a release onto the node, tests it, and adds a runtime handler for
+//! it to containerd.
 //!
-//! Every step looks whether it is done already, so a run after a killed one goes on, and a run after a whole one changes nothing.
+//! Every step checks whether it has been done already. So a run after a killed one continues it,
+//! and a run after a complete one changes nothing.
 
 use std::{
     env, fs,
@@ -37,7 +39,8 @@ pub struct Arguments {
     /// containerd's socket [default: containerd's own or k3s's]
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     containerd_socket: Option<PathBuf>,
-    /// How containerd is restarted: systemd:UNIT, signal (SIGTERM, and whoever started it starts it again) or none [default: its systemd unit, else signal]
+    /// How containerd is restarted: systemd:UNIT, signal (SIGTERM, and whoever
+    /// started it starts it again) or none [default: its systemd unit, else signal]
     #[arg(long, value_name = "HOW")]
     restart: Option<Restart>,
     /// How long containerd may take to come up, in seconds
@@ -46,7 +49,8 @@ pub struct Arguments {
     /// The runtime handler's name, as a RuntimeClass has it
     #[arg(long, value_name = "NAME", default_value = "sandbox", value_parser = label)]
     handler: String,
-    /// Settings of this node: becomes config.d/50-node.toml beside Caisson's configuration. Without it what is there stays
+    /// Settings of this node: becomes config.d/50-node.toml beside Caisson's configuration.
+    /// Without it what is there stays
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
     /// Does not try whether a VM runs
@@ -54,7 +58,7 @@ pub struct Arguments {
     no_self_test: bool,
 }
 
-/// Does all of it, with a line for each step.
+/// Runs all steps and prints a line for each.
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(geteuid().is_root(), "caisson node install needs root");
     let limit = Duration::from_secs(arguments.restart_limit);
@@ -117,7 +121,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         restart: &restart,
         limit,
     };
-    // Before anything is changed.
+    // The plan is checked before anything is changed.
     if let Err(error) = switch.plan(&record) {
         if store.load()?.is_none() {
             store.remove()?;
@@ -186,7 +190,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The main file of Caisson's configuration: of the environment, of containerd's, or the default.
+/// Returns the main file of Caisson's configuration: the one that the environment names, the one
+/// that containerd's environment names, or the default.
 pub fn config_file(containerd: Option<&Containerd>) -> PathBuf {
     let of_containerd = containerd.and_then(|containerd| containerd.caisson_config.clone());
     match env::var_os(CONFIG_ENV) {
@@ -195,7 +200,7 @@ pub fn config_file(containerd: Option<&Containerd>) -> PathBuf {
     }
 }
 
-/// The configuration as it will be.
+/// Returns the configuration as it will be.
 fn wanted(arguments: &Arguments, config_file: &Path) -> Result<NodeConfig> {
     let now = config::load_with(config_file, None)?;
     let Some(file) = &arguments.settings else {
@@ -216,7 +221,7 @@ fn settings_text(file: &Path) -> Result<String> {
     files::read_text(file)?.with_context(|| format!("no {}", file.display()))
 }
 
-/// What was installed is gone on with, not installed beside.
+/// Checks that this run continues what was installed, instead of installing something beside it.
 fn continued(record: Record, arguments: &Arguments) -> Result<Record> {
     ensure!(
         record.prefix == arguments.prefix && record.handler == arguments.handler,
@@ -233,7 +238,8 @@ fn found(config: &NodeConfig) -> Vec<PathBuf> {
     found
 }
 
-/// A run that was killed while containerd did not come up: the configuration goes back to what it was.
+/// Recovers from a run that was killed while containerd did not come up: puts the configuration
+/// back to what it was.
 fn recover(limit: Duration) -> Result<Containerd> {
     let config = config::load_with(&config_file(None), None)?;
     let store = Store::open(&config.store_dir)?.context("containerd has to run")?;
@@ -254,7 +260,7 @@ fn recover(limit: Duration) -> Result<Containerd> {
     wait_for(&record.socket, None, None, limit)
 }
 
-/// The release that this program is of.
+/// Returns the release that this program belongs to.
 fn own_release() -> Result<PathBuf> {
     let own = env::current_exe().context("this program's path")?;
     let dir = own.parent().and_then(Path::parent);
@@ -272,7 +278,7 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| "it has to be an absolute path".to_owned())
 }
 
-/// As Kubernetes wants a handler: a DNS label (RFC 1123).
+/// Checks that a handler's name is what Kubernetes wants: a DNS label (RFC 1123).
 fn label(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let fits = (1..=63).contains(&text.len()) && text.chars().all(plain);

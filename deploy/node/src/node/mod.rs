@@ -1,7 +1,9 @@
-//! `caisson node`: a release of Caisson on a node, from its files to the runtime handler in containerd.
+//! `caisson node`: installs a release of Caisson on a node, from its files to the runtime handler
+//! in containerd.
 //!
 //! ```text
-//! install --> payload (versions) --> settings --> self_test --> switch (containerd_config, containerd) --> old versions go
+//! install --> payload (versions) --> settings --> self_test
+//!         --> switch (containerd_config, containerd) --> old versions go
 //! record: what was done, before it is done; uninstall: takes it back from there
 //! serve: both of them on each node of a cluster, for the chart
 //! ```
@@ -38,7 +40,7 @@ pub enum Command {
     Hello,
 }
 
-/// Does what the command says. Reads the configuration itself: containerd's environment may name it.
+/// Runs the command. It reads the configuration itself, since containerd's environment may name it.
 pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Install(arguments) => install::run(arguments),

@@ -1,5 +1,5 @@
-//! The versions on a node: `<prefix>/versions/<version>-<digest>/{bin,libexec,guest}`, and `<prefix>/current`, a link to the one that
-//! pods start with.
+//! Manages the versions on a node: `<prefix>/versions/<version>-<digest>/{bin,libexec,guest}`, and
+//! `<prefix>/current`, a link to the version that pods start with.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::files;
 use crate::shim::PROGRAM;
 
-/// What a release is not whole without.
+/// The files without which a release is not complete.
 const REQUIRED: [&str; 6] = [
     "bin/containerd-shim-caisson-v2",
     "bin/caisson",
@@ -23,21 +23,21 @@ const REQUIRED: [&str; 6] = [
     "guest/vmlinux",
     "guest/initramfs.cpio",
 ];
-/// Begins the names of folders that are being made or removed.
+/// The beginning of the names of folders that are being made or removed.
 const PART: &str = ".";
 
-/// A release in a folder such as `target/dist`.
+/// A release in a folder, such as `target/dist`.
 #[derive(Debug)]
 pub struct Payload {
     from: PathBuf,
-    /// Relative.
+    /// Paths relative to that folder.
     files: Vec<PathBuf>,
     /// `<version>-<first 12 digits of the sha256 of all files>`.
     pub name: String,
 }
 
 impl Payload {
-    /// Looks at a folder and reads all of it.
+    /// Reads a folder and all its files.
     pub fn read(from: &Path) -> Result<Self> {
         for name in REQUIRED {
             let path = from.join(name);
@@ -55,12 +55,13 @@ impl Payload {
         })
     }
 
-    /// Where it is installed.
+    /// Returns where it is installed.
     pub fn dir(&self, prefix: &Path) -> PathBuf {
         versions_dir(prefix).join(&self.name)
     }
 
-    /// Copies it to its place, if it is not there; says whether it did. One that is there and was changed is made anew.
+    /// Copies the release to its place if it is not there, and returns whether it did. An installed
+    /// one that was changed is made anew.
     pub fn install(&self, prefix: &Path) -> Result<bool> {
         let dir = self.dir(prefix);
         if dir.exists() {
@@ -77,7 +78,7 @@ impl Payload {
             let copy = || {
                 fs::create_dir_all(to.parent().unwrap_or(&part))?;
                 fs::copy(&from, &to)?;
-                // Whatever the umask is and the source's owner could do.
+                // The mode depends neither on the umask nor on what the source's owner could do.
                 let mode = fs::metadata(&from)?.permissions().mode() & 0o111;
                 let mode = if mode == 0 { 0o644 } else { 0o755 };
                 fs::set_permissions(&to, fs::Permissions::from_mode(mode))?;
@@ -91,12 +92,12 @@ impl Payload {
     }
 }
 
-/// Where the versions are.
+/// Returns the folder of all versions.
 pub fn versions_dir(prefix: &Path) -> PathBuf {
     prefix.join("versions")
 }
 
-/// The versions that are there.
+/// Returns the names of the installed versions.
 pub fn names(prefix: &Path) -> Vec<String> {
     let entries = fs::read_dir(versions_dir(prefix))
         .into_iter()
@@ -108,23 +109,23 @@ pub fn names(prefix: &Path) -> Vec<String> {
     names
 }
 
-/// The link to the version that pods start with.
+/// Returns the link to the version that pods start with.
 pub fn current(prefix: &Path) -> PathBuf {
     prefix.join("current")
 }
 
-/// The name of the version that pods start with.
+/// Returns the name of the version that pods start with.
 pub fn current_name(prefix: &Path) -> Option<String> {
     let target = fs::read_link(current(prefix)).ok()?;
     Some(target.file_name()?.to_string_lossy().into_owned())
 }
 
-/// The shim, by the link.
+/// Returns the path of the shim through the link.
 pub fn shim(prefix: &Path) -> PathBuf {
     current(prefix).join("bin").join(PROGRAM)
 }
 
-/// The version that a path is in.
+/// Returns the version that a path is in.
 pub fn version_of(prefix: &Path, path: &Path) -> Option<String> {
     let inner = path.strip_prefix(versions_dir(prefix)).ok()?;
     Some(
@@ -137,7 +138,8 @@ pub fn version_of(prefix: &Path, path: &Path) -> Option<String> {
     )
 }
 
-/// Which versions processes run from, and which processes; this one does not count.
+/// Returns the versions that processes run from, each with its processes. This process does not
+/// count.
 pub fn used(prefix: &Path) -> BTreeMap<String, Vec<u32>> {
     let prefix = prefix.canonicalize().unwrap_or_else(|_| prefix.to_owned());
     let mut used: BTreeMap<String, Vec<u32>> = BTreeMap::new();
@@ -157,7 +159,8 @@ pub fn used(prefix: &Path) -> BTreeMap<String, Vec<u32>> {
     used
 }
 
-/// Removes the versions that no process runs from, but for `keep`, and what killed runs left. Gives what it removed.
+/// Removes the versions that no process runs from, except `keep`, and what killed runs left.
+/// Returns the versions that it removed.
 pub fn remove_unused(prefix: &Path, keep: Option<&str>) -> Result<Vec<String>> {
     let used = used(prefix);
     let mut removed = Vec::new();
@@ -177,7 +180,7 @@ pub fn remove_unused(prefix: &Path, keep: Option<&str>) -> Result<Vec<String>> {
     Ok(removed)
 }
 
-/// Removes a version, which is not seen half.
+/// Removes a version so that it is never seen half removed.
 fn discard(dir: &Path) -> Result<()> {
     let name = dir
         .file_name()
@@ -190,7 +193,8 @@ fn discard(dir: &Path) -> Result<()> {
     files::remove_tree(&part)
 }
 
-/// The files of a release by name, and the sha256 over names, whether they are programs, and contents.
+/// Returns the files of a release by name, and the sha256 over their names, whether they are
+/// programs, and their contents.
 fn digest(dir: &Path) -> Result<(Vec<PathBuf>, String)> {
     let mut found = Vec::new();
     for room in ["bin", "libexec", "guest"] {

@@ -1,4 +1,4 @@
-//! Programs of the node that are run to their end: containerd's own, systemctl, `caisson run`.
+//! Runs programs of the node to their end: containerd's own, systemctl, `caisson run`.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{bail, Context, Result};
 
-/// Runs a program to its end, which it has to come to within a time.
+/// Runs a program to its end, for which it has the time `limit`.
 pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -23,7 +23,7 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
     let collect = |pipe: Option<File>| {
         thread::spawn(move || {
             let mut bytes = Vec::new();
-            // What can't be read is not there.
+            // Output that cannot be read is treated as empty.
             pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
             bytes
         })
@@ -58,7 +58,7 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
     })
 }
 
-/// The end of what a program wrote, where it says why it failed.
+/// Returns the end of what a program wrote, which says why it failed.
 pub fn last_lines(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<_> = text

@@ -1,5 +1,5 @@
-//! What `caisson node install` did, `<store_dir>/node/`: written before each thing is done, so that it can be taken back after a
-//! kill at any line.
+//! Records what `caisson node install` did, in `<store_dir>/node/`. Each step is recorded before it
+//! is done, so that it can be undone after a kill at any point.
 //!
 //! ```text
 //! record.json        a [`Record`]
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{containerd::Restart, files};
 
-/// All of what was done.
+/// Everything that was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub prefix: PathBuf,
@@ -30,7 +30,7 @@ pub struct Record {
     pub restart: Restart,
     /// Folders that were not there before, outer ones first.
     pub made: Vec<PathBuf>,
-    /// What of [`traces`] was there before.
+    /// The files and folders of [`traces`] that were there before.
     pub found: Vec<PathBuf>,
     pub containerd: Option<Edit>,
 }
@@ -40,7 +40,7 @@ pub struct Record {
 pub struct Edit {
     pub file: PathBuf,
     pub kind: Kind,
-    /// Whether it was there before: then `containerd.saved` has its bytes.
+    /// Whether it was there before; `containerd.saved` has its bytes then.
     pub existed: bool,
     /// The sha256 of what was written.
     pub written: String,
@@ -48,33 +48,34 @@ pub struct Edit {
     pub in_force: bool,
 }
 
-/// What kind of file has the handler.
+/// The kind of file that has the handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// The configuration itself.
     Main,
-    /// One that it imports.
+    /// A file that the configuration imports.
     DropIn,
-    /// The template from which k3s and RKE2 make it.
+    /// The template from which k3s and RKE2 make the configuration.
     Template,
 }
 
-/// The folder, locked against another `caisson node`.
+/// The record's folder, locked against another `caisson node`.
 pub struct Store {
     pub dir: PathBuf,
     _lock: Flock<File>,
 }
 
 impl Store {
-    /// Opens the folder, made where there is none. Gives the folders that were made for it too.
+    /// Opens the folder, and makes it where there is none. Also returns the folders that were made
+    /// for it.
     pub fn create(store_dir: &Path) -> Result<(Self, Vec<PathBuf>)> {
         let dir = store_dir.join("node");
         let mut made = files::missing(&dir);
-        // What is saved may hold secrets.
+        // The saved file may hold secrets.
         make_private(&dir).with_context(|| format!("create {}", dir.display()))?;
         let store = Self::open(store_dir)?.context("it has just been removed: try again")?;
-        // A run that was killed before it wrote a record.
+        // Left by a run that was killed before it wrote a record.
         if made.is_empty() && store.load()?.is_none() {
             let others = fs::read_dir(store_dir)?.flatten();
             if others.filter(|entry| entry.file_name() != "node").count() == 0 {
@@ -101,7 +102,7 @@ impl Store {
         Ok(Some(Self { dir, _lock: lock }))
     }
 
-    /// What was written last; `None` where nothing was.
+    /// Returns the record that was written last, or `None` where there is none.
     pub fn load(&self) -> Result<Option<Record>> {
         Record::read(&self.dir)
     }
@@ -111,12 +112,12 @@ impl Store {
         files::write(&self.dir.join("record.json"), &text)
     }
 
-    /// The bytes as they were.
+    /// The file with the original bytes.
     pub fn saved(&self) -> PathBuf {
         self.dir.join("containerd.saved")
     }
 
-    /// A folder for what containerd's program is to look at.
+    /// A folder for the files that containerd's program is to check.
     pub fn check(&self) -> PathBuf {
         self.dir.join("check")
     }
@@ -126,13 +127,13 @@ impl Store {
         self.dir.join("self-test")
     }
 
-    /// Removes the record, last the folder.
+    /// Removes the record, and the folder last.
     pub fn remove(self) -> Result<()> {
         remove_dir(&self.dir)
     }
 }
 
-/// Removes the folder of a [`Store`], the record before the rest is gone: nothing is left to be taken back.
+/// Removes the folder of a [`Store`], the record before the rest: nothing is left to be undone.
 pub fn remove_dir(dir: &Path) -> Result<()> {
     for name in ["record.json", "containerd.saved"] {
         let path = dir.join(name);
@@ -147,7 +148,7 @@ pub fn remove_dir(dir: &Path) -> Result<()> {
 }
 
 impl Record {
-    /// Reads without a lock, to show it.
+    /// Reads the record without a lock, to show it.
     pub fn of(store_dir: &Path) -> Result<Option<Self>> {
         Self::read(&store_dir.join("node"))
     }
@@ -171,7 +172,8 @@ impl Record {
     }
 }
 
-/// What shims leave on a node that has no pods: files that say what a probe found out, and folders, which go where they are empty.
+/// Returns what shims leave on a node that has no pods: files with the results of probes, and
+/// folders, which are removed where they are empty.
 pub fn traces(state_dir: &Path, store_dir: &Path) -> Vec<PathBuf> {
     let store = [
         "accelerator.json",

@@ -1,6 +1,8 @@
-//! The self-test of `caisson node install`: a VM of the version that was just put in place runs a command.
+//! The self-test of `caisson node install`: runs a command in a VM of the version that was just
+//! installed.
 //!
-//! The command is this very program, with the libraries that it needs: no image has to be on the node.
+//! The command is this very program with the libraries that it needs, so no image has to be on the
+//! node.
 
 use std::{
     fs,
@@ -18,10 +20,10 @@ use super::{
 };
 
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
-/// More than a VM takes to boot without KVM on a busy machine.
+/// More time than a VM takes to boot without KVM on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Runs it and gives a line that says what ran. `dir` is made and removed.
+/// Runs the self-test and returns a line that says what ran. `dir` is made and removed.
 pub fn run(version: &Path, config_file: &Path, dir: &Path) -> Result<String> {
     files::remove_tree(dir)?;
     let result = root(dir).and_then(|()| command(version, config_file, dir));
@@ -29,7 +31,7 @@ pub fn run(version: &Path, config_file: &Path, dir: &Path) -> Result<String> {
     result.context("the self-test, a command in a VM, failed")
 }
 
-/// What runs in the VM: says which kernel it sees.
+/// Runs in the VM: prints which kernel it sees.
 pub fn hello() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("kernel's release")?;
     println!("Linux {}", release.trim());
@@ -65,7 +67,7 @@ fn command(version: &Path, config_file: &Path, root: &Path) -> Result<String> {
     ))
 }
 
-/// A root folder with this program.
+/// Makes a root folder with this program.
 fn root(dir: &Path) -> Result<()> {
     let what = || format!("make {}", dir.display());
     for folder in ["lib64", "proc", "sys", "dev", "tmp", "etc"] {
@@ -79,7 +81,8 @@ fn root(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names and files of what the program links, by the loader's own account (ld.so(8), `--list`); nothing for one that links nothing.
+/// Returns the names and files of the libraries that the program links, as the loader lists them
+/// (ld.so(8), `--list`). A program that links nothing gives an empty list.
 fn libraries(program: &Path) -> Result<Vec<(String, PathBuf)>> {
     if !Path::new(LOADER).exists() {
         return Ok(Vec::new());

@@ -1,7 +1,8 @@
-//! The settings of a node that `caisson node install --settings` was given, as a drop-in of the configuration: `config.d/50-node.toml`.
+//! Manages the settings of a node that `caisson node install --settings` was given, as a drop-in of
+//! the configuration: `config.d/50-node.toml`.
 //!
-//! The file says itself that it is ours and which folders came with it, since it may say where the record of everything else is: it comes
-//! first and goes last.
+//! The file itself says that it is Caisson's and which folders were made for it. It may set where
+//! the record of everything else is, so it is written first and removed last.
 
 use std::{
     fs,
@@ -16,12 +17,12 @@ const HEADER: &str =
     "# `caisson node install --settings` wrote this, `caisson node uninstall` removes it.";
 const MADE: &str = "# Folders that came with it: ";
 
-/// Where the settings are, for a main file.
+/// Returns where the settings are for a main file.
 pub fn path(config_file: &Path) -> PathBuf {
     config_file.with_file_name("config.d").join("50-node.toml")
 }
 
-/// Writes the settings. A file of that name that is not ours is left alone, with an error.
+/// Writes the settings. A file of that name that is not Caisson's is left alone, with an error.
 pub fn write(config_file: &Path, text: &str) -> Result<()> {
     let path = path(config_file);
     let dir = path.parent().unwrap_or(Path::new("/"));
@@ -29,7 +30,7 @@ pub fn write(config_file: &Path, text: &str) -> Result<()> {
     let made = match &old {
         Some(old) => made(old, &path)?,
         None => {
-            // What a run left that was killed meanwhile.
+            // Left by a run that was killed meanwhile.
             let part = files::part(&path);
             files::remove(&part).with_context(|| format!("remove {}", part.display()))?;
             let mut made = files::missing(dir);
@@ -53,8 +54,9 @@ pub fn write(config_file: &Path, text: &str) -> Result<()> {
     files::write(&path, new.as_bytes())
 }
 
-/// Removes the settings and the folders that came with them; says whether there were any. Where these hold nothing else, all goes by one
-/// rename: a run after a killed one could not know any more whose an empty folder is.
+/// Removes the settings and the folders that were made for them, and returns whether there were
+/// any. Where these folders hold nothing else, everything goes with one rename: after a kill, the
+/// next run could no longer tell whose an empty folder is.
 pub fn remove(config_file: &Path) -> Result<bool> {
     let path = path(config_file);
     for dir in path.ancestors().skip(1).take(2) {
@@ -83,7 +85,7 @@ pub fn remove(config_file: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Where a folder is while it is removed.
+/// Returns where a folder is while it is removed.
 fn going(dir: &Path) -> PathBuf {
     let mut name = dir.file_name().unwrap_or_default().to_owned();
     name.push(".caisson-old");

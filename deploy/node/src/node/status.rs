@@ -1,4 +1,5 @@
-//! `caisson node status`: what is installed, whether containerd has the handler, and which version each pod runs with.
+//! `caisson node status`: prints what is installed, whether containerd has the handler, and which
+//! version each pod runs with.
 
 use std::{fs, path::PathBuf};
 
@@ -23,11 +24,11 @@ pub struct Arguments {
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Status {
-    /// Whether the running containerd has the handler and a version is in its place.
+    /// Whether the running containerd has the handler and a version is in place.
     ready: bool,
-    /// `<version>-<digest>`, what new pods start with.
+    /// `<version>-<digest>` of the version that new pods start with.
     version: Option<String>,
-    /// All that are there.
+    /// All versions that are installed.
     versions: Vec<String>,
     prefix: Option<PathBuf>,
     handler: Option<String>,
@@ -35,9 +36,9 @@ struct Status {
     containerd_config: Option<PathBuf>,
     /// Whether the running containerd has the handler.
     containerd_has_handler: bool,
-    /// Why that can't be known.
+    /// Why that cannot be known.
     containerd_error: Option<String>,
-    /// `kvm` or `tcg`; none before the first VM.
+    /// `kvm` or `tcg`; `None` before the first VM.
     accelerator: Option<&'static str>,
     pods: Vec<Pod>,
 }
@@ -45,13 +46,13 @@ struct Status {
 #[derive(Debug, Serialize)]
 struct Pod {
     id: String,
-    /// `namespace/name` of a pod of Kubernetes.
+    /// The `namespace/name` of a Kubernetes pod.
     name: Option<String>,
-    /// Of the version's folder, or the shim's program where that is elsewhere.
+    /// The name of the version's folder, or the shim's program where that is elsewhere.
     version: String,
 }
 
-/// Prints it.
+/// Prints the status.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let containerd = Containerd::find(arguments.containerd_socket.as_deref());
     let config = config::load_with(&config_file(containerd.as_ref().ok()), None)?;

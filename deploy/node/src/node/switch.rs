@@ -1,9 +1,9 @@
-//! The runtime handler comes into containerd's configuration and goes out of it: checked before anything is replaced, and back to what was
-//! when containerd does not come up.
+//! Adds the runtime handler to containerd's configuration and removes it. The change is checked
+//! before anything is replaced, and undone when containerd does not come up.
 //!
 //! ```text
-//! place --> new text beside the old --> `containerd config dump` of both --> saved, recorded, renamed --> restart --> CRI has it
-//!                                              | refused: nothing changed                           | not: the old bytes, restart
+//! place --> new text beside the old --> `containerd config dump` of both | refused: no change
+//!   --> saved, recorded, renamed --> restart --> CRI has it | if not: the old bytes, restart
 //! ```
 
 use std::{
@@ -24,7 +24,7 @@ use super::{
 /// The name of a file that a configuration imports.
 const DROP_IN: &str = "50-caisson.toml";
 
-/// What it takes to change the configuration of a containerd that runs.
+/// What is needed to change the configuration of a running containerd.
 pub struct Switch<'a> {
     pub store: &'a Store,
     pub containerd: &'a Containerd,
@@ -32,7 +32,7 @@ pub struct Switch<'a> {
     pub config: &'a Path,
     pub handler: &'a Handler,
     pub restart: &'a Restart,
-    /// For containerd to come up.
+    /// How long containerd may take to come up.
     pub limit: Duration,
 }
 
@@ -43,31 +43,33 @@ struct Place {
     kind: Kind,
 }
 
-/// A change that containerd would take.
+/// A change that containerd would accept.
 #[derive(Debug)]
 pub struct Plan {
     place: Place,
-    /// The file's bytes without us, with which it goes back; `None` where there was none.
+    /// The file's bytes without the handler, to which it is restored; `None` where there was no
+    /// file.
     base: Option<Vec<u8>>,
     now: Option<Vec<u8>>,
     new: String,
-    /// Whether the file is so already.
+    /// Whether the file already has the change.
     written: bool,
 }
 
-/// What came of it.
+/// The result of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was so.
+    /// Nothing had to be changed.
     AsItWas,
     /// containerd has come up with the handler.
     InForce,
-    /// It is in the file; nobody was to restart containerd.
+    /// The handler is in the file, but containerd was not to be restarted.
     Written,
 }
 
 impl Switch<'_> {
-    /// What would be written where, checked by containerd's own program. Changes nothing.
+    /// Returns what would be written and where, checked by containerd's own program. Changes
+    /// nothing.
     pub fn plan(&self, record: &Record) -> Result<Plan> {
         let main = files::read_text(self.config)?;
         let place = self.place(main.as_deref(), record)?;
@@ -89,12 +91,12 @@ impl Switch<'_> {
         })
     }
 
-    /// Puts the handler in and has containerd come up with it. Idempotent, also after a kill.
+    /// Adds the handler and has containerd come up with it. Idempotent, also after a kill.
     pub fn put_in(&self, record: &mut Record) -> Result<Outcome> {
         let mut plan = self.plan(record)?;
         let elsewhere = |edit: &Edit| edit.file != plan.place.file;
         if record.containerd.as_ref().is_some_and(elsewhere) {
-            // k3s reads another template by now, or somebody moved the file.
+            // k3s reads another template by now, or the file was moved.
             take_out(self.store, record)?;
             record.containerd = None;
             self.store.save(record)?;
@@ -142,7 +144,7 @@ impl Switch<'_> {
             return Ok(Outcome::Written);
         }
         if let Err(error) = self.restart_with_handler() {
-            // The file as this run found it; where a killed one wrote it, as that found it.
+            // The file as this run found it; where a killed run wrote it, as that run found it.
             let (old, edit) = if written { (base, None) } else { (now, before) };
             return Err(self.fall_back(record, &place.file, old, edit, error));
         }
@@ -160,7 +162,7 @@ impl Switch<'_> {
         wait_for(&self.containerd.socket, old, handler, self.limit).map(drop)
     }
 
-    /// Gives back what was, and the error that says so.
+    /// Restores what was there, and returns the error that says so.
     fn fall_back(
         &self,
         record: &mut Record,
@@ -244,7 +246,7 @@ impl Switch<'_> {
         Ok(if merges { drop_in } else { main_place })
     }
 
-    /// The file's bytes without us; `None` where there would be no file.
+    /// Returns the file's bytes without the handler, or `None` where there would be no file.
     fn base(
         &self,
         place: &Place,
@@ -261,7 +263,7 @@ impl Switch<'_> {
         if files::digest(now) == edit.written || saved.as_deref() == Some(now) {
             return Ok(saved);
         }
-        // Somebody has changed it since.
+        // The file has been changed since.
         let now = std::str::from_utf8(now).context("containerd's configuration is not UTF-8")?;
         let base = match place.kind {
             Kind::DropIn => String::new(),
@@ -317,11 +319,12 @@ impl Switch<'_> {
         }
     }
 
-    /// What containerd's own program makes of a text in the configuration's place, and perhaps of a file that it imports.
+    /// Returns what containerd's own program makes of a text in the configuration's place, with a
+    /// file that it imports where one is given.
     fn dump(&self, text: &str, drop_in: Option<&str>) -> Result<String> {
         let dir = self.store.check();
         let (file, import) = (dir.join("config.toml"), dir.join("drop-in.toml"));
-        // Read from another folder, it imports the same.
+        // The text is read from another folder, but has to import the same files.
         let own = self.config.parent().unwrap_or(Path::new("/"));
         let text = match text::is_empty(text) {
             true => Ok(format!("version = {}\n", self.containerd.format()?)),
@@ -339,7 +342,8 @@ impl Switch<'_> {
         dumped
     }
 
-    /// Has containerd's own program read what its configuration would be. Nothing of it may be lost by the change.
+    /// Has containerd's own program read the changed configuration. The change may lose nothing of
+    /// the old one.
     fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
         let main = main.unwrap_or_default();
         let old = self.dump(main, None);
@@ -347,7 +351,8 @@ impl Switch<'_> {
         let dumped = match place.kind {
             Kind::Main => self.dump(new, None),
             Kind::DropIn => self.dump(main, Some(new)),
-            // What comes of it is seen when k3s has made it; this is what it will be like.
+            // The real result is seen only once k3s has made the file; this is what it will be
+            // like.
             Kind::Template => {
                 let added = text::add(main, self.handler, 2);
                 self.dump(&added.map_err(|error| self.refused(error))?, None)
@@ -372,8 +377,9 @@ impl Switch<'_> {
     }
 }
 
-/// Takes the handler out of the file that it went into: the saved bytes where nobody changed it since, else only what is ours. Says
-/// whether containerd has to be restarted for it. The record still has the edit then.
+/// Takes the handler out of the file that it was added to: restores the saved bytes if the file has
+/// not been changed since, and otherwise removes only Caisson's part. Returns whether containerd
+/// has to be restarted for it. The record keeps the edit.
 pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
     let handler = record.handler.clone();
     let Some(edit) = &mut record.containerd else {
@@ -422,20 +428,20 @@ pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
     Ok(true)
 }
 
-/// Restarts whatever containerd there is, also one that is about to come up or can't.
+/// Restarts whatever containerd there is, also one that is about to come up or cannot.
 pub fn restart_again(socket: &Path, restart: &Restart) -> Result<()> {
     match restart {
         Restart::Systemd(unit) => systemctl_restart(unit),
         Restart::Signal => match Containerd::find(Some(socket)) {
             Ok(containerd) => containerd.stop_or_restart(restart),
-            // Whoever starts it again will.
+            // Its supervisor starts it again.
             Err(_) => Ok(()),
         },
         Restart::None => Ok(()),
     }
 }
 
-/// Whether k3s or RKE2 makes this file.
+/// Returns whether k3s or RKE2 makes this file.
 fn is_generated(config: &Path, text: &str) -> bool {
     let head = text.lines().take(3);
     config.ends_with("agent/etc/containerd/config.toml")

@@ -1,4 +1,4 @@
-//! `caisson node uninstall`: takes back what install did. What pods made (skills, homes) stays.
+//! `caisson node uninstall`: undoes what install did. What pods made (skills, homes) stays.
 
 use std::{
     path::{Path, PathBuf},
@@ -39,7 +39,7 @@ pub struct Arguments {
     force: bool,
 }
 
-/// Takes everything back, with a line for each step. Nothing to take back is no error.
+/// Undoes everything and prints a line for each step. Having nothing to undo is no error.
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(geteuid().is_root(), "caisson node uninstall needs root");
     let containerd = Containerd::find(arguments.containerd_socket.as_deref()).ok();
@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     record.containerd = None;
     store.save(&record)?;
 
-    // A shim that is looked for from here on is one that started before.
+    // Any shim that is looked for from here on started before.
     for name in payload::remove_unused(&record.prefix, None)? {
         println!("removed     version {name}");
     }
@@ -128,7 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for dir in others {
         files::remove_empty(dir)?;
     }
-    // From here on nothing is known but what finish looks for.
+    // From here on, only what `finish` looks for is known.
     store.remove()?;
     for dir in around {
         files::remove_empty(dir)?;
@@ -136,7 +136,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     finish(&config, &config_file)
 }
 
-/// What is last, so that the record is found until there is nothing in it to be done.
+/// Removes what goes last, so that the record is found as long as there is something in it to do.
 fn finish(config: &NodeConfig, config_file: &Path) -> Result<()> {
     let node = config.store_dir.join("node");
     if node.exists() {
@@ -156,7 +156,7 @@ fn finish(config: &NodeConfig, config_file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A file goes; a folder where it is empty.
+/// Removes a file, or a folder if it is empty.
 fn remove_trace(path: &Path) -> Result<()> {
     if path.is_dir() {
         return files::remove_empty(path).map(drop);
@@ -168,7 +168,7 @@ fn holds_something(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// The pods whose shims run from the prefix, by name where they have one.
+/// Returns the pods whose shims run from the prefix, by name where they have one.
 fn pods(config: &NodeConfig, prefix: &Path) -> Result<Vec<String>> {
     let ours: Vec<u32> = payload::used(prefix).into_values().flatten().collect();
     let pods = state::list(&config.state_dir)?.into_iter();

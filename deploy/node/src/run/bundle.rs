@@ -1,9 +1,10 @@
-//! The OCI bundle of one `caisson run`, `<store_dir>/run/<id>/`: on disk, since an image is unpacked into it, and in a known
-//! place, so that what a killed run left is found by the next one and by `caisson gc`.
+//! Makes and removes the OCI bundle of one `caisson run`, `<store_dir>/run/<id>/`. It is on disk,
+//! since an image is unpacked into it, and in a known place, so that the next run and `caisson gc`
+//! find what a killed run left.
 //!
 //! ```text
 //! ../.lock      held while bundles are made or looked through
-//! lock          held as long as the run lives: who can lock it finds a dead one's
+//! lock          held as long as the run lives: if it can be locked, the run is dead
 //! config.json   for the shim
 //! rootfs/       the image, unpacked
 //! events.sock   where the shim publishes its events
@@ -30,12 +31,13 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-/// containerd's namespace for what `caisson run` starts; homes are kept by namespace.
+/// The containerd namespace of what `caisson run` starts; homes are kept by namespace.
 pub const NAMESPACE: &str = "caisson-run";
-/// How long a killed shim may take to be gone.
+/// How long a killed shim may take to go away.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// A bundle. Dropping it removes everything of the run from the host, the shim and its VM too if they still live.
+/// A bundle. Dropping it removes everything of the run from the host, including the shim and its VM
+/// if they are still alive.
 #[derive(Debug)]
 pub struct Bundle {
     pub id: String,
@@ -45,7 +47,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Makes a folder under a new random id.
+    /// Makes a bundle's folder under a new random id.
     pub fn create(config: &NodeConfig) -> Result<Self> {
         let runs = runs(config);
         let _making = lock_all(&runs)?;
@@ -73,7 +75,7 @@ impl Bundle {
         &self.path
     }
 
-    /// A file of the bundle.
+    /// Returns the path of a file of the bundle.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -118,8 +120,8 @@ impl Drop for Bundle {
     }
 }
 
-/// The socket of the shim that runs with a bundle (containerd-shim, `socket_address`: /run/containerd/s/ and the sha256 of containerd's
-/// own socket, the namespace and the id).
+/// Returns the socket of the shim that runs with a bundle (containerd-shim, `socket_address`:
+/// /run/containerd/s/ and the sha256 of containerd's own socket, the namespace and the id).
 fn shim_socket(id: &str, bundle: &Path) -> PathBuf {
     let name = bundle
         .join(crate::shim::CONTAINERD)
@@ -129,7 +131,7 @@ fn shim_socket(id: &str, bundle: &Path) -> PathBuf {
     Path::new("/run/containerd/s").join(hex(&digest))
 }
 
-/// Idempotent.
+/// Removes everything of a run. Idempotent.
 fn remove(state_dir: &Path, id: &str, bundle: &Path) -> Result<()> {
     let socket = shim_socket(id, bundle);
     kill_listener(&socket);
@@ -145,7 +147,8 @@ fn remove(state_dir: &Path, id: &str, bundle: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Kills who listens on a socket, if anybody does: a shim without a pod has no state folder by which it could be found.
+/// Kills the process that listens on a socket, if there is one: a shim without a pod has no state
+/// folder through which it could be found.
 fn kill_listener(socket: &Path) {
     let Ok(connection) = UnixStream::connect(socket) else {
         return;
@@ -154,7 +157,7 @@ fn kill_listener(socket: &Path) {
         return;
     };
     if kill(Pid::from_raw(peer.pid()), Signal::SIGKILL).is_ok() {
-        // Its end of the connection closes with it.
+        // The process's end of the connection closes with it.
         let deadline = Instant::now() + KILL_LIMIT;
         while UnixStream::connect(socket).is_ok() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -175,7 +178,7 @@ fn lock_all(runs: &Path) -> Result<Flock<File>> {
     lock_file(&runs.join(".lock"), FlockArg::LockExclusive)?.context("the lock is not to be had")
 }
 
-/// None when somebody else has it and it is not to be waited for.
+/// Locks a file. Returns `None` if another process holds the lock and `how` says not to wait.
 fn lock_file(path: &Path, how: FlockArg) -> Result<Option<Flock<File>>> {
     let file = File::options()
         .create(true)
@@ -190,7 +193,7 @@ fn lock_file(path: &Path, how: FlockArg) -> Result<Option<Flock<File>>> {
     }
 }
 
-/// Lower-case hex digits.
+/// Returns lower-case hex digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

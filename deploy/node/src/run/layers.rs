@@ -1,5 +1,5 @@
-//! Unpacks layers into a root file system, in a thread whose root is that folder, so that no path or symlink of an image leads
-//! out of it. Users are looked up in the same way.
+//! Unpacks layers into a root file system. This happens in a thread whose root is that folder, so
+//! that no path or symlink of an image leads out of it. Users are looked up in the same way.
 
 use std::{
     collections::HashSet,
@@ -24,13 +24,13 @@ use tar::{Entry, EntryType};
 
 use super::{bundle::hex, image::Image};
 
-/// Beginning of the name of an entry that removes another (OCI image spec, layer.md).
+/// The beginning of the name of an entry that removes another (OCI image spec, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
-/// Removes everything that lower layers put into a folder.
+/// The name of an entry that removes everything that lower layers put into its folder.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Beginning of the names that aufs kept for itself.
+/// The beginning of the names that aufs kept for itself.
 const AUFS: &[u8] = b".wh..wh.";
-/// Beginning of the pax records that are extended attributes.
+/// The beginning of the pax records that are extended attributes.
 const XATTR: &str = "SCHILY.xattr.";
 
 /// Unpacks all layers of `image` into the folder `root`, until `cancelled` is set.
@@ -59,11 +59,11 @@ pub fn unpack(image: &Image, root: &Path, cancelled: &AtomicBool) -> Result<()> 
     })
 }
 
-/// Does something in a thread for which `root` is `/`.
+/// Runs `work` in a thread for which `root` is `/`.
 pub fn inside<T: Send>(root: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // Root and working directory are this thread's own from here on.
+            // From here on, root and working directory are this thread's own.
             unshare(CloneFlags::CLONE_FS).context("unshare")?;
             chroot(root).with_context(|| format!("chroot {}", root.display()))?;
             std::env::set_current_dir("/")?;
@@ -75,7 +75,7 @@ pub fn inside<T: Send>(root: &Path, work: impl FnOnce() -> Result<T> + Send) -> 
     })
 }
 
-/// Hashes what is read, and ends when it is told to.
+/// A reader that hashes what is read, and ends when it is cancelled.
 struct Watched<'a> {
     from: Box<dyn Read + Send>,
     hash: Sha256,
@@ -93,7 +93,7 @@ impl Read for Watched<'_> {
     }
 }
 
-/// What this layer has put where so far: its whiteouts are for what lies below it only.
+/// The paths that this layer has written so far: its whiteouts only affect what lies below it.
 type Done = HashSet<PathBuf>;
 
 fn apply(layer: impl Read) -> Result<()> {
@@ -108,7 +108,7 @@ fn apply(layer: impl Read) -> Result<()> {
         apply_entry(&mut entry, &path, &mut folders, &mut done)
             .with_context(|| path.display().to_string())?;
     }
-    // What is written into a folder changes its time, so folders come last.
+    // Writing into a folder changes its time, so the times of folders are set last.
     for (path, mtime) in folders.into_iter().rev() {
         // A later entry may have put something else there.
         if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
@@ -158,7 +158,7 @@ fn apply_entry<R: Read>(
         EntryType::Char | EntryType::Block | EntryType::Fifo => special(entry, path)?,
         EntryType::Link => {
             let target = entry.link_name()?.context("a hard link to nothing")?;
-            // Its owner, mode and attributes are those of the file, which was there before.
+            // The owner, mode and attributes are those of the existing file.
             return Ok(fs::hard_link(path_in_root(&target)?, path)?);
         }
         EntryType::Directory => folder(entry, path, folders)?,
@@ -193,7 +193,7 @@ fn folder<R: Read>(
     own(entry, path)
 }
 
-/// A header's seconds since 1970.
+/// Converts a header's seconds since 1970.
 fn time(mtime: u64) -> Result<SystemTime> {
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(mtime));
     time.context("a time of change that can't be")
@@ -219,12 +219,12 @@ fn own<R: Read>(entry: &Entry<'_, R>, path: &Path) -> Result<()> {
     let header = entry.header();
     let (uid, gid) = (u32::try_from(header.uid()?)?, u32::try_from(header.gid()?)?);
     chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-    // After the owner, whose change takes the set-id bits away.
+    // Set after the owner, since changing the owner clears the set-id bits.
     let mode = fs::Permissions::from_mode(header.mode()? & 0o7777);
     Ok(fs::set_permissions(path, mode)?)
 }
 
-/// The extended attributes that an entry's pax records carry.
+/// Returns the extended attributes in the pax records of an entry.
 fn xattrs<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     for record in entry.pax_extensions()?.into_iter().flatten() {
@@ -241,7 +241,7 @@ fn xattrs<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
-/// The path below `/`; one with `..` is refused.
+/// Returns the path below `/`, and refuses one with `..`.
 fn path_in_root(path: &Path) -> Result<PathBuf> {
     let mut inside = PathBuf::from("/");
     for part in path.components() {
@@ -254,7 +254,8 @@ fn path_in_root(path: &Path) -> Result<PathBuf> {
     Ok(inside)
 }
 
-/// Removes what lower layers put at `path`, and what they put below it where this layer has put something there, too.
+/// Removes what lower layers put at `path`. Where this layer has put something there too, only what
+/// lower layers put below it is removed.
 fn hide(path: &Path, done: &Done) -> Result<()> {
     match done.contains(path) {
         true => prune(path, done),
@@ -309,7 +310,7 @@ mod tests {
 
     type Entries<'a> = &'a [(&'a str, What<'a>)];
 
-    /// A layer's tar; paths are written as they are, however hostile.
+    /// Makes a layer's tar. Paths are written as they are, however hostile.
     fn tar_of(entries: Entries) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, what) in entries {
@@ -345,7 +346,7 @@ mod tests {
         tar.into_inner().unwrap()
     }
 
-    /// Needs root, as `caisson run` does.
+    /// Unpacks layers into a temporary folder. Needs root, as `caisson run` does.
     fn unpacked(layers: &[Entries]) -> Option<(tempfile::TempDir, Result<()>)> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: needs root");

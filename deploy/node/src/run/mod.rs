@@ -1,6 +1,8 @@
-//! `caisson run`: an image or a folder in a VM of its own, without containerd. Speaks to the shim as containerd does.
+//! `caisson run`: runs an image or a folder in a VM of its own, without containerd. It calls the
+//! shim as containerd does.
 //!
-//! [`image`] → [`layers`] → [`spec`] make a [`bundle`]; [`task`] runs it, with this process's [`streams`] and [`terminal`].
+//! [`image`], [`layers`] and [`spec`] make a [`bundle`]. [`task`] runs it, with this process's
+//! [`streams`] and [`terminal`].
 
 mod bundle;
 mod image;
@@ -36,13 +38,16 @@ use crate::shim::Launch;
 
 pub use bundle::Bundle;
 
-/// The exit code for what went wrong before the command ran, as docker has it: those below are the command's own.
+/// The exit code for what went wrong before the command ran, as docker uses it: lower codes are the
+/// command's own.
 const FAILED: u8 = 125;
 
-/// Runs an image or a folder in a VM of its own. Its exit code is the command's; 125 where it could not be run.
+/// Runs an image or a folder in a VM of its own. Its exit code is the command's; 125 where it could
+/// not be run.
 #[derive(Args)]
 pub struct Arguments {
-    /// An archive of an image (OCI layout, `docker save`), or a folder, which is used as it is: writes go there
+    /// An archive of an image (OCI layout, `docker save`), or a folder, which is used as it is:
+    /// writes go there
     image: PathBuf,
     /// Memory limit of the container, in MiB unless it says otherwise: 256, 256MiB, 2GiB
     #[arg(long, value_parser = mib)]
@@ -50,7 +55,8 @@ pub struct Arguments {
     /// Cpus of the container, such as 1.5
     #[arg(long, value_parser = cpus)]
     cpus: Option<f64>,
-    /// A skill to plug in at /opt/skills/NAME: by its digest, or a squashfs file that is added to the store
+    /// A skill to plug in at /opt/skills/NAME: by its digest, or a squashfs file that is added to
+    /// the store
     #[arg(long, value_name = "[NAME=]sha256:HEX|FILE")]
     skill: Vec<String>,
     /// A home that is kept under this name, at the user's home
@@ -139,7 +145,7 @@ async fn session(arguments: Arguments, config: &NodeConfig) -> Result<u8> {
         prepared = &mut preparing => prepared,
         signal = signals.next_forwarded() => {
             cancelled.store(true, Ordering::Relaxed);
-            // It still writes into the bundle, which goes away after this.
+            // The thread still writes into the bundle, which is removed after this.
             let _ = preparing.await;
             return Ok(128 + signal as u8);
         }
@@ -153,7 +159,7 @@ async fn session(arguments: Arguments, config: &NodeConfig) -> Result<u8> {
         namespace: NAMESPACE.to_owned(),
         id: bundle.id.clone(),
         config: match std::env::var_os(CONFIG_ENV) {
-            // The shim runs in another folder.
+            // The shim runs in another working directory.
             Some(path) => Some(std::path::absolute(path)?),
             None => None,
         },
@@ -161,7 +167,7 @@ async fn session(arguments: Arguments, config: &NodeConfig) -> Result<u8> {
     match launch.start().await {
         Ok(shim) => {
             let result = task::run(&shim, &bundle, terminal, &mut signals, progress).await;
-            // Before the end, which has warnings of its own.
+            // The log is shown before the shim's end, which logs warnings of its own.
             let result = result.inspect_err(|_| log.show());
             if let Err(error) = shim.end().await {
                 eprintln!("caisson: end the shim: {error:#}");
@@ -216,7 +222,7 @@ fn prepare(
     fs::write(bundle.file("config.json"), json).context("write config.json")
 }
 
-/// The annotation's form of each; files are added to the store.
+/// Returns each skill in the annotation's form. Files are added to the store.
 fn skills(said: &[String], config: &NodeConfig) -> Result<Vec<String>> {
     let store = SkillStore::new(&config.store_dir);
     let mut skills = Vec::new();
@@ -247,7 +253,7 @@ fn skills(said: &[String], config: &NodeConfig) -> Result<Vec<String>> {
     Ok(skills)
 }
 
-/// `256`, `256MiB`, `256M`, `2GiB`, `2G` in MiB.
+/// Parses `256`, `256MiB`, `256M`, `2GiB` or `2G` to MiB.
 fn mib(text: &str) -> Result<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {

@@ -1,4 +1,4 @@
-//! A line on the terminal that says what a start is at, once it takes long.
+//! Shows a line on the terminal that says what a start is doing, once it takes long.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -7,17 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A start that takes longer shows that it goes on.
+/// How long a start may take before its progress is shown.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Dropped, it takes its line away.
+/// The progress line, which is removed when this is dropped.
 pub struct Progress {
     stage: Arc<Mutex<&'static str>>,
     running: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Progress {
-    /// Shows nothing where stderr is no terminal.
+    /// Starts the progress. Nothing is shown where stderr is no terminal.
     pub fn start(stage: &'static str) -> Self {
         let stage = Arc::new(Mutex::new(stage));
         let running = io::stderr().is_terminal().then(|| {
@@ -37,7 +37,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         if let Some((done, thread)) = self.running.take() {
             drop(done);
-            // It has nothing to say about its end.
+            // The thread returns nothing that would have to be reported.
             let _ = thread.join();
         }
     }
@@ -61,9 +61,9 @@ fn show(stage: &Mutex<&'static str>, over: &mpsc::Receiver<()>) {
     }
 }
 
-/// In place of what the line has shown.
+/// Replaces what the line shows.
 fn write(text: &str) {
     let mut terminal = io::stderr();
-    // A terminal that has gone is told of elsewhere.
+    // Writing fails where the terminal has gone, which is reported elsewhere.
     let _ = write!(terminal, "\r\x1b[K{text}").and_then(|()| terminal.flush());
 }

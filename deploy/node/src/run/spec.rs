@@ -1,4 +1,5 @@
-//! `config.json`, as `ctr run` would make it (containerd, pkg/oci: the default Unix spec), from an image's configuration and the arguments.
+//! Makes `config.json` from an image's configuration and the arguments, as `ctr run` would
+//! (containerd, pkg/oci: the default Unix spec).
 
 use std::path::Path;
 
@@ -9,12 +10,13 @@ use serde_json::{json, Value};
 
 use super::{image::Config, user::User, Arguments};
 
-/// Of an image that says none, and of a folder.
+/// The search path for an image that sets none, and for a folder.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Length of a period in which a cpu limit holds, in microseconds (kernel, cgroup-v2.rst `cpu.max`).
+/// The length of a period in which a cpu limit holds, in microseconds (kernel, cgroup-v2.rst
+/// `cpu.max`).
 const PERIOD: u64 = 100_000;
 
-/// What containerd leaves a container's root.
+/// The capabilities that containerd leaves to a container's root.
 const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -35,16 +37,16 @@ const CAPABILITIES: &[&str] = &[
 /// What the spec is made for, besides the arguments.
 pub struct Container<'a> {
     pub id: &'a str,
-    /// The folder that is its root.
+    /// The folder that is the container's root.
     pub rootfs: &'a Path,
     pub image: &'a Config,
     pub user: &'a User,
     pub terminal: bool,
-    /// For `caisson.dev/skills`.
+    /// The value of `caisson.dev/skills`.
     pub skills: &'a [String],
 }
 
-/// The spec.
+/// Makes the spec.
 pub fn make(arguments: &Arguments, container: &Container<'_>) -> Result<Spec> {
     let image = container.image;
     let User { uid, gid, groups } = container.user;
@@ -109,13 +111,14 @@ fn resources(arguments: &Arguments) -> Result<Value> {
     }
     if let Some(cpus) = arguments.cpus {
         let quota = (cpus * PERIOD as f64).round() as i64;
-        // As little as the kernel takes.
+        // 1000 is the least that the kernel accepts.
         resources["cpu"] = json!({ "quota": quota.max(1000), "period": PERIOD });
     }
     Ok(resources)
 }
 
-/// As docker does it: what is said stands for the image's `Cmd`, after its entrypoint.
+/// Returns the command as docker does it: the given command replaces the image's `Cmd` and follows
+/// its entrypoint.
 fn command(arguments: &Arguments, image: &Config) -> Result<Vec<String>> {
     let mut command = match arguments.entrypoint.as_deref() {
         None => image.entrypoint.clone(),
@@ -124,7 +127,7 @@ fn command(arguments: &Arguments, image: &Config) -> Result<Vec<String>> {
     };
     match arguments.command.is_empty() {
         false => command.extend(arguments.command.iter().cloned()),
-        // The image's own arguments are for the image's own entrypoint.
+        // The image's own arguments are only for the image's own entrypoint.
         true if arguments.entrypoint.is_none() => command.extend(image.cmd.iter().cloned()),
         true => {}
     }

@@ -1,4 +1,4 @@
-//! stdin, stdout and stderr of this process, copied to and from the FIFOs that the shim opens.
+//! Copies stdin, stdout and stderr of this process to and from the FIFOs that the shim opens.
 
 use std::{
     fs::File,
@@ -21,9 +21,9 @@ use nix::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// How long output of a process that has ended may stay away before it is not waited for any more.
+/// How long the output of a process that has ended may make no progress before it is given up.
 const STALL: Duration = Duration::from_secs(10);
-/// Between two looks at whether it stays away.
+/// The time between two checks for progress.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The FIFOs of a process.
@@ -33,7 +33,7 @@ pub struct Fifos {
 }
 
 impl Fifos {
-    /// Makes them in `dir`. A terminal has no stderr of its own.
+    /// Makes the FIFOs in `dir`. With a terminal there is none for stderr.
     pub fn make(dir: &Path, terminal: bool) -> Result<Self> {
         let fifos = Self {
             dir: dir.to_owned(),
@@ -55,7 +55,7 @@ impl Fifos {
         self.path("stdout")
     }
 
-    /// Empty with a terminal.
+    /// Returns the path of stderr's FIFO, which is empty with a terminal.
     pub fn stderr(&self) -> String {
         if self.terminal {
             String::new()
@@ -64,7 +64,7 @@ impl Fifos {
         }
     }
 
-    /// Starts copying; to be called when the shim has opened its ends.
+    /// Starts copying. To be called when the shim has opened its ends.
     pub fn copy(self) -> Result<Streams> {
         let (done, stdin) = oneshot::channel();
         let path = self.stdin();
@@ -72,7 +72,7 @@ impl Fifos {
             // Opening waits until the shim reads.
             let fifo = File::options().write(true).open(path);
             if let Ok(mut fifo) = fifo {
-                // A process may end without reading all of it.
+                // The process may end without reading all of it.
                 let _ = copy(io::stdin().lock(), |bytes| fifo.write_all(bytes));
             }
             let _ = done.send(());
@@ -101,13 +101,13 @@ impl Fifos {
 
 /// How the copying of an output ended.
 enum End {
-    /// No more comes.
+    /// The output is complete.
     Whole,
-    /// Nobody takes it here any more.
+    /// The output cannot be written here any more.
     Broken,
 }
 
-/// Copies that run.
+/// The copying that is going on.
 pub struct Streams {
     stdin: Option<oneshot::Receiver<()>>,
     ended: mpsc::UnboundedReceiver<End>,
@@ -116,25 +116,25 @@ pub struct Streams {
     activity: Arc<Activity>,
 }
 
-/// What the copying of output is at.
+/// The progress of copying output.
 #[derive(Default)]
 struct Activity {
-    /// Pieces that have been copied.
+    /// The number of pieces that have been copied.
     pieces: AtomicU64,
-    /// Outputs that are just being written here.
+    /// The number of outputs that are being written here at the moment.
     writing: AtomicU64,
 }
 
-/// What happens to the streams of a process that runs.
+/// An event on the streams of a running process.
 pub enum Event {
     /// This process's stdin has ended, and all of it has been passed on.
     StdinEnded,
-    /// Who reads this process's output has gone.
+    /// The reader of this process's output has gone.
     OutputBroken,
 }
 
 impl Streams {
-    /// The next event; each happens once at most. Cancelling loses none.
+    /// Returns the next event. Each happens at most once. Cancelling loses none.
     pub async fn next(&mut self) -> Event {
         loop {
             let stdin = async {
@@ -177,7 +177,8 @@ impl Streams {
     }
 }
 
-/// The shim has its end open, so that this does not read an end that is none.
+/// Copies an output. The shim has its end open already, so that no end of file is read before the
+/// output begins.
 fn collect(
     path: &str,
     mut to: impl Write + Send + 'static,
@@ -186,7 +187,7 @@ fn collect(
 ) -> Result<()> {
     let fifo = File::options()
         .read(true)
-        // Where the shim has died meanwhile, opening would wait.
+        // If the shim has died meanwhile, a blocking open would wait for ever.
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .with_context(|| path.to_owned())?;
@@ -204,13 +205,13 @@ fn collect(
             Ok(()) => End::Whole,
             Err(_) => End::Broken,
         };
-        // The receiver has gone where nobody waits for the output any more.
+        // The receiver is gone if nothing waits for the output any more.
         let _ = ends.send(end);
     });
     Ok(())
 }
 
-/// Copies each piece as it comes: somebody may be watching. Fails only where writing does.
+/// Copies each piece as it comes, since somebody may be watching. Fails only if writing fails.
 fn copy(mut from: impl Read, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {

@@ -1,4 +1,5 @@
-//! One task of a shim, from `create` to `delete`, with this process's terminal, streams and signals.
+//! Runs one task of a shim, from `create` to `delete`, with this process's terminal, streams and
+//! signals.
 
 use std::{
     collections::VecDeque,
@@ -30,14 +31,14 @@ use super::{
 };
 use crate::shim::{patient, within, Shim};
 
-/// How long the shim may take for what needs no boot.
+/// How long the shim may take for a call that needs no boot.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Who interrupts a second time within this means it.
+/// The time within which a second interrupt means that the process is to be killed.
 const INSIST: Duration = Duration::from_secs(3);
-/// As many warnings and errors of the shim's log are shown when a start has failed.
+/// The number of warnings and errors of the shim's log that are shown when a start has failed.
 const LOG_LINES: usize = 10;
 
-/// Runs the bundle's process to its end; its exit code.
+/// Runs the bundle's process to its end and returns its exit code.
 pub async fn run(
     shim: &Shim,
     bundle: &Bundle,
@@ -60,7 +61,7 @@ pub async fn run(
         ..Default::default()
     };
     select! {
-        // The shim bounds each of its steps.
+        // The shim limits the time of each of its steps.
         created = shim.tasks.create(patient(), &request) => created.map_err(refused)?,
         signal = signals.next_forwarded() => return Ok(128 + signal as u8),
     };
@@ -114,7 +115,8 @@ impl Task<'_> {
                 event = streams.next() => match event {
                     Event::StdinEnded => self.close_stdin().await,
                     Event::OutputBroken => {
-                        // The end that a pipeline's next program gives to the one before it; SIGPIPE itself does nothing to an init.
+                        // The process ends as the writer of a broken pipeline does. SIGKILL is used
+                        // since SIGPIPE itself does nothing to an init.
                         broken = true;
                         self.kill(libc::SIGKILL).await;
                     }
@@ -138,7 +140,7 @@ impl Task<'_> {
             signal: signal as u32,
             ..Default::default()
         };
-        // A process that has just ended can't be killed any more.
+        // Fails if the process has just ended.
         let _ = self.shim.tasks.kill(within(LIMIT), &request).await;
     }
 
@@ -148,7 +150,7 @@ impl Task<'_> {
             stdin: true,
             ..Default::default()
         };
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let _ = self.shim.tasks.close_io(within(LIMIT), &request).await;
     }
 
@@ -176,7 +178,7 @@ impl Task<'_> {
     }
 }
 
-/// The shim's own words, without those of the transport around them.
+/// Returns the shim's own error message, without the transport's text around it.
 fn refused(error: ttrpc::Error) -> anyhow::Error {
     match error {
         ttrpc::Error::RpcStatus(status) => anyhow::Error::msg(status.message),
@@ -184,18 +186,19 @@ fn refused(error: ttrpc::Error) -> anyhow::Error {
     }
 }
 
-/// The shim's log, which a thread reads: a shim whose log nobody reads stops.
+/// The shim's log, read by a thread: a shim stops if nothing reads its log.
 pub struct Log {
     last: Arc<Mutex<VecDeque<String>>>,
     shown: bool,
 }
 
 impl Log {
-    /// Makes the FIFO. `shown` lines go to stderr as they come.
+    /// Makes the FIFO. If `shown`, lines go to stderr as they come.
     pub fn make(bundle: &Bundle, shown: bool) -> Result<Self> {
         let path = bundle.file("log");
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).context("make the shim's log")?;
-        // Written by nobody here, but so opening does not wait and the end does not come with one writer's.
+        // Nothing is written here. But opened for writing too, the FIFO opens without waiting, and
+        // one writer's end is no end of file.
         let fifo = File::options()
             .read(true)
             .write(true)
@@ -225,7 +228,7 @@ impl Log {
         Ok(Self { last, shown })
     }
 
-    /// Shows the last warnings and errors, where they have not been.
+    /// Shows the last warnings and errors, unless the log has been shown already.
     pub fn show(&self) {
         if self.shown {
             return;
@@ -240,11 +243,12 @@ impl Log {
     }
 }
 
-/// Signals that go on to the process, and SIGWINCH, which says that the window has another size.
+/// The signals that are forwarded to the process, and SIGWINCH, which says that the window has
+/// another size.
 pub struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
-    /// From here on they don't end this process.
+    /// Starts to listen. From here on the signals do not end this process.
     pub fn listen() -> Result<Self> {
         let numbers = [
             libc::SIGINT,
@@ -271,7 +275,7 @@ impl Signals {
         .await
     }
 
-    /// The next one but SIGWINCH.
+    /// Returns the next signal other than SIGWINCH.
     pub async fn next_forwarded(&mut self) -> i32 {
         loop {
             let number = self.next().await;

@@ -1,17 +1,17 @@
-//! This process's terminal: raw while the process in the VM has it.
+//! Sets this process's terminal to raw mode while the process in the VM uses it.
 
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result};
 use nix::sys::termios::{cfmakeraw, tcgetattr, tcsetattr, SetArg, Termios};
 
-/// A terminal in raw mode; dropped, it is as before.
+/// A terminal in raw mode. Dropping this restores its former mode.
 pub struct Raw {
     before: Termios,
 }
 
 impl Raw {
-    /// None where stdin is no terminal.
+    /// Returns `None` where stdin is no terminal.
     pub fn enter() -> Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
@@ -32,7 +32,7 @@ impl Drop for Raw {
     }
 }
 
-/// Columns and rows of this terminal.
+/// Returns the columns and rows of this terminal.
 pub fn size() -> Option<(u32, u32)> {
     let mut size = libc::winsize {
         ws_row: 0,

@@ -1,4 +1,4 @@
-//! Who a container runs as: names are looked up in the image.
+//! Determines the user that a container runs as. Names are looked up in the image.
 
 use std::{
     fs::File,
@@ -19,17 +19,19 @@ const MAX_TABLE: u64 = 1 << 20;
 pub struct User {
     pub uid: u32,
     pub gid: u32,
-    /// The group itself and those that name the user as a member.
+    /// The group itself, and the groups that name the user as a member.
     pub groups: Vec<u32>,
 }
 
-/// Looks up `user`, `uid`, `user:group`, `uid:gid` (OCI image spec, config.md `User`) in the image below `rootfs`; empty is root.
+/// Looks up `user`, `uid`, `user:group` or `uid:gid` (OCI image spec, config.md `User`) in the
+/// image below `rootfs`. An empty text is root.
 pub fn resolve(rootfs: &Path, said: &str) -> Result<User> {
     let (passwd, group) = inside(rootfs, || Ok((table("/etc/passwd")?, table("/etc/group")?)))?;
     find(&passwd, &group, said)
 }
 
-/// passwd(5): name:password:uid:gid:…, group(5): name:password:gid:member,member.
+/// Finds a user in passwd(5), name:password:uid:gid:…, and group(5),
+/// name:password:gid:member,member.
 fn find(passwd: &str, group: &str, said: &str) -> Result<User> {
     let (user, group_said) = match said.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -82,7 +84,7 @@ fn find(passwd: &str, group: &str, said: &str) -> Result<User> {
     })
 }
 
-/// Empty where there is none.
+/// Returns the text of a table, which is empty where there is none.
 fn table(path: &str) -> Result<String> {
     let file = File::options()
         .read(true)

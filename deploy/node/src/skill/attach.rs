@@ -1,4 +1,5 @@
-//! `caisson skill attach` and `detach`: the pod's shim does it, asked by its socket in the state folder.
+//! `caisson skill attach` and `detach`: ask the pod's shim, through its socket in the state folder,
+//! to do it.
 
 use std::time::Duration;
 
@@ -9,10 +10,10 @@ use caisson_shim::{
     state,
 };
 
-/// What plugging and mounting may take beside the time for fetching a skill.
+/// The time that plugging and mounting may take, in addition to fetching a skill.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Has a request done. Prints where the skill is or was, a line for each container.
+/// Has the shim carry out a request. Prints where the skill is or was, one line for each container.
 pub fn ask(config: &NodeConfig, pod: &str, request: &Request) -> Result<()> {
     let id = find(config, pod)?;
     let limit = LIMIT + Duration::from_secs(config.skills.fetch_timeout_secs);
@@ -27,7 +28,7 @@ pub fn ask(config: &NodeConfig, pod: &str, request: &Request) -> Result<()> {
     }
 }
 
-/// The id of a pod, by id or name.
+/// Returns the id of a pod that is named by id or name.
 fn find(config: &NodeConfig, wanted: &str) -> Result<String> {
     let pods = state::list(&config.state_dir)?.into_iter();
     let mut found = pods.filter(|pod| {
@@ -36,7 +37,7 @@ fn find(config: &NodeConfig, wanted: &str) -> Result<String> {
     let first = found.next();
     let first =
         first.with_context(|| format!("no pod {wanted:?} runs here; see `caisson list`"))?;
-    // A pod that is being replaced.
+    // Two pods have the name while one replaces the other.
     if found.next().is_some() {
         bail!("there are two pods {wanted:?}; say one by its id: see `caisson list`");
     }

@@ -1,7 +1,7 @@
-//! `caisson skill fetch`: from a source into the node's store.
+//! `caisson skill fetch`: copies a skill from a source into the node's store.
 //!
-//! The shim calls it for a pod whose skill the node does not have. Its standard output is the skill's digest, its standard error
-//! the progress and, last, what went wrong.
+//! The shim calls it for a pod whose skill the node does not have. It writes the skill's digest to
+//! standard output, and the progress and finally any error to standard error.
 
 use std::{
     io::{IsTerminal, Write},
@@ -15,13 +15,14 @@ use futures::StreamExt;
 
 use super::source::{self, Source};
 
-/// How often a download that breaks off is gone on with.
+/// How many times in all a download that breaks off is tried.
 const TRIES: u32 = 5;
-/// Before the second try; then twice as long each time.
+/// The pause before the second try; it doubles each time.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Gets a skill, which may be in the store already, from one of the sources `only`. Where these are
-/// none the operator asks: any source will do, and the skill is for every namespace. One download at a time of the same skill; the others wait for its end.
+/// Gets a skill, which may be in the store already, from one of the sources `only`. If `only` is
+/// empty, the operator asks: any source will do, and the skill is for every namespace. The same
+/// skill is downloaded only once at a time; the other calls wait for the end of that download.
 pub async fn fetch(
     store: &SkillStore,
     config: &Skills,
@@ -71,11 +72,11 @@ pub async fn fetch(
     );
 }
 
-/// Downloads what a source has found, going on where an earlier download was cut.
+/// Downloads what a source has found, and continues where an earlier download was cut off.
 async fn download(store: &SkillStore, source: &dyn Source, skill: Skill) -> Result<Skill> {
     let waiting = store.clone();
     let name = skill.digest.clone();
-    // It waits for a lock.
+    // This waits for a lock.
     let part = tokio::task::spawn_blocking(move || waiting.part(&name));
     let mut part = part.await.context("wait for another download")??;
     let by_digest = SkillRef::Digest(skill.digest.clone());
@@ -109,7 +110,7 @@ async fn download(store: &SkillStore, source: &dyn Source, skill: Skill) -> Resu
     Ok(store.keep(part, skill)?)
 }
 
-/// Reads to the end from where the part ends.
+/// Reads to the end, from where the part ends.
 async fn go_on(part: &mut Part, source: &dyn Source, skill: &Skill) -> Result<()> {
     let mut progress = Progress::new(skill);
     if part.size() == skill.size {
@@ -131,7 +132,8 @@ async fn go_on(part: &mut Part, source: &dyn Source, skill: &Skill) -> Result<()
     Ok(())
 }
 
-/// A line on standard error: on a terminal one that changes, elsewhere one now and then.
+/// The progress on standard error: on a terminal a line that changes, elsewhere a line now and
+/// then.
 struct Progress<'s> {
     skill: &'s Skill,
     shown: Instant,
@@ -160,7 +162,7 @@ impl<'s> Progress<'s> {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let (name, done, all) = (&self.skill.name, mib(bytes), mib(self.skill.size));
         let mut stderr = std::io::stderr();
-        // Where nobody reads it, nobody misses it.
+        // If nothing reads standard error, nothing misses the progress.
         let _ = match (stderr.is_terminal(), at_end) {
             (true, false) => write!(stderr, "\r{name}: {done:.1} of {all:.1} MiB"),
             (true, true) => writeln!(stderr, "\r{name}: {done:.1} of {all:.1} MiB"),
@@ -186,7 +188,7 @@ mod tests {
 
     const CONTENT: &[u8] = b"hsqs and a hundred more bytes";
 
-    /// A node's store and, in a folder beside it, another's.
+    /// A node's store, and another node's in a folder beside it.
     struct Nodes {
         dir: tempfile::TempDir,
         store: SkillStore,
@@ -315,7 +317,8 @@ mod tests {
         assert_eq!(nodes.parts(), 0);
     }
 
-    /// Gives the bytes in pieces of ten, breaks off after each, and notes from where it was asked.
+    /// A source that gives the bytes in pieces of ten, breaks off after each, and notes the offset
+    /// of each request.
     struct Breaking {
         content: &'static [u8],
         asked: Mutex<Vec<u64>>,

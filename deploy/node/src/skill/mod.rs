@@ -1,4 +1,5 @@
-//! `caisson skill`: packs folders into squashfs files, keeps the node's store of them, fetches and publishes them.
+//! `caisson skill`: packs folders into squashfs files, manages the node's store of them, fetches
+//! and publishes them.
 
 mod attach;
 mod fetch;
@@ -65,7 +66,8 @@ pub enum Command {
     },
     /// Brings a skill into the running containers of a pod
     ///
-    /// It is a disk of the pod's VM then, mounted read-only. Containers that the pod gets later do not have it.
+    /// It is a disk of the pod's VM then, mounted read-only. Containers that the pod gets later do
+    /// not have it.
     Attach {
         /// NAMESPACE/NAME, or the sandbox's id
         pod: String,
@@ -94,7 +96,8 @@ pub enum Command {
         #[arg(required = true)]
         skills: Vec<Wanted>,
     },
-    /// Removes the least recently used skills until the store is within its bound, never one that a running pod has
+    /// Removes the least recently used skills until the store is within its bound, never one that a
+    /// running pod has
     Gc {
         /// The bound in MiB; skills.max_mib of the configuration, when not said
         #[arg(long)]
@@ -139,7 +142,7 @@ impl Manifest {
     }
 }
 
-/// A skill as the command line names it.
+/// A skill as it is named on the command line.
 #[derive(Clone)]
 pub struct Wanted(SkillRef);
 
@@ -153,7 +156,7 @@ impl std::str::FromStr for Wanted {
     }
 }
 
-/// Runs the command. What was packed, added, fetched or removed is printed as `sha256:HEX`.
+/// Runs the command. Prints `sha256:HEX` of what was packed, added, fetched or removed.
 pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
     let store = SkillStore::new(&config.store_dir);
     match command {
@@ -182,14 +185,14 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
         }
         Command::Push { skill, source } => {
             let skill = store.get(&skill.0)?;
-            // What is damaged here is not to be had elsewhere too.
+            // A skill that is damaged here must not be published elsewhere.
             store.verify(&skill)?;
             let configured = config.skills.sources.get(&source);
             let to =
                 configured.with_context(|| format!("no source {source:?} in [skills.sources]"))?;
             let pushed = block_on(async {
                 let to = source::open(&source, to)?;
-                // Which source another node has it from is its own to say.
+                // Each node records for itself which source it has the skill from.
                 let published = Skill {
                     fetched_from: None,
                     ..skill.clone()

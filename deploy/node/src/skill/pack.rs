@@ -1,15 +1,16 @@
-//! `caisson skill pack`: a squashfs file of a folder, the same for the same tree; on request with hashes of its blocks.
+//! `caisson skill pack`: makes a squashfs file of a folder, the same for the same tree, with hashes
+//! of its blocks on request.
 
 use std::{path::Path, process::Command as Process};
 
 use anyhow::{bail, ensure, Context, Result};
 use caisson_shim::skills::{Verity, VERITY_BLOCK};
 
-/// Writes the squashfs of a folder. A file that is there is replaced.
+/// Writes the squashfs file of a folder. An existing file is replaced.
 pub fn pack(dir: &Path, output: &Path) -> Result<()> {
     ensure!(dir.is_dir(), "{} is not a folder", dir.display());
     let result = Process::new("mksquashfs")
-        // Absolute, so that no name is taken for an option.
+        // The path is absolute, so that no name is taken for an option.
         .arg(std::path::absolute(dir)?)
         .arg(std::path::absolute(output)?)
         .args(["-noappend", "-no-progress", "-quiet"])
@@ -35,10 +36,10 @@ pub fn pack(dir: &Path, output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Appends a tree of hashes to a file, by which a guest can check what it reads.
+/// Appends a tree of hashes to a file, with which a guest can check what it reads.
 pub fn seal(file: &Path) -> Result<Verity> {
     let size = std::fs::metadata(file).context("read the size")?.len();
-    // As mksquashfs pads it.
+    // mksquashfs pads the file to whole blocks.
     ensure!(
         size % VERITY_BLOCK == 0,
         "{} has {size} bytes, which is not a number of whole blocks",
@@ -92,7 +93,7 @@ mod tests {
                 fs::create_dir_all(dir.join("bin")).unwrap();
                 fs::write(dir.join("bin/tool"), "#!/bin/sh\n").unwrap();
                 fs::write(dir.join("SKILL.md"), "what it is for\n").unwrap();
-                // Another second, another time stamp.
+                // Waits for another second, so that the time stamps differ.
                 thread::sleep(Duration::from_millis(1100));
                 let file = folder.path().join(format!("{name}.squashfs"));
                 pack(&dir, &file).unwrap();

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: two containers in VMs of their own, through a containerd of their own, with a
-//! skill and a home.
+//! `cargo xtask demo`: runs two containers in VMs of their own, through a containerd of their own,
+//! with a skill and a home.
 //!
 //! Everything lies below one temporary folder, which is removed at the end, also after Ctrl-C.
 
@@ -17,12 +17,12 @@ use self::{
 };
 use crate::{archive::Archive, dirs::Dirs, files, oci_image};
 
-/// Debian's package busybox-static has it.
+/// The program that the demo runs, from Debian's package busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 3] = ["cat", "sh", "uname"];
 const IMAGE: &str = "localhost/busybox:demo";
 
-/// Runs the demo on what `target/dist` has.
+/// Runs the demo with what `target/dist` has.
 pub fn run(dirs: &Dirs) -> Result<()> {
     let steps = Steps::new();
     let node = Arc::new(Node::new(dirs)?);
@@ -101,7 +101,7 @@ fn write_image(dirs: &Dirs, temp: &Path, to: &Path) -> Result<()> {
     oci_image::write(&dirs.log, &path, config, IMAGE, to)
 }
 
-/// A small skill: a text for whoever uses it, and a tool.
+/// Writes a small skill: a text for whoever uses it, and a tool.
 fn write_skill(tree: &Path) -> Result<()> {
     let text = b"# greeting\nSays hello from where it runs.\n";
     files::write(&tree.join("SKILL.md"), text, 0o644)?;

@@ -1,4 +1,4 @@
-//! The demo's containerd: Debian's, with everything of it below one temporary folder.
+//! Runs the demo's containerd: Debian's, with all of its files below one temporary folder.
 
 use std::{
     ffi::OsStr,
@@ -23,21 +23,22 @@ use crate::{dirs::Dirs, files};
 const NAMESPACE: &str = "demo";
 /// How long containerd may take to answer, or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Lines of its log that a failure shows.
+/// How many lines of its log a failure shows.
 const TAIL: usize = 15;
 
 /// A containerd and its folder, until [`Node::remove`].
 pub struct Node {
     dir: PathBuf,
     dist: PathBuf,
-    /// What a probe found out about KVM: it holds for the next demo too, and takes seconds.
+    /// Where the result of the KVM probe is kept. It also holds for the next demo, and probing
+    /// takes seconds.
     remembered: PathBuf,
     containerd: Mutex<Option<Child>>,
     folder: Mutex<Option<TempDir>>,
 }
 
 impl Node {
-    /// Makes the folder and what is configured in it.
+    /// Makes the folder and the configuration files in it.
     pub fn new(dirs: &Dirs) -> Result<Self> {
         ensure!(
             geteuid().is_root(),
@@ -57,7 +58,7 @@ impl Node {
         let dir = node.dir.display();
         let caisson = format!("state_dir = \"{dir}/state\"\nstore_dir = \"{dir}/store\"\n");
         files::write(&node.config(), caisson.as_bytes(), 0o600)?;
-        // Version 2 of the format is read by containerd 1.6 and by 2.x alike.
+        // Both containerd 1.6 and 2.x read version 2 of the format.
         let containerd = format!(
             "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.runtime\"]\n\
@@ -85,7 +86,7 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share containerd's log")?)
             .stderr(log)
-            // Ctrl-C is the demo's, which ends containerd when its containers have ended.
+            // The demo handles Ctrl-C itself: it ends containerd after its containers have ended.
             .process_group(0);
         let child = containerd.spawn().context("start containerd")?;
         *self
@@ -105,31 +106,31 @@ impl Node {
         Ok(())
     }
 
-    /// The folder of everything.
+    /// Returns the folder that everything is in.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What `ctr` prints.
+    /// Runs `ctr` and returns what it printed.
     pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
         let mut ctr = self.command("ctr");
         ctr.arg("--address").arg(self.dir.join("containerd.sock"));
         output(ctr.args(["--namespace", NAMESPACE]).args(arguments))
     }
 
-    /// What `caisson` prints.
+    /// Runs `caisson` and returns what it printed.
     pub fn caisson(&self, arguments: &[&str]) -> Result<String> {
         output(self.command(self.dist.join("bin/caisson")).args(arguments))
     }
 
-    /// The last that containerd and its shims logged.
+    /// Returns the last lines that containerd and its shims logged.
     pub fn end_of_log(&self) -> String {
         let text = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL)..].join("\n")
     }
 
-    /// Ends what runs and removes the folder. Who asks while it is being done waits until it is.
+    /// Ends what runs and removes the folder. A second caller waits until the first is done.
     pub fn remove(&self) -> Result<()> {
         let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(folder) = folder.take() else {
@@ -158,7 +159,8 @@ impl Node {
             .with_context(|| format!("remove {}", self.dir.display()))
     }
 
-    /// What an interrupted demo leaves running. What fails here is in nobody's way but the folder's.
+    /// Ends what an interrupted demo leaves running. A failure here only keeps the folder from
+    /// being removed.
     fn end_containers(&self) {
         for id in ["first", "second"] {
             let _ = self.ctr(&["task", "delete", "--force", id]);
@@ -172,7 +174,7 @@ impl Node {
         let ours: Vec<_> = places
             .filter(|place| Path::new(place).starts_with(&self.dir))
             .collect();
-        // The last that was mounted goes first.
+        // Unmount in the reverse order of mounting.
         for place in ours.into_iter().rev() {
             let _ = umount2(place, MntFlags::MNT_DETACH);
         }
@@ -198,8 +200,8 @@ impl Node {
     }
 }
 
-/// Has SIGINT and SIGTERM remove the node and end the process. To be called before a thread is
-/// started.
+/// Makes SIGINT and SIGTERM remove the node and end the process. It has to be called before any
+/// thread is started.
 pub fn exit_on_signals(node: Arc<Node>) -> Result<()> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);

@@ -1,4 +1,4 @@
-//! The demo's steps, each with its time on the terminal.
+//! Shows the demo's steps on the terminal, each with its time.
 
 use std::{
     io::{IsTerminal, Write},
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// A step that takes longer than this shows that it goes on.
+/// A step that takes longer than this shows that it is still running.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Prints steps as they begin and end.
@@ -24,14 +24,14 @@ impl Steps {
         }
     }
 
-    /// Does one thing, named before it and timed after it.
+    /// Runs one step; prints its name before it and its time after it.
     pub fn run<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         print!("{name:<60}");
         let _ = std::io::stdout().flush();
         let begin = Instant::now();
         let (done, over) = mpsc::channel::<()>();
         let dots = thread::spawn(move || {
-            // A dot a second; without a terminal too, so that a log shows life.
+            // Print a dot each second, without a terminal too, so that a log shows progress.
             let mut wait = PATIENCE;
             while over.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout) {
                 print!(".");
@@ -47,7 +47,7 @@ impl Steps {
         result.context(name.to_owned())
     }
 
-    /// What a step found.
+    /// Prints what a step found.
     pub fn say(&self, text: &str) {
         let (bold, plain) = if std::io::stdout().is_terminal() {
             ("\x1b[1m", "\x1b[0m")

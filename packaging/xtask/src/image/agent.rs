@@ -1,4 +1,4 @@
-//! Builds the agent: one static binary, the same bytes wherever the checkout lies.
+//! Builds the agent: one static binary, with the same bytes wherever the checkout lies.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use crate::{dirs::Dirs, profile::Profile, step};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What is in an agent beside what is shipped.
+/// Which agent is built: the shipped one, or one with additions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Agent {
     Shipped,
@@ -29,9 +29,9 @@ pub fn build(
     profile: Profile,
     target_dir: &Path,
 ) -> Result<PathBuf> {
-    // A panic of PID 1 has to end the guest.
-    // A fixed address: the relocations of a position-independent binary are done at each exec, and every container needs
-    // two. Measured under emulation: 90 ms of 1775 from the shim's start to a container's first byte.
+    // A panic of PID 1 has to end the guest. The address is fixed because the relocations of a
+    // position-independent binary are done at each exec, and every container needs two. Measured
+    // under emulation: 90 ms of 1775 from the shim's start to a container's first byte.
     let mut flags = format!(
         "-C target-feature=+crt-static -C relocation-model=static -C panic=abort --remap-path-prefix={}=/caisson",
         dirs.root.display()
@@ -39,7 +39,7 @@ pub fn build(
     if let Some(home) = cargo_home() {
         flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
     }
-    // Generated code lies there; the last prefix that matches counts.
+    // Generated code lies in that folder; the last prefix that matches counts.
     flags.push_str(&format!(
         " --remap-path-prefix={}=/target",
         target_dir.display()
@@ -56,7 +56,7 @@ pub fn build(
         ])
         .arg(target_dir)
         .current_dir(&dirs.root)
-        // Both would come before the flags below.
+        // Both would take precedence over the flags below.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)

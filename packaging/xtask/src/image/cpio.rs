@@ -1,5 +1,6 @@
-//! Writes a cpio archive in the kernel's "newc" form (Documentation/driver-api/early-userspace/buffer-format.rst), the
-//! same bytes for the same entries: no times, no owners, entries sorted by name.
+//! Writes a cpio archive in the kernel's "newc" format
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). The same entries give the same
+//! bytes: no times, no owners, entries sorted by name.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +17,8 @@ const S_IFREG: u32 = 0o100000;
 const S_IFLNK: u32 = 0o120000;
 const S_IFCHR: u32 = 0o020000;
 
-/// An archive being put together. Names are relative, without a leading slash; the folders above a name are
-/// added by themselves.
+/// An archive that is being built. Names are relative, without a leading slash; the folders above a
+/// name are added automatically.
 #[derive(Default)]
 pub struct Archive {
     entries: BTreeMap<String, Entry>,
@@ -49,7 +50,7 @@ impl Archive {
         self.entries.insert(name.to_owned(), entry);
     }
 
-    /// The finished archive.
+    /// Returns the finished archive.
     pub fn into_bytes(self) -> Vec<u8> {
         let mut out = Vec::new();
         // Sorted by name, so a folder always comes before what is in it.

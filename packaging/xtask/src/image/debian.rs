@@ -1,4 +1,4 @@
-//! Fetches the kernel's Debian package through apt and makes sure that it is the pinned one.
+//! Fetches the kernel's Debian package through apt and checks that it is the pinned one.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,22 +9,22 @@ use anyhow::{bail, Context, Result};
 
 use crate::{dirs::Dirs, files, inputs::Kernel, step};
 
-/// How strictly the pins are meant.
+/// How strictly the pins are applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pins {
-    /// The pinned version, or what Debian has now when that is gone, with a warning.
+    /// Takes the pinned version, or, if that is gone, the one that Debian has now, with a warning.
     Prefer,
-    /// The pinned version or none.
+    /// Takes the pinned version only.
     Require,
 }
 
-/// A kernel package on disk, its digest checked.
+/// A kernel package on disk whose digest was checked.
 pub struct Package {
     pub kernel: Kernel,
     pub deb: PathBuf,
 }
 
-/// The pinned package; from the cache where it is there.
+/// Returns the pinned package, from the cache if it is there.
 pub fn fetch(dirs: &Dirs, pinned: &Kernel, pins: Pins) -> Result<Package> {
     let package = |kernel: &Kernel| Package {
         deb: deb_path(dirs, kernel),
@@ -58,7 +58,7 @@ pub fn fetch(dirs: &Dirs, pinned: &Kernel, pins: Pins) -> Result<Package> {
     );
 }
 
-/// What `meta_package` would install now.
+/// Returns the package that `meta_package` would install now.
 pub fn candidate(meta_package: &str) -> Result<Kernel> {
     let depends = apt_cache(&["depends", "--important", meta_package])?;
     let package = depends
@@ -82,7 +82,8 @@ pub fn candidate(meta_package: &str) -> Result<Kernel> {
     })
 }
 
-/// Refreshes apt's lists; only root can, and a stale list may still do, so a failure is told and passed over.
+/// Refreshes apt's lists. Only root can do that, and a stale list may still be good enough, so a
+/// failure is reported and ignored.
 pub fn refresh_lists(dirs: &Dirs) {
     if let Err(error) = step::run(
         &dirs.log,
@@ -99,12 +100,13 @@ fn apt_cache(args: &[&str]) -> Result<String> {
 }
 
 fn deb_path(dirs: &Dirs, kernel: &Kernel) -> PathBuf {
-    // The digest in the name: a file that is here was checked when it was put here.
+    // The name has the digest: a file that is here was checked when it was put here.
     let name = format!("{}_{}.deb", kernel.package, &kernel.sha256);
     dirs.cache.join("debs").join(name)
 }
 
-/// Downloads into the cache. `false`: apt has no such version, also after a look at the mirror.
+/// Downloads the package into the cache. Returns `false` if apt has no such version, even after a
+/// look at the mirror.
 fn download(dirs: &Dirs, kernel: &Kernel) -> Result<bool> {
     let debs = dirs.cache.join("debs");
     files::make_dir(&debs)?;
@@ -135,9 +137,10 @@ fn download(dirs: &Dirs, kernel: &Kernel) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether apt's lists have this very version.
+/// Returns whether apt's lists have exactly this version.
 fn offered(kernel: &Kernel) -> Result<bool> {
-    // It fails for a package that apt has never heard of, and prints nothing for a version that it has not.
+    // apt-cache fails for a package that apt does not know, and prints nothing for a version that
+    // it does not have.
     let output = Command::new("apt-cache")
         .arg("show")
         .arg(format!("{}={}", kernel.package, kernel.version))

@@ -1,5 +1,5 @@
-//! What the kernel package gives: the ELF, the boot modules and the disk with all modules. Made once per package
-//! and kept in `target/cache/guest`.
+//! Makes what is taken from the kernel package: the ELF, the boot modules and the disk with all
+//! modules. They are made once per package and kept in `target/cache/guest`.
 
 use std::{
     os::unix::ffi::OsStrExt,
@@ -12,7 +12,7 @@ use anyhow::{bail, Context, Result};
 use super::{debian::Package, modules, vmlinux};
 use crate::{dirs::Dirs, files, step};
 
-/// Says which recipe the cached parts were made by.
+/// Identifies the recipe that the cached parts were made with.
 const RECIPE: &str = concat!(
     include_str!("kernel.rs"),
     include_str!("modules.rs"),
@@ -23,7 +23,8 @@ const RECIPE: &str = concat!(
 pub struct Parts(PathBuf);
 
 impl Parts {
-    /// The cached parts, made anew when the package, the list of modules or the recipe has changed.
+    /// Returns the cached parts. Makes them anew if the package, the list of modules or the recipe
+    /// has changed.
     pub fn cached(dirs: &Dirs, package: &Package, boot_modules: &[String]) -> Result<Self> {
         let stamp = format!("{:?}\n{boot_modules:?}\n{RECIPE}", package.kernel);
         let dir = dirs.cache.join("guest");
@@ -56,7 +57,7 @@ impl Parts {
         files::write(&dir.join("vmlinux"), &elf, 0o644)?;
         files::write(&dir.join("release"), release.as_bytes(), 0o644)?;
 
-        // Debian's package leaves this to its postinst.
+        // Debian's package runs depmod only in its postinst.
         let mut depmod = Command::new("depmod");
         depmod.arg("-b").arg(unpacked.path()).arg(&release);
         step::run(&dirs.log, "depmod", &mut depmod)?;
@@ -77,7 +78,7 @@ impl Parts {
         files::read_text(&self.0.join("release"))
     }
 
-    /// File name and content of what belongs into `/lib/modules` of the initramfs.
+    /// Returns name and content of the files for `/lib/modules` of the initramfs.
     pub fn boot_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let dir = self.0.join("boot");
         let order = files::read_text(&dir.join("order"))?;
@@ -115,7 +116,7 @@ fn make_squashfs(dirs: &Dirs, tree: &Path, to: &Path) -> Result<()> {
         .args([tree, to])
         .args("-noappend -no-progress -no-xattrs -all-root".split(' '))
         .args("-mkfs-time 0 -all-time 0".split(' '))
-        // Level 9: a second; 15, the default, takes seven for 5 % less.
+        // Level 9 takes a second; the default, 15, takes seven for 5 % less.
         .args("-comp zstd -Xcompression-level 9".split(' '))
         .env_remove("SOURCE_DATE_EPOCH");
     step::run(&dirs.log, "mksquashfs", &mut mksquashfs)

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: the guest image, from one Debian package and the agent.
+//! `cargo xtask image`: builds the guest image from one Debian package and the agent.
 //!
 //! ```text
 //! inputs.toml --apt--> .deb --+-- vmlinux            (the PVH ELF inside the bzImage)
@@ -33,7 +33,7 @@ use agent::Agent;
 use cpio::Archive;
 use kernel::Parts;
 
-/// What is in a guest image; `manifest.json` beside it.
+/// The content of a guest image, written to `manifest.json` beside it.
 #[derive(Serialize)]
 struct Manifest {
     kernel_release: String,
@@ -64,8 +64,8 @@ pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
     Ok(())
 }
 
-/// Builds the initramfs with the hostile agent into `target/cache/hostile`. Where the image has been
-/// built, only the agent's own crate is built for it.
+/// Builds the initramfs with the hostile agent into `target/cache/hostile`. If the image has been
+/// built already, only the agent's own crate is built again.
 pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, Pins::Prefer)?;
@@ -76,17 +76,17 @@ pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     let to = dirs.cache.join("hostile");
     files::make_dir(&to)?;
     files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)?;
-    // Both are called the same; what stays there is the one that is shipped.
+    // Both agents have the same file name; the shipped one is to remain there.
     build(Agent::Shipped).map(drop)
 }
 
-/// The kernel's package that is built from, and its file.
+/// Returns the kernel's package that the image is built from, and its file.
 pub fn kernel_package(dirs: &Dirs, inputs: &Inputs, pins: Pins) -> Result<(Kernel, PathBuf)> {
     let package = debian::fetch(dirs, &inputs.kernel, pins)?;
     Ok((package.kernel, package.deb))
 }
 
-/// Pins what Debian has now.
+/// Pins the versions that Debian has now.
 pub fn update_pins(dirs: &Dirs) -> Result<()> {
     let path = dirs.inputs();
     let inputs = Inputs::read(&path)?;
@@ -102,14 +102,15 @@ pub fn update_pins(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
-/// Builds everything once more from nothing, elsewhere, and fails unless that gives the bytes of `target/dist/guest`.
+/// Builds everything again from nothing in another folder, and fails unless that gives the bytes of
+/// `target/dist/guest`.
 pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
     build(dirs, Pins::Require, Profile::Release)?;
     let first = files::read_text(&dirs.dist.join("guest/manifest.json"))?;
 
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, Pins::Require)?;
-    // Another path, so that a path that got into the bytes shows.
+    // Use another path, so that a path in the bytes would be noticed.
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let at = |name: &str| temp.path().join(name);
     let parts = Parts::make(dirs, &package, &inputs.initramfs.boot_modules, &at("parts"))?;
@@ -162,7 +163,8 @@ fn initramfs(parts: &Parts, agent: &Path) -> Result<Vec<u8>> {
     // The kernel opens it as init's stdin, stdout and stderr before init can mount anything.
     archive.char_device("dev/console", 0o600, (5, 1));
     archive.file("init", 0o755, files::read(agent)?);
-    // The kernel's default for /proc/sys/kernel/modprobe: the agent mounts the modules when it is called so.
+    // The kernel's default for /proc/sys/kernel/modprobe. Called by this name, the agent mounts the
+    // modules.
     archive.symlink("sbin/modprobe", "/init");
     for (name, content) in parts.boot_files()? {
         archive.file(&format!("lib/modules/{name}"), 0o644, content);

@@ -1,5 +1,5 @@
-//! A kernel's modules: which of them the initramfs needs, in which order, by the kernel's own tables
-//! (`modules.dep` and `modules.builtin`).
+//! Finds out which of a kernel's modules the initramfs needs and in which order, from the kernel's
+//! own tables (`modules.dep` and `modules.builtin`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,15 +13,15 @@ use crate::files;
 /// A module to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// With underscores, as the kernel says it.
+    /// The name with underscores, as the kernel writes it.
     pub name: String,
-    /// Below `lib/modules/<release>`.
+    /// The path below `lib/modules/<release>`.
     pub path: String,
 }
 
 /// The tables of one kernel.
 pub struct Tables {
-    /// Path to the paths that it needs.
+    /// Maps each module's path to the paths of the modules that it needs.
     depends: BTreeMap<String, Vec<String>>,
     by_name: BTreeMap<String, String>,
     builtin: BTreeSet<String>,
@@ -54,7 +54,8 @@ impl Tables {
         }
     }
 
-    /// The wanted modules in load order: each after what it needs, each once, without those built in.
+    /// Returns the wanted modules in load order: each after what it needs, each once, without those
+    /// that are built in.
     pub fn load_order(&self, wanted: &[String]) -> Result<Vec<Module>> {
         let mut order = Vec::new();
         for name in wanted {
@@ -82,19 +83,20 @@ impl Tables {
     }
 }
 
-/// `kernel/net/9p/9pnet-virtio.ko` is the module `9pnet_virtio`.
+/// Returns a module's name: `kernel/net/9p/9pnet-virtio.ko` is `9pnet_virtio`.
 fn name_of(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file).replace('-', "_")
 }
 
-/// A module without the signature that its distribution appended (struct module_signature, scripts/sign-file.c).
+/// Returns a module without the signature that its distribution appended (struct module_signature,
+/// scripts/sign-file.c).
 ///
-/// The initramfs is as trusted as the kernel beside it, and checking nineteen RSA signatures costs an emulated guest 55 ms
-/// of a start that takes 1.4 s. The price is the taint flag E.
+/// The initramfs is as trusted as the kernel beside it, and checking nineteen RSA signatures costs
+/// an emulated guest 55 ms of a start that takes 1.4 s. The price is the taint flag E.
 pub fn without_signature(module: &[u8]) -> &[u8] {
     const MAGIC: &[u8] = b"~Module signature appended~\n";
-    // Six bytes that say how, two of padding, and the signature's length, big-endian.
+    // Six bytes that say how it was signed, two of padding, and the signature's length, big-endian.
     const TRAILER: usize = 12;
     let unsigned = || {
         let signed = module.strip_suffix(MAGIC)?;

@@ -1,5 +1,5 @@
-//! Takes the uncompressed kernel out of a bzImage: QEMU boots that ELF by its PVH note, which saves the guest
-//! from unpacking itself.
+//! Extracts the uncompressed kernel from a bzImage. QEMU boots that ELF by its PVH note, so that
+//! the guest need not unpack itself.
 
 use std::{
     io::Write,
@@ -15,7 +15,7 @@ const VERSION: usize = 0x206;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 
-/// Known compressions: first bytes, and the command that unpacks its stdin.
+/// Known compressions: the first bytes, and the command that unpacks its stdin.
 const FORMATS: [(&[u8], &str); 4] = [
     (b"\x1f\x8b", "gzip"),
     (b"\xfd7zXZ\0", "xz"),
@@ -23,7 +23,7 @@ const FORMATS: [(&[u8], &str); 4] = [
     (b"\x02\x21\x4c\x18", "lz4"),
 ];
 
-/// The ELF inside a bzImage.
+/// Returns the ELF inside a bzImage.
 pub fn extract(bzimage: &[u8]) -> Result<Vec<u8>> {
     let (tool, payload) = payload(bzimage)?;
     let elf = unpack(tool, payload)?;
@@ -33,12 +33,12 @@ pub fn extract(bzimage: &[u8]) -> Result<Vec<u8>> {
     Ok(elf)
 }
 
-/// The compressed payload and what unpacks it.
+/// Returns the compressed payload and the tool that unpacks it.
 fn payload(image: &[u8]) -> Result<(&'static str, &[u8])> {
     if image.get(HEADER_MAGIC..HEADER_MAGIC + 4) != Some(b"HdrS") {
         bail!("not a bzImage: no HdrS");
     }
-    // payload_offset is there since 2.08.
+    // payload_offset exists since 2.08.
     let version = image.get(VERSION..VERSION + 2);
     if version.is_none_or(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]) < 0x208) {
         bail!("a boot protocol older than 2.08");
@@ -54,7 +54,8 @@ fn payload(image: &[u8]) -> Result<(&'static str, &[u8])> {
         let head = &payload[..payload.len().min(6)];
         bail!("compressed in a way that is not known here: {head:02x?}");
     };
-    // The kernel's build appends the unpacked size to all but gzip, which has it anyway (scripts/Makefile.lib).
+    // The kernel's build appends the unpacked size to all formats but gzip, which has it anyway
+    // (scripts/Makefile.lib).
     let tail = if *tool == "gzip" { 0 } else { 4 };
     Ok((tool, &payload[..payload.len().saturating_sub(tail)]))
 }
@@ -73,7 +74,7 @@ fn unpack(tool: &str, payload: &[u8]) -> Result<Vec<u8>> {
         .with_context(|| format!("start {tool}"))?;
     let mut stdin = child.stdin.take().context("its stdin")?;
     let output = std::thread::scope(|scope| {
-        // A tool that stops reading early says why by its exit code.
+        // A tool that stops reading early shows that by its exit code.
         scope.spawn(move || stdin.write_all(payload).ok());
         child.wait_with_output()
     })

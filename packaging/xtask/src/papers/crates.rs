@@ -1,4 +1,4 @@
-//! Crates that are linked into a binary, from `cargo metadata`.
+//! Lists the crates that are linked into a binary, from `cargo metadata`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,14 +21,14 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 pub struct Crate {
     pub name: String,
     pub version: String,
-    /// An SPDX expression; none: what the files say.
+    /// An SPDX expression; `None` means that only the files tell.
     pub licence: Option<String>,
     /// The files that come with it.
     pub texts: Vec<String>,
 }
 
 impl Crate {
-    /// Of the SBOM.
+    /// Returns its component of the SBOM.
     pub fn component(&self) -> Value {
         let purl = format!("pkg:cargo/{}@{}", self.name, self.version);
         let mut component = super::component(&self.name, &self.version, &purl);
@@ -40,7 +40,7 @@ impl Crate {
     }
 }
 
-/// What of `cargo metadata` is looked at.
+/// The part of `cargo metadata` that is read.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<PackageMetadata>,
@@ -53,7 +53,7 @@ struct PackageMetadata {
     name: String,
     version: String,
     license: Option<String>,
-    /// None: it is of this workspace.
+    /// `None` for a crate of this workspace.
     source: Option<String>,
     manifest_path: PathBuf,
     targets: Vec<Target>,
@@ -83,23 +83,24 @@ struct Dependency {
 
 #[derive(Deserialize)]
 struct DependencyKind {
-    /// None: a normal one.
+    /// `None` for a normal dependency.
     kind: Option<String>,
 }
 
-/// What is linked into the workspace's crates `roots`, without the workspace's own.
+/// Returns the crates that are linked into the workspace's crates `roots`, without the workspace's
+/// own.
 pub fn of_workspace(dirs: &Dirs, roots: &[&str]) -> Result<Vec<Crate>> {
     let metadata = metadata(&dirs.root.join("Cargo.toml"))?;
     linked(&metadata, roots, |package| package.source.is_some())
 }
 
-/// What is linked into a daemon that was installed from its crate, that crate included.
+/// Returns the crates that are linked into a daemon installed from its crate, that crate included.
 pub fn of_helper(name: &str, version: &str) -> Result<Vec<Crate>> {
     let metadata = metadata(&source(name, version)?.join("Cargo.toml"))?;
     linked(&metadata, &[name], |_| true)
 }
 
-/// Where cargo unpacked a crate to install it.
+/// Returns where cargo unpacked a crate to install it.
 fn source(name: &str, version: &str) -> Result<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
@@ -130,7 +131,8 @@ fn metadata(manifest: &Path) -> Result<Metadata> {
         .with_context(|| format!("understand cargo metadata of {}", manifest.display()))
 }
 
-/// The packages that are reached from `roots` by normal dependencies. Macros run in the compiler and are linked into nothing.
+/// Returns the packages that are reached from `roots` by normal dependencies. Macros run in the
+/// compiler and are linked into nothing.
 fn linked(
     metadata: &Metadata,
     roots: &[&str],
@@ -198,7 +200,7 @@ fn describe(package: &PackageMetadata) -> Result<Crate> {
     Ok(Crate {
         name: package.name.clone(),
         version: package.version.clone(),
-        // A slash is what `OR` was written as before SPDX expressions.
+        // Before SPDX expressions, `OR` was written as a slash.
         licence: package
             .license
             .as_ref()

@@ -1,4 +1,4 @@
-//! Debian packages that files in what is shipped come from.
+//! Lists the Debian packages that shipped files come from.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
@@ -21,14 +21,14 @@ pub struct Package {
     pub version: String,
     /// Its `copyright` file.
     pub copyright: String,
-    /// Of the .deb, where it is pinned.
+    /// The sha256 of the .deb, if it is pinned.
     pub sha256: Option<String>,
 }
 
 impl Package {
-    /// Of the SBOM.
+    /// Returns its component of the SBOM.
     pub fn component(&self) -> Value {
-        // The only characters of Debian's versions that a purl does not have as they are.
+        // These are the only characters in Debian's versions that a purl has to escape.
         let version = self.version.replace('+', "%2B").replace(':', "%3A");
         let purl = format!(
             "pkg:deb/debian/{}@{version}?arch=amd64&distro=debian-12",
@@ -42,7 +42,7 @@ impl Package {
     }
 }
 
-/// The packages that files of this machine belong to.
+/// Returns the packages that files of this machine belong to.
 pub fn owners(files: &[Entry]) -> Result<Vec<Package>> {
     let mut names = BTreeSet::new();
     for file in files {
@@ -57,7 +57,7 @@ pub fn owners(files: &[Entry]) -> Result<Vec<Package>> {
     names.iter().map(|name| installed(name)).collect()
 }
 
-/// A package of this machine.
+/// Returns a package of this machine.
 pub fn installed(name: &str) -> Result<Package> {
     let mut query = Command::new("dpkg-query");
     let version = step::output(query.args(["-W", "-f", "${Version}\n", name]))?;
@@ -65,14 +65,14 @@ pub fn installed(name: &str) -> Result<Package> {
     let path = Path::new("/usr/share/doc").join(name).join("copyright");
     Ok(Package {
         name: name.to_owned(),
-        // A line for each architecture that it is installed for.
+        // There is a line for each architecture that it is installed for.
         version: version.lines().next().unwrap_or_default().to_owned(),
         copyright: files::read_text(&path)?,
         sha256: None,
     })
 }
 
-/// The guest's kernel and its modules.
+/// Returns the package of the guest's kernel and its modules.
 pub fn kernel(dirs: &Dirs) -> Result<Package> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let (kernel, deb) = image::kernel_package(dirs, &inputs, Pins::Prefer)?;

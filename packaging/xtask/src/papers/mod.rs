@@ -1,4 +1,5 @@
-//! `cargo xtask papers`: what is in the things that are shipped, and under which licences: an SBOM (CycloneDX) and all licence texts.
+//! `cargo xtask papers`: writes what the shipped things contain and under which licences: an SBOM
+//! (CycloneDX) and all licence texts.
 
 mod crates;
 mod debian;
@@ -19,10 +20,10 @@ const SBOM: &str = "sbom.cdx.json";
 
 /// The workspace's crates that become binaries.
 const ROOTS: [&str; 3] = ["caisson", "caisson-guest", "caisson-shim"];
-/// What the agent is statically linked with, from the building machine.
+/// The packages of the building machine that the agent is statically linked with.
 const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
 
-/// Writes them; the binaries have to be in `target/dist`.
+/// Writes the papers; the binaries have to be in `target/dist`.
 pub fn build(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let mut crates = crates::of_workspace(dirs, &ROOTS)?;
@@ -49,7 +50,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     files::write(&dirs.dist.join(LICENCES), text.as_bytes(), 0o644)
 }
 
-/// The copyright files of the Debian packages that these files are of, by package.
+/// Returns the copyright files of the Debian packages that these files belong to, by package.
 pub fn copyrights_of(files: &[Entry]) -> Result<BTreeMap<String, String>> {
     let packages = debian::owners(files)?;
     Ok(packages
@@ -58,7 +59,8 @@ pub fn copyrights_of(files: &[Entry]) -> Result<BTreeMap<String, String>> {
         .collect())
 }
 
-/// A CycloneDX document. No serial number and no time: the same content gives the same bytes.
+/// Returns a CycloneDX document. It has no serial number and no time, so that the same content
+/// gives the same bytes.
 fn sbom(crates: &[Crate], packages: &[Package]) -> Value {
     let version = env!("CARGO_PKG_VERSION");
     let mut components: Vec<Value> = crates.iter().map(Crate::component).collect();
@@ -80,7 +82,7 @@ fn sbom(crates: &[Crate], packages: &[Package]) -> Value {
     })
 }
 
-/// Each text once, with everything that it is of above it.
+/// Returns each text once, below a list of everything that it applies to.
 fn licences(crates: &[Crate], packages: &[Package]) -> String {
     let mut owners: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut without = Vec::new();

@@ -1,4 +1,4 @@
-//! The marked block that has the handler, at the end of a configuration.
+//! Writes and finds the marked block at the end of a configuration that has the handler.
 
 use super::{settings, Handler};
 
@@ -6,7 +6,7 @@ pub const BEGIN: &str =
     "# BEGIN caisson: `caisson node install` wrote this, `caisson node uninstall` takes it out";
 pub const END: &str = "# END caisson";
 
-/// The block as it follows a text, in whose kind of line ends it is.
+/// Returns the block as it follows `text`, with the line ends that `text` uses.
 pub fn block(
     text: &str,
     handler: &Handler,
@@ -31,7 +31,9 @@ pub fn block(
         lines.extend(rest.lines().map(str::to_owned));
     }
     lines.push(END.to_owned());
-    // A line end after a last `\r` would make it the first of its kind, and the block another the next time.
+    // After a final `\r`, a `
+    // ` would make the first Windows line end of the text, and the block would be different the
+    // next time.
     let windows = text.contains("\r\n") || text.ends_with('\r');
     let end = if windows { "\r\n" } else { "\n" };
     let whole = text.is_empty() || text.ends_with('\n');
@@ -39,7 +41,7 @@ pub fn block(
     format!("{start}{}{end}", lines.join(end))
 }
 
-/// Finds the block, its line ends included.
+/// Finds the block, including its line ends.
 pub fn block_in(text: &str) -> Option<std::ops::Range<usize>> {
     let start = text.find(BEGIN)?;
     let end = start + text[start..].find(END)? + END.len();

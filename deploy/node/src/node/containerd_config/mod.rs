@@ -1,7 +1,9 @@
-//! The text of containerd's configuration: a runtime handler of ours comes in and goes out, and nothing else changes.
+//! Edits the text of containerd's configuration: adds and removes Caisson's runtime handler, and
+//! changes nothing else.
 //!
-//! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md. The handler comes as a marked
-//! block at the end, so that every other byte stays; only where the runtimes are a table in one line does it go in there.
+//! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md.
+//! The handler is added as a marked block at the end, so that every other byte stays. Only where
+//! the runtimes are a table in one line is it added inside that table.
 
 mod block;
 
@@ -16,19 +18,19 @@ use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, 
 use crate::shim::PROGRAM;
 use block::{block, block_in};
 
-/// Where each format has the CRI plugin's runtimes.
+/// The name of the CRI plugin, which has the runtimes, in each format.
 const CRI: [(i64, &str); 2] = [
     (2, "io.containerd.grpc.v1.cri"),
     (3, "io.containerd.cri.v1.runtime"),
 ];
-/// By which `disabled_plugins` turns CRI off.
+/// The names by which `disabled_plugins` turns CRI off.
 const CRI_NAMES: [&str; 4] = [
     "cri",
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.runtime",
     "io.containerd.cri.v1.images",
 ];
-/// What of k3s's own configuration comes first in a template.
+/// The beginning of a template, which stands for k3s's own configuration.
 const K3S_BASE: &str = "{{ template \"base\" . }}\n";
 
 /// A runtime handler, as a RuntimeClass names it.
@@ -38,22 +40,23 @@ pub struct Handler {
     pub name: String,
     /// The shim's program.
     pub shim: PathBuf,
-    /// Whether the program is the type: containerd 1.6 takes no heed of `runtime_path` (1.6.20, `WithRuntimePath` in task_opts.go).
+    /// Whether the runtime's type is the program: containerd 1.6 ignores `runtime_path` (1.6.20,
+    /// `WithRuntimePath` in task_opts.go).
     pub by_type: bool,
 }
 
-/// Why a configuration is left as it is.
+/// The reason why a configuration is left as it is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// In the words of the parser.
+    /// The text is not TOML; in the words of the parser.
     Toml(String),
-    /// A format without a handler's place in it.
+    /// The format has no place for a handler.
     Version(i64),
     /// Kubernetes can't use this containerd.
     CriDisabled(String),
     /// Another runtime has the handler's name.
     Taken { handler: String, runtime: String },
-    /// Something else is where a table has to be.
+    /// Something other than a table is where a table has to be.
     NoTable(String),
     /// The handler could not be added without changing something else.
     Unclear,
@@ -83,12 +86,14 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The text with the handler in it; `format` for a file that says none because it says nothing. Idempotent.
+/// Returns the text with the handler in it. `format` is for a file that names none because it is
+/// empty. Idempotent.
 pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigError> {
     add_beside(text, handler, format, &toml::Table::new())
 }
 
-/// As [`add`], with other runtimes too, for a file that has none: containerd 1.x forgets its own default, runc, when a file names one.
+/// Does as [`add`], and adds other runtimes too where the file has none: containerd 1.x forgets its
+/// own default, runc, when a file names a runtime.
 pub fn add_beside(
     text: &str,
     handler: &Handler,
@@ -113,7 +118,8 @@ pub fn add_beside(
         if let Some(block) = block_in(text) {
             let without = format!("{}{}", &text[..block.start], &text[block.end..]);
             let again = add_beside(&without, handler, format, others)?;
-            // The block is at the end unless somebody wrote something after it: then it stays where it is.
+            // The block is at the end unless something was written after it; then it stays where it
+            // is.
             return Ok(if again.len() == text.len() && same(&again, text) {
                 text.to_owned()
             } else {
@@ -150,7 +156,8 @@ pub fn add_beside(
     }
 }
 
-/// The text without the handler, if that is ours. What [`add`] made for it and holds nothing else goes too.
+/// Returns the text without the handler, if that is Caisson's. Tables that [`add`] made for it and
+/// that hold nothing else are removed too.
 pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
     if let Some(block) = block_in(text) {
         return Ok(format!("{}{}", &text[..block.start], &text[block.end..]));
@@ -172,7 +179,7 @@ pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
     })
 }
 
-/// Whether a configuration has the handler as it would be written, in our words or in others.
+/// Returns whether a configuration has the handler as it would be written, however that is phrased.
 pub fn has(text: &str, handler: &Handler) -> bool {
     let Ok(document) = parse(text) else {
         return false;
@@ -186,17 +193,17 @@ pub fn has(text: &str, handler: &Handler) -> bool {
     })
 }
 
-/// A file of its own, that a configuration of format 3 imports.
+/// Returns a separate file with the handler, which a configuration of format 3 imports.
 pub fn drop_in(handler: &Handler) -> String {
     block("", handler, Some(3), CRI[1].1, &toml::Table::new())
 }
 
-/// Whether a file says nothing.
+/// Returns whether a file sets nothing.
 pub fn is_empty(text: &str) -> bool {
     parse(text).is_ok_and(|document| document.is_empty())
 }
 
-/// The runtimes that a configuration names, but for the handler.
+/// Returns the runtimes that a configuration names, except the handler.
 pub fn runtimes(text: &str, handler: &str) -> toml::Table {
     let table: toml::Table = text
         .trim_start_matches('\u{feff}')
@@ -215,7 +222,7 @@ pub fn runtimes(text: &str, handler: &str) -> toml::Table {
     runtimes
 }
 
-/// What a configuration imports, as it says it.
+/// Returns what a configuration imports, as it is written there.
 pub fn imports(text: &str) -> Vec<String> {
     let document = parse(text).unwrap_or_default();
     let imports = document.get("imports").and_then(Item::as_array);
@@ -223,7 +230,8 @@ pub fn imports(text: &str) -> Vec<String> {
     imports.map(str::to_owned).collect()
 }
 
-/// The text as it imports the same from another folder than `dir`, and perhaps one more.
+/// Returns the text changed so that it imports the same files from a folder other than `dir`, and
+/// one more file where one is given.
 pub fn importing(text: &str, dir: &Path, one_more: Option<&Path>) -> Result<String, ConfigError> {
     let mut all: Vec<_> = imports(text)
         .iter()
@@ -239,12 +247,13 @@ pub fn importing(text: &str, dir: &Path, one_more: Option<&Path>) -> Result<Stri
     Ok(document.to_string())
 }
 
-/// The version of the format; `None` where the file says none.
+/// Returns the version of the format, or `None` where the file names none.
 pub fn format(text: &str) -> Result<Option<i64>, ConfigError> {
     Ok(parse(text)?.get("version").and_then(Item::as_integer))
 }
 
-/// A template of k3s's (a Go template, so no TOML) with the handler in it; the one that stands for none where there is none.
+/// Returns a template of k3s's (a Go template, so not TOML) with the handler in it. Without a
+/// template, the one that stands for none is used.
 pub fn add_to_template(text: Option<&str>, handler: &Handler, format: i64) -> String {
     let text = text.map_or_else(|| K3S_BASE.to_owned(), remove_from_template);
     let cri = CRI
@@ -256,7 +265,7 @@ pub fn add_to_template(text: Option<&str>, handler: &Handler, format: i64) -> St
     text + &block
 }
 
-/// The template without our block.
+/// Returns the template without Caisson's block.
 pub fn remove_from_template(text: &str) -> String {
     match block_in(text) {
         Some(block) => format!("{}{}", &text[..block.start], &text[block.end..]),
@@ -264,7 +273,8 @@ pub fn remove_from_template(text: &str) -> String {
     }
 }
 
-/// Whether two configurations say the same but for the handler, comments, `imports` and the order of keys.
+/// Returns whether two configurations say the same except for the handler, comments, `imports` and
+/// the order of keys.
 pub fn differ_in_handler_only(one: &str, other: &str, handler: &str) -> bool {
     let without = |text: &str| {
         let mut table: toml::Table = text.parse().ok()?;
@@ -282,9 +292,9 @@ fn parse(text: &str) -> Result<DocumentMut, ConfigError> {
         .map_err(|error: toml_edit::TomlError| ConfigError::Toml(error.to_string()))
 }
 
-/// The CRI plugin's name, where it is not turned off.
+/// Returns the CRI plugin's name, where the plugin is not turned off.
 fn cri(document: &DocumentMut) -> Result<&'static str, ConfigError> {
-    // containerd takes a file that says none for version 1.
+    // containerd takes a file that names no version for version 1.
     let version = document
         .get("version")
         .and_then(Item::as_integer)
@@ -332,7 +342,7 @@ fn find<'i>(item: &'i Item, path: &[&str]) -> Option<&'i Item> {
     path.iter().try_fold(item, |item, key| item.get(key))
 }
 
-/// Changes a handler of ours that is written otherwise. What more it says stays.
+/// Changes a handler of Caisson's whose settings differ. Its other settings stay.
 fn adjust(
     mut document: DocumentMut,
     text: &str,
@@ -357,17 +367,17 @@ fn adjust(
     })
 }
 
-/// A value as it would be compared, however it is written.
+/// Returns a value in a form that can be compared, however it is written.
 fn plain(item: &Item) -> Option<String> {
     let text = format!("x = {}", item.to_string().trim());
     let table: toml::Table = text.parse().ok()?;
     table.get("x").map(ToString::to_string)
 }
 
-/// Puts a table at a path, with those on the way made where there are none.
+/// Puts a table at a path, and makes the tables on the path that are missing.
 fn put(item: &mut Item, path: &[&str], entry: Item) -> Option<()> {
     let (key, rest) = path.split_first()?;
-    // A table in one line can have no header below it.
+    // A table in one line cannot have a header below it.
     let inline = item.is_inline_table();
     let table = item.as_table_like_mut()?;
     if rest.is_empty() {
@@ -378,13 +388,13 @@ fn put(item: &mut Item, path: &[&str], entry: Item) -> Option<()> {
         let made = match inline {
             true => {
                 let mut made = InlineTable::new();
-                // Without braces of its own.
+                // It gets no braces of its own.
                 made.set_dotted(true);
                 Item::Value(made.into())
             }
             false => {
                 let mut made = Table::new();
-                // Without a header of its own.
+                // It gets no header of its own.
                 made.set_implicit(true);
                 Item::Table(made)
             }
@@ -394,7 +404,8 @@ fn put(item: &mut Item, path: &[&str], entry: Item) -> Option<()> {
     put(table.get_mut(key)?, rest, entry)
 }
 
-/// Removes what is at `path`, and the tables on the way that have no header or braces and nothing else in them.
+/// Removes what is at `path`, and the tables on the path that have neither a header nor braces and
+/// hold nothing else.
 fn take(item: &mut Item, path: &[&str]) {
     let (Some((key, rest)), Some(table)) = (path.split_first(), item.as_table_like_mut()) else {
         return;
@@ -417,7 +428,7 @@ fn take(item: &mut Item, path: &[&str]) {
     }
 }
 
-/// Whether the second text says what the first says, and what is at `path`.
+/// Returns whether the second text says what the first says, and also what is at `path`.
 fn adds_only(before: &str, after: &str, path: &[&str; 5], others: &toml::Table) -> bool {
     let table = |text: &str| {
         text.trim_start_matches('\u{feff}')
@@ -441,7 +452,7 @@ fn adds_only(before: &str, after: &str, path: &[&str; 5], others: &toml::Table) 
     added && before == after
 }
 
-/// Removes what is at `path`, and what is empty then.
+/// Removes what is at `path`, and the tables that are empty then.
 fn prune(table: &mut toml::Table, path: &[&str]) {
     let Some((key, rest)) = path.split_first() else {
         return;

@@ -13,7 +13,7 @@ fn ours() -> Handler {
     }
 }
 
-/// The files of `tests/configs` whose names end so, with their text.
+/// Returns the files of `tests/configs` whose names end with `end`, with their text.
 fn configs(end: &str) -> BTreeMap<String, String> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs");
     let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
@@ -24,7 +24,7 @@ fn configs(end: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Those that a handler can be added to.
+/// Returns the configurations that a handler can be added to.
 fn good() -> BTreeMap<String, String> {
     let mut configs = configs(".toml");
     configs.retain(|name, _| !name.starts_with("refused-"));
@@ -37,7 +37,8 @@ fn configuration_after_add_and_remove_is_the_same_to_the_byte() {
     for (name, text) in good() {
         let added = add(&text, &ours(), 2).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(has(&added, &ours()), "{name}: not there in\n{added}");
-        // Its handler is that of somebody who followed the README: what install changes, the saved bytes give back.
+        // This handler was added by hand, as the README says: what install changes there, only the
+        // saved bytes give back.
         if name != "handler-of-ours-by-hand.toml" {
             assert_eq!(
                 remove(&added, "sandbox").unwrap(),
@@ -66,7 +67,7 @@ fn add_changes_no_other_setting() {
                 "{name}\n{added}"
             );
         }
-        // No byte of what was there is another, unless the runtimes are in one line.
+        // No byte of the original changes, unless the runtimes are in one line.
         if !name.starts_with("inline-") && name != "handler-of-ours-by-hand.toml" {
             assert!(added.starts_with(&text), "{name}");
         }

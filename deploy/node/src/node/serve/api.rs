@@ -1,4 +1,5 @@
-//! What `serve` and the chart's other pods say to the API server and hear from it.
+//! Exchanges with the API server what `serve` and the chart's other pods need: objects, events and
+//! watches.
 
 use std::{convert::Infallible, str::FromStr, time::Duration};
 
@@ -25,12 +26,12 @@ use super::{
 
 /// The annotation by which `drain` asks a DaemonSet's pods to give their nodes back.
 pub const DRAIN: &str = "caisson.dev/drain";
-/// Who changes the objects.
+/// The field manager under which the objects are changed.
 pub const MANAGER: &str = "caisson";
-/// Between a watch that ended and the next.
+/// The time between the end of a watch and the next one.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Which DaemonSet, `NAMESPACE/NAME`.
+/// The name of a DaemonSet, `NAMESPACE/NAME`.
 #[derive(Debug, Clone)]
 pub struct DaemonSetName {
     pub namespace: String,
@@ -51,7 +52,7 @@ impl FromStr for DaemonSetName {
     }
 }
 
-/// The API server, as the pod's service account, or as KUBECONFIG says.
+/// Connects to the API server as the pod's service account, or as KUBECONFIG says.
 pub async fn connect() -> Result<Client> {
     Client::try_default()
         .await
@@ -66,7 +67,7 @@ pub struct NodeApi {
 }
 
 impl NodeApi {
-    /// Connects; the node itself is not asked for yet.
+    /// Connects without asking for the node itself yet.
     pub async fn connect(name: &str) -> Result<Self> {
         let client = connect().await?;
         Ok(Self {
@@ -80,13 +81,13 @@ impl NodeApi {
         self.client.clone()
     }
 
-    /// The node as it is.
+    /// Returns the node as it is now.
     pub async fn get(&self) -> Result<Node> {
         let node = self.nodes.get(&self.name).await;
         node.with_context(|| format!("get node {}", self.name))
     }
 
-    /// Makes the node say how it stands. Does nothing where it does.
+    /// Makes the node object show this standing. Does nothing where it does already.
     pub async fn publish(&self, standing: &Standing) -> Result<()> {
         let Patches { labels, status } = standing.patches(&self.get().await?, Timestamp::now());
         let params = PatchParams {
@@ -111,7 +112,8 @@ impl NodeApi {
             }
             None => Ok(()),
         };
-        // The condition is there before the labels are and goes after them: who finds none knows that nothing of ours is left.
+        // The condition is set before the labels and removed after them: a node without the
+        // condition has nothing of Caisson's left.
         if matches!(standing, Standing::Removed) {
             set_labels().await?;
             set_condition().await
@@ -121,7 +123,7 @@ impl NodeApi {
         }
     }
 
-    /// Makes an event of the node.
+    /// Creates an event for the node.
     pub async fn event(&self, event: &NodeEvent) -> Result<()> {
         let uid = self.get().await?.metadata.uid;
         let now = seconds(Timestamp::now());
@@ -136,7 +138,7 @@ impl NodeApi {
             "lastTimestamp": now,
             "count": 1,
         }))?;
-        // Events of objects that are in no namespace are in this one.
+        // Events of objects without a namespace are in this namespace.
         let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
         let made = events.create(&PostParams::default(), &object).await;
         made.with_context(|| format!("make the event {} of node {}", event.reason, self.name))?;
@@ -144,7 +146,8 @@ impl NodeApi {
     }
 }
 
-/// Tells what is wanted whenever that may have changed, for ever. The first answer of the API server says it too.
+/// Sends what is wanted whenever that may have changed, for ever. The API server's first answer is
+/// sent too.
 pub async fn watch_wanted(
     client: Client,
     of: &DaemonSetName,
@@ -164,9 +167,9 @@ async fn watch_once(
     name: &str,
     tell: &watch::Sender<Option<Wanted>>,
 ) -> Result<()> {
-    // The API server ends a watch after the default, 290 s.
+    // The API server ends a watch after its default time, 290 s.
     let params = WatchParams::default().fields(&format!("metadata.name={name}"));
-    // From version 0 on it begins with what is there.
+    // From version 0 on, a watch begins with what is there.
     let stream = daemonsets.watch(&params, "0").await?;
     let mut stream = std::pin::pin!(stream);
     while let Some(event) = stream.try_next().await? {
@@ -177,7 +180,8 @@ async fn watch_once(
                     std::mem::replace(told, new) != new
                 });
             }
-            // Its pods end too; what is on the node stays there for the next one, unless it was drained before.
+            // Its pods end too. What is on the node stays there for the next one, unless the node
+            // was drained before.
             WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
             WatchEvent::Error(status) => bail!("{}", status.message),
         }

@@ -1,4 +1,4 @@
-//! `caisson node drain`: what the chart's hook runs before the chart is removed.
+//! `caisson node drain`: the command that the chart's hook runs before the chart is removed.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,7 +17,7 @@ use super::{
     standing::{condition_of, CONDITION},
 };
 
-/// Between two looks at the nodes.
+/// The time between two looks at the nodes.
 const PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
@@ -30,8 +30,8 @@ pub struct Arguments {
     timeout: u64,
 }
 
-/// Returns when no node has the condition any more, which a node has from the first step of an installation to the last of its
-/// removal. The error names those that still do.
+/// Returns when no node has the condition any more. A node has it from the first step of an
+/// installation to the last step of its removal. The error names the nodes that still have it.
 pub async fn run(arguments: &Arguments) -> Result<()> {
     let client = connect().await?;
     tell(&client, &arguments.daemonset).await?;
@@ -39,7 +39,7 @@ pub async fn run(arguments: &Arguments) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(arguments.timeout);
     let mut before = BTreeSet::new();
     loop {
-        // From the API server's cache: there may be thousands.
+        // Listed from the API server's cache, since there may be thousands.
         let all = nodes.list(&ListParams::default().match_any()).await;
         let left = not_given_back(&all.context("list the nodes")?.items);
         if left.is_empty() {
@@ -75,7 +75,7 @@ async fn tell(client: &Client, of: &DaemonSetName) -> Result<()> {
     let patch = Patch::Merge(patch);
     match daemonsets.patch_metadata(&of.name, &params, &patch).await {
         Ok(_) => Ok(()),
-        // Nobody is there to be told; whether something is left the nodes say.
+        // There are no pods to tell; the nodes show whether something is left.
         Err(kube::Error::Api(status)) if status.code == 404 => {
             println!("there is no DaemonSet {}/{}", of.namespace, of.name);
             Ok(())
@@ -92,7 +92,7 @@ fn not_given_back(nodes: &[Node]) -> BTreeSet<String> {
         .collect()
 }
 
-/// The first few names.
+/// Returns the first few names.
 fn some(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 10;
     let mut text: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();

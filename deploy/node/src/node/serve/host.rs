@@ -1,4 +1,5 @@
-//! Runs `caisson` in the node's mount namespace: there are containerd's configuration and systemd's socket.
+//! Runs `caisson` in the node's mount namespace, where containerd's configuration and systemd's
+//! socket are.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -15,10 +16,10 @@ use tokio::{
     process::Command,
 };
 
-/// How many of the last lines of a command's errors say why it failed.
+/// How many of the last lines of a command's errors are kept to say why it failed.
 const LINES: usize = 5;
 
-/// A path of this container, as the node's processes see it.
+/// Returns a path of this container as the node's processes see it.
 pub fn seen_from_the_node(path: impl AsRef<Path>) -> PathBuf {
     let root = PathBuf::from(format!("/proc/{}/root", std::process::id()));
     match path.as_ref().strip_prefix("/") {
@@ -27,20 +28,20 @@ pub fn seen_from_the_node(path: impl AsRef<Path>) -> PathBuf {
     }
 }
 
-/// Runs this program with other arguments, on the node.
+/// Runs this program on the node with other arguments.
 pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
     let program = Path::new("/proc/self/exe");
     let show = |line: &str| println!("{line}");
     run(process, program, arguments, show).await.map(drop)
 }
 
-/// Runs a program on the node for what it prints.
+/// Runs a program on the node and returns what it prints.
 pub async fn ask(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
     run(process, program, arguments, |_| ()).await
 }
 
-/// Runs a program in the mount namespace of `process` and returns its output, each line of which is shown; so are its errors. The error has
-/// what it said last.
+/// Runs a program in the mount namespace of `process` and returns its output. Each line of its
+/// output and of its errors is shown. If it fails, the error has the last lines that it wrote.
 async fn run(
     process: u32,
     program: &Path,
@@ -58,7 +59,8 @@ async fn run(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // SAFETY: one system call between fork and exec, where there is one thread; it touches no memory of ours.
+    // SAFETY: one system call between fork and exec, where there is one thread; it touches none of
+    // this process's memory.
     unsafe {
         command.pre_exec(move || {
             // The working directory becomes the namespace's root.
@@ -83,14 +85,14 @@ async fn run(
     bail!("{}", why(&shown, &status.to_string(), &errors))
 }
 
-/// Shows each line as it comes, and keeps them.
+/// Shows each line as it comes, and keeps all of them.
 async fn pass_on(stream: Option<impl AsyncRead + Unpin>, show: impl Fn(&str)) -> Vec<String> {
     let mut kept = Vec::new();
     let Some(stream) = stream else {
         return kept;
     };
     let mut lines = BufReader::new(stream).lines();
-    // A line that is not UTF-8 ends it; the process' status says the rest.
+    // A line that is not UTF-8 ends the loop; the exit status of the process says the rest.
     while let Ok(Some(line)) = lines.next_line().await {
         show(&line);
         kept.push(line);
@@ -98,7 +100,7 @@ async fn pass_on(stream: Option<impl AsyncRead + Unpin>, show: impl Fn(&str)) ->
     kept
 }
 
-/// What a failed command said last; its status where it said nothing.
+/// Returns the last lines that a failed command wrote, or its status where it wrote nothing.
 fn why(shown: &str, status: &str, errors: &[String]) -> String {
     let last = &errors[errors.len().saturating_sub(LINES)..];
     let said: Vec<_> = last

@@ -1,4 +1,4 @@
-//! `caisson node compare-kernels`: what `helm test` runs in a pod of the RuntimeClass.
+//! `caisson node compare-kernels`: the command that `helm test` runs in a pod of the RuntimeClass.
 
 use std::fs;
 
@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::NodeSystemInfo;
 
 use super::{api::NodeApi, node_name};
 
-/// Fails where the pod's kernel is the one that its node runs. Two machines may have the same release, so the boot's id decides.
+/// Fails where the pod runs on its node's kernel. Two machines may have the same release, so the
+/// boot's id decides.
 pub async fn compare() -> Result<()> {
     let name = node_name()?;
     let node = NodeApi::connect(&name).await?.get().await?;

@@ -1,16 +1,18 @@
-//! `caisson node serve`, what the chart's DaemonSet runs on each node, and the commands of the chart's other pods.
+//! `caisson node serve`, which the chart's DaemonSet runs on each node, and the commands of the
+//! chart's other pods.
 //!
 //! ```text
 //!              the DaemonSet has no annotation caisson.dev/drain     it has
 //!            ┌──────────────────────────────────────────────┐  ┌──────────────┐
-//! start ──▶ install ── fails ──▶ why not: condition, event    uninstall ── fails ──▶ likewise, and again
+//! start ──▶ install ── fails ──▶ why not: condition, event    uninstall ── fails ──▶ same, retry
 //!            │   ▲                     │ after a while         │
 //!            ▼   └─────────────────────┘                       ▼
 //!          labels, condition                                 neither is left
 //! ```
 //!
-//! What is to be done next is [`progress`]'s to say, what the node object should look like [`standing`]'s; both do no I/O. [`api`]
-//! speaks to the API server, [`host`] runs `caisson` where the node's files are.
+//! [`progress`] decides what is done next, and [`standing`] what the node object should look like;
+//! neither does I/O. [`api`] speaks to the API server, and [`host`] runs `caisson` where the node's
+//! files are.
 
 mod api;
 mod drain;
@@ -40,11 +42,12 @@ use self::{
 };
 use crate::block_on;
 
-/// There while the node is ready; a folder of the container's own, in memory.
+/// Exists while the node is ready. It is in a folder of the container's own, in memory.
 const READY: &str = "/run/caisson/ready";
-/// How often the node object is looked at, since others may change it: a node that registers anew has none of our labels.
+/// How often the node object is checked, since others may change it: a node that registers anew has
+/// none of Caisson's labels.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// The same where the API server could not be told.
+/// The same, after the API server could not be told.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Subcommand)]
@@ -96,7 +99,7 @@ pub struct Arguments {
     retry_max: u64,
 }
 
-/// Does what `command` says.
+/// Runs `command`.
 pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Serve(arguments) => block_on(serve(arguments)),
@@ -112,12 +115,12 @@ pub fn run(command: &Command) -> Result<()> {
     }
 }
 
-/// The name of the node that this pod is on.
+/// Returns the name of the node that this pod is on.
 fn node_name() -> Result<String> {
     std::env::var("NODE_NAME").context("NODE_NAME is not set: which node is this?")
 }
 
-/// Ends at SIGTERM, but not in the middle of an installation.
+/// Serves until SIGTERM, but does not end in the middle of an installation.
 async fn serve(arguments: &Arguments) -> Result<()> {
     set_ready(false)?;
     let node = NodeApi::connect(&node_name()?).await?;
@@ -134,7 +137,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// Does what is next, for ever.
+/// Does the next step, for ever.
 async fn work(
     arguments: &Arguments,
     node: &NodeApi,
@@ -145,7 +148,8 @@ async fn work(
         most: Duration::from_secs(arguments.retry_max),
     });
     let mut standing = None;
-    // Nothing is done before the API server says what: it has to be told how it went, too.
+    // Nothing is done before the API server says what is wanted, since it also has to be told the
+    // result.
     let ended = "the watch has ended";
     wanted.wait_for(Option::is_some).await.context(ended)?;
     loop {
@@ -176,14 +180,15 @@ async fn work(
     }
 }
 
-/// Installs or uninstalls, and says how the node stands then. The error is what the command said last.
+/// Installs or uninstalls, and returns how the node stands then. The error is what the command said
+/// last.
 async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<Standing> {
     let process = arguments.node_process;
     match wanted {
         Wanted::Installed => {
             node.publish(&Standing::Installing).await?;
             host::caisson(process, &install_arguments(arguments)).await?;
-            // The installed one: what the accelerator was found out with lies beside it.
+            // The installed program, since the result of the accelerator's probe lies beside it.
             let installed = arguments.prefix.join("current/bin/caisson");
             let status = host::ask(
                 process,
@@ -196,7 +201,7 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
             })
         }
         Wanted::Removed => {
-            // No pod may come to the node while it is taken apart; the scheduler goes by the label.
+            // No pod may come to the node while it is taken apart. The scheduler goes by the label.
             set_ready(false)?;
             node.publish(&Standing::Removing).await?;
             host::caisson(process, &on_node(arguments, &["uninstall"])).await?;
@@ -205,7 +210,8 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
     }
 }
 
-/// Makes the node object and the pod's readiness say how the node stands. False where the API server could not be told.
+/// Updates the node object and the pod's readiness to this standing. Returns false where the API
+/// server could not be told.
 async fn tell(node: &NodeApi, standing: &Standing) -> Result<bool> {
     let told = node.publish(standing).await;
     if let Err(error) = &told {
@@ -215,7 +221,7 @@ async fn tell(node: &NodeApi, standing: &Standing) -> Result<bool> {
     Ok(told.is_ok())
 }
 
-/// Says once what has changed, here and by an event.
+/// Announces a change once, on standard output and with an event.
 async fn announce(node: &NodeApi, standing: &Standing) {
     println!("{standing}");
     if let Some(event) = standing.event() {
@@ -225,7 +231,7 @@ async fn announce(node: &NodeApi, standing: &Standing) {
     }
 }
 
-/// What `caisson node status --json` says runs the VMs; none: no VM has run yet.
+/// Returns the accelerator of `caisson node status --json`, or `None` where no VM has run yet.
 fn accelerator(status: &str) -> Result<Option<String>> {
     let status: serde_json::Value =
         serde_json::from_str(status).context("understand caisson node status")?;
@@ -259,7 +265,7 @@ fn install_arguments(arguments: &Arguments) -> Vec<OsString> {
     all
 }
 
-/// A subcommand of `caisson node`, with what each of them is told.
+/// Returns the arguments of a subcommand of `caisson node`, with those that each of them gets.
 fn on_node(arguments: &Arguments, command: &[&str]) -> Vec<OsString> {
     let mut all: Vec<OsString> = vec!["node".into()];
     all.extend(command.iter().map(OsString::from));

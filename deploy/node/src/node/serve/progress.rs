@@ -1,4 +1,4 @@
-//! What `serve` does next, and how long it waits after a failure. No I/O.
+//! Decides what `serve` does next, and how long it waits after a failure. It does no I/O.
 
 use std::time::{Duration, Instant};
 
@@ -9,31 +9,31 @@ pub enum Wanted {
     Removed,
 }
 
-/// How long to wait after a failure: `first`, then twice as long each time, `most` at most.
+/// How long to wait after a failure: first `first`, then twice as long each time, up to `most`.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
     pub first: Duration,
     pub most: Duration,
 }
 
-/// What is next.
+/// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Reach what is wanted, now.
     Do,
     /// Try once more after this long.
     Wait(Duration),
-    /// It is reached.
+    /// Nothing is left to do.
     Rest,
 }
 
-/// How far the node is.
+/// The progress of the node.
 #[derive(Debug)]
 pub struct Progress {
     retry: Retry,
     /// What was last tried.
     tried: Option<Wanted>,
-    /// How often in a row that has failed.
+    /// How often that has failed in a row.
     failures: u32,
     /// When the last try ended.
     ended: Option<Instant>,
@@ -49,7 +49,7 @@ impl Progress {
         }
     }
 
-    /// What to do at `now` for `wanted`.
+    /// Returns what to do at `now` to reach `wanted`.
     pub fn next(&self, wanted: Wanted, now: Instant) -> Step {
         let Some(ended) = self.ended.filter(|_| self.tried == Some(wanted)) else {
             return Step::Do;
@@ -69,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// What was tried has ended at `now`, well or not.
+    /// Records that a try ended at `now`, and whether it went well.
     pub fn ended(&mut self, tried: Wanted, well: bool, now: Instant) {
         if self.tried != Some(tried) {
             self.failures = 0;

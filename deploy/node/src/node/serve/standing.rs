@@ -1,4 +1,5 @@
-//! How a node stands, and what its node object should say of it: labels, condition and event. No I/O.
+//! Defines how a node stands, and what its node object should say of it: labels, condition and
+//! event. It does no I/O.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,24 +13,25 @@ use super::progress::Wanted;
 
 /// The condition's type.
 pub const CONDITION: &str = "CaissonReady";
-/// Only nodes with it get pods of the RuntimeClass.
+/// The label that a node needs to get pods of the RuntimeClass.
 pub const READY: &str = "caisson.dev/ready";
-/// Which version new pods get.
+/// The label with the version that new pods get.
 pub const VERSION: &str = "caisson.dev/version";
-/// What runs the VMs: `kvm` or `tcg`.
+/// The label with what runs the VMs: `kvm` or `tcg`.
 pub const ACCELERATOR: &str = "caisson.dev/accelerator";
 
-/// A condition's and an event's message are no place for a log (validation ends at 1,024 bytes for events).
+/// The length to which a message is cut: those of conditions and events are no place for a log, and
+/// validation limits those of events to 1,024 bytes.
 const LONGEST_MESSAGE: usize = 1000;
 
 /// How the node stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// For the first time; a node that has been ready stays so meanwhile.
+    /// Being installed for the first time; a node that has been ready stays ready meanwhile.
     Installing,
     /// A VM has run.
     Ready {
-        /// None: nothing has found it out yet.
+        /// `None` where it is not known yet.
         accelerator: Option<String>,
     },
     /// What was wanted, and what the command said.
@@ -42,7 +44,7 @@ pub enum Standing {
     Removed,
 }
 
-/// Something that `kubectl describe node` shows.
+/// An event that `kubectl describe node` shows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NodeEvent {
     /// `Normal` or `Warning`.
@@ -51,7 +53,7 @@ pub struct NodeEvent {
     pub message: String,
 }
 
-/// What brings a node object to what it should say; nothing where it says so already.
+/// The patches that make a node object say what it should; empty where it does already.
 #[derive(Debug, Default, PartialEq)]
 pub struct Patches {
     /// A merge patch of the node.
@@ -61,7 +63,7 @@ pub struct Patches {
 }
 
 impl Standing {
-    /// What failed, with the beginning of what was said.
+    /// Returns a failure of `wanted`, with the beginning of what was said.
     pub fn failed(wanted: Wanted, why: &str) -> Self {
         let fits = |(at, character): &(usize, char)| at + character.len_utf8() <= LONGEST_MESSAGE;
         let why = why
@@ -72,7 +74,7 @@ impl Standing {
         Self::Failed { wanted, why }
     }
 
-    /// Status, reason and message of the condition; none: there is to be no condition.
+    /// Returns status, reason and message of the condition, or `None` where there is to be none.
     fn condition(&self) -> Option<(&'static str, &'static str, String)> {
         let text = |text: &str| text.to_owned();
         Some(match self {
@@ -98,7 +100,7 @@ impl Standing {
         })
     }
 
-    /// All of our labels; none: there is to be no such label.
+    /// Returns all of Caisson's labels; `None` stands for a label that is to be absent.
     fn labels(&self) -> BTreeMap<&'static str, Option<&str>> {
         let (ready, version, accelerator) = match self {
             Self::Ready { accelerator } => (
@@ -116,7 +118,7 @@ impl Standing {
         .into()
     }
 
-    /// What to tell whoever looks at the node; nothing while something is going on.
+    /// Returns the event for this standing, or `None` while something is going on.
     pub fn event(&self) -> Option<NodeEvent> {
         let (kind, reason) = match self {
             Self::Installing | Self::Removing => return None,
@@ -138,8 +140,8 @@ impl Standing {
         })
     }
 
-    /// What is to change of `node`. A new installation says nothing where the node has the condition already: a ready
-    /// node stays ready while it gets another version.
+    /// Returns what is to change in `node`. A new installation changes nothing where the node has
+    /// the condition already: a ready node stays ready while it gets another version.
     pub fn patches(&self, node: &Node, now: Timestamp) -> Patches {
         let there = condition_of(node);
         if *self == Self::Installing && there.is_some() {
@@ -158,7 +160,7 @@ impl Standing {
             .into_iter()
             .filter(|(label, value)| there(label).map(String::as_str) != *value)
             .collect();
-        // A null takes a label away.
+        // A null removes a label.
         (!changes.is_empty()).then(|| json!({ "metadata": { "labels": changes } }))
     }
 
@@ -190,13 +192,13 @@ impl Standing {
     }
 }
 
-/// Our condition of a node.
+/// Returns Caisson's condition of a node.
 pub fn condition_of(node: &Node) -> Option<&NodeCondition> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|found| found.type_ == CONDITION)
 }
 
-/// As the API writes times.
+/// Formats a time as the API writes it.
 pub fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -1,5 +1,6 @@
-//! Image archives: what their configuration says and where in the file the layers lie. Both formats that are about:
-//! OCI image layout (`index.json`) and Docker's (`manifest.json`).
+//! Reads image archives: what their configuration says and where in the file the layers lie. Both
+//! common formats are supported: the OCI image layout (`index.json`) and Docker's
+//! (`manifest.json`).
 
 use std::{
     collections::HashMap,
@@ -17,20 +18,20 @@ use super::bundle::hex;
 
 /// The most that is read of one JSON document of an archive, in bytes.
 const MAX_JSON: u64 = 8 << 20;
-/// How many indexes or links may lead from one to the next.
+/// The maximum length of a chain of indexes or links.
 const MAX_DEPTH: usize = 4;
 
-/// An image archive, opened.
+/// An opened image archive.
 pub struct Image {
     file: File,
     entries: HashMap<PathBuf, Place>,
     pub config: Config,
     layers: Vec<PathBuf>,
-    /// sha256 of each layer's plain tar, from the configuration.
+    /// The sha256 of each layer's plain tar, from the configuration.
     diff_ids: Vec<String>,
 }
 
-/// A layer: its (unpacked) tar, and what that must hash to.
+/// A layer: its (unpacked) tar, and the hash that this must have.
 pub struct Layer {
     pub tar: Box<dyn Read + Send>,
     /// `sha256:HEX`
@@ -62,7 +63,7 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// Docker writes `null` where nothing is set.
+/// The fields that Docker writes as `null` where nothing is set.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Nullable {
@@ -144,7 +145,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Each layer, the lowest first.
+    /// Returns the layers, the lowest first.
     pub fn layers(&self) -> impl Iterator<Item = Result<Layer>> + '_ {
         let named = self.layers.iter().zip(&self.diff_ids);
         named.map(|(name, diff_id)| {
@@ -159,7 +160,7 @@ impl Image {
 
     fn read_oci(&mut self) -> Result<()> {
         let mut index: Index = self.json(Path::new("index.json"))?;
-        // An index may point to another that has one manifest for each platform.
+        // An index may point to another index that has one manifest for each platform.
         for _ in 0..MAX_DEPTH {
             let found = index.choose()?;
             if found.is_index() {
@@ -203,7 +204,7 @@ impl Image {
         self.entries.contains_key(Path::new(name))
     }
 
-    /// A reader of one file of the archive; each has a position of its own.
+    /// Returns a reader of one file of the archive. Each reader has a position of its own.
     fn bytes(&self, name: &Path) -> Result<Section> {
         let mut name = name.to_owned();
         for _ in 0..MAX_DEPTH {
@@ -240,7 +241,7 @@ impl Image {
         serde_json::from_slice(&self.read(name)?).with_context(|| name.display().to_string())
     }
 
-    /// A document that is named by its digest, which is checked.
+    /// Reads a document that is named by its digest, and checks the digest.
     fn blob<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T> {
         let path = descriptor.path()?;
         let bytes = self.read(&path)?;
@@ -254,7 +255,8 @@ impl Image {
     }
 }
 
-/// Where the files of an archive lie. Docker's older archives name a layer that is there twice by a symlink.
+/// Finds where the files of an archive lie. Docker's older archives use a symlink for a layer that
+/// occurs twice.
 fn table(file: &mut File) -> Result<HashMap<PathBuf, Place>> {
     let mut entries = HashMap::new();
     file.seek(SeekFrom::Start(0))?;
@@ -275,7 +277,7 @@ fn table(file: &mut File) -> Result<HashMap<PathBuf, Place>> {
     Ok(entries)
 }
 
-/// A name without `.` and `..`; it only ever looks something up in the table.
+/// Returns a name without `.` and `..`. It is only ever looked up in the table.
 fn normal(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -294,7 +296,7 @@ enum Place {
     Link(PathBuf),
 }
 
-/// A part of a file, read by position: readers of one file don't disturb each other.
+/// A part of a file, read by position, so that readers of one file do not disturb each other.
 struct Section {
     file: File,
     start: u64,
@@ -330,7 +332,8 @@ impl Seek for Section {
     }
 }
 
-/// How a file is packed, by its first bytes: media types of images in the wild can't be relied on.
+/// How a file is packed, detected from its first bytes: media types of images in the wild can't be
+/// relied on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Packing {
     None,
@@ -360,7 +363,7 @@ impl Packing {
 }
 
 impl Index {
-    /// The one image for this platform. Attestations have the platform unknown/unknown.
+    /// Returns the only image for this platform. Attestations have the platform unknown/unknown.
     fn choose(&self) -> Result<Descriptor> {
         let for_us = |d: &&Descriptor| {
             let platform = d.platform.as_ref();

@@ -1,4 +1,4 @@
-//! Archives as they are in the wild, made here.
+//! Tests reading archives as they occur in the wild, made here.
 
 use std::{fs, io::Write};
 
@@ -23,7 +23,7 @@ fn config(architecture: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// An archive of files and (with `None`) of symlinks to `a/layer.tar`.
+/// Makes an archive of files and (with `None`) of symlinks to `a/layer.tar`.
 fn archive(files: &[(&str, Option<&[u8]>)]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.tar");
@@ -61,7 +61,7 @@ fn layers(image: &Image) -> Vec<Vec<u8>> {
     image.layers().map(read).collect()
 }
 
-/// An OCI layout whose index leads to another with one manifest for each platform.
+/// Makes an OCI layout whose index leads to another with one manifest for each platform.
 fn oci(layer: &[u8], config: &[u8], platforms: &[&str]) -> (TempDir, PathBuf) {
     let manifest = json!({
         "config": { "digest": digest(config) },

@@ -1,4 +1,5 @@
-//! Where skills come from that the node does not have: directories, S3-compatible stores, OCI registries.
+//! Accesses the sources of skills that the node does not have: directories, S3-compatible stores,
+//! OCI registries.
 
 mod objects;
 mod registry;
@@ -11,28 +12,29 @@ use caisson_oci::{annotations::SkillRef, config::SkillSource};
 use caisson_shim::skills::Skill;
 use futures::stream::BoxStream;
 
-/// How long a server has to take a connection.
+/// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a server may send nothing.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// The bytes of a skill, as they come.
+/// The bytes of a skill, as they arrive.
 pub type Body = BoxStream<'static, Result<Vec<u8>>>;
 
-/// Who has skills.
+/// A source of skills.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// The manifest of a skill, `None` where there is no such skill.
+    /// Returns the manifest of a skill, or `None` where there is no such skill.
     async fn find(&self, wanted: &SkillRef) -> Result<Option<Skill>>;
 
-    /// The bytes of a skill from `offset` on.
+    /// Returns the bytes of a skill from `offset` on.
     async fn read(&self, skill: &Skill, offset: u64) -> Result<Body>;
 
-    /// Takes a skill, whose file is `file`. Also under its version, where it has one; that one's earlier digest is replaced.
+    /// Stores a skill, whose file is `file`, also under its version where it has one. An earlier
+    /// digest of that version is replaced.
     async fn put(&self, skill: &Skill, file: &Path) -> Result<()>;
 }
 
-/// A source of the configuration.
+/// Opens a source of the configuration.
 pub fn open(name: &str, source: &SkillSource) -> Result<Box<dyn Source>> {
     let opened: Result<Box<dyn Source>> = match source {
         SkillSource::Directory { path } => objects::directory(path),

@@ -1,4 +1,4 @@
-//! Directories and S3-compatible stores: the same objects in both.
+//! Reads and writes skills in directories and S3-compatible stores, as the same objects in both.
 //!
 //! ```text
 //! <sha256>                the file
@@ -25,10 +25,10 @@ use super::{Body, Source, CONNECT, SILENCE};
 
 /// The largest manifest or version that is read, in bytes.
 const MAX_SMALL: u64 = 64 << 10;
-/// Of what is put, at once.
+/// How many bytes are written at once, when a skill is stored.
 const PART: usize = 8 << 20;
 
-/// What a bucket is reached by.
+/// How a bucket is reached.
 pub struct S3<'c> {
     pub bucket: &'c str,
     pub prefix: &'c str,
@@ -39,21 +39,21 @@ pub struct S3<'c> {
     pub profile: &'c str,
 }
 
-/// A directory of the node, which has to be there.
+/// Opens a directory of the node, which has to exist.
 pub fn directory(path: &Path) -> Result<Box<dyn Source>> {
     let store = LocalFileSystem::new_with_prefix(path)
         .with_context(|| format!("open {}", path.display()))?;
     Ok(Box::new(Objects(Arc::new(store))))
 }
 
-/// A bucket. Nothing is asked of it yet.
+/// Opens a bucket. Nothing is asked of it yet.
 pub fn s3(s3: &S3<'_>) -> Result<Box<dyn Source>> {
     let client = ClientOptions::new()
         .with_allow_http(true)
         .with_connect_timeout(CONNECT)
         .with_read_timeout(SILENCE)
         .with_timeout_disabled();
-    // The downloads go on where they were by themselves; this is for what they begin with.
+    // Downloads continue by themselves where they were cut off; this is for their start.
     let retry = RetryConfig {
         max_retries: 2,
         retry_timeout: SILENCE,
@@ -94,7 +94,7 @@ pub fn s3(s3: &S3<'_>) -> Result<Box<dyn Source>> {
 struct Objects(Arc<dyn ObjectStore>);
 
 impl Objects {
-    /// A small object, `None` where there is none.
+    /// Returns a small object, or `None` where there is none.
     async fn small(&self, key: &Key) -> Result<Option<Vec<u8>>> {
         let found = match self.0.get(key).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(None),

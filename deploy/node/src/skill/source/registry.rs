@@ -1,4 +1,4 @@
-//! One repository of an OCI registry: each skill an artifact in it.
+//! Reads and writes skills in one repository of an OCI registry, where each skill is an artifact.
 //!
 //! ```text
 //! tags         sha256-<digest>, and <name>-<version> where it has a version
@@ -32,7 +32,7 @@ const FILE_TYPE: &str = "application/vnd.caisson.skill.file.v1";
 /// The largest manifest of a skill that is read, in bytes.
 const MAX_CONFIG: i64 = 64 << 10;
 
-/// A repository, `HOST[:PORT]/PATH`. Nothing is asked of it yet.
+/// Opens a repository, `HOST[:PORT]/PATH`. Nothing is asked of it yet.
 pub fn open(
     repository: &str,
     plain_http: bool,
@@ -199,7 +199,7 @@ fn hex(bytes: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the registry says that it has no such artifact, or no such repository yet.
+/// Returns whether the registry says that it has no such artifact, or no such repository yet.
 fn is_unknown(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::ImageManifestNotFoundError(_) => true,
@@ -218,7 +218,7 @@ fn is_unknown(error: &OciDistributionError) -> bool {
     }
 }
 
-/// What a file says of a registry, in the form of Docker's `config.json`.
+/// Returns the credentials for a registry from a file in the form of Docker's `config.json`.
 fn auth(file: &Path, host: &str) -> Result<RegistryAuth> {
     #[derive(Deserialize)]
     struct Config {
