@@ -1,9 +1,9 @@
-//! A program that looks at or changes one file which a guest has had its hands on, such as a file
-//! system's checker: it runs to its end, confined as QEMU is, within a time.
+//! Runs a program on a file that a guest may have tampered with, such as a file system's checker.
+//! The program runs to its end within a time limit, confined as QEMU is.
 //!
-//! It sees a root with the host's `/usr`, the file at [`FILE`] and nothing else of the host; it has
-//! no capability, no network and few system calls, it is in the pod's cgroup, and its memory, its
-//! processor time and the size of what it writes have limits.
+//! It sees a root with the host's `/usr`, the file at [`FILE`] and nothing else of the host. It has
+//! no capability, no network and few system calls, and it runs in the pod's cgroup. Its memory, its
+//! processor time and the size of what it writes are limited.
 
 use std::{
     fs::File,
@@ -21,48 +21,50 @@ use crate::{filter::allow, jail::Jail, one_line, Credentials};
 
 /// The file's path, as the program sees it.
 pub const FILE: &str = "/file";
-/// How much of the program's output is kept, in bytes.
+/// The number of bytes of the program's output that are kept.
 const MAX_OUTPUT: u64 = 1024;
-/// How much address space it may have: e2fsck's tables of a file system of 1 TiB take some 100 MiB.
+/// The limit of its address space, in bytes. e2fsck's tables of a file system of 1 TiB take some
+/// 100 MiB.
 const MAX_MEMORY: u64 = 2 << 30;
-/// How large the stacks of its threads are, one for each of the host's cpus.
+/// The stack size of its threads, of which there is one for each of the host's cpus.
 const STACK: u64 = 1 << 20;
-/// How many files it may have open.
+/// The number of files that it may have open.
 const MAX_FILES: u64 = 64;
 /// How long a killed program may take to go: it may be in the middle of a large write.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A program and what it works on.
+/// A program and the file that it works on.
 #[derive(Debug)]
 pub struct Program<'a> {
-    /// On the host.
+    /// The program's path on the host.
     pub path: &'a Path,
-    /// Without the program's name.
+    /// The arguments, without the program's name.
     pub arguments: &'a [&'a str],
-    /// Can be read and written by the program, and does not get larger than it is. It has a name
-    /// somewhere, without which it can't be mounted.
+    /// The program can read and write this file, but not enlarge it. The file needs a name
+    /// somewhere, since one without a name can't be mounted.
     pub file: &'a File,
-    /// Further files that it may read, at the same paths, which have one folder above them.
+    /// Further files that it may read, at the same paths. Each is directly in a top-level folder.
     pub readable: &'a [&'a Path],
-    /// Whom it runs as. The file is theirs as long as it runs, and then this process's.
+    /// The user that it runs as. The file belongs to that user while the program runs, and
+    /// afterwards to this process's user.
     pub credentials: Credentials,
-    /// The `cgroup.procs` files of the cgroups that it is to be in.
+    /// The `cgroup.procs` files of the cgroups that it joins.
     pub cgroup: &'a [File],
-    /// How long it may take.
+    /// The time limit of the run.
     pub limit: Duration,
-    /// An existing directory over which its root is mounted, which nobody else sees.
+    /// An existing directory over which its root is mounted. Nobody else sees that mount.
     pub mount_point: &'a Path,
 }
 
-/// How a program has ended.
+/// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// With that code.
+    /// It exited with this code.
     Code(i32),
-    /// By that signal, which may be a limit's: 25 that of the file's size, 24 that of processor
-    /// time.
+    /// It was killed by this signal, which may come from a limit: 25 from that of the file's size,
+    /// 24 from that of processor time.
     Signal(i32),
-    /// It took longer than it may, and was killed.
+    /// It exceeded its time limit and was killed.
     TimedOut,
 }
 
@@ -82,9 +84,9 @@ pub fn run(program: &Program<'_>) -> io::Result<(End, String)> {
         .args(program.arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin")
-        // Address space for one heap, not for one a thread.
+        // Reserves address space for one heap, not for one heap per thread.
         .env("MALLOC_ARENA_MAX", "1")
-        // Nothing is mounted that it could see.
+        // The program sees no mounts.
         .env("EXT2FS_NO_MTAB_OK", "1")
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
@@ -111,7 +113,7 @@ pub fn run(program: &Program<'_>) -> io::Result<(End, String)> {
             let flags = libc::CLOSE_RANGE_CLOEXEC;
             check(libc::syscall(libc::SYS_close_range, 3, u32::MAX, flags) as i32)?;
             jail.enter().map_err(|(_, error)| error)?;
-            // Only now: what this process has open until the exec does not count.
+            // Set only now: the files that this process has open until the exec must not count.
             limit(libc::RLIMIT_NOFILE, MAX_FILES)?;
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
             match libc::getppid() as u32 == parent {
@@ -122,19 +124,19 @@ pub fn run(program: &Program<'_>) -> io::Result<(End, String)> {
     }
     let _owned = Owned::by(program.file, program.credentials)?;
     let child = command.spawn()?;
-    // The writing ends are the child's alone now, so that its end is theirs.
+    // From here on only the child has the writing ends, so they close when it ends.
     drop(command);
     let output = std::thread::spawn(move || head(reader));
     let end = wait(child, program.limit)?;
     let text = match end {
-        // Whoever has survived SIGKILL has the pipe too.
+        // A process that survived SIGKILL has the pipe too.
         End::TimedOut => String::new(),
         _ => output.join().unwrap_or_default(),
     };
     Ok((end, text))
 }
 
-/// A file that is another user's for a time.
+/// A file that belongs to another user for a time.
 struct Owned<'a>(&'a File);
 
 impl<'a> Owned<'a> {
@@ -156,7 +158,7 @@ impl Drop for Owned<'_> {
     }
 }
 
-/// A mount of the file that is nowhere yet: no path is walked.
+/// Returns a mount of the file that is not attached anywhere yet. No path is walked.
 fn detached(file: &File) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
     // SAFETY: an open descriptor and an empty, NUL-terminated path.
@@ -166,12 +168,12 @@ fn detached(file: &File) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(tree as i32) })
 }
 
-/// The beginning of what comes, made fit for an error. The rest is read and forgotten, so that the
-/// writer goes on.
+/// Returns the beginning of the output as one line for an error message. Reads and discards the
+/// rest, so that the writer goes on.
 fn head(reader: impl Read) -> String {
     let mut kept = Vec::new();
     let mut reader = reader.take(MAX_OUTPUT);
-    // What was read before a failure is better than nothing.
+    // The part read before a failure is better than nothing.
     let _ = reader.read_to_end(&mut kept);
     let _ = io::copy(&mut reader.into_inner(), &mut io::sink());
     let text = one_line(&String::from_utf8_lossy(&kept));
@@ -246,9 +248,9 @@ fn check(result: i32) -> io::Result<()> {
     }
 }
 
-/// What e2fsprogs call, on files and memory alone, and what glibc of other versions calls in its
-/// place. `execve` is for the program's own start, `prctl` and `getppid` are for what is left
-/// before it.
+/// The system calls that e2fsprogs make, on files and memory alone, and those that other versions
+/// of glibc make in their place. `execve` is for the program's own start; `prctl` and `getppid` are
+/// for the remaining steps before it.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_access,
     libc::SYS_arch_prctl,
@@ -384,7 +386,7 @@ mod tests {
         assert_eq!(&now[..4], b"\x7fELF");
         use std::os::unix::fs::MetadataExt;
         assert_eq!(file.as_file().metadata().unwrap().uid(), 0);
-        // It does not get larger.
+        // The file does not get larger.
         let more = ["if=/dev/urandom", "bs=1M", "count=1", &to];
         let (end, _) = run_over(file.as_file(), "/bin/dd", &more, Duration::from_secs(20));
         assert_ne!(end, End::Code(0));

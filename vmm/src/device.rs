@@ -1,25 +1,28 @@
-//! What can be plugged into a VM.
+//! The devices that can be plugged into a VM.
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 
 /// A device to be plugged in by [`crate::Vm::attach`].
 #[derive(Debug)]
 pub enum Device {
-    /// A directory of the host as a virtiofs device with a daemon of its own, which sees that directory alone
-    /// (and what is mounted below it, also later).
+    /// A directory of the host as a virtiofs device. The device has a daemon of its own, which sees
+    /// only that directory (and what is mounted below it, also later).
     SharedDir {
-        /// By which the guest finds it: at most 36 bytes (virtio spec 5.11.4).
+        /// The name by which the guest finds it: at most 36 bytes (virtio spec 5.11.4).
         tag: String,
-        /// A directory; it must exist.
+        /// An existing directory.
         path: PathBuf,
         /// Enforced by the daemon.
         read_only: bool,
-        /// The user namespace in which the daemon is root, where it is not one in which every id is the host's own.
+        /// The user namespace in which the daemon is root. None means one in which every id is the
+        /// host's own.
         user_namespace: Option<OwnedFd>,
     },
-    /// A file or block device as a virtio-blk disk. Opened here; the VMM gets the descriptor.
+    /// A file or block device as a virtio-blk disk. This process opens it; the VMM gets the
+    /// descriptor.
     Disk {
-        /// By which the guest finds it: at most 20 bytes (virtio spec 5.2.6.2), unique in the VM.
+        /// The name by which the guest finds it: at most 20 bytes (virtio spec 5.2.6.2), unique in
+        /// the VM.
         serial: String,
         /// A raw image.
         path: PathBuf,
@@ -30,19 +33,20 @@ pub enum Device {
     Network {
         /// The tap's queue, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
         tap: OwnedFd,
-        /// `/dev/vhost-net`, opened for this card: the host's kernel moves the packets then. Left alone under emulation.
+        /// `/dev/vhost-net`, opened for this card, with which the host's kernel moves the packets.
+        /// Not used under emulation.
         vhost: Option<OwnedFd>,
         /// The card's address.
         mac: [u8; 6],
-        /// Bytes.
+        /// In bytes.
         mtu: u16,
     },
-    /// A balloon that is never inflated: by it the guest says which of its pages are free, and the VMM gives them back to the host
-    /// (virtio spec 5.5.6.7, VIRTIO_BALLOON_F_PAGE_REPORTING).
+    /// A balloon that is never inflated. Through it the guest reports its free pages, and the VMM
+    /// gives them back to the host (virtio spec 5.5.6.7, VIRTIO_BALLOON_F_PAGE_REPORTING).
     FreePageReporting,
-    /// More (or fewer) cpus: the total that the VM shall have.
+    /// More (or fewer) cpus: the total number for the VM.
     Cpus(u32),
-    /// More (or less) memory: the total that the VM shall have, in bytes. Rounded up to what the VMM can plug.
+    /// More (or less) memory: the total for the VM, in bytes. Rounded up to what the VMM can plug.
     Memory(u64),
 }
 

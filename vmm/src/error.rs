@@ -1,4 +1,4 @@
-//! What can go wrong with a VM.
+//! The errors of VM operations.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -14,7 +14,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A process of the VM could not be started, or not be confined: it is not run then.
+    /// A process of the VM could not be started or confined. An unconfined program is never run.
     #[error("start {role} ({}): {step}", path.display())]
     Start {
         role: String,
@@ -24,11 +24,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The host allows no user namespace, outside of which virtiofsd would have capabilities over
-    /// the host's files.
+    /// The host allows no user namespace. Without one, virtiofsd would have capabilities over the
+    /// host's files.
     #[error("make a user namespace for virtiofsd, which must not have rights over the host's files: allow some by `sysctl user.max_user_namespaces` (on a kernel with CONFIG_USER_NS)")]
     UserNamespace(#[source] io::Error),
-    /// A process of the VM ended while it was needed. Not enough memory for the VM ends QEMU this way.
+    /// A process of the VM ended while it was needed. QEMU ends this way if there is not enough
+    /// memory for the VM.
     #[error("{role} ended: {how}")]
     ProcessDied {
         role: String,
@@ -48,16 +49,16 @@ pub enum Error {
     /// The connection to QEMU's monitor broke.
     #[error("connection to QEMU's monitor")]
     QmpConnection(#[source] io::Error),
-    /// QEMU's monitor said something that is not QMP.
+    /// QEMU's monitor sent something that is not QMP.
     #[error("QEMU's monitor said: {0}")]
     QmpProtocol(String),
-    /// Something took longer than it may.
+    /// Something exceeded its time limit.
     #[error("{what} took longer than {limit:?}")]
     TimedOut { what: String, limit: Duration },
-    /// A device that can't be made as described.
+    /// A device can't be made as described.
     #[error("device {id}: {rule}")]
     InvalidDevice { id: String, rule: &'static str },
-    /// No such device in this VM.
+    /// The VM has no such device.
     #[error("no device {0} in this VM")]
     UnknownDevice(String),
     /// Every hot-plug port has a device.
@@ -71,7 +72,7 @@ pub enum Error {
         unit: &'static str,
         rule: String,
     },
-    /// A socket, pipe or descriptor of the host.
+    /// An operation on a socket, pipe or descriptor of the host failed.
     #[error("{0}")]
     Io(&'static str, #[source] io::Error),
 }

@@ -1,7 +1,9 @@
-//! VMs without a hypervisor, for tests: the real agent serves on the host, as `caisson-agent --fake DIR`.
+//! VMs without a hypervisor, for tests: the real agent serves on the host, as
+//! `caisson-agent --fake DIR`.
 //!
-//! `DIR` is [`VmSpec::dir`]. The agent takes its secret from `DIR/secret`. A port is the unix socket `DIR/<port>.sock`; a shared directory or disk is
-//! `DIR/devices/<tag or serial>`. The size is the host's, and a network card goes nowhere.
+//! `DIR` is [`VmSpec::dir`]. The agent takes its secret from `DIR/secret`. A port is the unix
+//! socket `DIR/<port>.sock`; a shared directory or disk is `DIR/devices/<tag or serial>`. The size
+//! is the host's, and a network card does nothing.
 
 use std::{
     collections::HashMap,
@@ -31,17 +33,17 @@ use crate::{
     BY_DAEMON,
 };
 
-/// Between two tries to connect.
+/// The pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(2);
 
-/// Starts agents on the host. They need root, as they do in a guest.
+/// Starts agents on the host. They need root, as in a guest.
 #[derive(Debug)]
 pub struct FakeVmm {
     agent: PathBuf,
 }
 
 impl FakeVmm {
-    /// With the path of `caisson-agent`.
+    /// Uses the agent (`caisson-agent`) at this path.
     pub fn new(agent: PathBuf) -> FakeVmm {
         FakeVmm { agent }
     }
@@ -76,7 +78,7 @@ impl Vmm for FakeVmm {
         tokio::spawn(async move {
             let reason = tokio::select! {
                 biased;
-                // Also when the VM was dropped.
+                // This also resolves when the VM was dropped.
                 () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => EndReason::Stopped,
                 how = agent_ended => match how.as_str() {
                     "exit status 0" => EndReason::GuestEnded(how),
@@ -107,7 +109,7 @@ struct FakeVm {
     ended: watch::Receiver<Option<EndReason>>,
 }
 
-/// What is undone when a device goes.
+/// What to undo when a device goes.
 enum Attached {
     Link(PathBuf),
     Mount(PathBuf),
@@ -156,7 +158,7 @@ fn link(path: &Path, at: PathBuf) -> Result<Attached> {
     Ok(Attached::Link(at))
 }
 
-/// Mounts an image by a loop device, as far as the host has any.
+/// Mounts an image through a loop device, if the host has any.
 async fn mount_image(image: &Path, at: PathBuf, read_only: bool) -> Result<Attached> {
     let failed = |source| Error::File {
         what: "mount disk",
@@ -164,7 +166,7 @@ async fn mount_image(image: &Path, at: PathBuf, read_only: bool) -> Result<Attac
         source,
     };
     fs::create_dir(&at).map_err(failed)?;
-    // Undoes the directory too.
+    // From here on the directory is removed too.
     let attached = Attached::Mount(at.clone());
     let options = if read_only { "loop,ro" } else { "loop" };
     let mut mount = tokio::process::Command::new("mount");

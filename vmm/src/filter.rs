@@ -1,4 +1,4 @@
-//! Seccomp filters that are lists of what is allowed.
+//! Seccomp filters that list the allowed system calls.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// The flags of clone(2) that make namespaces, of which a user namespace needs no capability.
+/// The flags of clone(2) that make namespaces. For a user namespace no capability is needed.
 const NEW_NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -16,14 +16,14 @@ const NEW_NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS) as u64;
 
-/// A system call that is allowed where an argument, by its number, is as the condition says.
+/// A system call that is allowed if the argument with this number meets the condition.
 pub(crate) type Rule = (libc::c_long, u8, SeccompCmpOp, u64);
 
-/// A filter that allows `calls`, threads, and calls by any of `rules`.
+/// Makes a filter that allows `calls`, threads, and the calls that any of `rules` allows.
 ///
-/// What is not allowed fails with ENOSYS and kills nobody: a libc that the list does not know takes
-/// another way, as on an old kernel. So glibc does from `clone3`, whose flags no filter can see, to
-/// `clone`.
+/// Other calls fail with ENOSYS and kill nobody, so a libc that the list does not know falls back
+/// as on an old kernel. For example, glibc falls back from `clone3`, whose flags no filter can see,
+/// to `clone`.
 pub(crate) fn allow(calls: &[libc::c_long], rules: &[Rule]) -> Result<BpfProgram, BackendError> {
     let mut allowed: BTreeMap<_, Vec<_>> = calls.iter().map(|&call| (call, Vec::new())).collect();
     let threads = (

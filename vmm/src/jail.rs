@@ -1,6 +1,6 @@
-//! Confinement of QEMU and the vsock daemon: what a child does between fork and exec to lose
-//! everything that it does not need. Used by [`crate::spawn`], which puts it into its cgroup and a
-//! pid namespace of its own before.
+//! Confines QEMU and the vsock daemon: between fork and exec, a child gives up everything that it
+//! does not need. [`crate::spawn`] uses this, after it has put the child into its cgroup and a pid
+//! namespace of its own.
 //!
 //! ```text
 //!   new mount, network, IPC and UTS namespaces
@@ -9,8 +9,8 @@
 //!   -> the seccomp filter
 //! ```
 //!
-//! Everything here up to [`Jail::enter`] runs in the parent and may allocate; `enter` runs in the
-//! forked child of a process with threads, so it makes system calls on prepared data only.
+//! Everything up to [`Jail::enter`] runs in the parent and may allocate. `enter` runs in the forked
+//! child of a process with threads, so it only makes system calls on prepared data.
 
 use std::{
     ffi::{CStr, CString},
@@ -26,13 +26,13 @@ use seccompiler::BpfProgram;
 
 use crate::Credentials;
 
-/// What failed in the child, for [`crate::Error::Start`].
+/// The step that failed in the child, for [`crate::Error::Start`].
 pub(crate) type Step = (&'static str, io::Error);
 
 /// A confinement, prepared by the parent.
 #[derive(Debug)]
 pub(crate) struct Jail {
-    /// An existing directory over which the new root is mounted (in the new mount namespace alone).
+    /// An existing directory over which the new root is mounted (in the new mount namespace only).
     mount_point: CString,
     root: Vec<Entry>,
     credentials: Credentials,
@@ -40,7 +40,7 @@ pub(crate) struct Jail {
     cwd: CString,
 }
 
-/// A file of the new root. Paths are relative to it; parents come first.
+/// An entry of the new root. Paths are relative to it; parents come first.
 #[derive(Debug)]
 enum Entry {
     Dir(CString),
@@ -55,12 +55,12 @@ enum Entry {
         read_only: bool,
         is_dir: bool,
     },
-    /// A file whose mount is nowhere yet (open_tree(2)), writable.
+    /// A file whose mount is not attached yet (open_tree(2)), writable.
     File {
         tree: OwnedFd,
         at: CString,
     },
-    /// A device node that belongs to the VM's user: the host's node is root's and a group's.
+    /// A device node that belongs to the VM's user: the host's node belongs to root and a group.
     Device {
         at: CString,
         number: libc::dev_t,
@@ -68,7 +68,7 @@ enum Entry {
 }
 
 impl Jail {
-    /// A root with the host's `/usr` and the device nodes that every program wants.
+    /// Prepares a root with the host's `/usr` and the device nodes that every program needs.
     pub(crate) fn new(mount_point: &Path, credentials: Credentials) -> io::Result<Jail> {
         let mut jail = Jail {
             mount_point: c_string(mount_point)?,
@@ -106,7 +106,7 @@ impl Jail {
         self.add_bind(source, at, true)
     }
 
-    /// Adds a directory of the host that can be written, and makes it the working directory.
+    /// Adds a writable directory of the host and makes it the working directory.
     pub(crate) fn work_in(&mut self, source: &Path, at: &Path) -> io::Result<()> {
         self.add_bind(source, at, false)?;
         self.cwd = c_string(&Path::new("/").join(at))?;
@@ -123,8 +123,7 @@ impl Jail {
         Ok(())
     }
 
-    /// Adds a detached mount of a file that can be written. It is used up by the first process that
-    /// enters.
+    /// Adds a detached mount of a writable file. The first process that enters uses it up.
     pub(crate) fn file(&mut self, tree: OwnedFd, at: &str) -> io::Result<()> {
         let at = CString::new(at.trim_start_matches('/'))?;
         self.root.push(Entry::File { tree, at });
@@ -147,7 +146,7 @@ impl Jail {
         Ok(())
     }
 
-    /// Makes a program visible that may lie outside of `/usr`. Returns the path to run inside.
+    /// Makes a program visible that may be outside `/usr`. Returns the path to run inside.
     pub(crate) fn program(&mut self, path: &Path) -> io::Result<PathBuf> {
         let real = path.canonicalize()?;
         if real.starts_with("/usr") {
@@ -159,15 +158,15 @@ impl Jail {
         Ok(Path::new("/program").join(name))
     }
 
-    /// Installs a seccomp filter last. It must allow what is left to do: `prctl`, `poll`, `execve`,
-    /// `write`, `exit`.
+    /// Installs a seccomp filter as the last step. It must allow what is left to do: `prctl`,
+    /// `poll`, `execve`, `write`, `exit`.
     pub(crate) fn seccomp(&mut self, filter: BpfProgram) {
         self.seccomp = Some(filter);
     }
 
-    /// Locks the calling process in. Only for a child between fork and exec, with one thread.
+    /// Confines the calling process. Only for a child between fork and exec, with one thread.
     ///
-    /// A failure leaves it half confined: it must exit.
+    /// A failure leaves the process half confined, so it must exit.
     pub(crate) fn enter(&self) -> Result<(), Step> {
         let namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
@@ -204,7 +203,8 @@ impl Jail {
         for (&tree, entry) in trees.iter().zip(&self.root) {
             self.make(entry, tree)?;
         }
-        // SAFETY: NUL-terminated paths. With "." twice the old root lands on top of the new one (pivot_root(2)).
+        // SAFETY: NUL-terminated paths. With "." twice the old root lands on top of the new one
+        // (pivot_root(2)).
         check("pivot_root", unsafe {
             libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) as libc::c_int
         })?;
@@ -262,14 +262,14 @@ impl Jail {
 
     fn drop_privileges(&self) -> Result<(), Step> {
         for capability in 0..64 {
-            // SAFETY: prctl with numbers only. EINVAL is the end of this kernel's list.
+            // SAFETY: prctl with numbers only. EINVAL marks the end of this kernel's list.
             if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
                 break;
             }
         }
         let Credentials { uid, gid } = self.credentials;
-        // SAFETY: numbers and an empty list. Raw system calls, since libc's wrappers signal all threads of the
-        // parent's bookkeeping, of which this child has none.
+        // SAFETY: numbers and an empty list. These are raw system calls because libc's wrappers
+        // signal all threads in the parent's bookkeeping, which this child does not have.
         unsafe {
             check("setgroups", libc::syscall(libc::SYS_setgroups, 0, 0) as i32)?;
             check(
@@ -295,7 +295,8 @@ impl Jail {
     }
 }
 
-/// Empties the permitted, effective and inheritable sets; the ambient set goes with them (capabilities(7)).
+/// Empties the permitted, effective and inheritable sets. The ambient set goes with them
+/// (capabilities(7)).
 fn clear_capabilities() -> Result<(), Step> {
     #[repr(C)]
     struct Header {
@@ -369,7 +370,8 @@ fn set_read_only(step: &'static str, at: RawFd, path: &CStr, flags: i32) -> Resu
     })
 }
 
-/// Turns a system call's result into a step's. Allocates nothing: an `io::Error` of errno is a number.
+/// Turns a system call's result into a step's. Allocates nothing, since an `io::Error` made from
+/// errno is a number.
 pub(crate) fn check(step: &'static str, result: libc::c_int) -> Result<(), Step> {
     if result < 0 {
         return Err((step, io::Error::last_os_error()));

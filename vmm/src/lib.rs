@@ -1,17 +1,18 @@
-//! VMs and their devices: plain data in, a running VM out.
+//! Boots VMs and plugs devices into them: plain data in, a running VM out.
 //!
-//! A [`Vmm`] boots a bare [`Vm`] (kernel, agent, control channel) from a [`VmSpec`]; everything that belongs to a
-//! pod is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time. Nothing here knows
-//! what a container or an agent is.
+//! A [`Vmm`] boots a bare [`Vm`] (kernel, agent, control channel) from a [`VmSpec`]. Everything
+//! that belongs to a pod is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time.
+//! Nothing here knows what a container or an agent is.
 //!
 //! ```text
 //!   VmSpec --boot--> running --stop--> ended
 //!                      |  ^ \
-//!               attach |  |  `-- the VMM or a daemon dies, the guest panics or powers off --> ended
+//!               attach |  |  `- the VMM or a daemon dies, the guest panics or powers off --> ended
 //!               detach `--'
 //! ```
 //!
-//! Every host resource of a VM (processes, sockets, files) lives in [`VmSpec::dir`] or dies with the value that holds it.
+//! Every host resource of a VM (processes, sockets, files) is in [`VmSpec::dir`] or is freed with
+//! the value that holds it.
 
 pub mod confined;
 mod device;
@@ -44,49 +45,51 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 
-/// A kind of hypervisor: QEMU, or the fake of the tests.
+/// A kind of hypervisor: QEMU, or the fake for tests.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Starts a bare VM and returns once it runs; the guest is then still booting.
+    /// Starts a bare VM and returns once it runs. The guest is then still booting.
     ///
-    /// Cancelling or failing leaves no process and no file outside `spec.dir`.
+    /// If this is cancelled or fails, no process is left, and no file outside `spec.dir`.
     async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>>;
 }
 
 /// A running VM. Dropping it kills its processes; [`Vm::stop`] does so and waits for it.
 #[async_trait]
 pub trait Vm: Send {
-    /// A connection to a vsock port in the guest, on which [`VmSpec::secret`] has been sent; retried until the guest listens or
-    /// `within` is over.
+    /// Connects to a vsock port in the guest and sends [`VmSpec::secret`]. Retries until the guest
+    /// listens or `within` is over.
     ///
     /// Returns a future that does not borrow the VM, so that a slow guest blocks nobody else.
     fn connect(&self, port: u32, within: Duration) -> Connecting;
 
-    /// Plugs a device in. The guest may need some time to see it: its agent waits for that.
+    /// Plugs in a device. The guest may need some time to see it; its agent waits for that.
     async fn attach(&mut self, device: Device) -> Result<DeviceId>;
 
     /// Unplugs a device and ends its daemon. The guest must have let go of it.
     async fn detach(&mut self, id: DeviceId) -> Result<()>;
 
-    /// Resolves when the VM has ended, with why. Any number of callers, also after the end.
+    /// Resolves with the reason when the VM has ended. Any number of callers may wait, also after
+    /// the end.
     fn wait(&self) -> Ended;
 
     /// Ends the VM and its daemons at once and waits until they are gone. Idempotent.
     async fn stop(&mut self) -> Result<()>;
 
-    /// Gives the VM's processes, those to come too, another [`Placement::oom_score_adj`].
+    /// Gives the VM's present and future processes another [`Placement::oom_score_adj`].
     fn set_oom_score_adj(&mut self, score: i32);
 
-    /// The host processes of this VM, by role, the VMM's own first: `qemu`, `vsock`, `virtiofsd-<tag>`.
+    /// The host's processes of this VM by role, the VMM first: `qemu`, `vsock`, `virtiofsd-<tag>`.
     fn pids(&self) -> Vec<(String, u32)>;
 
-    /// The ability to write this VM to a template, where the hypervisor has it.
+    /// The ability to write this VM to a template, if the hypervisor supports that.
     fn snapshot(&mut self) -> Option<&mut dyn Snapshot> {
         None
     }
 }
 
-/// Writes a bare VM's state, so that clones start from it. (The QEMU driver will have it with templates.)
+/// Writes a bare VM's state, so that clones can start from it. (The QEMU driver will implement it
+/// with templates.)
 #[async_trait]
 pub trait Snapshot: Send {
     /// Stops the VM and saves its memory and device state in `dir`.
@@ -97,7 +100,7 @@ pub trait Snapshot: Send {
 pub type Connecting =
     std::pin::Pin<Box<dyn std::future::Future<Output = Result<UnixStream>> + Send>>;
 
-/// Why a VM ended, once it has: see [`Vm::wait`].
+/// Resolves with the reason when a VM has ended, see [`Vm::wait`].
 pub type Ended = std::pin::Pin<Box<dyn std::future::Future<Output = EndReason> + Send>>;
 
 /// Why a VM ended.
@@ -107,9 +110,9 @@ pub enum EndReason {
     Stopped,
     /// The guest powered off or panicked (the text is the last of its console).
     GuestEnded(String),
-    /// A process of the VM died: its role and how.
+    /// A process of the VM died.
     ProcessDied {
-        /// As in [`Vm::pids`].
+        /// The role, as in [`Vm::pids`].
         role: String,
         /// Exit status or signal, and the last lines of its log.
         how: String,

@@ -1,7 +1,7 @@
 //! The resource limits of a VM's processes (setrlimit(2)): soft and hard, set between fork and
 //! exec.
 //!
-//! Memory, cpu and I/O are the pod's cgroup's to limit. These bound what it does not, by process:
+//! The pod's cgroup limits memory, cpu and I/O. The limits here bound the rest for each process:
 //!
 //! | limit | QEMU | vsock daemon | virtiofsd |
 //! |---|---|---|---|
@@ -11,15 +11,17 @@
 //! | `FSIZE` | – | 0 | – |
 //! | `MEMLOCK`, `MSGQUEUE`, `RTPRIO`, `NICE` | 0 | 0 | 0 |
 //!
-//! - `CORE`: a core file has the guest's memory in it, secrets too.
-//! - `NOFILE`: QEMU has two eventfds a virtqueue, a queue for each of at most 288 cpus, 32 ports; the
-//!   daemon one descriptor a stream; virtiofsd one a file that the guest knows.
-//! - `NPROC` counts the threads of the VM's user, all its processes together: 288 vCPUs, 64 workers
-//!   of QEMU's pool, the daemons' few. The kernel does not count those of root, as whom the virtiofsd
-//!   of the share runs.
-//! - `FSIZE`: the daemon writes to sockets only. QEMU's memory is a file of the guest's size, and
-//!   virtiofsd writes the guest's files.
-//! - The rest: nobody locks memory, uses POSIX queues or goes before the host's own processes.
+//! - `CORE`: a core file contains the guest's memory, including secrets.
+//! - `NOFILE`: QEMU has two eventfds for each virtqueue, a queue for each of at most 288 cpus, and
+//!   32 ports. The vsock daemon has one descriptor for each stream, and virtiofsd one for each file
+//!   that the guest knows.
+//! - `NPROC` counts the threads of the VM's user over all its processes: 288 vCPUs, 64 workers of
+//!   QEMU's pool, and a few of the daemons. The kernel does not count the threads of root, and the
+//!   virtiofsd of the share runs as root.
+//! - `FSIZE`: the vsock daemon writes to sockets only. QEMU's memory is a file of the guest's size,
+//!   and virtiofsd writes the guest's files.
+//! - The rest: no process locks memory, uses POSIX queues or takes priority over the host's own
+//!   processes.
 //!
 //! A limit that is already lower here stays: raising one takes CAP_SYS_RESOURCE.
 
@@ -28,7 +30,7 @@ use crate::jail::{check, Step};
 const OPEN_FILES: libc::rlim_t = 16_384;
 const THREADS: libc::rlim_t = 512;
 
-/// What every process of a VM has.
+/// The limits of every process of a VM.
 const COMMON: [(libc::__rlimit_resource_t, libc::rlim_t); 6] = [
     (libc::RLIMIT_CORE, 0),
     (libc::RLIMIT_NPROC, THREADS),
@@ -38,7 +40,7 @@ const COMMON: [(libc::__rlimit_resource_t, libc::rlim_t); 6] = [
     (libc::RLIMIT_NICE, 0),
 ];
 
-/// The limits of one process. By default none.
+/// The limits of one process. By default there are none.
 #[derive(Debug, Default)]
 pub(crate) struct Limits(Vec<(libc::__rlimit_resource_t, libc::rlim_t)>);
 
@@ -59,7 +61,7 @@ impl Limits {
         Limits([&COMMON, own].concat())
     }
 
-    /// Sets them for the calling process. Only for a child between fork and exec.
+    /// Sets the limits for the calling process. Only for a child between fork and exec.
     pub(crate) fn enter(&self) -> Result<(), Step> {
         for &(resource, limit) in &self.0 {
             let mut now = libc::rlimit {

@@ -1,7 +1,9 @@
-//! What a process or the guest's console writes: logged line by line, and the last lines kept for errors.
+//! Logs the output of a process or of the guest's console line by line, and keeps the last lines
+//! for error messages.
 //!
-//! The writer is not trusted: a line is cut at [`MAX_LINE`], what could steer a terminal is dropped, the reader slows a flood
-//! down to [`BYTES_PER_SECOND`] of what is logged, and memory is [`KEPT_BYTES`], however much is written.
+//! The writer is not trusted. A line is cut at [`MAX_LINE`], and characters that could steer a
+//! terminal are dropped. The reader slows a flood down to [`BYTES_PER_SECOND`] of logged text. It
+//! keeps at most [`KEPT_BYTES`] in memory, however much is written.
 
 use std::{
     collections::VecDeque,
@@ -14,17 +16,18 @@ use tokio::{
     time::{sleep, Instant},
 };
 
-/// Bytes of a line that are kept; the rest of it is dropped.
+/// The maximum number of bytes of a line; the rest of the line is dropped.
 const MAX_LINE: usize = 1024;
-/// Lines kept for errors: a kernel's panic has about 50.
+/// The number of lines kept for errors. A kernel panic has about 50.
 const KEPT_LINES: usize = 64;
-/// Bytes kept for errors, which go into messages: a kernel's panic has about 4 KiB.
+/// The number of bytes kept for errors, which go into messages. A kernel panic has about 4 KiB.
 const KEPT_BYTES: usize = 8 * 1024;
-/// What a logged line has besides its text: time, level, pod, source.
+/// The assumed length of what a logged line has besides its text: time, level, pod, source.
 const PREFIX: usize = 160;
-/// What is logged of a writer in the long run, prefixes included.
+/// The long-term rate at which a writer's output is logged, prefixes included.
 const BYTES_PER_SECOND: u32 = 64 * 1024;
-/// What may be logged at once before the rate counts: a guest's whole boot log at `loglevel=7`.
+/// How much may be logged at once before the rate applies, as time at that rate: a guest's whole
+/// boot log at `loglevel=7`.
 const BURST: Duration = Duration::from_secs(4);
 
 /// The last lines of a log. Clones share them.
@@ -54,12 +57,12 @@ impl Tail {
     }
 }
 
-/// Reads `from` to its end: each line goes to `log` and then into `tail`.
+/// Reads `from` to its end. Each line goes to `log` and then into `tail`.
 pub(crate) async fn follow(from: impl AsyncRead + Unpin, tail: Tail, log: impl Fn(&str)) {
     follow_but(from, tail, log, |_| false).await;
 }
 
-/// As [`follow`], but for the lines that `takes` takes.
+/// Like [`follow`], but skips the lines for which `takes` returns true.
 pub(crate) async fn follow_but(
     mut from: impl AsyncRead + Unpin,
     tail: Tail,
@@ -68,7 +71,7 @@ pub(crate) async fn follow_but(
 ) {
     let mut line = Vec::new();
     let mut buffer = vec![0; 4096];
-    // The time at which all that was read is paid for.
+    // The time until which the logged output is paid for.
     let mut paid = Instant::now();
     let mut finish = |line: &mut Vec<u8>| {
         let text = plain(&String::from_utf8_lossy(line));
@@ -76,7 +79,7 @@ pub(crate) async fn follow_but(
         if text.is_empty() || takes(&text) {
             return 0;
         }
-        // Nor does it end the text of a field and begin another.
+        // Double quotes are replaced, so that the text can't end its log field and begin another.
         log(&text.replace('"', "'"));
         let written = PREFIX + text.len();
         tail.push(text);
@@ -105,8 +108,9 @@ pub(crate) async fn follow_but(
     finish(&mut line);
 }
 
-/// A text of somebody who is not trusted, without what could steer a terminal or reorder what is shown: control characters, so
-/// that no escape sequence is left, and Unicode's separators and marks of direction.
+/// Removes from an untrusted text what could steer a terminal or change the displayed order:
+/// control characters, so that no escape sequence is left, and Unicode's separators and direction
+/// marks.
 pub fn plain(text: &str) -> String {
     let steers = |c: &char| {
         (c.is_control() && *c != '\t')
@@ -115,7 +119,7 @@ pub fn plain(text: &str) -> String {
     text.chars().filter(|c| !steers(c)).collect()
 }
 
-/// A text as by [`plain`] in one line: a space stands for each control character.
+/// Like [`plain`], but makes one line: a space replaces each control character.
 pub fn one_line(text: &str) -> String {
     plain(&text.replace(char::is_control, " "))
 }
@@ -172,7 +176,7 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_secs(1));
     }
 
-    /// What is logged, prefixes included, while a guest writes lines of a byte each.
+    /// Counts what is logged, prefixes included, while a guest writes lines of one byte each.
     #[tokio::test(start_paused = true)]
     async fn flood_of_short_lines_is_counted_as_it_is_written() {
         let started = Instant::now();

@@ -1,10 +1,10 @@
-//! The place of a VM's processes on the host: which cgroup they are in, and what the OOM killer
-//! makes of them.
+//! Places a VM's processes on the host: puts them into their cgroup and sets their OOM score.
 //!
-//! A child is born there or joins between fork and exec, so nothing that it executes runs outside;
-//! its own children are born inside. Moving a whole process by `cgroup.procs` waits for an RCU
-//! grace period: 8 to 22 ms for the nine hierarchies of version 1, 14 ms for one of version 2.
-//! Moving the caller's one thread by `tasks` takes 0.6 ms, and being born there nothing.
+//! A child is born in the cgroup or joins it between fork and exec, so nothing that it executes
+//! runs outside. Its own children are born inside. Moving a whole process by `cgroup.procs` waits
+//! for an RCU grace period: 8 to 22 ms for the nine hierarchies of version 1, 14 ms for one of
+//! version 2. Moving only the calling thread by `tasks` takes 0.6 ms, and being born in the cgroup
+//! costs nothing.
 
 use std::{
     fs::{self, File},
@@ -47,7 +47,7 @@ impl Opened {
             let tasks = File::options().write(true).open(cgroup.join("tasks"));
             match tasks {
                 Ok(tasks) => opened.tasks.push(tasks),
-                // Version 2 has no such file, and is one hierarchy.
+                // Version 2 has no such file, and has a single hierarchy.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     opened.folder = Some(File::open(cgroup).map_err(failed)?);
                 }
@@ -57,13 +57,13 @@ impl Opened {
         Ok(opened)
     }
 
-    /// Moves the calling process there, which was born in `folder` and has one thread. Only for a
-    /// child between fork and exec, while it has the parent's rights and root.
+    /// Moves the calling process to its place. It was born in `folder` and has one thread. Only for
+    /// a child between fork and exec, while it has the parent's rights and root.
     ///
     /// A score below what the caller may set is left as it is; see [`note_oom_score_adj`].
     pub(crate) fn enter(&self) -> std::result::Result<(), Step> {
         for tasks in &self.tasks {
-            // 0 is the writer (kernel, kernel/cgroup/cgroup.c, `cgroup_procs_write_start`).
+            // 0 means the writer (kernel, kernel/cgroup/cgroup.c, `cgroup_procs_write_start`).
             write(tasks.as_raw_fd(), b"0").map_err(|e| ("join the pod's cgroup", e))?;
         }
         // SAFETY: a NUL-terminated path.
@@ -86,7 +86,7 @@ impl Opened {
     }
 }
 
-/// Allocates nothing.
+/// Writes `bytes` without allocating.
 fn write(file: RawFd, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: a buffer of the given length.
     match unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) } {
@@ -95,7 +95,7 @@ fn write(file: RawFd, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Logs a score that is not the one that was asked for.
+/// Logs the score of a process if it is not the wanted one.
 pub(crate) fn note_oom_score_adj(role: &str, pid: u32, wanted: i32) {
     let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
     if let Some(is) = text.trim().parse().ok().filter(|is: &i32| *is != wanted) {
@@ -103,9 +103,10 @@ pub(crate) fn note_oom_score_adj(role: &str, pid: u32, wanted: i32) {
     }
 }
 
-/// Gives a process that the caller has not reaped, and its descendants, another score.
+/// Sets the score of a process that the caller has not reaped, and of its descendants.
 pub(crate) fn set_oom_score_adj(role: &str, pid: u32, score: i32) {
-    // The folder is that of the process that it was opened for, whoever gets its number later.
+    // The folder stays that of the process that it was opened for, even if another process gets the
+    // pid later.
     let folder = File::options()
         .read(true)
         .custom_flags(libc::O_DIRECTORY)
@@ -135,8 +136,8 @@ mod tests {
     use super::*;
     use crate::process::{Child, Confinement, Program};
 
-    /// A cgroup of the test's own, in the hierarchy that is mounted at `mount`. `None`, after
-    /// saying so, where there is none.
+    /// A cgroup of the test's own, in the hierarchy that is mounted at `mount`. `None`, with a
+    /// message, if there is no such hierarchy.
     struct Cgroup(std::path::PathBuf);
 
     impl Cgroup {
@@ -168,7 +169,7 @@ mod tests {
         }
     }
 
-    /// A shell that writes where it is before it does anything else, and has a child.
+    /// A shell that first writes its placement, and that has a child.
     async fn placed(cgroups: Vec<std::path::PathBuf>) -> (Child, String) {
         let dir = tempfile::tempdir().unwrap();
         let told = dir.path().join("told");

@@ -1,7 +1,8 @@
-//! Child processes of a VM: each dies with the [`Child`] that stands for it, and with this process.
+//! Runs the child processes of a VM. Each dies with the [`Child`] that stands for it, and with this
+//! process.
 //!
-//! Children are forked by one thread that lives as long as this process, since a parent-death signal comes when
-//! the *thread* that forked ends (prctl(2)), and tokio's threads come and go.
+//! Children are forked by one thread that lives as long as this process. A parent-death signal
+//! comes when the *thread* that forked ends (prctl(2)), and tokio's threads come and go.
 
 use std::{
     io,
@@ -26,7 +27,7 @@ use crate::{
 
 /// How long a killed process may take to go: it may be in the middle of a large write.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How long the rest of an ended process's log is waited for.
+/// How long to wait for the rest of an ended process's log.
 const LOG_LIMIT: Duration = Duration::from_millis(50);
 
 /// A running child. Dropping it kills the process.
@@ -86,16 +87,16 @@ impl Child {
         self.pid
     }
 
-    /// Gives the process and its descendants another score, see
+    /// Sets the OOM score of the process and its descendants, see
     /// [`crate::Placement::oom_score_adj`].
     pub(crate) fn set_oom_score_adj(&self, score: i32) {
-        // Once it has ended, its number may be another's.
+        // Once the process has ended, another may have its pid.
         if self.ended.borrow().is_none() {
             placement::set_oom_score_adj(&self.role, self.pid, score);
         }
     }
 
-    /// Resolves when the process has ended, with how. Does not borrow the child.
+    /// Resolves when the process has ended, and says how. Does not borrow the child.
     pub(crate) fn ended(&self) -> impl std::future::Future<Output = String> + Send + 'static {
         let mut ended = self.ended.clone();
         let log = self.log.clone();
@@ -111,7 +112,7 @@ impl Child {
         }
     }
 
-    /// Fails as soon as the process ends, else gives what `work` gives.
+    /// Returns the result of `work`, but fails as soon as the process ends.
     pub(crate) async fn unless_it_ends<T>(
         &self,
         work: impl std::future::Future<Output = Result<T>>,
@@ -119,7 +120,8 @@ impl Child {
         let ended = self.ended();
         tokio::select! {
             result = work => match result {
-                // The connection breaks a moment before the process is reaped, which says more.
+                // The connection breaks a moment before the process is reaped, and its end says
+                // more.
                 Err(error @ (Error::QmpConnection(_) | Error::Io(..))) => {
                     match tokio::time::timeout(Duration::from_millis(200), self.ended()).await {
                         Ok(how) => Err(self.died(how)),
@@ -180,7 +182,7 @@ async fn reap(
         Ok(readable) => readable.readable().await.map(|_| ()),
         Err(error) => Err(error.into()),
     };
-    // What it wrote last is in the socket, which a grandchild may keep open.
+    // The last output is in the socket, which a grandchild may keep open.
     let _ = tokio::time::timeout(LOG_LIMIT, log_end).await;
     let how = match exit {
         Ok(()) => exit_text(&pidfd),
@@ -201,7 +203,7 @@ fn forker() -> &'static mpsc::Sender<Job> {
             .stack_size(128 * 1024)
             .spawn(move || jobs.into_iter().for_each(|job| job()));
         if let Err(error) = thread {
-            // Sending a job fails then, which is an error of the start.
+            // Sending a job then fails, which is reported as an error of the start.
             log::error!(error = error.to_string().as_str(); "no thread to start processes from");
         }
         sender

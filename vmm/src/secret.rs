@@ -1,4 +1,4 @@
-//! What a VM's guest and whoever connects to it know, and nobody else.
+//! The secret that only a VM's guest and the processes that connect to it know.
 
 use std::{
     fmt,
@@ -6,31 +6,34 @@ use std::{
     io::{self, Read},
 };
 
-/// Bytes of a secret.
+/// The length of a secret in bytes.
 pub const SECRET_LENGTH: usize = 32;
 
-/// The line on the console by which the guest asks for the secret. It is told once, by the console's input.
+/// The line on the console by which the guest asks for the secret. The secret is sent once, through
+/// the console's input.
 pub const SECRET_MARKER: &str = "caisson: the agent waits for its secret";
 
-/// What the guest is told before the secret where a daemon of the VM's own carries connections.
+/// Sent to the guest before the secret if a daemon of the VM's own carries connections.
 pub const BY_DAEMON: u8 = b'd';
 
-/// What it is told where the host's kernel carries them, and those to [`crate::SERVICE_PORT`] come from a reserved port.
+/// Sent to the guest before the secret if the host's kernel carries connections; those to
+/// [`crate::SERVICE_PORT`] then come from a reserved port.
 pub const BY_KERNEL: u8 = b'k';
 
-/// The secret of one VM, with which each connection to the guest begins. Never in a log, a file or an argument.
+/// The secret of one VM, with which each connection to the guest begins. It is never in a log, a
+/// file or an argument.
 #[derive(Clone)]
 pub struct Secret([u8; SECRET_LENGTH]);
 
 impl Secret {
-    /// A new one, of the kernel's randomness.
+    /// Makes a new secret from the kernel's randomness.
     pub fn random() -> io::Result<Secret> {
         let mut bytes = [0; SECRET_LENGTH];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         Ok(Secret(bytes))
     }
 
-    /// What a connection begins with.
+    /// The bytes with which a connection begins.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }

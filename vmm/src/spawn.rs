@@ -1,7 +1,7 @@
-//! What happens from fork to exec: a child becomes a [`Program`], in its place and confined, or
-//! says which step failed.
+//! Runs the steps from fork to exec: a child becomes a [`Program`], in its place and confined, or
+//! reports which step failed.
 //!
-//! The child of a process with threads can't allocate, so everything is prepared before.
+//! The child of a process with threads can't allocate, so everything is prepared before the fork.
 
 use std::{
     ffi::CString,
@@ -24,9 +24,9 @@ use crate::{
 
 /// The number of the first of [`Program::descriptors`] in the child.
 pub(crate) const FIRST_DESCRIPTOR: RawFd = 3;
-/// linux/sched.h. libc's constant is an `int`, in which it is 0.
+/// From linux/sched.h. libc's constant is an `int`, in which it is 0.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-/// How long a child may take from fork to exec: a mount or two may wait for a busy host.
+/// The time limit from fork to exec. On a busy host, a mount or two may take a while.
 const EXEC_LIMIT: Duration = Duration::from_secs(20);
 
 /// A program to run.
@@ -34,29 +34,29 @@ const EXEC_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Program {
     /// See [`crate::Vm::pids`].
     pub role: String,
-    /// As the child sees it, once confined.
+    /// The path that the child sees once it is confined.
     pub path: PathBuf,
-    /// Without the program's name.
+    /// The arguments, without the program's name.
     pub arguments: Vec<String>,
-    /// These become [`FIRST_DESCRIPTOR`] and up; the child has no others, besides a log as its
-    /// stdout and stderr.
+    /// These become [`FIRST_DESCRIPTOR`] and up. The child has no other descriptors, except a log
+    /// as its stdout and stderr.
     pub descriptors: Vec<OwnedFd>,
     pub confinement: Confinement,
     pub placement: Placement,
     pub limits: Limits,
 }
 
-/// What a child may do.
+/// The confinement of a child.
 #[derive(Debug)]
 pub(crate) enum Confinement {
-    /// Nothing but compute.
+    /// A jail, in which the program can do nothing but compute.
     Jail(Jail),
     /// A program that confines itself, started in a directory as root of a user namespace.
     Itself {
         cwd: OwnedFd,
         user_namespace: Arc<OwnedFd>,
     },
-    /// A test's: it has children of its own, so it gets SIGTERM where others are killed.
+    /// For tests: the program has children of its own, so it gets SIGTERM instead of SIGKILL.
     None,
 }
 
@@ -68,9 +68,9 @@ impl Confinement {
         }
     }
 
-    /// The namespaces that the child is born in. As the first of its pid namespace it can't see
-    /// another process, and takes its own with it when it ends. A test's would not get its SIGTERM
-    /// there.
+    /// The namespaces that the child is born in. The first process of a pid namespace can't see
+    /// others outside, and all of the namespace ends with it. A test's program would not get its
+    /// SIGTERM there.
     fn namespaces(&self) -> libc::c_int {
         match self {
             Confinement::Jail(_) | Confinement::Itself { .. } => libc::CLONE_NEWPID,
@@ -79,7 +79,7 @@ impl Confinement {
     }
 }
 
-/// What the child needs, made before the fork.
+/// The data that the child needs, made before the fork.
 struct Prepared {
     path: CString,
     argv: Vec<*const libc::c_char>,
@@ -89,8 +89,8 @@ struct Prepared {
     placement: Opened,
 }
 
-/// How many descriptors come last that the program does not get: a pidfd of the parent and the
-/// error pipe.
+/// The number of descriptors at the end that the program does not get: a pidfd of the parent and
+/// the error pipe.
 const CHILDS_OWN: usize = 2;
 
 /// Forks a child that becomes `program`. Only for a thread that lives as long as this process.
@@ -147,14 +147,14 @@ pub(crate) fn fork(program: Program, log: OwnedFd) -> Result<Forked> {
     }
 }
 
-/// fork(2) into further namespaces and a cgroup of version 2. None in the child, which must not
-/// allocate; the parent gets its pid and pidfd.
+/// Forks as fork(2) does, into further namespaces and a cgroup of version 2. Returns None in the
+/// child, which must not allocate; returns the child's pid and pidfd in the parent.
 unsafe fn clone(
     namespaces: libc::c_int,
     cgroup: Option<&File>,
 ) -> io::Result<Option<(u32, OwnedFd)>> {
     let mut pidfd: RawFd = -1;
-    // SAFETY: plain data, of which 0 is none.
+    // SAFETY: plain data, in which 0 means unset.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = (namespaces | libc::CLONE_PIDFD) as u64;
     arguments.pidfd = &raw mut pidfd as u64;
@@ -194,7 +194,7 @@ fn this_process() -> io::Result<OwnedFd> {
 pub(crate) struct Forked {
     pid: u32,
     pidfd: Option<OwnedFd>,
-    /// Closes when the program is executed; what comes before is an error.
+    /// Closes when the program is executed. Data before that is an error.
     errors: Option<OwnedFd>,
 }
 
@@ -254,7 +254,7 @@ pub(crate) fn signal(pidfd: &OwnedFd, signal: libc::c_int) {
     unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) };
 }
 
-/// Reaps a child that has ended and says how. Waits for its end.
+/// Reaps a child and says how it ended. Waits for the end.
 pub(crate) fn exit_text(pidfd: &OwnedFd) -> String {
     // SAFETY: siginfo_t is plain data, filled by waitid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -278,7 +278,8 @@ pub(crate) fn exit_text(pidfd: &OwnedFd) -> String {
     }
 }
 
-/// The child's way from fork to exec. A failed step goes to the parent through the error pipe.
+/// Takes the child from fork to exec. A failed step is reported to the parent through the error
+/// pipe.
 fn run_child(prepared: &mut Prepared, program: &Program) -> ! {
     let mut errors = prepared.descriptors.last().copied().unwrap_or(-1);
     let Err((step, error)) = try_run_child(prepared, program, &mut errors);
@@ -297,8 +298,8 @@ fn try_run_child(
     errors: &mut RawFd,
 ) -> std::result::Result<std::convert::Infallible, Step> {
     prepared.placement.enter()?;
-    // SAFETY: an empty signal set on the stack; SIGPIPE is ignored by Rust's runtime, and that
-    // would be inherited.
+    // SAFETY: an empty signal set on the stack. Rust's runtime ignores SIGPIPE, and the child would
+    // inherit that.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
@@ -317,8 +318,8 @@ fn try_run_child(
             check("join the user namespace", unsafe {
                 libc::setns(user_namespace.as_raw_fd(), libc::CLONE_NEWUSER)
             })?;
-            // SAFETY: numbers and an empty list. Raw system calls, as libc's wrappers are for all
-            // threads of the parent.
+            // SAFETY: numbers and an empty list. These are raw system calls because libc's wrappers
+            // act on all threads of the parent.
             unsafe {
                 check("setgroups", libc::syscall(libc::SYS_setgroups, 0, 0) as i32)?;
                 check(
@@ -341,13 +342,14 @@ fn try_run_child(
     if let Confinement::Jail(jail) = &program.confinement {
         jail.enter()?;
     }
-    // After the uid has changed, which would clear it. SIGKILL: a guest can't hold it off.
+    // This comes after the change of the uid, which would clear it. The signal for a confined child
+    // is SIGKILL, which a guest can't hold off.
     // SAFETY: prctl with numbers only.
     check("parent-death signal", unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, program.confinement.end_signal())
     })?;
-    // It may have died before. Its number says nothing: in a pid namespace of its own a child's
-    // parent is 0.
+    // The parent may have died before. Its pid says nothing: in a pid namespace of its own a
+    // child's parent is 0.
     let mut death = libc::pollfd {
         fd: parent,
         events: libc::POLLIN,
@@ -378,7 +380,7 @@ fn place_descriptors(
     errors: &mut RawFd,
 ) -> std::result::Result<RawFd, Step> {
     let count = descriptors.len() as RawFd;
-    // First out of the way of the numbers that are about to be taken.
+    // First moves them out of the way of the numbers that are about to be taken.
     for descriptor in descriptors.iter_mut() {
         // SAFETY: fcntl with numbers only.
         let moved = unsafe { libc::fcntl(*descriptor, libc::F_DUPFD_CLOEXEC, count) };

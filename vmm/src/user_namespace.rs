@@ -1,7 +1,8 @@
-//! User namespaces that are made for their mappings: no process stays in them.
+//! Makes user namespaces for their mappings: no process stays in them.
 //!
-//! A process in one in which every id is the host's own has capabilities over files (owners, modes) since all owners are mapped, but none over the host: it can't
-//! make device nodes, set `trusted.*` attributes, mount the host's filesystems or change its network.
+//! In a namespace in which every id is the host's own, all owners are mapped. So a process in it
+//! has capabilities over files (owners, modes), but none over the host: it can't make device nodes,
+//! set `trusted.*` attributes, mount the host's filesystems or change its network.
 
 use std::{
     fs::File,
@@ -9,12 +10,14 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-/// Makes a namespace in which every id is the host's own. Fails where the host allows none (`user.max_user_namespaces`).
+/// Makes a namespace in which every id is the host's own. Fails if the host allows none
+/// (`user.max_user_namespaces`).
 pub fn identity() -> io::Result<OwnedFd> {
     with_maps(&own_map("uid_map")?, &own_map("gid_map")?)
 }
 
-/// Makes a namespace in which root is `uid` and `gid` outside and every other id is the host's own. Nobody in it can be the host's root.
+/// Makes a namespace in which root is `uid` and `gid` outside and every other id is the host's own.
+/// Nobody in it can be the host's root.
 pub fn with_root(uid: u32, gid: u32) -> io::Result<OwnedFd> {
     let maps = [("uid_map", uid), ("gid_map", gid)];
     let [uids, gids] =
@@ -22,7 +25,7 @@ pub fn with_root(uid: u32, gid: u32) -> io::Result<OwnedFd> {
     with_maps(&uids?, &gids?)
 }
 
-/// An identity, but for root, which is `root` outside.
+/// Changes an identity mapping so that root is `root` outside.
 fn root_moved(identity: &str, root: u32) -> String {
     let mut lines = format!("0 {root} 1\n");
     for line in identity.lines() {
@@ -41,9 +44,10 @@ fn root_moved(identity: &str, root: u32) -> String {
     lines
 }
 
-/// Makes a namespace with these mappings, in the words of `/proc/<pid>/uid_map` (user_namespaces(7)).
+/// Makes a namespace with these mappings, in the format of `/proc/<pid>/uid_map`
+/// (user_namespaces(7)).
 pub fn with_maps(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
-    // The child lives until its end of the pipe's writer is closed by us.
+    // The child lives until we close our end of the pipe.
     let (hold, release) = io::pipe()?;
     // SAFETY: like fork with a namespace; the child makes system calls only, then exits.
     let pid = unsafe {
@@ -86,7 +90,7 @@ fn map(pid: libc::pid_t, uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
 }
 
-/// What is mapped here, to itself: 4294967295 ids on a host, fewer in a container.
+/// Maps everything that is mapped here to itself: 4294967295 ids on a host, fewer in a container.
 fn own_map(name: &str) -> io::Result<String> {
     let mut identity = String::new();
     for line in std::fs::read_to_string(format!("/proc/self/{name}"))?.lines() {

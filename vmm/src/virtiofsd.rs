@@ -1,4 +1,4 @@
-//! The virtiofs daemon of one shared directory.
+//! Starts the virtiofs daemon of a shared directory.
 
 use std::{
     fs::File,
@@ -16,9 +16,10 @@ use crate::{
     Error, Result, VmSpec,
 };
 
-/// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user connection.
+/// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user
+/// connection.
 ///
-/// It is root of `user_namespace`, and so nothing over the host.
+/// The daemon is root of `user_namespace`, and so has no rights over the host.
 pub(crate) async fn start(
     virtiofsd: &Path,
     vm: &VmSpec,
@@ -39,17 +40,19 @@ pub(crate) async fn start(
     let (listener, connection) = connected_pair(&vm.dir)?;
     let mut arguments = vec![
         format!("--fd={FIRST_DESCRIPTOR}"),
-        // The working directory: no path reaches the daemon, and it can't be exchanged meanwhile.
+        // The directory is passed as the working directory: no path reaches the daemon, and the
+        // directory can't be swapped meanwhile.
         "--shared-dir=.".to_owned(),
         "--sandbox=namespace".to_owned(),
         "--seccomp=kill".to_owned(),
         // Handles need CAP_DAC_READ_SEARCH, with which any file of the filesystem can be opened.
         "--inode-file-handles=never".to_owned(),
-        // A guest's device nodes are no business of the host's filesystem; in the user namespace it
-        // would have no effect anyway. Overlayfs's whiteouts need no capability.
+        // A guest's device nodes do not belong in the host's filesystem. In the user namespace the
+        // capability would have no effect anyway. Overlayfs's whiteouts need no capability.
         "--modcaps=-mknod".to_owned(),
         "--xattr".to_owned(),
-        // Root of a guest may have trusted attributes, as an overlay over a volume needs them. The host's own take a capability.
+        // Root in a guest may have trusted attributes, which an overlay over a volume needs. The
+        // host's own ones require a capability.
         "--xattrmap=:map:trusted.:user.virtiofs.:".to_owned(),
         "--cache=auto".to_owned(),
         "--log-level=warn".to_owned(),
@@ -74,8 +77,8 @@ pub(crate) async fn start(
     Ok((child, connection))
 }
 
-/// A listening socket and a connection that waits in its queue. `socket_dir` is ours alone; the
-/// socket in it is gone when this returns.
+/// Makes a listening socket and a connection that waits in its queue. `socket_dir` must be ours
+/// alone. The socket file is gone when this returns.
 fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     let failed = |e| Error::Io("make a vhost-user socket", e);
     let dir = File::open(socket_dir).map_err(failed)?;
@@ -87,9 +90,10 @@ fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     Ok((listener, connection?.into()))
 }
 
-/// How many files of a shared directory its daemon can have open, and so the guest can know at a time.
+/// The number of files of a shared directory that its daemon can have open, and so that the guest
+/// can know at a time.
 ///
-/// As many as this process may have; with the capability to raise that, a million.
+/// It is the limit of this process. With the capability to raise that, it is a million.
 pub fn max_inodes() -> u64 {
     const WANTED: libc::rlim_t = 1_000_000;
     let mut limit = libc::rlimit {

@@ -1,4 +1,4 @@
-//! A VM from its boot to its end.
+//! Tests a VM from its boot to its end.
 
 #![allow(clippy::unwrap_used)]
 

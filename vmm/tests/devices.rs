@@ -1,4 +1,4 @@
-//! Devices, as the guest sees them.
+//! Tests devices as the guest sees them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use std::{
 use caisson_vmm::{Device, Error, Vm, Vmm};
 use fixture::Fixture;
 
-/// A name that would be several options, if it got into an option string.
+/// A name that would be several options in an option string.
 const HOSTILE: &str = "a,readonly=off,b=c\n-device d";
 
 async fn share(vm: &mut Box<dyn Vm>, tag: &str, path: &Path, read_only: bool) {

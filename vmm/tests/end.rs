@@ -1,4 +1,4 @@
-//! How a VM ends.
+//! Tests how a VM ends.
 
 #![allow(clippy::unwrap_used)]
 
@@ -133,8 +133,8 @@ async fn vm_that_can_t_start_says_why() {
     assert_eq!(qemu.to_string(), "find QEMU /no/qemu");
 }
 
-/// The sysctl is a user namespace's own, so this test makes one in which there can be no other, and
-/// runs the next one there.
+/// The sysctl belongs to a user namespace. So this test makes a user namespace in which there can
+/// be no other, and runs the next test there.
 #[test]
 fn vm_does_not_start_where_there_is_no_user_namespace_for_virtiofsd() {
     let program = std::env::current_exe().unwrap();

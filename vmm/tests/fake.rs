@@ -1,4 +1,4 @@
-//! The fake, with the real agent.
+//! Tests the fake, with the real agent.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The choice of the accelerator.
+//! Tests the choice of the accelerator.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! A VM that grows and shrinks while it runs.
+//! Tests a VM that grows and shrinks while it runs.
 
 #![allow(clippy::unwrap_used)]
 

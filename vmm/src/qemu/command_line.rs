@@ -1,44 +1,52 @@
-//! QEMU's arguments: the bare machine, the same for every pod of a shape.
+//! Builds QEMU's arguments: the bare machine, the same for every pod of a shape.
 //!
-//! Nothing in them comes from a user but numbers and the id, which is filtered: all paths are fixed names in QEMU's
-//! jail, and all devices of a pod come later as JSON. So nothing can become another option.
+//! Only numbers and the id, which is filtered, come from a user. All paths are fixed names in
+//! QEMU's jail, and all devices of a pod come later as JSON. So no value can become another option.
 
 use super::ports::Ports;
 use crate::{Accelerator, VmSpec};
 
-/// Where QEMU finds the kernel, inside its jail.
+/// The path of the kernel inside QEMU's jail.
 pub(crate) const KERNEL: &str = "guest/kernel";
-/// Where QEMU finds the initramfs, inside its jail.
+/// The path of the initramfs inside QEMU's jail.
 pub(crate) const INITRAMFS: &str = "guest/initramfs";
 
-/// The region that can be plugged in is a multiple of this many bytes: Linux adds memory in blocks of 128 MiB.
+/// The size of the pluggable region is a multiple of this many bytes: Linux adds memory in blocks
+/// of 128 MiB.
 const MEMORY_STEP: u64 = 128 * 1024 * 1024;
 
-/// The guest kernel's command line. CPU time of QEMU under TCG from exec to init's first line, with a plain q35 and
-/// `console=ttyS0 quiet panic=-1`: 1.58 s, with this line and the machine below: 1.25 s. Measured and not worth it: `mitigations=off`,
-/// `tsc_early_khz`, `nomodeset`, `tsc=reliable`, qboot in place of SeaBIOS (each within the noise of 0.04 s). `pit=off` and the
-/// CPU model `qemu64` save 0.1 s each, but TSC calibration is not reliable without a PIT, and programs need what `qemu64` lacks.
-/// A second cpu at boot costs 0.6 s, room for more cpus nothing, room for 64 GiB more memory 0.15 s.
+/// The guest kernel's command line.
 ///
-/// Without `swiotlb=noforce` a kernel that might get memory above 4 GiB sets 64 MiB aside for devices that can't reach it,
-/// and touches all of them; virtio devices can.
+/// CPU time of QEMU under TCG from exec to init's first line: 1.58 s with a plain q35 and
+/// `console=ttyS0 quiet panic=-1`, 1.25 s with this line and the machine below. Measured and not
+/// worth it: `mitigations=off`, `tsc_early_khz`, `nomodeset`, `tsc=reliable`, and qboot in place of
+/// SeaBIOS (each within the noise of 0.04 s). `pit=off` and the CPU model `qemu64` save 0.1 s each,
+/// but TSC calibration is not reliable without a PIT, and programs need what `qemu64` lacks. A
+/// second cpu at boot costs 0.6 s, a higher maximum of cpus nothing, and a maximum of 64 GiB more
+/// memory 0.15 s.
+///
+/// Without `swiotlb=noforce`, a kernel that might get memory above 4 GiB sets 64 MiB aside for
+/// devices that can't reach it, and touches all of them. Virtio devices can reach it.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp \
     random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd i8042.nopnp \
     swiotlb=noforce";
 
-/// MiB of translated code that an emulated VM's QEMU keeps, outside the guest's memory but in the pod's cgroup; QEMU's default is up to 1 GiB
-/// (accel/tcg/region.c), which no overhead of a RuntimeClass counts with. The boot fills 76. Measured: a start takes 1.9 s, as with the
-/// default, and 0.1 s less than with 64; cargo and node at work take 28 to 33 s with any of them.
+/// The size in MiB of the translated code that an emulated VM's QEMU keeps. It is outside the
+/// guest's memory but in the pod's cgroup.
+///
+/// QEMU's default is up to 1 GiB (accel/tcg/region.c), which no overhead of a RuntimeClass allows
+/// for. The boot fills 76. Measured: a start takes 1.9 s, as with the default, and 0.1 s less than
+/// with 64. cargo and node at work take 28 to 33 s with any of these sizes.
 const TRANSLATED_MIB: u32 = 96;
 
-/// Descriptors that QEMU gets, by their numbers in it.
+/// The descriptors that QEMU gets, by their numbers in it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Descriptors {
     pub monitor: i32,
     pub console: i32,
 }
 
-/// The arguments for a bare VM. `probe` boots it only to see whether it boots.
+/// The arguments for a bare VM. With `probe`, the VM only boots to show that it can.
 pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) -> Vec<String> {
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| {
@@ -78,7 +86,7 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) ->
     let level = spec.guest.log_level.as_str().to_lowercase();
     let mut command_line = format!("{KERNEL_COMMAND_LINE} caisson.log={level}");
     if pluggable_memory(spec) > 0 {
-        // Most of it into the movable zone, from which it can be taken back.
+        // Puts most of it into the movable zone, from which it can be taken back.
         command_line
             .push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
     }
@@ -123,12 +131,14 @@ fn memory(spec: &VmSpec) -> String {
     }
 }
 
-/// Tells the guest how long its delay loops are, which it measures for 0.3 s per further cpu under emulation and then
-/// takes from the first cpu all the same. (Under KVM it has them from the host.)
+/// Tells the guest how long its delay loops are. Under emulation the guest would measure that for
+/// 0.3 s for each further cpu, and then use the first cpu's value all the same. (Under KVM the host
+/// provides it.)
 fn delay_loop() -> String {
     /// CONFIG_HZ of the guest's kernel.
     const HZ: f64 = 250.0;
-    // Under TCG the guest's TSC is the host's. An old reading of a clock that changes is near enough for delays.
+    // Under TCG the guest's TSC is the host's. The clock rate changes, but an old reading is good
+    // enough for delays.
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mhz = cpus.lines().find_map(|line| {
         let value = line.strip_prefix("cpu MHz")?.split(':').nth(1)?;
@@ -140,14 +150,14 @@ fn delay_loop() -> String {
     }
 }
 
-/// Bytes that can be plugged in later.
+/// The number of bytes that can be plugged in later.
 pub(crate) fn pluggable_memory(spec: &VmSpec) -> u64 {
     spec.max_memory
         .saturating_sub(spec.memory)
         .next_multiple_of(MEMORY_STEP)
 }
 
-/// An id as a value in QEMU's options: other characters than these never get there.
+/// Makes an id a value for QEMU's options by replacing all characters but these.
 fn filtered(id: &str) -> String {
     id.chars()
         .map(|c| match c {

@@ -1,4 +1,4 @@
-//! How a device becomes QEMU's objects. Everything is JSON or a descriptor, nothing an option string.
+//! Makes QEMU's objects for devices. Everything is JSON or a descriptor, nothing an option string.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -10,15 +10,15 @@ use super::{
 };
 use crate::{vsock::VsockDevice, Error, Result};
 
-/// How long a guest may take to let go of a device.
+/// The time limit for a guest to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two looks whether the guest drives a device.
+/// The interval between two checks whether the guest drives a device.
 const DRIVER_POLL: Duration = Duration::from_millis(20);
-/// How long the daemon behind a device may take, after the guest drives it, to know it too.
+/// How long the daemon behind a device may take to notice that the guest drives the device.
 const DRIVER_GRACE: Duration = Duration::from_millis(100);
 
-/// What stands behind a device, in QEMU's words, to be removed after it.
+/// The object of QEMU's behind a device, which is removed after the device.
 #[derive(Debug, Clone)]
 pub(crate) enum Backend {
     Chardev(String),
@@ -41,7 +41,7 @@ pub(crate) async fn add_vhost_user(qmp: &Qmp, id: &str, connection: OwnedFd) -> 
     Ok(Backend::Chardev(id.to_owned()))
 }
 
-/// Gives QEMU the control channel. Returns the device's properties too.
+/// Gives QEMU the control channel. Also returns the device's properties.
 pub(crate) async fn add_vsock(qmp: &Qmp, device: VsockDevice) -> Result<(Backend, Value)> {
     match device {
         VsockDevice::Daemon(connection) => {
@@ -62,7 +62,7 @@ pub(crate) async fn add_vsock(qmp: &Qmp, device: VsockDevice) -> Result<(Backend
     }
 }
 
-/// Resolves when the guest drives a virtio device, or when that can't be known any more.
+/// Resolves when the guest drives a virtio device, or when that can't be determined any more.
 pub(crate) async fn driver_is_up(qmp: Qmp, id: &str) {
     let path = json!({ "path": format!("/machine/peripheral/{id}/virtio-backend") });
     while let Ok(status) = qmp.execute("x-query-virtio-status", path.clone()).await {
@@ -118,7 +118,7 @@ pub(crate) async fn add_block(
         "file": {
             "driver": driver,
             "filename": format!("/dev/fdset/{fdset}"),
-            // The same image may be in many VMs at once; who may write is decided above.
+            // The same image may be in many VMs at once; write access is decided above.
             "locking": "off",
             "read-only": read_only,
             "auto-read-only": false,
@@ -131,7 +131,8 @@ pub(crate) async fn add_block(
     Ok(backend)
 }
 
-/// Gives QEMU a tap as the netdev `id`, with the host's kernel behind it where `vhost` is `/dev/vhost-net`.
+/// Gives QEMU a tap as the netdev `id`. The host's kernel moves its packets if `vhost` is
+/// `/dev/vhost-net`.
 pub(crate) async fn add_tap(
     qmp: &Qmp,
     id: &str,
@@ -149,7 +150,7 @@ pub(crate) async fn add_tap(
     Ok(Backend::Netdev(id.to_owned()))
 }
 
-/// Plugs a device into a port, or undoes its backend. `properties` are the device's own.
+/// Plugs a device into a port. On failure removes its backend. `properties` are the device's own.
 pub(crate) async fn plug(
     qmp: &Qmp,
     id: &str,
@@ -186,13 +187,13 @@ pub(crate) async fn unplug(qmp: &Qmp, id: &str, backend: &Backend) -> Result<()>
     Ok(())
 }
 
-/// Removes what stood behind a device that is not there. What QEMU keeps is gone with the VM.
+/// Removes the backend of a device that is not there. What QEMU keeps goes with the VM.
 async fn remove_backend(qmp: &Qmp, backend: &Backend) {
     let removed = match backend {
         Backend::Chardev(id) => qmp.execute("chardev-remove", json!({ "id": id })).await,
         Backend::Block { node, fdset } => {
             let node = json!({ "node-name": node });
-            // Fails where the node was never made.
+            // This fails if the node was never made.
             let _ = qmp.execute("blockdev-del", node).await;
             let fdset = json!({ "fdset-id": fdset });
             qmp.execute("remove-fd", fdset).await

@@ -1,4 +1,4 @@
-//! Why a VM of QEMU has ended.
+//! Finds out why a VM of QEMU has ended.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use tokio::{
 use super::qmp::Event;
 use crate::{log_lines::Tail, EndReason};
 
-/// How long the cause of a process's end is waited for.
+/// How long to wait for the cause of a process's end.
 const CAUSE_LIMIT: Duration = Duration::from_millis(300);
 
-/// QEMU keeps a machine that KVM can't run, but does not run it any more.
+/// The reason if KVM can't run a machine: QEMU keeps the machine, but does not run it any more.
 const INTERNAL_ERROR: &str = "internal error of the accelerator";
 
-/// The most of QEMU's own word for it, in characters.
+/// The maximum length of QEMU's own reason, in characters.
 const MAX_REASON: usize = 64;
 
-/// A process of the VM that has ended: its role and how.
+/// The role of a process of the VM that has ended, and how it ended.
 pub(crate) type Death = (String, String);
 
-/// Keeps the first reason that QEMU gives for the machine's end.
+/// Records the first reason that QEMU gives for the machine's end.
 pub(crate) fn note(end: &watch::Sender<Option<String>>, event: &Event) {
     let reason = match event.name.as_str() {
         "SHUTDOWN" => event.data["reason"].as_str().unwrap_or("shutdown"),
         "GUEST_PANICKED" => "guest-panic",
-        // Nobody else stops a running machine.
+        // Nothing else stops a running machine.
         "STOP" => INTERNAL_ERROR,
         _ => return,
     };
@@ -38,7 +38,7 @@ pub(crate) fn note(end: &watch::Sender<Option<String>>, event: &Event) {
     });
 }
 
-/// Sends why the VM has ended, once it has: by a stop, or by the first of its processes that does.
+/// Sends the reason once the VM has ended: a stop, or the end of the first of its processes.
 pub(crate) async fn watch(
     console: Tail,
     mut qemu_end: watch::Receiver<Option<String>>,
@@ -67,7 +67,8 @@ pub(crate) async fn watch(
     let _ = end.send(Some(reason));
 }
 
-/// Daemons end when QEMU does, and may be seen to earlier than it: QEMU's end is the cause then.
+/// Returns the cause of a VM's end, given the first process whose end was seen. Daemons end when
+/// QEMU does, and their ends may be seen earlier; then QEMU's end is the cause.
 async fn cause(first: Death, died: &mut mpsc::UnboundedReceiver<Death>) -> Death {
     if first.0 == "qemu" {
         return first;
@@ -88,7 +89,7 @@ async fn cause(first: Death, died: &mut mpsc::UnboundedReceiver<Death>) -> Death
         .unwrap_or(first)
 }
 
-/// What QEMU, which has ended, had said about it.
+/// What QEMU said about its end before it ended.
 async fn said(qemu_end: &mut watch::Receiver<Option<String>>) -> Option<String> {
     let said = timeout(CAUSE_LIMIT, qemu_end.wait_for(Option::is_some)).await;
     said.ok()?.ok()?.clone()

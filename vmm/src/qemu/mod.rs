@@ -1,14 +1,14 @@
-//! VMs by QEMU: the machine q35 with hot-plug ports, driven over QMP.
+//! Runs VMs with QEMU: the machine q35 with hot-plug ports, driven over QMP.
 //!
-//! - this module boots, by [`QemuVmm`];
+//! - this module boots VMs, with [`QemuVmm`];
 //! - `vm`: the running VM;
-//! - `devices`: how each [`crate::Device`] becomes QEMU's objects;
-//! - `end`: why it ended;
+//! - `devices`: makes QEMU's objects for each [`crate::Device`];
+//! - `end`: the reason for the VM's end;
 //! - `resize`: cpus and memory;
 //! - `command_line`, `ports`: the bare machine;
 //! - `qmp`: the monitor's protocol;
 //! - `probe`: whether KVM really works here;
-//! - `seccomp`: what QEMU may call.
+//! - `seccomp`: the system calls that QEMU may make.
 
 mod command_line;
 mod devices;
@@ -54,14 +54,14 @@ pub struct QemuConfig {
     pub vsock_daemon: PathBuf,
 }
 
-/// Boots VMs by QEMU.
+/// Boots VMs with QEMU.
 #[derive(Debug)]
 pub struct QemuVmm {
     config: QemuConfig,
 }
 
 impl QemuVmm {
-    /// Cheap; files are looked for at the boot.
+    /// Cheap: the files are looked for at the boot.
     pub fn new(config: QemuConfig) -> QemuVmm {
         QemuVmm { config }
     }
@@ -85,7 +85,7 @@ impl Vmm for QemuVmm {
     }
 }
 
-/// Logs how long a stage took.
+/// Logs the duration of a stage.
 fn log_stage(stage: &str, started: Instant) {
     let ms = started.elapsed().as_secs_f64() * 1000.0;
     log::debug!(stage = stage, ms = ms; "VM");
@@ -102,7 +102,8 @@ struct Qemu {
 }
 
 impl Qemu {
-    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it; a VM without one is a probe.
+    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it. A VM without
+    /// one is a probe.
     async fn start(qemu: &Path, spec: &VmSpec, answer: Option<Vec<u8>>) -> Result<Qemu> {
         let started = Instant::now();
         let sockets = || -> io::Result<_> {
@@ -148,7 +149,7 @@ impl Qemu {
         let tell = move |line: &str| {
             let asked = line.contains(SECRET_MARKER);
             if let Some(answer) = asked.then(|| answer.take()).flatten() {
-                // A socket that nothing was written to takes it.
+                // A socket that nothing has been written to takes all of it.
                 if let Err(error) = input.try_write(&answer) {
                     log::error!(error = error.to_string().as_str(); "tell the guest its secret");
                 }
@@ -170,7 +171,7 @@ impl Qemu {
     }
 }
 
-/// Puts what QEMU needs into its jail.
+/// Puts the files that QEMU needs into its jail.
 fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program> {
     let Confinement::Jail(jail) = &mut program.confinement else {
         return Ok(program);
@@ -191,7 +192,7 @@ fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program>
         ),
     ];
     for (what, path, at) in guest {
-        // QEMU opens it under another uid.
+        // QEMU opens the file under another uid.
         let readable = path
             .metadata()
             .and_then(|m| match m.permissions().mode() & 0o004 {
@@ -200,7 +201,7 @@ fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program>
             });
         readable.map_err(failed(what, path))?;
     }
-    // QEMU looks there for the size of a huge page, which is virtio-mem's block.
+    // QEMU looks here for the size of a huge page, which is virtio-mem's block size.
     let huge_pages = Path::new("/sys/kernel/mm/transparent_hugepage");
     if command_line::pluggable_memory(spec) > 0 && huge_pages.exists() {
         for dir in [c"sys", c"sys/kernel", c"sys/kernel/mm"] {

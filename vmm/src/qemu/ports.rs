@@ -1,18 +1,19 @@
-//! The slots into which a VM's devices are plugged.
+//! Manages the slots into which a VM's devices are plugged.
 //!
-//! One bridge with many slots, since every bridge costs the guest's firmware and kernel a bus to look through. Under
-//! TCG, CPU time of QEMU from exec to init's first line: 1.25 s without any slot, 1.26 s with this bridge, 1.40 s with 8
-//! `pcie-root-port`s (a slot each), 1.67 s with 24. (QEMU 7.2, Linux 6.1.) Plugging in at run time goes by ACPI in both cases.
+//! There is one bridge with many slots, since the guest's firmware and kernel have to search a bus
+//! for every bridge. Under TCG, the CPU time of QEMU from exec to init's first line is 1.25 s
+//! without any slot, 1.26 s with this bridge, 1.40 s with 8 `pcie-root-port`s (a slot each), and
+//! 1.67 s with 24. (QEMU 7.2, Linux 6.1.) Plugging in at run time goes through ACPI in both cases.
 
 use crate::{Error, Result};
 
-/// How many devices a VM can have at a time.
+/// The maximum number of devices of a VM at a time.
 pub(crate) const PORTS: usize = 31;
 
 /// The bridge's name as a bus.
 const BRIDGE: &str = "slots";
 
-/// Which ports are free.
+/// Tracks which ports are free.
 #[derive(Debug)]
 pub(crate) struct Ports {
     taken: [bool; PORTS],

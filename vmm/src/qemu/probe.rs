@@ -1,9 +1,10 @@
-//! Whether KVM really works on this host.
+//! Tests whether KVM really works on this host.
 //!
-//! That `/dev/kvm` is there decides nothing: on some hosts (nested virtualisation by a hypervisor that fakes it) it opens, a VM is
-//! made, and yet no kernel boots. Three such ends are known: QEMU aborts on a model-specific register, the VM stops with
-//! "KVM internal error" and QEMU stays paused, or the guest crawls for minutes. So a guest is booted once, with a time limit;
-//! the caller remembers the result.
+//! The presence of `/dev/kvm` is not enough: on some hosts (nested virtualisation by a hypervisor
+//! that fakes it) it opens and a VM is made, but no kernel boots. Three such outcomes are known:
+//! QEMU aborts on a model-specific register, the VM stops with "KVM internal error" and QEMU stays
+//! paused, or the guest crawls for minutes. So a guest is booted once, with a time limit, and the
+//! caller remembers the result.
 
 use std::{
     fs::File,
@@ -19,20 +20,21 @@ use crate::{Accelerator, Result, VmSpec};
 
 /// What the agent prints for a kernel command line with `caisson.probe`, before it powers off.
 const OK: &str = "caisson: probe ok";
-/// A guest boots in a tenth of it where KVM works.
+/// The time limit of the probe. Where KVM works, a guest boots in a tenth of it.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The accelerator to use on this host, and why.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ProbeResult {
     pub accelerator: Accelerator,
-    /// For `caisson check`.
+    /// The reason, for `caisson check`.
     pub reason: String,
 }
 
-/// Boots `spec`'s guest under KVM, without devices and whatever its accelerator. Answers within `limit` and a little.
+/// Boots `spec`'s guest under KVM, without devices and whatever the accelerator in `spec`. Returns
+/// within little more than `limit`.
 ///
-/// Fails only where no VM could be booted either way, e.g. without QEMU or a kernel.
+/// Fails only if no VM can be booted either way, e.g. without QEMU or a kernel.
 pub async fn probe_kvm(config: &QemuConfig, spec: &VmSpec, limit: Duration) -> Result<ProbeResult> {
     let tcg = |reason: String| {
         Ok(ProbeResult {
@@ -63,7 +65,7 @@ pub async fn probe_kvm(config: &QemuConfig, spec: &VmSpec, limit: Duration) -> R
             how = qemu.child.ended() => how,
             Ok(said) = end.wait_for(Option::is_some) => said.clone().unwrap_or_default(),
         };
-        // The guest prints, powers off and QEMU ends, all within a moment.
+        // The guest prints and powers off, and QEMU ends, all within a moment.
         match timeout(Duration::from_millis(100), printed_ok(&qemu)).await {
             Ok(()) => Ok(Ok(())),
             Err(_) => Ok(Err(failure)),

@@ -1,7 +1,8 @@
-//! A client of QEMU's monitor protocol (QMP), with descriptors passed beside commands.
+//! A client of QEMU's monitor protocol (QMP) that can pass descriptors with commands.
 //!
-//! One task owns the connection; [`Qmp`] sends it requests. Every command has [`COMMAND_LIMIT`]. QEMU is not
-//! trusted more than the guest in it: a message has at most [`MAX_MESSAGE`] bytes.
+//! One task owns the connection, and [`Qmp`] sends it requests. Every command has the time limit
+//! [`COMMAND_LIMIT`]. QEMU is trusted no more than the guest in it: a message has at most
+//! [`MAX_MESSAGE`] bytes.
 //!
 //! (The crate `qapi` can't pass descriptors, which `getfd` and `add-fd` are for.)
 
@@ -23,20 +24,23 @@ use tokio::{
 
 use crate::{Error, Result};
 
-/// Enough for a machine that is busy: QEMU answers between two steps of its main loop.
+/// The time limit of a command. It is enough for a busy machine: QEMU answers between two steps of
+/// its main loop.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
-/// The largest message that QEMU sends us is the list of hot-pluggable cpus, some 200 bytes each.
+/// The maximum size of a message. The largest that QEMU sends is the list of hot-pluggable cpus,
+/// some 200 bytes each.
 const MAX_MESSAGE: usize = 1024 * 1024;
-/// The most of a text of QEMU's that becomes part of an error, in characters.
+/// The maximum number of characters of QEMU's text in an error.
 const MAX_TEXT: usize = 200;
 
-/// A connection to QEMU's monitor. Clones share it; the task that owns it ends with the last of them.
+/// A connection to QEMU's monitor. Clones share it, and the task that owns it ends with the last of
+/// them.
 #[derive(Debug, Clone)]
 pub struct Qmp {
     requests: mpsc::Sender<Request>,
 }
 
-/// Something that QEMU reports on its own.
+/// A report that QEMU sends on its own.
 #[derive(Debug, Clone)]
 pub struct Event {
     pub name: String,
@@ -68,7 +72,8 @@ impl std::fmt::Debug for Expected {
 }
 
 impl Qmp {
-    /// Waits for QEMU's greeting and leaves the negotiation mode. Each event goes to `on_event`, which must not block.
+    /// Waits for QEMU's greeting and leaves the negotiation mode. Each event goes to `on_event`,
+    /// which must not block.
     pub async fn connect(
         stream: UnixStream,
         on_event: impl FnMut(&Event) + Send + 'static,
@@ -138,8 +143,8 @@ impl Qmp {
             })?
     }
 
-    /// Watches for the next event that `matches`. Call it before the command that causes the event, and await
-    /// what it returns with a time limit.
+    /// Watches for the next event that `matches`. Call this before the command that causes the
+    /// event, and await the returned receiver with a time limit.
     pub async fn expect(
         &self,
         matches: impl Fn(&Event) -> bool + Send + 'static,
@@ -161,7 +166,7 @@ fn closed() -> Error {
     Error::QmpConnection(io::ErrorKind::ConnectionReset.into())
 }
 
-/// The start of what QEMU said, for an error.
+/// The start of a message of QEMU's, for an error.
 pub fn shortened(message: &Value) -> String {
     message.to_string().chars().take(MAX_TEXT).collect()
 }
@@ -176,7 +181,8 @@ struct Driver {
 }
 
 impl Driver {
-    /// Ends when the connection breaks or the last [`Qmp`] is gone; callers that wait get an error then.
+    /// Ends when the connection breaks or the last [`Qmp`] is dropped. Callers that wait then get
+    /// an error.
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let error = loop {
             tokio::select! {
@@ -195,7 +201,7 @@ impl Driver {
         log::debug!(error = error.to_string().as_str(); "QEMU's monitor is closed");
     }
 
-    /// The next message. Cancel-safe.
+    /// Reads the next message. Cancel-safe.
     async fn message(&mut self) -> Result<Value> {
         loop {
             if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
@@ -288,7 +294,8 @@ impl Driver {
             .map_err(Error::QmpConnection)
     }
 
-    /// Sends the descriptor with as much of `bytes` as goes at once. Returns how much did.
+    /// Sends the descriptor with as many of `bytes` as can be sent at once. Returns how many that
+    /// were.
     async fn send_descriptor(
         stream: &UnixStream,
         bytes: &[u8],
@@ -319,7 +326,8 @@ mod tests {
 
     use super::*;
 
-    /// Plays QEMU: greets, then answers each command with the next of `answers` (`ID` is the command's id).
+    /// Plays QEMU: greets, then answers each command with the next of `answers` (`ID` is the
+    /// command's id).
     fn peer(answers: &'static [&'static str]) -> (UnixStream, tokio::task::JoinHandle<Vec<Value>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let task = tokio::spawn(async move {

@@ -1,8 +1,8 @@
-//! More and less of cpus and memory in a running VM.
+//! Changes the number of cpus and the size of memory of a running VM.
 //!
-//! Cpus are plugged into the machine's own slots for them. Memory is one virtio-mem device that is there from the
-//! boot on where [`VmSpec::max_memory`] asks for it, and of which the guest is given more or less. Its backend is shared like
-//! the rest of the guest's memory: the daemons map it too.
+//! Cpus are plugged into the machine's own slots for them. Memory is one virtio-mem device, of
+//! which the guest is given more or less. It exists from the boot on if [`VmSpec::max_memory`] asks
+//! for it. Its backend is shared like the rest of the guest's memory, since the daemons map it too.
 
 use std::time::Duration;
 
@@ -20,17 +20,19 @@ use crate::{Error, Result, VmSpec};
 pub(crate) const MEMORY: &str = "memory";
 const MEMORY_BACKEND: &str = "pluggable";
 
-/// What the guest can be given in: a huge page, virtio-mem's block size on x86_64.
+/// The unit of the guest's memory: a huge page, virtio-mem's block size on x86_64.
 const MEMORY_BLOCK: u64 = 2 * 1024 * 1024;
-/// How long the guest may take without any progress.
+/// The time limit for a guest that makes no progress.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
-/// How long a guest may take to let go of a cpu: every other one has to stop for it, which emulated ones do one after the other.
+/// The time limit for a guest to let go of a cpu. Every other cpu has to stop for it, and emulated
+/// ones do so one after the other.
 const CPU_LIMIT: Duration = Duration::from_secs(20);
-/// How long a guest may take for a cpu before it is asked again.
+/// The time that a guest has for a cpu before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Makes the backend of what can be plugged in. Returns the device's properties, if there is one to be made.
+/// Makes the backend of the pluggable memory. Returns the device's properties, unless no memory is
+/// pluggable.
 pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>> {
     let size = pluggable_memory(spec);
     if size == 0 {
@@ -53,7 +55,7 @@ pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>
     })))
 }
 
-/// Gives the guest `total` bytes, rounded up to blocks and to what it booted with.
+/// Gives the guest `total` bytes, rounded up to whole blocks, but no less than it booted with.
 pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
     if total > spec.max_memory {
         return Err(Error::Size {
@@ -96,7 +98,8 @@ pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
     }
 }
 
-/// Gives the guest `total` cpus, but no fewer than it booted with. It may have to put new ones online itself.
+/// Gives the guest `total` cpus, but no fewer than it booted with. The guest may have to put new
+/// ones online itself.
 pub async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
     if total > spec.max_cpus.max(spec.cpus) {
         return Err(Error::Size {
@@ -134,12 +137,12 @@ struct CpuSlot {
     driver: String,
     #[serde(rename = "props")]
     properties: Map<String, Value>,
-    /// The cpu that is in it.
+    /// The cpu in the slot.
     #[serde(rename = "qom-path")]
     plugged: Option<String>,
 }
 
-/// The machine's slots for cpus, the one of the boot cpu first.
+/// The machine's slots for cpus, that of the boot cpu first.
 async fn cpu_slots(qmp: &Qmp) -> Result<Vec<CpuSlot>> {
     let slots = qmp.execute("query-hotpluggable-cpus", json!({})).await?;
     let mut slots = Vec::<CpuSlot>::deserialize(&slots)
@@ -149,8 +152,9 @@ async fn cpu_slots(qmp: &Qmp) -> Result<Vec<CpuSlot>> {
     Ok(slots)
 }
 
-/// Asks the guest to let go of a cpu until it has: one that is still busy with another change of its cpus does not answer the first time.
-/// (QEMU 7.2 sends no `DEVICE_DELETED` for it, only for its APIC.)
+/// Asks the guest to let go of a cpu until it does. A guest that is still busy with another change
+/// of its cpus does not respond the first time. (QEMU 7.2 sends no `DEVICE_DELETED` for the cpu,
+/// only for its APIC.)
 async fn unplug_cpu(qmp: &Qmp, index: u32) -> Result<()> {
     let started = Instant::now();
     let mut asked: Option<Instant> = None;

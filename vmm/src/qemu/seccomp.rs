@@ -1,17 +1,20 @@
-//! The system calls of QEMU. Its own filter (`-sandbox`) denies some and allows the rest; this one
-//! is below it, from before QEMU executes.
+//! The system calls that QEMU may make. QEMU's own filter (`-sandbox`) denies some and allows the
+//! rest. This filter is below it, from before QEMU executes.
 
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
 use crate::filter::{allow, Rule};
 
-/// What QEMU called under strace, emulating: boot, each device plugged in and out, cpus and memory
-/// resized, the end. Beside it what it calls by its source with KVM and with vhost (eventfds,
-/// signals to vCPUs, memory that is given back), and what glibc and musl of other versions call in
-/// its place. `execve` is for its own start; QEMU's own filter takes it away. `io_uring` is left
-/// out, in which many holes of kernels were; QEMU polls then.
+/// The allowed system calls.
+///
+/// They are those that QEMU made under strace, emulating: boot, each device plugged in and out,
+/// cpus and memory resized, the end. In addition, there are those that its source makes with KVM
+/// and with vhost (eventfds, signals to vCPUs, memory that is given back), and those that other
+/// versions of glibc and musl make in their place. `execve` is for QEMU's own start; QEMU's own
+/// filter takes it away. `io_uring` is left out, since many kernel vulnerabilities were in it; QEMU
+/// polls instead.
 const ALLOWED: &[libc::c_long] = &[
-    // Files: those of its root, and what it gets by QMP. None is made, see `RULES`.
+    // Files: those of its root, and those that it gets over QMP. It makes none, see `filter`.
     libc::SYS_access,
     libc::SYS_close,
     libc::SYS_copy_file_range,
@@ -65,8 +68,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
-    // Events and connections. It opens none of its own: monitor, console and the daemons' are given
-    // to it.
+    // Events and connections. QEMU opens no connections itself: it is given those of the monitor,
+    // the console and the daemons.
     libc::SYS_accept4,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -129,7 +132,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_gettime,
     libc::SYS_timerfd_settime,
-    // What it and its machine are.
+    // The identity of the process and its machine.
     libc::SYS_get_mempolicy,
     libc::SYS_getegid,
     libc::SYS_geteuid,
@@ -148,16 +151,16 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_uname,
 ];
 
-/// The byte of an ioctl's number that says whose it is (kernel,
+/// The byte of an ioctl's number that says which driver it belongs to (kernel,
 /// userspace-api/ioctl/ioctl-number.rst).
 const KIND: u64 = 0xff00;
 const KVM: u64 = 0xae00;
 const VHOST: u64 = 0xaf00;
 
-/// The rest of the ioctls: any process', and those of taps (linux/if_tun.h) and block devices
-/// (linux/fs.h) that QEMU calls for what it is given.
+/// The other allowed ioctls: those that any process makes, and those of taps (linux/if_tun.h) and
+/// block devices (linux/fs.h) that QEMU makes on what it is given.
 const IOCTLS: [u64; 26] = [
-    0x5401,      // TCGETS, by which glibc knows a terminal
+    0x5401,      // TCGETS, by which glibc recognises a terminal
     0x541b,      // FIONREAD
     0x5421,      // FIONBIO
     0x5450,      // FIONCLEX
@@ -185,15 +188,15 @@ const IOCTLS: [u64; 26] = [
     0x127f,      // BLKZEROOUT
 ];
 
-/// The filter.
+/// Makes the filter.
 pub(super) fn filter() -> Result<BpfProgram, BackendError> {
-    // O_TMPFILE has O_DIRECTORY in it, which is nothing to deny.
+    // O_TMPFILE contains O_DIRECTORY, which need not be denied.
     let new_file = (libc::O_CREAT | libc::O_TMPFILE) & !libc::O_DIRECTORY;
     let no_new_file = SeccompCmpOp::MaskedEq(new_file as u64);
     let mut rules: Vec<Rule> = vec![
         (libc::SYS_open, 1, no_new_file.clone(), 0),
         (libc::SYS_openat, 2, no_new_file, 0),
-        // A vhost-user daemon's way back, made with the device.
+        // A vhost-user daemon's return channel, made with the device.
         (
             libc::SYS_socketpair,
             0,

@@ -28,13 +28,13 @@ use crate::{
 /// Names the cpus beyond those at boot, for [`Vm::detach`].
 const CPUS: &str = "cpus";
 
-/// See the module.
+/// A running VM of QEMU, with everything that is plugged into it.
 pub(super) struct QemuVm {
     qemu: Qemu,
     vsock: Option<Child>,
     dialer: Dialer,
     virtiofsd: PathBuf,
-    /// For each virtiofsd that has none of its own.
+    /// The namespace of each virtiofsd that has none of its own.
     user_namespace: Arc<OwnedFd>,
     spec: VmSpec,
     ports: Ports,
@@ -51,7 +51,7 @@ struct Plugged {
     daemon: Option<Daemon>,
 }
 
-/// The process behind a device. Its end is the VM's, until the device is unplugged.
+/// The process behind a device. If it ends before the device is unplugged, the VM ends too.
 struct Daemon {
     child: Child,
     watch: tokio::task::JoinHandle<()>,
@@ -107,7 +107,7 @@ impl QemuVm {
         Ok(vm)
     }
 
-    /// Lets the machine run.
+    /// Starts the machine.
     pub(super) async fn resume(&self) -> Result<()> {
         self.qemu.qmp.execute("cont", json!({})).await?;
         Ok(())
@@ -167,7 +167,7 @@ impl QemuVm {
         Ok(DeviceId(id.to_owned()))
     }
 
-    /// Refuses what QEMU or the guest would take for something else.
+    /// Refuses names that QEMU or the guest would misinterpret.
     fn check_name(&self, id: &str, name: &str, longest: usize) -> Result<()> {
         let rule = if name.is_empty() || name.len() > longest {
             "its name is empty or too long"
@@ -229,7 +229,8 @@ impl QemuVm {
             "driver": "virtio-blk-pci",
             "drive": id,
             "serial": serial,
-            // The guest sees a full or failing disk, as on any machine; QEMU would pause it.
+            // The guest sees a full or failing disk, as on any machine. By default QEMU would pause
+            // the guest.
             "werror": "report",
             "rerror": "report",
         });
@@ -254,7 +255,8 @@ impl QemuVm {
             "netdev": id,
             "mac": mac,
             "host_mtu": mtu,
-            // Nobody boots from it, and the file is of a package that QEMU's only recommends.
+            // The VM does not boot from it, and QEMU's package only recommends the package with
+            // this file.
             "romfile": "",
         });
         self.plug(&id, backend, properties, None).await
@@ -329,7 +331,7 @@ impl Vm for QemuVm {
         let Some(mut plugged) = self.devices.remove(&id.0) else {
             return Err(Error::UnknownDevice(id.0));
         };
-        // It ends by itself when QEMU closes its connection.
+        // The daemon ends by itself when QEMU closes its connection.
         if let Some(daemon) = &plugged.daemon {
             daemon.watch.abort();
         }

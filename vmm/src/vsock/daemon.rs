@@ -1,4 +1,4 @@
-//! The daemon `vhost-device-vsock`, for hosts without `/dev/vhost-vsock`.
+//! Runs the daemon `vhost-device-vsock`, for hosts without `/dev/vhost-vsock`.
 
 use std::{
     fs::File,
@@ -29,9 +29,9 @@ use crate::{
     Credentials, Error, Result, VmSpec,
 };
 
-/// The guest's address in the daemon, which serves one guest alone.
+/// The guest's address in the daemon, which serves only one guest.
 const GUEST_CID: u32 = 3;
-/// How long the daemon may take to make its sockets.
+/// The time limit for the daemon to make its sockets.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// The name of the daemon's vhost-user socket, in its directory.
 const VHOST_SOCKET: &str = "vhost";
@@ -61,8 +61,8 @@ pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
         Ok(Program {
             role: "vsock".to_owned(),
             path,
-            // Fixed relative names: the daemon's option parser knows commas and equals signs, and a socket's
-            // path has at most 107 bytes.
+            // Fixed relative names, because the daemon's option parser interprets commas and equals
+            // signs, and a socket's path has at most 107 bytes.
             arguments: vec![
                 "--vm".to_owned(),
                 format!("guest-cid={GUEST_CID},socket={VHOST_SOCKET},uds-path={HOST_SOCKET}"),
@@ -90,7 +90,7 @@ pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
     })
 }
 
-/// The socket to which the daemon carries connections to [`READY_PORT`].
+/// Listens on the socket to which the daemon carries connections to [`READY_PORT`].
 fn listen_ready(dir: &File, credentials: Credentials) -> io::Result<UnixListener> {
     let path = format!(
         "/proc/self/fd/{}/{HOST_SOCKET}_{READY_PORT}",
@@ -119,8 +119,8 @@ pub(super) fn open_host_socket(dir: &OwnedFd) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Connects to a socket in the daemon's directory. The daemon owns the directory and may be the guest's by now, so
-/// no symbolic link is followed.
+/// Connects to a socket in the daemon's directory. The daemon owns the directory and may be
+/// controlled by the guest by now, so no symbolic link is followed.
 fn open_socket(dir: &OwnedFd, name: &str) -> io::Result<UnixStream> {
     let path = format!("/proc/self/fd/{}/{name}", dir.as_raw_fd());
     let socket = File::options()

@@ -1,4 +1,4 @@
-//! The host kernel's vsock, `/dev/vhost-vsock`.
+//! Connects through the host kernel's vsock, `/dev/vhost-vsock`.
 
 use std::{
     fs::File,
@@ -11,16 +11,16 @@ use std::{
 
 use super::{READY_PORT, SERVICE_PORT};
 
-/// `_IOW(VHOST_VIRTIO, 0x60, __u64)`, linux/vhost.h.
+/// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: libc::c_ulong = 0x4008_af60;
-/// How many random addresses are tried.
+/// The number of random addresses that are tried.
 const TRIES: u32 = 16;
-/// The ports that connections to the service come from: reserved ones, as rresvport(3) takes them, without the one on which a host
-/// may listen.
+/// The source ports of connections to the service: reserved ports, as rresvport(3) takes them,
+/// without the one on which a host may listen.
 const RESERVED: std::ops::Range<u32> = 512..READY_PORT;
 
-/// Opens the device and takes an address for a guest that no other on this host has. It is free again when the last
-/// copy of the descriptor closes.
+/// Opens the device and takes an address for a guest that no other guest on this host has. The
+/// address is free again when the last copy of the descriptor closes.
 pub(super) fn reserve() -> io::Result<(OwnedFd, u32)> {
     let device = File::options()
         .read(true)
@@ -30,7 +30,7 @@ pub(super) fn reserve() -> io::Result<(OwnedFd, u32)> {
     for _ in 0..TRIES {
         let mut bytes = [0; 4];
         random.read_exact(&mut bytes)?;
-        // 0 to 2 are taken (vsock(7)); the upper half is left alone.
+        // 0 to 2 are taken (vsock(7)). The upper half is not used.
         let cid = (u32::from_ne_bytes(bytes) >> 1).max(3);
         let argument = u64::from(cid);
         // SAFETY: the request reads a u64.
@@ -50,14 +50,16 @@ pub(super) fn reserve() -> io::Result<(OwnedFd, u32)> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// Connects through the kernel, which gives up after two seconds by itself; to the service from a reserved port.
+/// Connects through the kernel, which gives up after two seconds by itself. Connections to the
+/// service come from a reserved port.
 pub(super) fn connect(cid: u32, port: u32) -> io::Result<UnixStream> {
     // SAFETY: socket with numbers only.
     let socket = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor that we just got. All that is done with the stream is the same for every stream socket.
+    // SAFETY: the descriptor that we just got. Everything done with the stream works the same for
+    // every stream socket.
     let stream = unsafe { UnixStream::from_raw_fd(socket) };
     if port == SERVICE_PORT {
         bind_reserved(|source| at(socket, libc::bind, libc::VMADDR_CID_ANY, source))?;
@@ -67,7 +69,8 @@ pub(super) fn connect(cid: u32, port: u32) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Calls `bind` with one reserved port after the other until one is free, from a random one on.
+/// Calls `bind` with one reserved port after the other until one is free, starting from a random
+/// one.
 fn bind_reserved(bind: impl Fn(u32) -> io::Result<()>) -> io::Result<()> {
     let mut bytes = [0; 2];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;

@@ -1,7 +1,8 @@
 //! The control channel to the guest: connections to its vsock ports.
 //!
-//! Where the host has `/dev/vhost-vsock`, the kernel carries them. Elsewhere the daemon `vhost-device-vsock` does, on a unix
-//! socket where a connection starts with `CONNECT <port>\n` and is answered by `OK <port>\n`.
+//! If the host has `/dev/vhost-vsock`, the kernel carries them. Otherwise the daemon
+//! `vhost-device-vsock` does, on a unix socket. There a connection starts with `CONNECT <port>\n`
+//! and is answered by `OK <port>\n`.
 
 mod daemon;
 mod kernel;
@@ -18,32 +19,36 @@ use tokio::{
 
 use crate::{process::Child, Connecting, Error, Result, Secret, VmSpec, BY_DAEMON, BY_KERNEL};
 
-/// Between two tries to connect.
+/// The pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(3);
-/// How long one try may take: while the guest boots, the daemon holds a connection until the guest's driver is up.
+/// The time limit of one try. While the guest boots, the daemon holds a connection until the
+/// guest's driver is up.
 const TRY_LIMIT: Duration = Duration::from_secs(1);
 /// A VM's control channel before QEMU has it.
 #[derive(Debug)]
 pub(crate) struct Vsock {
-    /// None where the kernel does it.
+    /// None if the kernel carries connections.
     pub daemon: Option<(Child, Readiness)>,
     pub device: VsockDevice,
     pub dialer: Dialer,
 }
 
-/// A port of the host to which the guest may connect once it listens on its own: connections to it, which wait for that,
-/// are made at once then.
+/// A port of the host to which the guest may connect once it listens on its own port. Connections
+/// that wait for the guest are then made at once.
 pub const READY_PORT: u32 = 1023;
 
-/// The port of the guest's service. Where the host's kernel carries connections, those to it come from a reserved port, which an
-/// unprivileged process of the host can't have. Those to other ports do not: reserved ports are few, for all VMs of the host.
+/// The port of the guest's service.
+///
+/// If the host's kernel carries connections, those to this port come from a reserved port, which an
+/// unprivileged process of the host can't have. Those to other ports do not, since reserved ports
+/// are few for all VMs of the host.
 pub const SERVICE_PORT: u32 = 1024;
 
-/// When a daemon may be connected to.
+/// Tells when a daemon may be connected to.
 ///
-/// A connection that reaches the daemon after it got the guest's memory and before it got the queues ends the daemon's
-/// worker, and with it the channel (0.3.0: `process_tx` fails with `IterateQueue`). So nobody connects before the
-/// guest has used the device.
+/// A connection that reaches the daemon after it got the guest's memory and before it got the
+/// queues ends the daemon's worker, and with it the channel (0.3.0: `process_tx` fails with
+/// `IterateQueue`). So no connection is made before the guest has used the device.
 #[derive(Debug)]
 pub(crate) struct Readiness {
     listener: UnixListener,
@@ -51,7 +56,7 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// Lets connections be made: when the guest connects to [`READY_PORT`] or, for a guest that does not,
+    /// Allows connections when the guest connects to [`READY_PORT`] or, for a guest that does not,
     /// when `driver_is_up` resolves.
     pub(crate) async fn watch(self, driver_is_up: impl Future<Output = ()>) {
         tokio::select! {
@@ -62,7 +67,7 @@ impl Readiness {
     }
 }
 
-/// What QEMU makes the guest's device of.
+/// The part from which QEMU makes the guest's device.
 #[derive(Debug)]
 pub(crate) enum VsockDevice {
     /// A vhost-user connection.
@@ -71,7 +76,7 @@ pub(crate) enum VsockDevice {
     Kernel(OwnedFd, u32),
 }
 
-/// Who carries connections.
+/// The carrier of connections.
 #[derive(Debug)]
 pub(crate) enum Carrier {
     /// The host's kernel, to the guest that has this address.
@@ -80,7 +85,7 @@ pub(crate) enum Carrier {
 }
 
 impl Carrier {
-    /// The kernel where it does vsock, else a daemon.
+    /// The kernel if it has vsock, else a daemon.
     pub(crate) fn find() -> Carrier {
         match kernel::reserve() {
             Ok((device, cid)) => Carrier::Kernel(device, cid),
@@ -91,7 +96,7 @@ impl Carrier {
         }
     }
 
-    /// As the guest is told it.
+    /// The carrier as the guest is told it.
     pub(crate) fn name(&self) -> u8 {
         match self {
             Carrier::Kernel(..) => BY_KERNEL,
@@ -99,7 +104,7 @@ impl Carrier {
         }
     }
 
-    /// Starts a control channel; a daemon's is in a directory of its own below the VM's.
+    /// Starts a control channel. A daemon's is in a directory of its own below the VM's.
     pub(crate) async fn start(self, daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
         match self {
             Carrier::Kernel(device, cid) => Ok(Vsock {
@@ -128,7 +133,7 @@ impl Dialer {
         Box::pin(async move {
             let end = Instant::now() + within;
             if let Dialer::Daemon(_, ready) = &mut dialer {
-                // An error is the VM's end, which the caller sees.
+                // An error means the VM's end, which the caller sees.
                 let _ = timeout(within, ready.wait_for(|ready| *ready)).await;
             }
             loop {
@@ -159,7 +164,7 @@ impl Dialer {
                 stream
                     .write_all(format!("CONNECT {port}\n").as_bytes())
                     .await?;
-                // Byte by byte: what follows the line is the caller's.
+                // Read byte by byte: what follows the line belongs to the caller.
                 let mut answer = Vec::new();
                 while answer.last() != Some(&b'\n') {
                     if answer.len() == 32 {

@@ -1,11 +1,12 @@
-//! The system calls of the vsock daemon, which has no filter of its own.
+//! The system calls that the vsock daemon, which has no filter of its own, may make.
 
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
 use crate::filter::allow;
 
-/// What the daemon called under strace, booting and carrying streams, and what Rust's runtime and glibc of other
-/// versions call in its place. `execve` is for its own start.
+/// The system calls that the daemon made under strace, booting and carrying streams, and those that
+/// other versions of Rust's runtime and glibc make in their place. `execve` is for the daemon's own
+/// start.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_access,
@@ -72,7 +73,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// The filter.
+/// Makes the filter.
 pub(super) fn filter() -> Result<BpfProgram, BackendError> {
     let no_new_file = SeccompCmpOp::MaskedEq(libc::O_CREAT as u64);
     let rules = [
