@@ -84,13 +84,13 @@ conformance: k8s-ready ## Kubernetes' own end-to-end tests for nodes, with runc 
 	@cargo xtask cluster-tools --conformance
 	@cargo xtask run conformance
 
-bench: ready ## start times, memory and network of containers and pods beside runc's, in one run, of what a release has
-	@cargo xtask dist --shipped
+# What a release has is measured; the variable holds for what these targets need, too.
+bench bench-k8s: dist_flags = --shipped
+
+bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench
 
 bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at once, beside runc's
-	@cargo xtask dist --shipped
-	@cargo xtask node-image --as-is
 	@cargo xtask run bench cluster
 
 soak: ready ## 200 containers one after another, then nothing may be left
@@ -125,12 +125,13 @@ release: ## target/dist with the node image, the Debian package, SBOM, licences 
 	@packaging/setup demo
 	@cargo xtask release
 
-lint: ## format, clippy, shell syntax, licences
+lint: ## format, clippy, shell syntax, length of prose, licences
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package caisson-guest --features hostile -- -D warnings
 	bash -n packaging/setup .ci/run
+	@cargo xtask prose
 	@$(MAKE) --no-print-directory deny
 
 deny: ## licences, bans and sources of the dependencies
@@ -143,12 +144,13 @@ clean: ## everything built; downloads and built tools too
 .PHONY: ready
 ready:
 	@packaging/setup test
-	@cargo xtask dist
+	@cargo xtask dist $(dist_flags)
 	@cargo xtask test-tools
 
 .PHONY: k8s-ready
 k8s-ready:
 	@packaging/setup test
 	@packaging/setup cluster
-	@cargo xtask node-image
+	@cargo xtask dist $(dist_flags)
+	@cargo xtask node-image --as-is
 	@cargo xtask cluster-tools

@@ -1,6 +1,6 @@
 //! Admits only the shim: a connection that does not begin with the machine's secret is closed.
 //!
-//! Where the kernel carries connections, every process of the host can connect to a guest's ports.
+//! If the kernel carries the connections, every process of the host can connect to a guest's ports.
 //! So the connections that have not yet sent the secret are limited in number and time. They never
 //! keep the shim out: the oldest of them is closed first.
 

@@ -23,7 +23,7 @@ pub struct Home {
     pub kind: HomeKind,
     /// How much it holds, in bytes; `None` means the size in the node's configuration.
     pub size: Option<u64>,
-    /// Where it is in the container; `None` means the home of the container's user.
+    /// Its place in the container; `None` means the home of the container's user.
     pub path: Option<PathBuf>,
 }
 

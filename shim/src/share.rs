@@ -185,14 +185,15 @@ impl Share {
             }
         }
         users.retain(|_, of_volume| !of_volume.is_empty());
-        for name in unused {
-            let volumes = match self.shared.folder(VOLUMES) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                volumes => {
-                    volumes.map_err(Error::file("open", self.pod.join(SHARED).join(VOLUMES)))?
+        match self.shared.folder(VOLUMES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            volumes => {
+                let failed = Error::file("open", self.pod.join(SHARED).join(VOLUMES));
+                let volumes = volumes.map_err(failed)?;
+                for name in unused {
+                    self.remove_from(&volumes, &name)?;
                 }
-            };
-            self.remove_from(&volumes, &name)?;
+            }
         }
         drop(users);
         self.remove_from(&self.shared, container)

@@ -125,10 +125,10 @@ impl HostEnds {
         ] {
             if let (Some(connection), Some(sink)) = (connection, sink) {
                 let open = pumps.output_open.subscribe();
-                let waits_for_reader = Arc::new(AtomicBool::new(false));
+                let is_full = Arc::new(AtomicBool::new(false));
                 let sink = Watched {
                     sink,
-                    is_full: waits_for_reader.clone(),
+                    is_full: is_full.clone(),
                 };
                 let pump = pump_output(name.to_owned(), stream, connection, sink);
                 pumps.output.push(Output {
@@ -136,7 +136,7 @@ impl HostEnds {
                         pump.await;
                         drop(open);
                     }),
-                    waits_for_reader,
+                    is_full,
                     waited_for_guest: Duration::ZERO,
                 });
             }
@@ -161,7 +161,7 @@ pub struct Pumps {
 struct Output {
     task: JoinHandle<()>,
     /// Whether the output's reader is slower than the guest at the moment.
-    waits_for_reader: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
     /// How long the copy has waited for the guest, not for the reader, since the process ended.
     waited_for_guest: Duration,
 }
@@ -191,7 +191,7 @@ impl Pumps {
     /// whether any output is still open.
     pub fn count(&mut self, time: Duration, most: Duration) -> bool {
         for output in &mut self.output {
-            if !output.waits_for_reader.load(Ordering::Relaxed) {
+            if !output.is_full.load(Ordering::Relaxed) {
                 output.waited_for_guest += time;
             }
             if output.waited_for_guest > most && !output.task.is_finished() {

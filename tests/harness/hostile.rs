@@ -150,10 +150,12 @@ impl Peak {
 /// Returns the peak memory of a shim. Fails for a process that was a shim's child when it was found
 /// and has become QEMU since.
 fn peak_of_shim(pid: u32) -> Result<u64> {
+    let peak = proc::peak_rss(pid)?;
+    // The name is read last: a process that is still a shim was one before.
     let status = proc::status(pid)?;
     let is_shim = status.get("Name").is_some_and(|name| name == SHIM_NAME);
     ensure!(is_shim, "{pid} is no shim");
-    proc::kib(status.get("VmHWM").context("VmHWM")?)
+    Ok(peak)
 }
 
 fn shims_of(tag: &str) -> Vec<u32> {

@@ -133,7 +133,7 @@ impl Node {
         symlink(version.bin().join("containerd"), dir.join(&tag))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
         // What a probe VM found out about KVM, which takes seconds, also holds for the next node.
-        let _ = fs::copy(remembered_accelerator(), dir.join("store/accelerator.json"));
+        let _ = fs::copy(paths::accelerator(), dir.join("store/accelerator.json"));
         let node = Self {
             tag,
             dir,
@@ -416,7 +416,7 @@ impl Node {
         let _ = self.stop_containerd(false);
         let _ = fs::copy(
             self.dir.join("store/accelerator.json"),
-            remembered_accelerator(),
+            paths::accelerator(),
         );
         if let Err(error) = sweep::remove(&self.tag, &self.dir) {
             let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.dir.display());
@@ -466,10 +466,6 @@ extern "C" fn end_shared() {
     if let Some(node) = node {
         let _ = std::panic::catch_unwind(|| node.end());
     }
-}
-
-fn remembered_accelerator() -> PathBuf {
-    paths::target().join("tests-accelerator.json")
 }
 
 /// Returns the `caisson` command for this node.

@@ -65,6 +65,11 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
+/// Returns the file that keeps what a probe VM found out about KVM: a new probe takes seconds.
+pub fn accelerator() -> PathBuf {
+    target().join("accelerator.json")
+}
+
 /// Returns the folder of the shipped files, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.
 pub fn dist() -> PathBuf {
     target().join("dist")

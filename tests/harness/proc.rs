@@ -146,7 +146,7 @@ pub fn kill(pid: u32, signal: i32) {
 }
 
 /// Parses a number of KiB as files in /proc have it (`1234 kB`). Returns bytes.
-pub fn kib(text: &str) -> Result<u64> {
+fn kib(text: &str) -> Result<u64> {
     let number = text.split_whitespace().next().context("a number of kB")?;
     Ok(number.parse::<u64>().with_context(|| text.to_owned())? * 1024)
 }

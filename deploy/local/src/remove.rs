@@ -14,10 +14,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{components::MARK, layout::Layout, network, process, sysctl};
 
-/// Where libcni stores what a plugin answered; containerd's configuration can't change the place.
+/// The folder in which libcni stores the answers of plugins; containerd's configuration can't
+/// change it.
 const CNI_RESULTS: &str = "/var/lib/cni/results";
-/// Where the kubelet links the logs of containers and serves device plugins; its configuration
-/// can't change the places.
+/// The folders in which the kubelet links the logs of containers and serves device plugins; its
+/// configuration can't change them.
 const KUBELETS: [&str; 4] = [
     "/var/lib/kubelet/device-plugins",
     "/var/lib/kubelet",

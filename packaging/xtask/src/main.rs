@@ -44,7 +44,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   image --hostile             an initramfs for tests whose agent lies to the host: target/cache/hostile
   helpers                     virtiofsd and vhost-device-vsock
-  dist [--shipped]            the shim and caisson, image and helpers; --shipped: as small as a release has them
+  dist [--locked|--shipped]   the shim and caisson, image and helpers; --shipped: as small as in a release
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
   deb                         dist --shipped, and a Debian package of it
   release                     dist --shipped, node image, Debian package, SBOM, licences and SHA256SUMS of them all
@@ -87,6 +87,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
         ["image", "--hostile"] => image::build_hostile(&dirs),
         ["dist"] => dist::build(&dirs, image::Pins::Prefer, Profile::Release),
+        ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require, Profile::Release),
         ["dist", "--shipped"] => dist::build(&dirs, image::Pins::Prefer, Profile::Shipped),
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),

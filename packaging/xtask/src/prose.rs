@@ -1,7 +1,7 @@
-//! `cargo xtask prose`: no line of prose is longer than a reader's window.
+//! `cargo xtask prose`: checks that no line of prose is too long for a reader's window.
 //!
-//! Prose is what a comment or a page of documentation says. Code has rustfmt for that, and a row of a
-//! table cannot be split.
+//! Prose is the text of comments and of pages of documentation. Code has rustfmt, and the rows of a
+//! table can't be split.
 
 use std::process::Command;
 
@@ -11,14 +11,14 @@ use crate::{dirs::Dirs, files, step};
 
 /// The longest line, in characters.
 const MAX: usize = 100;
-/// What nobody of us wrote: a page that `make conformance` writes, and inputs of tests.
+/// Files that are not written by hand: a page that `make conformance` writes, and inputs of tests.
 const OTHERS: [&str; 3] = [
     "docs/conformance.md",
     "deploy/node/tests/configs/",
     "tests/fuzz/corpus/",
 ];
 
-/// Looks through everything that git knows.
+/// Checks every file that git tracks.
 pub fn check(dirs: &Dirs) -> Result<()> {
     let mut git = Command::new("git");
     git.arg("-C").arg(&dirs.root).args(["ls-files", "-z", "--"]);
@@ -40,7 +40,7 @@ pub fn check(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
-/// Numbers and lengths of the lines that are too long.
+/// Returns the numbers and lengths of the lines that are too long.
 fn long_lines<'t>(name: &'t str, text: &'t str) -> impl Iterator<Item = (usize, usize)> + 't {
     let mut is_code = false;
     let lines = text.lines().enumerate();

@@ -43,7 +43,7 @@ pub enum Hook {
     Egress,
 }
 
-/// Where a packet goes on.
+/// The next hop of a redirected packet.
 #[derive(Debug, Clone, Copy)]
 pub enum Onward {
     /// Leaves by this interface.

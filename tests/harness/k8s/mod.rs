@@ -86,9 +86,7 @@ impl TestCluster {
         let programs = Programs::find(&paths::target())?;
         let supervisor = paths::program("k8s-cluster")?;
         let cluster = caisson_local::up(&layout, &programs, &supervisor, &mut |_| {})?;
-        // Copies what a probe VM found out about KVM, since a new probe takes seconds.
-        let remembered = paths::target().join("tests-accelerator.json");
-        let _ = fs::copy(remembered, layout.path("store/accelerator.json"));
+        let _ = fs::copy(paths::accelerator(), layout.path("store/accelerator.json"));
         Ok(Self {
             cluster,
             ours: named.is_none(),
@@ -209,10 +207,7 @@ extern "C" fn remove_shared() {
     }
     let _ = std::panic::catch_unwind(|| {
         let layout = cluster.cluster.layout();
-        let _ = fs::copy(
-            layout.path("store/accelerator.json"),
-            paths::target().join("tests-accelerator.json"),
-        );
+        let _ = fs::copy(layout.path("store/accelerator.json"), paths::accelerator());
         if let Err(error) = caisson_local::down(layout) {
             eprintln!("{}: {error:#}", layout.dir().display());
         }

@@ -30,8 +30,7 @@ const TAIL: usize = 15;
 pub struct Node {
     dir: PathBuf,
     dist: PathBuf,
-    /// Where the result of the KVM probe is kept. It also holds for the next demo, and probing
-    /// takes seconds.
+    /// The result of the KVM probe, which the tests keep there too: probing takes seconds.
     remembered: PathBuf,
     containerd: Mutex<Option<Child>>,
     folder: Mutex<Option<TempDir>>,
@@ -51,7 +50,7 @@ impl Node {
         let node = Self {
             dir: folder.path().to_owned(),
             dist: dirs.dist.clone(),
-            remembered: dirs.target.join("demo-accelerator.json"),
+            remembered: dirs.target.join("accelerator.json"),
             containerd: Mutex::default(),
             folder: Mutex::new(Some(folder)),
         };
