@@ -8,7 +8,6 @@ use caisson_oci::{NodeConfig, Role};
 use containerd_shim::{
     api::DeleteResponse,
     asynchronous::{spawn, ExitSignal},
-    logger,
     protos::{
         protobuf::{self, Message},
         shim_async::create_task,
@@ -24,7 +23,7 @@ use crate::{
     container::read_spec,
     error::{Error, Result},
     events::Events,
-    features,
+    features, logger,
     pod::Pod,
     sandbox::SandboxService,
     state,
@@ -168,8 +167,7 @@ async fn serve(flags: Flags) -> Result<()> {
     // it.
     let config = config::load().map_err(|error| error.chain());
     let level = config.as_ref().map_or("info", |config| &config.log.level);
-    logger::init(flags.debug, level, &flags.namespace, &flags.id)
-        .map_err(|error| Error::Spawn(Box::new(error)))?;
+    logger::init(flags.debug, level, &flags.namespace, &flags.id)?;
     ignore_signals()?;
 
     let exit = Arc::new(ExitSignal::default());

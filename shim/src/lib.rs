@@ -29,6 +29,7 @@ mod launch;
 mod layers;
 mod limits;
 mod log_uri;
+mod logger;
 mod machine;
 pub mod network;
 mod oom_score;

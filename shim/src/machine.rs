@@ -369,48 +369,32 @@ impl Machine {
         let mut size = self.size.lock().await;
         let current = *size;
         let wanted = wanted(current);
-        if wanted.cpus != current.cpus {
-            let device = Device::Cpus(wanted.cpus);
-            self.replug(
-                "cpus",
-                device,
-                GuestDevice::Cpus(wanted.cpus),
-                wanted.cpus > current.cpus,
-            )
-            .await?;
-        }
-        if wanted.memory_mib != current.memory_mib {
-            let bytes = wanted.memory_mib << 20;
-            let grows = wanted.memory_mib > current.memory_mib;
-            self.replug(
-                "memory",
-                Device::Memory(bytes),
-                GuestDevice::MemoryBytes(bytes),
-                grows,
-            )
-            .await?;
-        }
-        *size = wanted;
-        Ok(())
-    }
-
-    /// Changes both halves concurrently, since the VM waits for the guest's driver, which the agent
-    /// loads. A failure is an error only when growing.
-    async fn replug(
-        &self,
-        what: &str,
-        device: Device,
-        half: GuestDevice,
-        grows: bool,
-    ) -> Result<()> {
-        if !grows {
-            if let Err(error) = self.vm.attach(device).await {
-                log::info!("the VM keeps its {what}: {}", error.chain());
-            }
+        if wanted == current {
             return Ok(());
         }
         let agent = self.agent().await?;
-        tokio::try_join!(self.vm.attach(device), agent.attach(half)).map(drop)
+        // Each half of a growth waits for the other: the VM for the guest's driver, which the agent
+        // loads.
+        let cpus = GuestDevice::Cpus(wanted.cpus);
+        if wanted.cpus > current.cpus {
+            let vm = self.vm.attach(Device::Cpus(wanted.cpus));
+            tokio::try_join!(vm, agent.attach(cpus))?;
+        } else if wanted.cpus < current.cpus {
+            // A VM keeps its cpus; the guest takes them offline.
+            kept("cpus", agent.attach(cpus).await);
+        }
+        let bytes = wanted.memory_mib << 20;
+        if wanted.memory_mib > current.memory_mib {
+            let vm = self.vm.attach(Device::Memory(bytes));
+            tokio::try_join!(vm, agent.attach(GuestDevice::MemoryBytes(bytes)))?;
+        } else if wanted.memory_mib < current.memory_mib {
+            kept(
+                "memory",
+                self.vm.attach(Device::Memory(bytes)).await.map(drop),
+            );
+        }
+        *size = wanted;
+        Ok(())
     }
 
     /// Stops the VM at once because its guest has broken off. How the processes in it ended is
@@ -499,6 +483,13 @@ fn place(device: &Device) -> Option<(String, PathBuf)> {
         | Device::FreePageReporting
         | Device::Cpus(_)
         | Device::Memory(_) => None,
+    }
+}
+
+/// Logs why the guest has not given back what it no longer has to have.
+fn kept(what: &str, given_back: Result<()>) {
+    if let Err(error) = given_back {
+        log::info!("the VM keeps its {what}: {}", error.chain());
     }
 }
 

@@ -120,6 +120,22 @@ fn updated_cpu_limit_is_in_force(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn guest_uses_no_more_cpus_than_an_updated_limit_needs() -> Result<()> {
+    // Not the pod that others share, whose containers need cpus too.
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
+    let container = pod.container("busybox").milli_cpus(2000);
+    let container = container.args(["sleep", "1000"]).start()?;
+    assert_eq!(container.sh("nproc")?, "2");
+    container.update(LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 100_000,
+        ..Default::default()
+    })?;
+    assert_eq!(container.sh("nproc")?, "1");
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

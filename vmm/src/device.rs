@@ -44,7 +44,8 @@ pub enum Device {
     /// A balloon that is never inflated. Through it the guest reports its free pages, and the VMM
     /// gives them back to the host (virtio spec 5.5.6.7, VIRTIO_BALLOON_F_PAGE_REPORTING).
     FreePageReporting,
-    /// More (or fewer) cpus: the total number for the VM.
+    /// More cpus: the least number that the VM is to have. It keeps those that it has; the guest
+    /// takes offline what it is not to use.
     Cpus(u32),
     /// More (or less) memory: the total for the VM, in bytes. Rounded up to what the VMM can plug.
     Memory(u64),

@@ -1,4 +1,4 @@
-//! Changes the number of cpus and the size of memory of a running VM.
+//! Adds cpus to a running VM and changes the size of its memory.
 //!
 //! Cpus are plugged into the machine's own slots for them. Memory is one virtio-mem device, of
 //! which the guest is given more or less. It exists from the boot on if [`VmSpec::max_memory`] asks
@@ -24,11 +24,6 @@ const MEMORY_BACKEND: &str = "pluggable";
 const MEMORY_BLOCK: u64 = 2 * 1024 * 1024;
 /// The time limit for a guest that makes no progress.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
-/// The time limit for a guest to let go of a cpu. Every other cpu has to stop for it, and emulated
-/// ones do so one after the other.
-const CPU_LIMIT: Duration = Duration::from_secs(20);
-/// The time that a guest has for a cpu before it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Makes the backend of the pluggable memory. Returns the device's properties, unless no memory is
@@ -98,9 +93,10 @@ pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
     }
 }
 
-/// Gives the guest `total` cpus, but no fewer than it booted with. The guest may have to put new
-/// ones online itself.
-pub async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
+/// Gives the guest at least `total` cpus. It keeps those that it has: to take one away, the guest
+/// would have to eject it, which a guest need not do and an emulated one often can't. The agent
+/// brings as many online as the pod is to have, and the pod's cgroup limits their time.
+pub async fn add_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
     if total > spec.max_cpus.max(spec.cpus) {
         return Err(Error::Size {
             wanted: total.into(),
@@ -112,22 +108,14 @@ pub async fn resize_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
         return Ok(());
     }
     for (index, slot) in (0..).zip(cpu_slots(qmp).await?) {
-        let id = cpu_id(index);
-        let plugged = slot.plugged.is_some();
-        if index < total && !plugged {
+        if index < total && slot.plugged.is_none() {
             let mut cpu = slot.properties;
             cpu.insert("driver".to_owned(), slot.driver.into());
-            cpu.insert("id".to_owned(), id.into());
+            cpu.insert("id".to_owned(), format!("cpu-{index}").into());
             qmp.execute("device_add", cpu.into()).await?;
-        } else if index >= total.max(spec.cpus) && plugged {
-            unplug_cpu(qmp, index).await?;
         }
     }
     Ok(())
-}
-
-fn cpu_id(index: u32) -> String {
-    format!("cpu-{index}")
 }
 
 /// A slot for a cpu (QEMU, qapi/machine.json, `HotpluggableCPU`).
@@ -150,34 +138,6 @@ async fn cpu_slots(qmp: &Qmp) -> Result<Vec<CpuSlot>> {
     // QEMU lists the last one first.
     slots.reverse();
     Ok(slots)
-}
-
-/// Asks the guest to let go of a cpu until it does. A guest that is still busy with another change
-/// of its cpus does not respond the first time. (QEMU 7.2 sends no `DEVICE_DELETED` for the cpu,
-/// only for its APIC.)
-async fn unplug_cpu(qmp: &Qmp, index: u32) -> Result<()> {
-    let started = Instant::now();
-    let mut asked: Option<Instant> = None;
-    loop {
-        if asked.is_none_or(|asked| asked.elapsed() > ASK_AGAIN) {
-            qmp.execute("device_del", json!({ "id": cpu_id(index) }))
-                .await?;
-            asked = Some(Instant::now());
-        }
-        let slots = cpu_slots(qmp).await?;
-        let slot = slots.get(index as usize);
-        if slot.is_none_or(|slot| slot.plugged.is_none()) {
-            return Ok(());
-        }
-        if started.elapsed() > CPU_LIMIT {
-            return Err(Error::Size {
-                wanted: index.into(),
-                unit: "cpus",
-                rule: format!("the guest keeps {}", cpu_id(index)),
-            });
-        }
-        sleep(POLL).await;
-    }
 }
 
 #[cfg(test)]

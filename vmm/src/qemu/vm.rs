@@ -309,7 +309,7 @@ impl Vm for QemuVm {
                     .await?
             }
             Device::Cpus(total) => {
-                resize::resize_cpus(&self.qemu.qmp, &self.spec, total).await?;
+                resize::add_cpus(&self.qemu.qmp, &self.spec, total).await?;
                 DeviceId(CPUS.to_owned())
             }
             Device::Memory(total) => {
@@ -323,10 +323,8 @@ impl Vm for QemuVm {
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
         self.ensure_running()?;
-        match id.0.as_str() {
-            CPUS => return resize::resize_cpus(&self.qemu.qmp, &self.spec, 0).await,
-            resize::MEMORY => return resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await,
-            _ => {}
+        if id.0 == resize::MEMORY {
+            return resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await;
         }
         let Some(mut plugged) = self.devices.remove(&id.0) else {
             return Err(Error::UnknownDevice(id.0));
