@@ -27,7 +27,7 @@ pub mod homes;
 mod id_map;
 mod launch;
 mod layers;
-mod limits;
+pub mod limits;
 mod log_uri;
 mod logger;
 mod machine;

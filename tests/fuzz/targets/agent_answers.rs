@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use caisson_fuzz::{memory, told};
+use caisson_oci::config::Vm;
 use caisson_protocol::agent::{
     Event, IoStat, ListProcessesResponse, ProcessResponse, StatsResponse, WaitResponse,
 };
 use caisson_shim::{
     agent::{Agent, ProcessId},
+    limits::Patience,
     stats,
 };
+use caisson_vmm::Accelerator;
 use libfuzzer_sys::fuzz_target;
 use protobuf::{Message, UnknownValue};
 use tokio::{
@@ -185,7 +188,8 @@ fuzz_target!(|talk: Talk| {
 
 async fn check(call: Call, theirs: &[u8]) {
     let (ours, far) = UnixStream::pair().expect("a pair of sockets");
-    let agent = Agent::new(ours);
+    let patience = Patience::new(&Vm::default(), Accelerator::Tcg);
+    let agent = Agent::new(ours, patience);
     let (mut from_us, mut to_us) = far.into_split();
     let peer = async {
         // The request has to come first, since an answer before it would belong to no request.
