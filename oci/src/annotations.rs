@@ -16,7 +16,7 @@
 //!
 //! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, str::FromStr};
 
 use crate::{
     error::shorten,
@@ -110,6 +110,15 @@ impl SkillRef {
             name: name.to_owned(),
             version: version.to_owned(),
         })
+    }
+}
+
+impl FromStr for SkillRef {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Self::parse(text)
+            .ok_or("is not of the form sha256:<64 lower-case hex digits> or NAME@VERSION")
     }
 }
 

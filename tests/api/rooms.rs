@@ -22,6 +22,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
         &["caisson-oci", "caisson-protocol", "caisson-vmm"],
     ),
     ("caisson", &["caisson-shim", "caisson-oci", "caisson-vmm"]),
+    ("caisson-remote", &["caisson-shim", "caisson-oci"]),
     ("caisson-local", &[]),
     (
         "caisson-tests",

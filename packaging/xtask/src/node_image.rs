@@ -62,13 +62,15 @@ fn write_layer(dirs: &Dirs, to: &Path) -> Result<()> {
     for folder in FOLDERS {
         layer.folder(folder)?;
     }
-    for library in libraries(&dirs.dist.join("bin/caisson"))? {
+    for library in libraries(&dirs.dist.join("bin/caisson-remote"))? {
         layer.entry(&library)?;
     }
     for entry in payload::entries(dirs)? {
         layer.entry(&entry)?;
     }
-    for (package, text) in papers::copyrights_of(&libraries(&dirs.dist.join("bin/caisson"))?)? {
+    for (package, text) in
+        papers::copyrights_of(&libraries(&dirs.dist.join("bin/caisson-remote"))?)?
+    {
         layer.file(
             &format!("usr/share/doc/{package}/copyright"),
             0o644,

@@ -15,9 +15,10 @@ use super::files;
 use crate::shim::PROGRAM;
 
 /// The files without which a release is not complete.
-const REQUIRED: [&str; 6] = [
+const REQUIRED: [&str; 7] = [
     "bin/containerd-shim-caisson-v2",
     "bin/caisson",
+    "bin/caisson-remote",
     "libexec/virtiofsd",
     "libexec/vhost-device-vsock",
     "guest/vmlinux",

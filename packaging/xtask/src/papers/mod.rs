@@ -19,7 +19,7 @@ const LICENCES: &str = "licences.txt";
 const SBOM: &str = "sbom.cdx.json";
 
 /// The workspace's crates that become binaries.
-const ROOTS: [&str; 3] = ["caisson", "caisson-guest", "caisson-shim"];
+const ROOTS: [&str; 4] = ["caisson", "caisson-guest", "caisson-remote", "caisson-shim"];
 /// The packages of the building machine that the agent is statically linked with.
 const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
 
@@ -33,7 +33,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     crates.sort();
     crates.dedup();
 
-    let libraries = node_image::libraries(&dirs.dist.join("bin/caisson"))?;
+    let libraries = node_image::libraries(&dirs.dist.join("bin/caisson-remote"))?;
     let mut packages = debian::owners(&libraries)?;
     for name in STATIC {
         packages.push(debian::installed(name)?);

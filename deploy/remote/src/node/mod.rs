@@ -40,7 +40,6 @@ use self::{
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
-use crate::block_on;
 
 /// Exists while the node is ready. It is in a folder of the container's own, in memory.
 const READY: &str = "/run/caisson/ready";
@@ -100,9 +99,9 @@ pub struct Arguments {
 }
 
 /// Runs `command`.
-pub fn run(command: &Command) -> Result<()> {
+pub async fn run(command: &Command) -> Result<()> {
     match command {
-        Command::Serve(arguments) => block_on(serve(arguments)),
+        Command::Serve(arguments) => serve(arguments).await,
         Command::Ready => {
             ensure!(
                 Path::new(READY).exists(),
@@ -110,8 +109,8 @@ pub fn run(command: &Command) -> Result<()> {
             );
             Ok(())
         }
-        Command::Drain(arguments) => block_on(drain::run(arguments)),
-        Command::CompareKernels => block_on(kernels::compare()),
+        Command::Drain(arguments) => drain::run(arguments).await,
+        Command::CompareKernels => kernels::compare().await,
     }
 }
 

@@ -28,11 +28,12 @@ pub fn seen_from_the_node(path: impl AsRef<Path>) -> PathBuf {
     }
 }
 
-/// Runs this program on the node with other arguments.
+/// Runs the `caisson` beside this program on the node.
 pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
-    let program = Path::new("/proc/self/exe");
+    let this = std::env::current_exe().context("find this program")?;
+    let program = seen_from_the_node(this.with_file_name("caisson"));
     let show = |line: &str| println!("{line}");
-    run(process, program, arguments, show).await.map(drop)
+    run(process, &program, arguments, show).await.map(drop)
 }
 
 /// Runs a program on the node and returns what it prints.
