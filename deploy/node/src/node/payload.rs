@@ -198,8 +198,8 @@ fn discard(dir: &Path) -> Result<()> {
 /// programs, and their contents.
 fn digest(dir: &Path) -> Result<(Vec<PathBuf>, String)> {
     let mut found = Vec::new();
-    for room in ["bin", "libexec", "guest"] {
-        let mut next = vec![PathBuf::from(room)];
+    for folder in ["bin", "libexec", "guest"] {
+        let mut next = vec![PathBuf::from(folder)];
         while let Some(relative) = next.pop() {
             let path = dir.join(&relative);
             let entries =

@@ -39,14 +39,14 @@ const MAY_SEE: &[(&str, &[&str])] = &[
 ];
 
 #[test]
-fn rooms_see_only_what_is_below_them() -> Result<()> {
+fn crates_see_only_what_is_below_them() -> Result<()> {
     let allowed: BTreeMap<_, _> = MAY_SEE.iter().copied().collect();
-    for (room, sees) in rooms()? {
+    for (name, sees) in crates()? {
         let may = allowed
-            .get(room.as_str())
-            .with_context(|| format!("{room} has no place here"))?;
+            .get(name.as_str())
+            .with_context(|| format!("{name} has no place here"))?;
         for seen in sees {
-            assert!(may.contains(&seen.as_str()), "{room} must not see {seen}");
+            assert!(may.contains(&seen.as_str()), "{name} must not see {seen}");
         }
     }
     Ok(())
@@ -54,7 +54,7 @@ fn rooms_see_only_what_is_below_them() -> Result<()> {
 
 /// Returns the workspace's packages and the other workspace packages that each depends on,
 /// including build and test dependencies.
-fn rooms() -> Result<BTreeMap<String, BTreeSet<String>>> {
+fn crates() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .current_dir(caisson_tests::paths::workspace())
