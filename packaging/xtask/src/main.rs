@@ -21,6 +21,7 @@ mod fuzz;
 mod helpers;
 mod image;
 mod inputs;
+mod libraries;
 mod node_image;
 mod oci_image;
 mod papers;
