@@ -52,6 +52,11 @@ impl FromStr for DaemonSetName {
     }
 }
 
+/// Returns the name of the node that this pod is on.
+pub fn node_name() -> Result<String> {
+    std::env::var("NODE_NAME").context("NODE_NAME is not set: which node is this?")
+}
+
 /// Connects to the API server as the pod's service account, or as KUBECONFIG says.
 pub async fn connect() -> Result<Client> {
     Client::try_default()

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{bail, Context, Result};
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 
-use super::{api::NodeApi, node_name};
+use super::api::{node_name, NodeApi};
 
 /// Fails where the pod runs on its node's kernel. Two machines may have the same release, so the
 /// boot's id decides.

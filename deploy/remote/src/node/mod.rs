@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use self::{
-    api::{DaemonSetName, NodeApi},
+    api::{node_name, DaemonSetName, NodeApi},
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
@@ -112,11 +112,6 @@ pub async fn run(command: &Command) -> Result<()> {
         Command::Drain(arguments) => drain::run(arguments).await,
         Command::CompareKernels => kernels::compare().await,
     }
-}
-
-/// Returns the name of the node that this pod is on.
-fn node_name() -> Result<String> {
-    std::env::var("NODE_NAME").context("NODE_NAME is not set: which node is this?")
 }
 
 /// Serves until SIGTERM, but does not end in the middle of an installation.

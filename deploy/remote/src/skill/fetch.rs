@@ -184,7 +184,7 @@ mod tests {
     use caisson_oci::config::SkillSource;
     use futures::stream;
 
-    use super::{source::Body, *};
+    use super::{source::contract::Body, *};
 
     const CONTENT: &[u8] = b"hsqs and a hundred more bytes";
 

@@ -1,38 +1,14 @@
 //! Accesses the sources of skills that the node does not have: directories, S3-compatible stores,
 //! OCI registries.
 
+pub mod contract;
 mod objects;
 mod registry;
 
-use std::{path::Path, time::Duration};
-
 use anyhow::{Context, Result};
-use async_trait::async_trait;
-use caisson_oci::{annotations::SkillRef, config::SkillSource};
-use caisson_shim::skills::Skill;
-use futures::stream::BoxStream;
+use caisson_oci::config::SkillSource;
 
-/// How long a server may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long a server may send nothing.
-const SILENCE: Duration = Duration::from_secs(20);
-
-/// The bytes of a skill, as they arrive.
-pub type Body = BoxStream<'static, Result<Vec<u8>>>;
-
-/// A source of skills.
-#[async_trait]
-pub trait Source: Send + Sync {
-    /// Returns the manifest of a skill, or `None` where there is no such skill.
-    async fn find(&self, wanted: &SkillRef) -> Result<Option<Skill>>;
-
-    /// Returns the bytes of a skill from `offset` on.
-    async fn read(&self, skill: &Skill, offset: u64) -> Result<Body>;
-
-    /// Stores a skill, whose file is `file`, also under its version where it has one. An earlier
-    /// digest of that version is replaced.
-    async fn put(&self, skill: &Skill, file: &Path) -> Result<()>;
-}
+pub use contract::Source;
 
 /// Opens a source of the configuration.
 pub fn open(name: &str, source: &SkillSource) -> Result<Box<dyn Source>> {

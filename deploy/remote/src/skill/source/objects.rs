@@ -21,7 +21,7 @@ use object_store::{
     BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig,
 };
 
-use super::{Body, Source, CONNECT, SILENCE};
+use super::contract::{Body, Source, CONNECT, SILENCE};
 
 /// The largest manifest or version that is read, in bytes.
 const MAX_SMALL: u64 = 64 << 10;

@@ -24,7 +24,7 @@ use oci_client::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Body, Source, CONNECT, SILENCE};
+use super::contract::{Body, Source, CONNECT, SILENCE};
 
 const ARTIFACT_TYPE: &str = "application/vnd.caisson.skill.v1";
 const CONFIG_TYPE: &str = "application/vnd.caisson.skill.manifest.v1+json";
