@@ -432,10 +432,7 @@ fn frames(mac: &str) -> Vec<String> {
     let (own4, gateway4, other4) = ("0a090002", "0a090001", "0a090063");
     let v6 = |last: &str| format!("fd09{}{last}", "0".repeat(26));
     let (own6, gateway6, other6) = (v6("02"), v6("01"), v6("63"));
-    let word = |word: &str| {
-        let text = format!("mark:{word}.");
-        text.bytes().map(|b| format!("{b:02x}")).collect::<String>()
-    };
+    let word = |word: &str| hex::encode(format!("mark:{word}."));
     let frame = |source: &str, rest: String| format!("ffffffffffff{source}{rest}");
     let ipv4 = |from: &str, name: &str| {
         format!(

@@ -74,7 +74,7 @@ fn process_in_another_pod_is_closed_before_any_call() -> Result<()> {
     let container = container.args(["sleep", "1000"]).start()?;
     for cid in ["1", "2", "3"] {
         for port in PORTS {
-            let bytes: String = ping().iter().map(|byte| format!("{byte:02x}")).collect();
+            let bytes = hex::encode(ping());
             let output = container.exec(["probe", "ask-vsock", cid, &port.to_string(), &bytes])?;
             let text = output.text();
             ensure!(

@@ -205,7 +205,7 @@ fn write_archive(
 
 /// Returns `sha256:` and the digest of these bytes.
 pub fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(bytes))
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 fn header(kind: EntryType, owner: Owner, size: u64) -> Header {
@@ -250,7 +250,8 @@ impl<W: Write> Hashing<W> {
 
     fn finish(mut self) -> Result<(String, u64)> {
         self.to.flush()?;
-        Ok((format!("sha256:{:x}", self.hash.finalize()), self.size))
+        let digest = hex::encode(self.hash.finalize());
+        Ok((format!("sha256:{digest}"), self.size))
     }
 }
 

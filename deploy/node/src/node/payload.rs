@@ -229,7 +229,7 @@ fn digest(dir: &Path) -> Result<(Vec<PathBuf>, String)> {
         let (program, digest) = read().with_context(|| format!("read {}", path.display()))?;
         all.update(format!("{} {program} {digest:x}\n", relative.display()));
     }
-    Ok((found, format!("{:x}", all.finalize())))
+    Ok((found, hex::encode(all.finalize())))
 }
 
 #[cfg(test)]

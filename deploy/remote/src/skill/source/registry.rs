@@ -165,7 +165,7 @@ impl Source for Repository {
             .push_blob_stream(&image, pieces, &digest, Some(skill.size))
             .await?;
         let config = serde_json::to_vec(skill)?;
-        let config_digest = format!("sha256:{}", hex(&config));
+        let config_digest = format!("sha256:{}", hex::encode(Sha256::digest(&config)));
         self.client
             .push_blob(&image, config.clone(), &config_digest)
             .await?;
@@ -192,11 +192,6 @@ impl Source for Repository {
         }
         Ok(())
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns whether the registry says that it has no such artifact, or no such repository yet.
