@@ -23,11 +23,13 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ),
     ("caisson", &["caisson-shim", "caisson-oci", "caisson-vmm"]),
     ("caisson-remote", &["caisson-shim", "caisson-oci"]),
-    ("caisson-local", &[]),
+    ("caisson-image", &[]),
+    ("caisson-local", &["caisson-image"]),
     (
         "caisson-tests",
         &[
             "caisson",
+            "caisson-image",
             "caisson-local",
             "caisson-shim",
             "caisson-oci",
@@ -35,7 +37,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
             "caisson-protocol",
         ],
     ),
-    ("xtask", &[]),
+    ("xtask", &["caisson-image"]),
 ];
 
 #[test]

@@ -12,7 +12,7 @@
 //! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away,
 //!   dead or alive;
 //! - [`existing`]: uses an existing cluster instead of all this;
-//! - [`image`], [`images`]: images without a registry; [`caisson`]: installs Caisson; [`secrets`]:
+//! - [`images`]: images without a registry; [`caisson`]: installs Caisson; [`secrets`]:
 //!   the user's Secrets.
 
 pub mod caisson;
@@ -21,7 +21,6 @@ pub mod command;
 pub mod components;
 pub mod containerd;
 pub mod existing;
-pub mod image;
 pub mod images;
 pub mod layout;
 pub mod network;

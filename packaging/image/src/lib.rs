@@ -1,5 +1,9 @@
-//! Makes OCI image archives without a network: one layer out of files that are named one by one.
-//! The tests' harness uses it too.
+//! Writes OCI images of one layer without Docker and without a network: an OCI image layout in a
+//! tar file (image-spec, image-layout.md).
+//!
+//! [`ImageBuilder`] makes the layer out of files that are named one by one; [`write`] takes a
+//! [`Layer`] that is there already. The same layer gives the same bytes. The build, the local
+//! cluster and the tests' harness use this crate.
 
 use std::{
     fs::File,
@@ -11,6 +15,12 @@ use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Owner and permissions of an entry.
 #[derive(Debug, Clone, Copy)]
@@ -117,13 +127,14 @@ impl ImageBuilder {
     pub fn finish(mut self, name: &str, archive: &Path) -> Result<()> {
         self.layer.finish()?;
         let (digest, size) = self.layer.into_inner()?.finish()?;
-        write_archive(
-            &self.layer_path,
-            (&digest, size),
-            &self.config,
-            name,
-            archive,
-        )?;
+        let layer = Layer {
+            path: self.layer_path.clone(),
+            media_type: LAYER,
+            diff_id: digest.clone(),
+            digest,
+            size,
+        };
+        write(&layer, &self.config, name, archive)?;
         std::fs::remove_file(&self.layer_path)?;
         Ok(())
     }
@@ -152,55 +163,92 @@ impl ImageBuilder {
     }
 }
 
-/// Writes the archive of an image whose one layer is this tar file, with a configuration as
-/// [`ImageBuilder::config`] makes it.
-pub fn archive_of_layer(layer: &Path, config: &Value, name: &str, archive: &Path) -> Result<()> {
-    let mut hashing = Hashing::new(io::sink());
-    let mut file = File::open(layer).with_context(|| layer.display().to_string())?;
-    io::copy(&mut file, &mut hashing)?;
-    let (digest, size) = hashing.finish()?;
-    write_archive(layer, (&digest, size), config, name, archive)
+/// The one layer of an image: a tar file.
+pub struct Layer {
+    path: PathBuf,
+    media_type: &'static str,
+    /// The digest of the tar file as it is uncompressed.
+    diff_id: String,
+    digest: String,
+    size: u64,
 }
 
-fn write_archive(
-    layer: &Path,
-    (layer_digest, layer_size): (&str, u64),
-    config: &Value,
-    name: &str,
-    archive: &Path,
-) -> Result<()> {
+impl Layer {
+    /// A layer that is not compressed.
+    pub fn plain(tar: &Path) -> Result<Self> {
+        let (digest, size) = hash(tar)?;
+        Ok(Self {
+            path: tar.to_owned(),
+            media_type: LAYER,
+            diff_id: digest.clone(),
+            digest,
+            size,
+        })
+    }
+
+    /// A layer that gzip has compressed. `diff_id` is the `sha256:HEX` of what it compressed.
+    pub fn gzip(tar_gz: &Path, diff_id: String) -> Result<Self> {
+        let (digest, size) = hash(tar_gz)?;
+        Ok(Self {
+            path: tar_gz.to_owned(),
+            media_type: LAYER_GZIP,
+            diff_id,
+            digest,
+            size,
+        })
+    }
+}
+
+/// Writes the archive of the image `NAME:TAG` with this layer and this configuration (`config` of
+/// the image specification).
+pub fn write(layer: &Layer, config: &Value, name: &str, archive: &Path) -> Result<()> {
     let config = serde_json::to_vec(&json!({
         "architecture": "amd64",
         "os": "linux",
         "config": config,
-        "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
+        "rootfs": { "type": "layers", "diff_ids": [layer.diff_id] },
     }))?;
     let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "mediaType": MANIFEST,
+        "config": descriptor(CONFIG, &config),
         "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar",
-            "digest": layer_digest,
-            "size": layer_size,
+            "mediaType": layer.media_type,
+            "digest": layer.digest,
+            "size": layer.size,
         }],
     }))?;
-    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["annotations"] = json!({
-        "io.containerd.image.name": name,
-        "org.opencontainers.image.ref.name": name,
-    });
-    let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
+    let index = serde_json::to_vec(&index(descriptor(MANIFEST, &manifest), name))?;
 
-    let mut tar = tar::Builder::new(BufWriter::new(File::create(archive)?));
+    let file = File::create(archive).with_context(|| format!("make {}", archive.display()))?;
+    let mut tar = tar::Builder::new(BufWriter::new(file));
     append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     append(&mut tar, "index.json", &index)?;
     append(&mut tar, &blob(&digest(&config)), &config)?;
     append(&mut tar, &blob(&digest(&manifest)), &manifest)?;
-    let mut header = header(EntryType::Regular, root(0o644), layer_size);
-    tar.append_data(&mut header, blob(layer_digest), File::open(layer)?)?;
+    let mut header = header(EntryType::Regular, root(0o644), layer.size);
+    tar.append_data(&mut header, blob(&layer.digest), File::open(&layer.path)?)?;
     tar.into_inner()?.flush()?;
     Ok(())
+}
+
+fn index(mut manifest: Value, name: &str) -> Value {
+    let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
+    manifest["platform"] = json!({ "architecture": "amd64", "os": "linux" });
+    manifest["annotations"] = json!({
+        // containerd takes the first as the image's name, other tools the second as its tag.
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": tag,
+    });
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest] })
+}
+
+/// Returns the digest and the size of a file.
+fn hash(path: &Path) -> Result<(String, u64)> {
+    let mut hashing = Hashing::new(io::sink());
+    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    io::copy(&mut file, &mut hashing).with_context(|| format!("read {}", path.display()))?;
+    hashing.finish()
 }
 
 /// Returns `sha256:` and the digest of these bytes.
@@ -273,4 +321,60 @@ pub fn sha256(mut from: impl Read) -> Result<String> {
     let mut hashing = Hashing::new(io::sink());
     io::copy(&mut from, &mut hashing)?;
     Ok(hashing.finish()?.0.replace("sha256:", ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn written(layer: &Layer, dir: &Path) -> Vec<u8> {
+        let archive = dir.join("image.tar");
+        write(layer, &json!({ "Cmd": ["sh"] }), "host/name:1", &archive).unwrap();
+        std::fs::read(archive).unwrap()
+    }
+
+    #[test]
+    fn archive_has_each_blob_under_its_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let tar = dir.path().join("layer.tar.gz");
+        std::fs::write(&tar, "compressed").unwrap();
+        let layer = Layer::gzip(&tar, digest(b"plain")).unwrap();
+        let image = written(&layer, dir.path());
+        let mut files = BTreeMap::new();
+        for entry in tar::Archive::new(image.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().display().to_string();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            files.insert(path, bytes);
+        }
+        let json = |path: &str| serde_json::from_slice::<Value>(&files[path]).unwrap();
+        let there = |descriptor: &Value| {
+            let path = blob(descriptor["digest"].as_str().unwrap());
+            assert_eq!(digest(&files[&path]), descriptor["digest"]);
+            assert_eq!(files[&path].len(), descriptor["size"]);
+            path
+        };
+        let index = json("index.json");
+        let named = &index["manifests"][0]["annotations"];
+        assert_eq!(named["io.containerd.image.name"], "host/name:1");
+        assert_eq!(named["org.opencontainers.image.ref.name"], "1");
+        let manifest = json(&there(&index["manifests"][0]));
+        assert_eq!(files[&there(&manifest["layers"][0])], b"compressed");
+        let config = json(&there(&manifest["config"]));
+        assert_eq!(config["rootfs"]["diff_ids"], json!([digest(b"plain")]));
+        assert_eq!(config["config"]["Cmd"], json!(["sh"]));
+        assert_eq!(files.len(), 5);
+    }
+
+    #[test]
+    fn archive_is_the_same_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let tar = dir.path().join("layer.tar");
+        std::fs::write(&tar, "a layer").unwrap();
+        let layer = Layer::plain(&tar).unwrap();
+        assert_eq!(written(&layer, dir.path()), written(&layer, dir.path()));
+    }
 }
