@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use modules::{imports_below, Imports};
 use serde_json::Value;
 
-/// The tests' own crate is left out: its harness is one thing in many files.
+/// The rule is for the product and its build; the crate of the tests is left out.
 const LEFT_OUT: &str = "caisson-tests";
 
 /// Crates whose circles are still to be opened.

@@ -136,7 +136,7 @@ impl Modules {
             let last = n + 1 == path.len();
             let module = &self.0[place.module];
             let next = match name.as_str() {
-                "crate" | "$crate" => Some(0),
+                "crate" => Some(0),
                 "self" => Some(place.module),
                 "super" => Some(module.parent?),
                 _ => None,
