@@ -27,8 +27,11 @@ use tokio::{
 };
 
 use crate::{
-    limits::Limits,
-    process::{Child, Confinement, Program},
+    driver::{
+        limits::Limits,
+        process::Child,
+        spawn::{Confinement, Program},
+    },
     Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Secret, Vm, VmSpec, Vmm,
     BY_DAEMON,
 };

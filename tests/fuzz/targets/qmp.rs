@@ -8,7 +8,7 @@ use caisson_fuzz::{json, memory};
 use caisson_vmm::{
     qemu::{
         qmp::Qmp,
-        resize::{resize_cpus, resize_memory},
+        resize::{add_cpus, resize_memory},
     },
     Accelerator, Credentials, Guest, Placement, Secret, VmSpec,
 };
@@ -80,8 +80,8 @@ async fn talk(lines: &[u8]) {
         let spec = spec();
         let deleted = qmp.expect(|event| event.name == "DEVICE_DELETED").await;
         let _ = qmp.execute("query-status", json!({})).await;
-        let _ = resize_cpus(&qmp, &spec, 3).await;
-        let _ = resize_cpus(&qmp, &spec, 1).await;
+        let _ = add_cpus(&qmp, &spec, 3).await;
+        let _ = add_cpus(&qmp, &spec, 1).await;
         let _ = resize_memory(&qmp, &spec, spec.max_memory).await;
         let refused = qmp.execute("device_del", json!({"id": "x"})).await;
         if let Err(error) = refused {

@@ -8,7 +8,7 @@ use super::{
     ports::Port,
     qmp::{shortened, Qmp},
 };
-use crate::{vsock::VsockDevice, Error, Result};
+use crate::{driver::vsock::VsockDevice, Error, Result};
 
 /// The time limit for a guest to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::qmp::Event;
-use crate::{log_lines::Tail, EndReason};
+use crate::{driver::log_lines::Tail, EndReason};
 
 /// How long to wait for the cause of a process's end.
 const CAUSE_LIMIT: Duration = Duration::from_millis(300);

@@ -15,7 +15,7 @@ use std::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Qemu, QemuConfig};
+use super::machine::{Qemu, QemuConfig};
 use crate::{Accelerator, Result, VmSpec};
 
 /// What the agent prints for a kernel command line with `caisson.probe`, before it powers off.

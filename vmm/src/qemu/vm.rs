@@ -14,14 +14,18 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     devices::{self, Backend},
-    end, log_stage,
+    end,
+    machine::{Qemu, QemuConfig},
     ports::{Port, Ports},
-    resize, Qemu, QemuConfig,
+    resize,
 };
 use crate::{
-    process::Child,
-    virtiofsd,
-    vsock::{Dialer, Vsock},
+    driver::{
+        process::Child,
+        stage::log_stage,
+        virtiofsd,
+        vsock::{Dialer, Vsock},
+    },
     Accelerator, Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
 };
 

@@ -25,7 +25,7 @@
 //!
 //! A limit that is already lower here stays: raising one takes CAP_SYS_RESOURCE.
 
-use crate::jail::{check, Step};
+use super::jail::{check, Step};
 
 const OPEN_FILES: libc::rlim_t = 16_384;
 const THREADS: libc::rlim_t = 512;

@@ -17,13 +17,12 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-pub(crate) use crate::spawn::{Confinement, Program, FIRST_DESCRIPTOR};
-use crate::{
+use super::{
     log_lines::{follow, Tail},
     placement,
-    spawn::{exit_text, fork, signal},
-    Error, Result,
+    spawn::{exit_text, fork, signal, Program},
 };
+use crate::{Error, Result};
 
 /// How long a killed process may take to go: it may be in the middle of a large write.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
