@@ -205,7 +205,7 @@ impl Vm for FakeVm {
                 }
                 tokio::select! {
                     () = sleep(RETRY) => {}
-                    reason = &mut ended => return Err(Error::Ended(format!("{reason:?}"))),
+                    reason = &mut ended => return Err(Error::Ended(reason)),
                 }
             }
         })

@@ -16,6 +16,7 @@
 
 mod device;
 mod driver;
+mod end;
 mod error;
 pub mod fake;
 pub mod qemu;
@@ -31,7 +32,8 @@ pub use driver::{
     virtiofsd::max_inodes,
     vsock::{READY_PORT, SERVICE_PORT},
 };
+pub use end::EndReason;
 pub use error::{Error, Result};
 pub use secret::{Secret, BY_DAEMON, BY_KERNEL, SECRET_LENGTH, SECRET_MARKER};
 pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
-pub use vm::{Connecting, EndReason, Ended, Snapshot, Vm, Vmm};
+pub use vm::{Connecting, Ended, Snapshot, Vm, Vmm};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 
-use crate::{Device, DeviceId, Result, VmSpec};
+use crate::{Device, DeviceId, EndReason, Result, VmSpec};
 
 /// A kind of hypervisor: QEMU, or the fake for tests.
 #[async_trait]
@@ -64,19 +64,3 @@ pub type Connecting =
 
 /// Resolves with the reason when a VM has ended, see [`Vm::wait`].
 pub type Ended = std::pin::Pin<Box<dyn std::future::Future<Output = EndReason> + Send>>;
-
-/// Why a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EndReason {
-    /// [`Vm::stop`] was called.
-    Stopped,
-    /// The guest powered off or panicked (the text is the last of its console).
-    GuestEnded(String),
-    /// A process of the VM died.
-    ProcessDied {
-        /// The role, as in [`Vm::pids`].
-        role: String,
-        /// Exit status or signal, and the last lines of its log.
-        how: String,
-    },
-}

@@ -1,5 +1,7 @@
 //! What a driver of any hypervisor needs: the host's side of a VM.
 //!
+//! - `end`: how a VM's end is noticed, and told once with its reason;
+//! - `devices`: the table of attached devices and their daemons;
 //! - `process`, `spawn`: helper processes, from the fork to their end;
 //! - `jail`, `filter`, `limits`, `placement`, `user_namespace`: their confinement and their place;
 //! - `virtiofsd`, `vsock`: the daemons of shared directories and of the control channel;
@@ -7,6 +9,8 @@
 //! - `confined`: a program that runs once on a file of a guest.
 
 pub mod confined;
+pub(crate) mod devices;
+pub(crate) mod end;
 pub(crate) mod filter;
 pub(crate) mod jail;
 pub(crate) mod limits;

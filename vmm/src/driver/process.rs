@@ -121,7 +121,7 @@ impl Child {
             result = work => match result {
                 // The connection breaks a moment before the process is reaped, and its end says
                 // more.
-                Err(error @ (Error::QmpConnection(_) | Error::Io(..))) => {
+                Err(error @ (Error::Connection { .. } | Error::Io(..))) => {
                     match tokio::time::timeout(Duration::from_millis(200), self.ended()).await {
                         Ok(how) => Err(self.died(how)),
                         Err(_) => Err(error),

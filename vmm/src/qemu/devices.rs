@@ -5,6 +5,7 @@ use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 use serde_json::{json, Value};
 
 use super::{
+    error::QmpError,
     ports::Port,
     qmp::{shortened, Qmp},
 };
@@ -105,7 +106,7 @@ pub(crate) async fn add_block(
     let added = qmp.pass("add-fd", json!({}), file.into()).await?;
     let fdset = added["fdset-id"]
         .as_u64()
-        .ok_or_else(|| Error::QmpProtocol(format!("add-fd: {}", shortened(&added))))?;
+        .ok_or_else(|| QmpError::Protocol(format!("add-fd: {}", shortened(&added))))?;
     let backend = Backend::Block {
         node: id.to_owned(),
         fdset,
@@ -126,7 +127,7 @@ pub(crate) async fn add_block(
     });
     if let Err(error) = qmp.execute("blockdev-add", arguments).await {
         remove_backend(qmp, &backend).await;
-        return Err(error);
+        return Err(error.into());
     }
     Ok(backend)
 }
@@ -165,7 +166,8 @@ pub(crate) async fn plug(
     if plugged.is_err() {
         remove_backend(qmp, backend).await;
     }
-    plugged.map(|_| ())
+    plugged?;
+    Ok(())
 }
 
 /// Unplugs a device and removes its backend, once the guest has let go of it.

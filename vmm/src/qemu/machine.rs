@@ -11,12 +11,13 @@ use tokio::{net::UnixStream, sync::watch};
 
 use super::{
     command_line::{self, Descriptors},
-    end,
-    qmp::Qmp,
+    events,
+    qmp::{Event, Qmp},
     seccomp,
 };
 use crate::{
     driver::{
+        end::Said,
         jail::Jail,
         limits::Limits,
         log_lines::{follow_but, Tail},
@@ -45,7 +46,7 @@ pub(super) struct Qemu {
     pub qmp: Qmp,
     pub console: Tail,
     /// What QEMU said about the machine's end. Closed when it can't say more.
-    pub end: watch::Receiver<Option<String>>,
+    pub end: watch::Receiver<Option<Said>>,
 }
 
 impl Qemu {
@@ -106,7 +107,10 @@ impl Qemu {
         let log_line = move |line: &str| log::info!(source = "guest", pod; "{line}");
         tokio::spawn(follow_but(output, tail.clone(), log_line, tell));
         let (note, end) = watch::channel(None);
-        let connected = Qmp::connect(monitor, move |event| end::note(&note, event));
+        let connected = async {
+            let on_event = move |event: &Event| events::note(&note, event);
+            Ok(Qmp::connect(monitor, on_event).await?)
+        };
         let qmp = child.unless_it_ends(connected).await?;
         log_stage("qemu answers", started);
         Ok(Qemu {

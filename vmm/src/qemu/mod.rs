@@ -5,15 +5,15 @@
 //! - `probe`: whether KVM really works here;
 //! - `machine`: QEMU's process and the stopped machine in it;
 //! - `devices`: makes QEMU's objects for each [`crate::Device`];
-//! - `end`: the reason for the VM's end;
 //! - `resize`: cpus and memory;
 //! - `command_line`, `ports`: the bare machine;
-//! - `qmp`: the monitor's protocol;
+//! - `qmp`, `error`, `events`: the monitor's protocol, and what QEMU's events mean for the VM;
 //! - `seccomp`: the system calls that QEMU may make.
 
 mod command_line;
 mod devices;
-mod end;
+mod error;
+mod events;
 mod machine;
 mod ports;
 mod probe;
@@ -30,6 +30,7 @@ use crate::{
     driver::{stage::log_stage, user_namespace, vsock::Carrier},
     Error, Result, Vm, VmSpec, Vmm,
 };
+pub use error::QmpError;
 use machine::Qemu;
 pub use machine::QemuConfig;
 pub use probe::{probe_kvm, ProbeResult, PROBE_LIMIT};
@@ -60,7 +61,7 @@ impl Vmm for QemuVmm {
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
         let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
-        vm.resume().await?;
+        vm.start().await?;
         log_stage("boot", started);
         Ok(Box::new(vm))
     }

@@ -12,6 +12,7 @@ use tokio::time::{sleep, Instant};
 
 use super::{
     command_line::pluggable_memory,
+    error::QmpError,
     qmp::{shortened, Qmp},
 };
 use crate::{Error, Result, VmSpec};
@@ -134,7 +135,7 @@ struct CpuSlot {
 async fn cpu_slots(qmp: &Qmp) -> Result<Vec<CpuSlot>> {
     let slots = qmp.execute("query-hotpluggable-cpus", json!({})).await?;
     let mut slots = Vec::<CpuSlot>::deserialize(&slots)
-        .map_err(|_| Error::QmpProtocol(format!("no list of cpus: {}", shortened(&slots))))?;
+        .map_err(|_| QmpError::Protocol(format!("no list of cpus: {}", shortened(&slots))))?;
     // QEMU lists the last one first.
     slots.reverse();
     Ok(slots)

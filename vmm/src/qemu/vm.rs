@@ -1,7 +1,6 @@
 //! A running VM of QEMU.
 
 use std::{
-    collections::HashMap,
     os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
@@ -10,26 +9,26 @@ use std::{
 
 use async_trait::async_trait;
 use serde_json::{json, Value};
-use tokio::sync::{mpsc, watch};
 
 use super::{
     devices::{self, Backend},
-    end,
     machine::{Qemu, QemuConfig},
     ports::{Port, Ports},
     resize,
 };
 use crate::{
     driver::{
+        devices::Devices,
+        end::End,
         process::Child,
         stage::log_stage,
         virtiofsd,
         vsock::{Dialer, Vsock},
     },
-    Accelerator, Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
+    Accelerator, Connecting, Device, DeviceId, Ended, Error, Result, Vm, VmSpec,
 };
 
-/// Names the cpus beyond those at boot, for [`Vm::detach`].
+/// Names the cpus beyond those at boot.
 const CPUS: &str = "cpus";
 
 /// A running VM of QEMU, with everything that is plugged into it.
@@ -42,23 +41,15 @@ pub(super) struct QemuVm {
     user_namespace: Arc<OwnedFd>,
     spec: VmSpec,
     ports: Ports,
-    devices: HashMap<String, Plugged>,
-    /// Sends the role and the end of each process that the VM can't do without.
-    deaths: mpsc::UnboundedSender<(String, String)>,
-    stop: watch::Sender<bool>,
-    ended: watch::Receiver<Option<EndReason>>,
+    devices: Devices<Plugged>,
+    end: End,
 }
 
+/// How a device is plugged into QEMU.
+#[derive(Debug)]
 struct Plugged {
     port: Port,
     backend: Backend,
-    daemon: Option<Daemon>,
-}
-
-/// The process behind a device. If it ends before the device is unplugged, the VM ends too.
-struct Daemon {
-    child: Child,
-    watch: tokio::task::JoinHandle<()>,
 }
 
 impl QemuVm {
@@ -70,33 +61,20 @@ impl QemuVm {
         vsock: Vsock,
         user_namespace: Arc<OwnedFd>,
     ) -> Result<QemuVm> {
-        let (deaths, died) = mpsc::unbounded_channel();
-        let (stop, stopped) = watch::channel(false);
-        let (sender, ended) = watch::channel(None);
-        tokio::spawn(end::watch(
-            qemu.console.clone(),
-            qemu.end.clone(),
-            died,
-            stopped,
-            sender,
-        ));
         let (vsock_daemon, readiness) = vsock.daemon.unzip();
         let mut vm = QemuVm {
             virtiofsd: config.virtiofsd.clone(),
             user_namespace,
             ports: Ports::new(),
-            devices: HashMap::new(),
+            devices: Devices::new(),
             dialer: vsock.dialer,
             vsock: vsock_daemon,
+            end: End::watch(&qemu.child, qemu.end.clone(), qemu.console.clone()),
             qemu,
             spec,
-            deaths,
-            stop,
-            ended,
         };
-        vm.report_end(&vm.qemu.child);
         if let Some(daemon) = &vm.vsock {
-            vm.report_end(daemon);
+            vm.end.comes_with(daemon);
         }
         let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
         vm.plug("vsock", backend, properties, None).await?;
@@ -112,35 +90,16 @@ impl QemuVm {
     }
 
     /// Starts the machine.
-    pub(super) async fn resume(&self) -> Result<()> {
+    pub(super) async fn start(&self) -> Result<()> {
         self.qemu.qmp.execute("cont", json!({})).await?;
         Ok(())
     }
 
     fn children(&self) -> impl Iterator<Item = &Child> {
-        let daemons = self.devices.values().filter_map(|d| d.daemon.as_ref());
-        let daemons = daemons.map(|daemon| &daemon.child);
         [&self.qemu.child]
             .into_iter()
             .chain(&self.vsock)
-            .chain(daemons)
-    }
-
-    fn report_end(&self, child: &Child) -> tokio::task::JoinHandle<()> {
-        let role = child.role().to_owned();
-        let ended = child.ended();
-        let deaths = self.deaths.clone();
-        tokio::spawn(async move {
-            let how = ended.await;
-            let _ = deaths.send((role, how));
-        })
-    }
-
-    fn ensure_running(&self) -> Result<()> {
-        match &*self.ended.borrow() {
-            Some(reason) => Err(Error::Ended(format!("{reason:?}"))),
-            None => Ok(()),
-        }
+            .chain(self.devices.daemons())
     }
 
     async fn plug(
@@ -156,39 +115,8 @@ impl QemuVm {
             self.ports.give_back(port);
             return Err(error);
         }
-        let daemon = daemon.map(|child| Daemon {
-            watch: self.report_end(&child),
-            child,
-        });
-        self.devices.insert(
-            id.to_owned(),
-            Plugged {
-                port,
-                backend,
-                daemon,
-            },
-        );
-        Ok(DeviceId(id.to_owned()))
-    }
-
-    /// Refuses names that QEMU or the guest would misinterpret.
-    fn check_name(&self, id: &str, name: &str, longest: usize) -> Result<()> {
-        let rule = if name.is_empty() || name.len() > longest {
-            "its name is empty or too long"
-        } else if !name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        {
-            "its name has other characters than letters, digits, `-`, `_` and `.`"
-        } else if self.devices.contains_key(id) {
-            "the VM has it already"
-        } else {
-            return Ok(());
-        };
-        Err(Error::InvalidDevice {
-            id: id.to_owned(),
-            rule,
-        })
+        let plugged = Plugged { port, backend };
+        Ok(self.devices.add(id, plugged, daemon, &self.end))
     }
 
     async fn attach_shared_dir(
@@ -199,7 +127,7 @@ impl QemuVm {
         user_namespace: Option<OwnedFd>,
     ) -> Result<DeviceId> {
         let id = format!("share-{tag}");
-        self.check_name(&id, &tag, 36)?;
+        self.devices.check(&id, &tag, 36)?;
         let (daemon, connection) = virtiofsd::start(
             &self.virtiofsd,
             &self.spec,
@@ -227,7 +155,7 @@ impl QemuVm {
         read_only: bool,
     ) -> Result<DeviceId> {
         let id = format!("disk-{serial}");
-        self.check_name(&id, &serial, 20)?;
+        self.devices.check(&id, &serial, 20)?;
         let backend = devices::add_block(&self.qemu.qmp, &id, &path, read_only).await?;
         let properties = json!({
             "driver": "virtio-blk-pci",
@@ -250,7 +178,7 @@ impl QemuVm {
     ) -> Result<DeviceId> {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         let id = format!("net-{}", mac.replace(':', ""));
-        self.check_name(&id, &id, 36)?;
+        self.devices.check(&id, &id, 36)?;
         // Under emulation QEMU would have to carry vhost's interrupts itself.
         let vhost = vhost.filter(|_| self.spec.accelerator == Accelerator::Kvm);
         let backend = devices::add_tap(&self.qemu.qmp, &id, tap, vhost).await?;
@@ -275,13 +203,13 @@ impl Vm for QemuVm {
         Box::pin(async move {
             tokio::select! {
                 connection = connecting => connection,
-                reason = ended => Err(Error::Ended(format!("{reason:?}"))),
+                reason = ended => Err(Error::Ended(reason)),
             }
         })
     }
 
     async fn attach(&mut self, device: Device) -> Result<DeviceId> {
-        self.ensure_running()?;
+        self.end.not_yet()?;
         let started = Instant::now();
         let id = match device {
             Device::SharedDir {
@@ -326,44 +254,26 @@ impl Vm for QemuVm {
     }
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
-        self.ensure_running()?;
+        self.end.not_yet()?;
         if id.0 == resize::MEMORY {
             return resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await;
         }
-        let Some(mut plugged) = self.devices.remove(&id.0) else {
-            return Err(Error::UnknownDevice(id.0));
-        };
-        // The daemon ends by itself when QEMU closes its connection.
-        if let Some(daemon) = &plugged.daemon {
-            daemon.watch.abort();
-        }
-        let unplugged = devices::unplug(&self.qemu.qmp, &id.0, &plugged.backend).await;
+        let device = self.devices.take(&id)?;
+        let unplugged = devices::unplug(&self.qemu.qmp, &id.0, &device.plug.backend).await;
         if let Err(error) = unplugged {
-            if let Some(daemon) = &mut plugged.daemon {
-                daemon.watch = self.report_end(&daemon.child);
-            }
-            self.devices.insert(id.0, plugged);
+            self.devices.put_back(id, device, &self.end);
             return Err(error);
         }
-        self.ports.give_back(plugged.port);
-        match plugged.daemon {
-            Some(daemon) => daemon.child.stop().await,
-            None => Ok(()),
-        }
+        self.ports.give_back(device.plug.port);
+        device.end_daemon().await
     }
 
     fn wait(&self) -> Ended {
-        let mut ended = self.ended.clone();
-        Box::pin(async move {
-            match ended.wait_for(Option::is_some).await {
-                Ok(reason) => reason.clone().unwrap_or(EndReason::Stopped),
-                Err(_) => EndReason::Stopped,
-            }
-        })
+        self.end.wait()
     }
 
     async fn stop(&mut self) -> Result<()> {
-        let _ = self.stop.send(true);
+        self.end.stop();
         self.children().for_each(Child::kill);
         for child in self.children() {
             child.stop().await?;
