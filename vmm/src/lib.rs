@@ -36,4 +36,4 @@ pub use end::EndReason;
 pub use error::{Error, Result};
 pub use secret::{Secret, BY_DAEMON, BY_KERNEL, SECRET_LENGTH, SECRET_MARKER};
 pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
-pub use vm::{Connecting, Ended, Snapshot, Vm, Vmm};
+pub use vm::{Connecting, Ended, Vm, Vmm};

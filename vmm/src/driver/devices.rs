@@ -88,9 +88,10 @@ impl<P> Devices<P> {
         self.0.clear();
     }
 
-    /// The ids of the devices.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+    /// The plugs of the devices, by id.
+    pub(crate) fn plugs(&self) -> impl Iterator<Item = (&str, &P)> {
+        let devices = self.0.iter();
+        devices.map(|(id, device)| (id.as_str(), &device.plug))
     }
 
     /// The daemons behind the devices.

@@ -1,24 +1,40 @@
 //! What QEMU's events say about the end of its machine.
 
+use std::sync::{
+    atomic::{AtomicBool, Ordering},
+    Arc,
+};
+
 use tokio::sync::watch;
 
 use super::qmp::Event;
 use crate::driver::end::Said;
 
 /// The reason if KVM can't run a machine: QEMU keeps the machine, but does not run it any more.
-const INTERNAL_ERROR: &str = "internal error of the accelerator";
+pub(super) const INTERNAL_ERROR: &str = "internal error of the accelerator";
 
 /// The maximum length of QEMU's own reason, in characters.
 const MAX_REASON: usize = 64;
 
+/// Whether the machine is paused on purpose. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pause(Arc<AtomicBool>);
+
+impl Pause {
+    /// To be called before `stop` and before `cont`.
+    pub(super) fn set(&self, paused: bool) {
+        self.0.store(paused, Ordering::SeqCst);
+    }
+}
+
 /// Records the first reason that QEMU gives for the machine's end.
-pub(super) fn note(end: &watch::Sender<Option<Said>>, event: &Event) {
+pub(super) fn note(end: &watch::Sender<Option<Said>>, pause: &Pause, event: &Event) {
     let ended = |reason: &str| Said::GuestEnded(reason.chars().take(MAX_REASON).collect());
     let said = match event.name.as_str() {
         "SHUTDOWN" => ended(event.data["reason"].as_str().unwrap_or("shutdown")),
         "GUEST_PANICKED" => ended("guest-panic"),
-        // Nothing else stops a running machine.
-        "STOP" => Said::GivenUp(INTERNAL_ERROR),
+        // Nothing but a pause stops a running machine otherwise.
+        "STOP" if !pause.0.load(Ordering::SeqCst) => Said::GivenUp(INTERNAL_ERROR),
         _ => return,
     };
     end.send_if_modified(|end| {

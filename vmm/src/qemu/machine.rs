@@ -11,7 +11,7 @@ use tokio::{net::UnixStream, sync::watch};
 
 use super::{
     command_line::{self, Descriptors},
-    events,
+    events::{self, Pause},
     qmp::{Event, Qmp},
     seccomp,
 };
@@ -47,6 +47,7 @@ pub(super) struct Qemu {
     pub console: Tail,
     /// What QEMU said about the machine's end. Closed when it can't say more.
     pub end: watch::Receiver<Option<Said>>,
+    pub pause: Pause,
 }
 
 impl Qemu {
@@ -107,8 +108,10 @@ impl Qemu {
         let log_line = move |line: &str| log::info!(source = "guest", pod; "{line}");
         tokio::spawn(follow_but(output, tail.clone(), log_line, tell));
         let (note, end) = watch::channel(None);
+        let pause = Pause::default();
+        let pausing = pause.clone();
         let connected = async {
-            let on_event = move |event: &Event| events::note(&note, event);
+            let on_event = move |event: &Event| events::note(&note, &pausing, event);
             Ok(Qmp::connect(monitor, on_event).await?)
         };
         let qmp = child.unless_it_ends(connected).await?;
@@ -118,6 +121,7 @@ impl Qemu {
             qmp,
             console: tail,
             end,
+            pause,
         })
     }
 }

@@ -15,7 +15,7 @@ use super::{
     error::QmpError,
     qmp::{shortened, Qmp},
 };
-use crate::{Error, Result, VmSpec};
+use crate::{driver::size, Error, Result, VmSpec};
 
 /// The virtio-mem device and its backend.
 pub(crate) const MEMORY: &str = "memory";
@@ -53,13 +53,7 @@ pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>
 
 /// Gives the guest `total` bytes, rounded up to whole blocks, but no less than it booted with.
 pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
-    if total > spec.max_memory {
-        return Err(Error::Size {
-            wanted: total,
-            unit: "bytes of memory",
-            rule: format!("at most {} are possible", spec.max_memory),
-        });
-    }
+    size::check_memory(spec, total)?;
     let wanted = total
         .saturating_sub(spec.memory)
         .next_multiple_of(MEMORY_BLOCK);
@@ -98,13 +92,7 @@ pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
 /// would have to eject it, which a guest need not do and an emulated one often can't. The agent
 /// brings as many online as the pod is to have, and the pod's cgroup limits their time.
 pub async fn add_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
-    if total > spec.max_cpus.max(spec.cpus) {
-        return Err(Error::Size {
-            wanted: total.into(),
-            unit: "cpus",
-            rule: format!("at most {} are possible", spec.max_cpus),
-        });
-    }
+    size::check_cpus(spec, total)?;
     if spec.max_cpus <= spec.cpus {
         return Ok(());
     }

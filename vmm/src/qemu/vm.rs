@@ -12,8 +12,11 @@ use serde_json::{json, Value};
 
 use super::{
     devices::{self, Backend},
+    error::QmpError,
+    events,
     machine::{Qemu, QemuConfig},
     ports::{Port, Ports},
+    qmp::shortened,
     resize,
 };
 use crate::{
@@ -22,6 +25,7 @@ use crate::{
         end::End,
         process::Child,
         stage::log_stage,
+        state::State,
         virtiofsd,
         vsock::{Dialer, Vsock},
     },
@@ -30,6 +34,8 @@ use crate::{
 
 /// Names the cpus beyond those at boot.
 const CPUS: &str = "cpus";
+/// Names the balloon, of which a VM has at most one.
+const BALLOON: &str = "balloon";
 
 /// A running VM of QEMU, with everything that is plugged into it.
 pub(super) struct QemuVm {
@@ -43,6 +49,9 @@ pub(super) struct QemuVm {
     ports: Ports,
     devices: Devices<Plugged>,
     end: End,
+    state: State,
+    /// Whether the guest was given memory beyond that at boot.
+    has_memory: bool,
 }
 
 /// How a device is plugged into QEMU.
@@ -72,6 +81,8 @@ impl QemuVm {
             end: End::watch(&qemu.child, qemu.end.clone(), qemu.console.clone()),
             qemu,
             spec,
+            state: State::Running,
+            has_memory: false,
         };
         if let Some(daemon) = &vm.vsock {
             vm.end.comes_with(daemon);
@@ -198,6 +209,9 @@ impl QemuVm {
 #[async_trait]
 impl Vm for QemuVm {
     fn connect(&self, port: u32, within: Duration) -> Connecting {
+        if let Err(error) = self.end.not_yet() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let connecting = self.dialer.connect(port, within, self.spec.secret.clone());
         let ended = self.wait();
         Box::pin(async move {
@@ -233,19 +247,21 @@ impl Vm for QemuVm {
                 mtu,
             } => self.attach_network(tap, vhost, mac, mtu).await?,
             Device::FreePageReporting => {
+                self.devices.check(BALLOON, BALLOON, 36)?;
                 let properties = json!({
                     "driver": "virtio-balloon-pci",
                     "free-page-reporting": true,
                 });
-                self.plug("balloon", Backend::None, properties, None)
-                    .await?
+                self.plug(BALLOON, Backend::None, properties, None).await?
             }
             Device::Cpus(total) => {
                 resize::add_cpus(&self.qemu.qmp, &self.spec, total).await?;
                 DeviceId(CPUS.to_owned())
             }
             Device::Memory(total) => {
+                self.state.allows("change the memory of", State::Running)?;
                 resize::resize_memory(&self.qemu.qmp, &self.spec, total).await?;
+                self.has_memory = true;
                 DeviceId(resize::MEMORY.to_owned())
             }
         };
@@ -255,8 +271,14 @@ impl Vm for QemuVm {
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
         self.end.not_yet()?;
+        self.state.allows("detach a device of", State::Running)?;
         if id.0 == resize::MEMORY {
-            return resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await;
+            if !self.has_memory {
+                return Err(Error::UnknownDevice(id.0));
+            }
+            resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await?;
+            self.has_memory = false;
+            return Ok(());
         }
         let device = self.devices.take(&id)?;
         let unplugged = devices::unplug(&self.qemu.qmp, &id.0, &device.plug.backend).await;
@@ -266,6 +288,50 @@ impl Vm for QemuVm {
         }
         self.ports.give_back(device.plug.port);
         device.end_daemon().await
+    }
+
+    async fn pause(&mut self) -> Result<()> {
+        self.end.not_yet()?;
+        self.state.allows("pause", State::Running)?;
+        self.qemu.pause.set(true);
+        let qmp = &self.qemu.qmp;
+        let paused = async {
+            qmp.execute("stop", json!({})).await?;
+            qmp.execute("query-status", json!({})).await
+        };
+        match paused.await {
+            Ok(status) if status["status"] == "paused" => {
+                self.state = State::Paused;
+                Ok(())
+            }
+            // The machine stopped by itself just before, and nobody was told.
+            Ok(status) if status["running"] == false => {
+                let error = Error::ProcessDied {
+                    role: self.qemu.child.role().to_owned(),
+                    how: events::INTERNAL_ERROR.to_owned(),
+                };
+                self.qemu.child.kill();
+                Err(error)
+            }
+            Ok(status) => {
+                self.qemu.pause.set(false);
+                let text = format!("paused, but {}", shortened(&status));
+                Err(QmpError::Protocol(text).into())
+            }
+            Err(error) => {
+                self.qemu.pause.set(false);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn resume(&mut self) -> Result<()> {
+        self.end.not_yet()?;
+        self.state.allows("resume", State::Paused)?;
+        self.qemu.pause.set(false);
+        self.start().await?;
+        self.state = State::Running;
+        Ok(())
     }
 
     fn wait(&self) -> Ended {
