@@ -35,7 +35,7 @@ use crate::{
         process::Child,
         size,
         spawn::{Confinement, Program},
-        state::State,
+        state::{State, States},
     },
     Connecting, Device, DeviceId, Ended, Error, Result, Vm, VmSpec, Vmm, BY_DAEMON,
 };
@@ -119,7 +119,7 @@ impl FakeVmm {
             spec,
             paths: devices,
             devices: Devices::new(),
-            state: watch::Sender::new(state),
+            states: States::new(state),
             size,
         })
     }
@@ -133,7 +133,7 @@ struct FakeVm {
     paths: PathBuf,
     devices: Devices<Attached>,
     end: End,
-    state: watch::Sender<State>,
+    states: States,
     size: Saved,
 }
 
@@ -170,10 +170,6 @@ impl Drop for Attached {
 }
 
 impl FakeVm {
-    fn allows(&self, operation: &'static str, needed: State) -> Result<()> {
-        self.state.borrow().allows(operation, needed)
-    }
-
     /// The place of a share or disk, if its name is as QEMU would take it.
     fn path_of(&self, id: &str, name: &str, longest: usize) -> Result<PathBuf> {
         self.devices.check(id, name, longest)?;
@@ -225,7 +221,7 @@ async fn mount_image(image: &Path, at: PathBuf, read_only: bool) -> Result<Attac
 impl Vm for FakeVm {
     fn connect(&self, port: u32, within: Duration) -> Connecting {
         let (dir, secret) = (self.dir.clone(), self.spec.secret.clone());
-        let mut state = self.state.subscribe();
+        let mut state = self.states.follow();
         let ended = self.end.not_yet();
         let mut end = self.wait();
         Box::pin(async move {
@@ -295,7 +291,7 @@ impl Vm for FakeVm {
                 return Ok(DeviceId("cpus".to_owned()));
             }
             Device::Memory(total) => {
-                self.allows("change the memory of", State::Running)?;
+                self.states.allow("change the memory of", State::Running)?;
                 size::check_memory(&self.spec, total)?;
                 self.size.memory = total.max(self.spec.memory);
                 (MEMORY.to_owned(), Attached::Nothing)
@@ -306,7 +302,7 @@ impl Vm for FakeVm {
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
         self.end.not_yet()?;
-        self.allows("detach a device of", State::Running)?;
+        self.states.allow("detach a device of", State::Running)?;
         let device = self.devices.take(&id)?;
         if id.0 == MEMORY {
             self.size.memory = self.spec.memory;
@@ -316,21 +312,21 @@ impl Vm for FakeVm {
 
     async fn pause(&mut self) -> Result<()> {
         self.end.not_yet()?;
-        self.allows("pause", State::Running)?;
-        self.state.send_replace(State::Paused);
+        self.states.allow("pause", State::Running)?;
+        self.states.set(State::Paused);
         Ok(())
     }
 
     async fn resume(&mut self) -> Result<()> {
         self.end.not_yet()?;
-        self.allows("resume", State::Paused)?;
-        self.state.send_replace(State::Running);
+        self.states.allow("resume", State::Paused)?;
+        self.states.set(State::Running);
         Ok(())
     }
 
     async fn save(&mut self, dir: &Path) -> Result<()> {
         self.end.not_yet()?;
-        self.allows("save", State::Paused)?;
+        self.states.allow("save", State::Paused)?;
         let mut plugs = self.devices.plugs();
         if let Some((id, _)) = plugs.find(|(_, plug)| !matches!(plug, Attached::Nothing)) {
             return Err(Error::InvalidDevice {

@@ -1,5 +1,7 @@
 //! The state of a VM that has not ended, and what it allows.
 
+use tokio::sync::watch;
+
 use crate::{Error, Result};
 
 /// Whether a VM's guest runs.
@@ -15,13 +17,27 @@ pub(crate) enum State {
     Paused,
 }
 
-impl State {
+/// The state of one VM, which others can follow.
+#[derive(Debug)]
+pub(crate) struct States(watch::Sender<State>);
+
+impl States {
+    pub(crate) fn new(state: State) -> States {
+        States(watch::Sender::new(state))
+    }
+
+    pub(crate) fn set(&self, state: State) {
+        self.0.send_replace(state);
+    }
+
+    pub(crate) fn follow(&self) -> watch::Receiver<State> {
+        self.0.subscribe()
+    }
+
     /// Refuses an operation that is possible in the state `needed` only.
-    pub(crate) fn allows(self, operation: &'static str, needed: State) -> Result<()> {
-        if self == needed {
-            return Ok(());
-        }
-        let state = match self {
+    pub(crate) fn allow(&self, operation: &'static str, needed: State) -> Result<()> {
+        let state = match *self.0.borrow() {
+            state if state == needed => return Ok(()),
             State::Running => "running",
             State::Paused => "paused",
         };

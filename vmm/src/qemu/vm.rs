@@ -25,7 +25,7 @@ use crate::{
         end::End,
         process::Child,
         stage::log_stage,
-        state::State,
+        state::{State, States},
         virtiofsd,
         vsock::{Dialer, Vsock},
     },
@@ -49,7 +49,7 @@ pub(super) struct QemuVm {
     ports: Ports,
     devices: Devices<Plugged>,
     end: End,
-    state: State,
+    states: States,
     /// Whether the guest was given memory beyond that at boot.
     has_memory: bool,
 }
@@ -81,7 +81,7 @@ impl QemuVm {
             end: End::watch(&qemu.child, qemu.end.clone(), qemu.console.clone()),
             qemu,
             spec,
-            state: State::Running,
+            states: States::new(State::Running),
             has_memory: false,
         };
         if let Some(daemon) = &vm.vsock {
@@ -212,7 +212,9 @@ impl Vm for QemuVm {
         if let Err(error) = self.end.not_yet() {
             return Box::pin(std::future::ready(Err(error)));
         }
-        let connecting = self.dialer.connect(port, within, self.spec.secret.clone());
+        let connecting =
+            self.dialer
+                .connect(port, within, self.spec.secret.clone(), self.states.follow());
         let ended = self.wait();
         Box::pin(async move {
             tokio::select! {
@@ -259,7 +261,7 @@ impl Vm for QemuVm {
                 DeviceId(CPUS.to_owned())
             }
             Device::Memory(total) => {
-                self.state.allows("change the memory of", State::Running)?;
+                self.states.allow("change the memory of", State::Running)?;
                 resize::resize_memory(&self.qemu.qmp, &self.spec, total).await?;
                 self.has_memory = true;
                 DeviceId(resize::MEMORY.to_owned())
@@ -271,7 +273,7 @@ impl Vm for QemuVm {
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
         self.end.not_yet()?;
-        self.state.allows("detach a device of", State::Running)?;
+        self.states.allow("detach a device of", State::Running)?;
         if id.0 == resize::MEMORY {
             if !self.has_memory {
                 return Err(Error::UnknownDevice(id.0));
@@ -292,7 +294,7 @@ impl Vm for QemuVm {
 
     async fn pause(&mut self) -> Result<()> {
         self.end.not_yet()?;
-        self.state.allows("pause", State::Running)?;
+        self.states.allow("pause", State::Running)?;
         self.qemu.pause.set(true);
         let qmp = &self.qemu.qmp;
         let paused = async {
@@ -301,7 +303,7 @@ impl Vm for QemuVm {
         };
         match paused.await {
             Ok(status) if status["status"] == "paused" => {
-                self.state = State::Paused;
+                self.states.set(State::Paused);
                 Ok(())
             }
             // The machine stopped by itself just before, and nobody was told.
@@ -327,10 +329,10 @@ impl Vm for QemuVm {
 
     async fn resume(&mut self) -> Result<()> {
         self.end.not_yet()?;
-        self.state.allows("resume", State::Paused)?;
+        self.states.allow("resume", State::Paused)?;
         self.qemu.pause.set(false);
         self.start().await?;
-        self.state = State::Running;
+        self.states.set(State::Running);
         Ok(())
     }
 

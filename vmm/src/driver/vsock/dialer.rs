@@ -6,11 +6,11 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
     sync::watch,
-    time::{sleep, timeout, Instant},
+    time::{sleep, sleep_until, timeout, Instant},
 };
 
 use super::{daemon::open_host_socket, kernel};
-use crate::{Connecting, Error, Secret};
+use crate::{driver::state::State, Connecting, Error, Secret};
 
 /// The pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(3);
@@ -29,7 +29,16 @@ pub(crate) enum Dialer {
 
 impl Dialer {
     /// See [`crate::Vm::connect`].
-    pub(crate) fn connect(&self, port: u32, within: Duration, secret: Secret) -> Connecting {
+    ///
+    /// While the guest is paused, no connection is tried, and none that was is given up: the daemon
+    /// (0.3.0) carries no more connections after it has given up one that the guest never saw.
+    pub(crate) fn connect(
+        &self,
+        port: u32,
+        within: Duration,
+        secret: Secret,
+        state: watch::Receiver<State>,
+    ) -> Connecting {
         let mut dialer = self.clone();
         Box::pin(async move {
             let end = Instant::now() + within;
@@ -38,14 +47,19 @@ impl Dialer {
                 let _ = timeout(within, ready.wait_for(|ready| *ready)).await;
             }
             loop {
-                let left = end.saturating_duration_since(Instant::now());
+                let mut followed = state.clone();
                 let dialed = async {
+                    runs(&mut followed).await;
                     let mut stream = dialer.dial(port).await?;
                     stream.write_all(secret.bytes()).await?;
                     io::Result::Ok(stream)
                 };
-                if let Ok(Ok(stream)) = timeout(left.min(TRY_LIMIT), dialed).await {
-                    return Ok(stream);
+                tokio::select! {
+                    dialed = dialed => if let Ok(stream) = dialed {
+                        return Ok(stream);
+                    },
+                    () = given_up(state.clone()) => {}
+                    () = sleep_until(end) => {}
                 }
                 if Instant::now() + RETRY >= end {
                     return Err(Error::TimedOut {
@@ -82,6 +96,22 @@ impl Dialer {
                 let connected = tokio::task::spawn_blocking(move || kernel::connect(cid, port));
                 UnixStream::from_std(connected.await.map_err(io::Error::other)??)
             }
+        }
+    }
+}
+
+/// Resolves when the guest runs, or the VM is gone.
+async fn runs(state: &mut watch::Receiver<State>) {
+    let _ = state.wait_for(|state| *state == State::Running).await;
+}
+
+/// Resolves when a guest that runs has had time enough for one try.
+async fn given_up(mut state: watch::Receiver<State>) {
+    loop {
+        runs(&mut state).await;
+        sleep(TRY_LIMIT).await;
+        if *state.borrow() == State::Running {
+            return;
         }
     }
 }
