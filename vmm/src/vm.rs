@@ -41,7 +41,7 @@ pub trait Vmm: Send + Sync {
 #[async_trait]
 pub trait Vm: Send {
     /// Connects to a vsock port in the guest and sends [`VmSpec::secret`]. Retries until the guest
-    /// listens or `within` is over; a guest that is paused does not answer.
+    /// listens or `within` is over; a paused VM is not tried before it is resumed.
     ///
     /// Returns a future that does not borrow the VM, so that a slow guest blocks nobody else.
     fn connect(&self, port: u32, within: Duration) -> Connecting;
@@ -60,6 +60,12 @@ pub trait Vm: Send {
 
     /// Stops the guest's cpus, until [`Vm::resume`]. Memory, devices and connections stay as they
     /// are. [`Error::State`] if the VM is paused already.
+    ///
+    /// Whoever has a connection must be quiet: from a moment before the pause to its end nothing may
+    /// be sent on it, and it may not be closed. Where a daemon carries connections (`vsock` in
+    /// [`Vm::pids`]), QEMU takes the guest's queues away from it while the guest does not run. Bytes
+    /// or an end that reach the daemon then are more than it bears (vhost-device-vsock 0.3.0): no
+    /// connection is carried ever after.
     ///
     /// An optional ability, with [`Vm::resume`]: [`Error::NotPossible`] by default.
     async fn pause(&mut self) -> Result<()> {

@@ -8,6 +8,7 @@ use std::{fs, path::Path, time::Duration};
 
 use caisson_vmm::{fake::FakeVmm, Device, DeviceId, EndReason, Error, Vm, VmSpec, Vmm};
 use fixture::{tap, Fixture};
+use tokio::net::UnixStream;
 
 /// The time that a guest has to boot and to answer.
 const BOOT: Duration = Duration::from_secs(30);
@@ -50,11 +51,12 @@ impl Driver {
         self.vmm.boot(self.spec()).await.unwrap()
     }
 
-    /// A VM whose guest has booted.
-    async fn booted(&self) -> Box<dyn Vm> {
+    /// A VM whose guest has booted, and the connection that showed it. That may not be closed
+    /// shortly before or in a pause.
+    async fn booted(&self) -> (Box<dyn Vm>, UnixStream) {
         let vm = self.boot().await;
-        vm.connect(PORT, BOOT).await.unwrap();
-        vm
+        let connection = vm.connect(PORT, BOOT).await.unwrap();
+        (vm, connection)
     }
 
     fn share(&self, tag: &str) -> Device {
@@ -140,7 +142,7 @@ contract! {
 }
 
 async fn booted_vm_answers_and_its_processes_are_gone_after_the_stop(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
     let processes = vm.pids();
     assert!(!processes.is_empty());
     assert!(processes.iter().all(|(_, pid)| is_alive(*pid)));
@@ -150,7 +152,7 @@ async fn booted_vm_answers_and_its_processes_are_gone_after_the_stop(driver: Dri
 }
 
 async fn every_kind_of_device_comes_once_and_goes(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
     let devices: [fn(&Driver) -> Device; 4] = [
         |driver| driver.share("pod"),
         |driver| driver.disk("root"),
@@ -179,7 +181,7 @@ async fn every_kind_of_device_comes_once_and_goes(driver: Driver) {
 }
 
 async fn device_that_can_t_be_made_is_refused_and_the_vm_goes_on(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
     let missing = Device::Disk {
         serial: "x".to_owned(),
         path: "/nonexistent".into(),
@@ -206,7 +208,7 @@ async fn device_that_can_t_be_made_is_refused_and_the_vm_goes_on(driver: Driver)
 }
 
 async fn vm_has_no_more_than_its_maximum_and_keeps_its_cpus(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
     let more = Device::Cpus(2);
     let cpus = vm.attach(more).await.unwrap();
     let fewer = vm.attach(Device::Cpus(1)).await;
@@ -235,19 +237,22 @@ async fn vm_has_no_more_than_its_maximum_and_keeps_its_cpus(driver: Driver) {
 }
 
 async fn paused_vm_does_not_answer_until_it_is_resumed(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
+    let mut connections = Vec::new();
     for _ in 0..2 {
         vm.pause().await.unwrap();
         assert!(!answers(&*vm).await);
+        let waiting = tokio::spawn(vm.connect(PORT, BOOT));
         vm.resume().await.unwrap();
-        vm.connect(PORT, BOOT).await.unwrap();
+        connections.push(waiting.await.unwrap().unwrap());
+        connections.push(vm.connect(PORT, BOOT).await.unwrap());
     }
     vm.stop().await.unwrap();
     assert_eq!(reason(&*vm).await, EndReason::Stopped);
 }
 
 async fn transition_that_the_state_does_not_allow_is_refused(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
     let is_refused = |result: caisson_vmm::Result<()>| match result {
         Err(Error::State { operation, state }) => format!("{operation} {state}"),
         other => panic!("{other:?}"),
@@ -316,7 +321,7 @@ async fn paused_vm_can_be_stopped(driver: Driver) {
 
 /// Also for drivers that can't: then both halves say so.
 async fn saved_vm_goes_on_where_it_is_restored(driver: Driver) {
-    let mut vm = driver.booted().await;
+    let (mut vm, _connection) = driver.booted().await;
     let (saved, spec) = (driver.fixture.out(), driver.spec());
     let running = vm.save(&saved).await;
     if matches!(running, Err(Error::NotPossible { .. })) {
@@ -338,7 +343,7 @@ async fn saved_vm_goes_on_where_it_is_restored(driver: Driver) {
     vm.pause().await.unwrap();
     vm.save(&saved).await.unwrap();
     vm.resume().await.unwrap();
-    assert!(answers(&*vm).await);
+    vm.connect(PORT, BOOT).await.unwrap();
     vm.stop().await.unwrap();
 
     fs::remove_dir_all(&spec.dir).unwrap();

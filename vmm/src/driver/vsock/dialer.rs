@@ -6,7 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
     sync::watch,
-    time::{sleep, sleep_until, timeout, Instant},
+    time::{sleep, timeout, timeout_at, Instant},
 };
 
 use super::{daemon::open_host_socket, kernel};
@@ -14,8 +14,7 @@ use crate::{driver::state::State, Connecting, Error, Secret};
 
 /// The pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(3);
-/// The time limit of one try. While the guest boots, the daemon holds a connection until the
-/// guest's driver is up.
+/// The time limit of one try through the kernel.
 const TRY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Makes connections to a guest.
@@ -28,44 +27,51 @@ pub(crate) enum Dialer {
 }
 
 impl Dialer {
-    /// See [`crate::Vm::connect`].
-    ///
-    /// While the guest is paused, no connection is tried, and none that was is given up: the daemon
-    /// (0.3.0) carries no more connections after it has given up one that the guest never saw.
+    /// See [`crate::Vm::connect`]. A VM that is paused is not dialed.
     pub(crate) fn connect(
         &self,
         port: u32,
         within: Duration,
         secret: Secret,
-        state: watch::Receiver<State>,
+        mut state: watch::Receiver<State>,
     ) -> Connecting {
         let mut dialer = self.clone();
         Box::pin(async move {
             let end = Instant::now() + within;
+            let timed_out = || Error::TimedOut {
+                what: format!("connection to port {port} of the guest"),
+                limit: within,
+            };
             if let Dialer::Daemon(_, ready) = &mut dialer {
                 // An error means the VM's end, which the caller sees.
                 let _ = timeout(within, ready.wait_for(|ready| *ready)).await;
             }
             loop {
-                let mut followed = state.clone();
+                // While the guest does not run, the daemon has no queues, see `Readiness`.
+                let runs = state.wait_for(|state| *state == State::Running);
+                // An error in it means the VM's end, which the caller sees.
+                let Ok(_) = timeout_at(end, runs).await else {
+                    return Err(timed_out());
+                };
+                let left = end.saturating_duration_since(Instant::now());
+                let limit = match dialer {
+                    Dialer::Daemon(..) => left,
+                    Dialer::Kernel(_) => left.min(TRY_LIMIT),
+                };
+                // A try goes on when nobody waits for it any more. The daemon (0.3.0) carries no
+                // connection ever after if one is given up that the guest had no time to answer.
+                let dialing = dialer.clone();
+                let dialed = tokio::spawn(async move { dialing.dial(port).await });
                 let dialed = async {
-                    runs(&mut followed).await;
-                    let mut stream = dialer.dial(port).await?;
+                    let mut stream = dialed.await.map_err(io::Error::other)??;
                     stream.write_all(secret.bytes()).await?;
                     io::Result::Ok(stream)
                 };
-                tokio::select! {
-                    dialed = dialed => if let Ok(stream) = dialed {
-                        return Ok(stream);
-                    },
-                    () = given_up(state.clone()) => {}
-                    () = sleep_until(end) => {}
+                if let Ok(Ok(stream)) = timeout(limit, dialed).await {
+                    return Ok(stream);
                 }
                 if Instant::now() + RETRY >= end {
-                    return Err(Error::TimedOut {
-                        what: format!("connection to port {port} of the guest"),
-                        limit: within,
-                    });
+                    return Err(timed_out());
                 }
                 sleep(RETRY).await;
             }
@@ -100,22 +106,6 @@ impl Dialer {
     }
 }
 
-/// Resolves when the guest runs, or the VM is gone.
-async fn runs(state: &mut watch::Receiver<State>) {
-    let _ = state.wait_for(|state| *state == State::Running).await;
-}
-
-/// Resolves when a guest that runs has had time enough for one try.
-async fn given_up(mut state: watch::Receiver<State>) {
-    loop {
-        runs(&mut state).await;
-        sleep(TRY_LIMIT).await;
-        if *state.borrow() == State::Running {
-            return;
-        }
-    }
-}
-
 /// Tells when a daemon may be connected to.
 ///
 /// A connection that reaches the daemon after it got the guest's memory and before it got the
@@ -128,8 +118,8 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// Allows connections when the guest connects to [`super::ports::READY_PORT`] or, for a guest that does not,
-    /// when `driver_is_up` resolves.
+    /// Allows connections when the guest connects to [`super::ports::READY_PORT`] or, for a guest
+    /// that does not, when `driver_is_up` resolves.
     pub(crate) async fn watch(self, driver_is_up: impl Future<Output = ()>) {
         tokio::select! {
             _ = self.listener.accept() => {}
