@@ -25,6 +25,7 @@ pub(crate) enum Backend {
     Chardev(String),
     Block { node: String, fdset: u64 },
     Netdev(String),
+    Object(&'static str),
     None,
 }
 
@@ -201,6 +202,7 @@ async fn remove_backend(qmp: &Qmp, backend: &Backend) {
             qmp.execute("remove-fd", fdset).await
         }
         Backend::Netdev(id) => qmp.execute("netdev_del", json!({ "id": id })).await,
+        Backend::Object(id) => qmp.execute("object-del", json!({ "id": id })).await,
         Backend::None => return,
     };
     if let Err(error) = removed {

@@ -24,6 +24,7 @@ use crate::{
         devices::Devices,
         end::End,
         process::Child,
+        size,
         stage::log_stage,
         state::{State, States},
         virtiofsd,
@@ -50,7 +51,7 @@ pub(super) struct QemuVm {
     devices: Devices<Plugged>,
     end: End,
     states: States,
-    /// Whether the guest was given memory beyond that at boot.
+    /// Whether memory is attached, in the caller's eyes: its device stays when it is detached.
     has_memory: bool,
 }
 
@@ -89,10 +90,6 @@ impl QemuVm {
         }
         let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
         vm.plug("vsock", backend, properties, None).await?;
-        if let Some(properties) = resize::add_memory(&vm.qemu.qmp, &vm.spec).await? {
-            vm.plug(resize::MEMORY, Backend::None, properties, None)
-                .await?;
-        }
         if let Some(readiness) = readiness {
             let qmp = vm.qemu.qmp.clone();
             tokio::spawn(readiness.watch(devices::driver_is_up(qmp, "vsock")));
@@ -128,6 +125,25 @@ impl QemuVm {
         }
         let plugged = Plugged { port, backend };
         Ok(self.devices.add(id, plugged, daemon, &self.end))
+    }
+
+    /// Gives the guest `total` bytes of memory. The device for more than that at boot is plugged in
+    /// when it is first needed, and stays, if need be without memory.
+    async fn resize_memory(&mut self, total: u64) -> Result<()> {
+        if !self.devices.has(resize::MEMORY) {
+            if total <= self.spec.memory {
+                return Ok(());
+            }
+            let properties = resize::add_memory(&self.qemu.qmp, &self.spec).await?;
+            self.plug(
+                resize::MEMORY,
+                Backend::Object(resize::MEMORY_BACKEND),
+                properties,
+                None,
+            )
+            .await?;
+        }
+        resize::resize_memory(&self.qemu.qmp, &self.spec, total).await
     }
 
     async fn attach_shared_dir(
@@ -262,8 +278,9 @@ impl Vm for QemuVm {
             }
             Device::Memory(total) => {
                 self.states.allow("change the memory of", State::Running)?;
-                resize::resize_memory(&self.qemu.qmp, &self.spec, total).await?;
+                size::check_memory(&self.spec, total)?;
                 self.has_memory = true;
+                self.resize_memory(total).await?;
                 DeviceId(resize::MEMORY.to_owned())
             }
         };
@@ -278,7 +295,7 @@ impl Vm for QemuVm {
             if !self.has_memory {
                 return Err(Error::UnknownDevice(id.0));
             }
-            resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await?;
+            self.resize_memory(self.spec.memory).await?;
             self.has_memory = false;
             return Ok(());
         }
