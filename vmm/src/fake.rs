@@ -3,7 +3,8 @@
 //!
 //! `DIR` is [`VmSpec::dir`]. The agent takes its secret from `DIR/secret`. A port is the unix
 //! socket `DIR/<port>.sock`; a shared directory or disk is `DIR/devices/<tag or serial>`. The size
-//! is the host's, and a network card does nothing.
+//! is the host's, and a network card does nothing. While the VM is paused, nobody can connect; its
+//! processes run on. Of a saved VM only the size is kept.
 
 use std::{
     fs::{self, File},

@@ -1,18 +1,46 @@
 //! Boots VMs and plugs devices into them: plain data in, a running VM out.
 //!
 //! A [`Vmm`] boots a bare [`Vm`] (kernel, agent, control channel) from a [`VmSpec`]. Everything
-//! that belongs to a pod is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time.
-//! Nothing here knows what a container or an agent is.
+//! else is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time: what belongs to a
+//! pod, more cpus and more memory. Nothing here knows what a container or an agent is.
 //!
 //! ```text
-//!   VmSpec --boot--> running --stop--> ended
-//!                      |  ^ \
-//!               attach |  |  `- the VMM or a daemon dies, the guest panics or powers off --> ended
-//!               detach `--'
+//!   VmSpec --boot--> running <--resume-- paused <--restore-- a saved VM and its VmSpec
+//!                    |  ^  `-----pause---^ |  ^
+//!             attach |  |           attach |  |
+//!             detach `--'             save `--'
+//!
+//!   running, paused --stop-----------------------------------------> ended: Stopped
+//!   running, paused --the guest panics or powers off---------------> ended: GuestEnded
+//!   running, paused --the VMM or a daemon dies---------------------> ended: ProcessDied
 //! ```
+//!
+//! A transition that is not drawn is refused with [`Error::State`], and everything but a stop fails
+//! with [`Error::Ended`] after the end. Pausing, saving and restoring are abilities that a
+//! hypervisor need not have ([`Error::NotPossible`]):
+//!
+//! | | boot, attach, stop | pause, resume | save, restore |
+//! |---|---|---|---|
+//! | [`qemu`] | yes | yes | no, until it writes templates |
+//! | [`fake`] | yes | yes | its size only |
 //!
 //! Every host resource of a VM (processes, sockets, files) is in [`VmSpec::dir`] or is freed with
 //! the value that holds it.
+//!
+//! # Layers
+//!
+//! A file uses those of its own layer, without circles, and of the layers below:
+//!
+//! ```text
+//!   qemu/, fake                     the drivers: what only one hypervisor needs
+//!   driver/                         what every driver needs: processes and their confinement, the
+//!                                   end of a VM, the table of its devices, its daemons, logs
+//!   vm                              the contract of drivers, held to by tests/contract.rs
+//!   device, spec, secret, end, error   the data of that contract
+//! ```
+//!
+//! Another hypervisor is another driver beside `qemu/`. It implements [`Vmm`] and [`Vm`], names its
+//! own errors in [`Error::Driver`] and is added to the drivers of `tests/contract.rs`.
 
 mod device;
 mod driver;

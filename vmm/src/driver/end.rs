@@ -168,3 +168,53 @@ async fn last_words(said: &mut watch::Receiver<Option<Said>>) -> Option<String> 
     let said = said.ok()?.ok()?;
     said.as_ref().map(|said| said.reason().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of a VM with these deaths, in this order, whose VMM is `vmm` and said this.
+    async fn end_of(deaths: &[&str], said: Option<Said>) -> EndReason {
+        let (sender, died) = mpsc::unbounded_channel();
+        for role in deaths {
+            sender
+                .send(((*role).to_owned(), "gone".to_owned()))
+                .unwrap();
+        }
+        let (stop, stopped) = watch::channel(false);
+        let (_, said) = watch::channel(said);
+        let reason = reason("vmm", said, died, stopped, Tail::default()).await;
+        drop(stop);
+        reason
+    }
+
+    fn died(role: &str) -> EndReason {
+        EndReason::ProcessDied {
+            role: role.to_owned(),
+            how: "gone".to_owned(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn daemon_that_dies_alone_is_the_reason() {
+        assert_eq!(end_of(&["vsock"], None).await, died("vsock"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn daemon_that_dies_with_the_vmm_is_not_the_reason() {
+        assert_eq!(end_of(&["vsock", "share", "vmm"], None).await, died("vmm"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_vmm_said_is_the_reason_of_its_end() {
+        let panicked = Said::GuestEnded("guest-panic".to_owned());
+        let ended = EndReason::GuestEnded("guest-panic".to_owned());
+        assert_eq!(end_of(&["vsock", "vmm"], Some(panicked)).await, ended);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn vmm_that_gives_its_machine_up_has_not_to_die_for_the_end() {
+        let ended = EndReason::GuestEnded("broken".to_owned());
+        assert_eq!(end_of(&[], Some(Said::GivenUp("broken"))).await, ended);
+    }
+}

@@ -45,7 +45,7 @@ const COMMON: [(libc::__rlimit_resource_t, libc::rlim_t); 6] = [
 pub(crate) struct Limits(Vec<(libc::__rlimit_resource_t, libc::rlim_t)>);
 
 impl Limits {
-    pub(crate) fn qemu() -> Limits {
+    pub(crate) fn vmm() -> Limits {
         Limits::of(&[(libc::RLIMIT_NOFILE, OPEN_FILES)])
     }
 

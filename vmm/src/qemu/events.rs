@@ -43,3 +43,39 @@ pub(super) fn note(end: &watch::Sender<Option<Said>>, pause: &Pause, event: &Eve
         first
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn machine_that_stops_by_itself_is_given_up_and_one_that_is_paused_is_not() {
+        let (end, said) = watch::channel(None);
+        let pause = Pause::default();
+        let stop = Event {
+            name: "STOP".to_owned(),
+            data: json!({}),
+        };
+        pause.set(true);
+        note(&end, &pause, &stop);
+        assert_eq!(*said.borrow(), None);
+        pause.set(false);
+        note(&end, &pause, &stop);
+        assert_eq!(*said.borrow(), Some(Said::GivenUp(INTERNAL_ERROR)));
+    }
+
+    #[test]
+    fn first_reason_counts_and_is_cut() {
+        let (end, said) = watch::channel(None);
+        for reason in ["x".repeat(1000), "later".to_owned()] {
+            let event = Event {
+                name: "SHUTDOWN".to_owned(),
+                data: json!({ "reason": reason }),
+            };
+            note(&end, &Pause::default(), &event);
+        }
+        let first = Said::GuestEnded("x".repeat(MAX_REASON));
+        assert_eq!(*said.borrow(), Some(first));
+    }
+}

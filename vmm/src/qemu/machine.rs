@@ -86,7 +86,7 @@ impl Qemu {
                 },
             )?),
             placement: spec.placement.clone(),
-            limits: Limits::qemu(),
+            limits: Limits::vmm(),
         };
         let child = Child::start(confined(program, qemu, spec)?).await?;
         log_stage("qemu executed", started);
