@@ -172,7 +172,7 @@ fn namespace_itself_does_not_answer_for_the_guest() -> Result<()> {
     let container = server(node, Runtime::Caisson, &pod)?;
     let ping = "ping -c 2 -w 5 10.9.0.2 && ping -c 2 -w 5 fd09::2";
     bridge.host.sh(ping)?.ok()?;
-    let qemu = container.vm_process("qemu")?;
+    let qemu = container.vmm()?;
     proc::kill(qemu, libc::SIGSTOP);
     let silent = ["10.9.0.2", "fd09::2"].map(|to| bridge.host.sh(&format!("ping -c 2 -w 3 {to}")));
     proc::kill(qemu, libc::SIGCONT);
@@ -239,7 +239,7 @@ fn namespace_after_qemu_was_killed_is_as_it_was() -> Result<()> {
         .args(["sleep", "1000"])
         .start()?;
     assert_ne!(state(&pod)?, before);
-    proc::kill(container.vm_process("qemu")?, libc::SIGKILL);
+    proc::kill(container.vmm()?, libc::SIGKILL);
     container.wait_within(Duration::from_secs(10))?;
     container.delete()?;
     assert_eq!(state(&pod)?, before);

@@ -92,7 +92,7 @@ fn secret_is_in_no_command_line_and_no_file_of_the_pod() -> Result<()> {
     let node = Node::shared();
     let container = node.container("busybox").switch("--privileged");
     let container = container.args(["sleep", "1000"]).start()?;
-    let qemu = fs::read_to_string(format!("/proc/{}/cmdline", container.vm_process("qemu")?))?;
+    let qemu = fs::read_to_string(format!("/proc/{}/cmdline", container.vmm()?))?;
     let guest = container.sh("cat /proc/cmdline")?;
     for line in [&qemu, &guest] {
         ensure!(!line.contains("secret"), "{line}");

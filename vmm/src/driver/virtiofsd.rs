@@ -10,11 +10,12 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
+use super::{
     limits::Limits,
-    process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
-    Error, Result, VmSpec,
+    process::Child,
+    spawn::{Confinement, Program, FIRST_DESCRIPTOR},
 };
+use crate::{Error, Result, VmSpec};
 
 /// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user
 /// connection.

@@ -25,7 +25,7 @@
 //!
 //! A limit that is already lower here stays: raising one takes CAP_SYS_RESOURCE.
 
-use crate::jail::{check, Step};
+use super::jail::{check, Step};
 
 const OPEN_FILES: libc::rlim_t = 16_384;
 const THREADS: libc::rlim_t = 512;
@@ -45,7 +45,7 @@ const COMMON: [(libc::__rlimit_resource_t, libc::rlim_t); 6] = [
 pub(crate) struct Limits(Vec<(libc::__rlimit_resource_t, libc::rlim_t)>);
 
 impl Limits {
-    pub(crate) fn qemu() -> Limits {
+    pub(crate) fn vmm() -> Limits {
         Limits::of(&[(libc::RLIMIT_NOFILE, OPEN_FILES)])
     }
 

@@ -1,6 +1,6 @@
-//! Confines QEMU and the vsock daemon: between fork and exec, a child gives up everything that it
-//! does not need. [`crate::spawn`] uses this, after it has put the child into its cgroup and a pid
-//! namespace of its own.
+//! Confines the VMM and the vsock daemon: between fork and exec, a child gives up everything that
+//! it does not need. [`super::spawn`] uses this, after it has put the child into its cgroup and a
+//! pid namespace of its own.
 //!
 //! ```text
 //!   new mount, network, IPC and UTS namespaces

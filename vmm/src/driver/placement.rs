@@ -16,10 +16,8 @@ use std::{
     path::Path,
 };
 
-use crate::{
-    jail::{check, Step},
-    Error, Placement, Result,
-};
+use super::jail::{check, Step};
+use crate::{Error, Placement, Result};
 
 /// A placement, prepared by the parent.
 #[derive(Debug)]
@@ -134,7 +132,10 @@ pub(crate) fn set_oom_score_adj(role: &str, pid: u32, score: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{Child, Confinement, Program};
+    use crate::driver::{
+        process::Child,
+        spawn::{Confinement, Program},
+    };
 
     /// A cgroup of the test's own, in the hierarchy that is mounted at `mount`. `None`, with a
     /// message, if there is no such hierarchy.

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::{READY_PORT, SERVICE_PORT};
+use super::ports::{READY_PORT, SERVICE_PORT};
 
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: libc::c_ulong = 0x4008_af60;

@@ -15,12 +15,12 @@ use std::{
 
 use tokio::{io::AsyncReadExt, net::unix::pipe};
 
-use crate::{
+use super::{
     jail::{check, Jail, Step},
     limits::Limits,
     placement::Opened,
-    Error, Placement, Result,
 };
+use crate::{Error, Placement, Result};
 
 /// The number of the first of [`Program::descriptors`] in the child.
 pub(crate) const FIRST_DESCRIPTOR: RawFd = 3;

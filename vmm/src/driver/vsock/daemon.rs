@@ -17,15 +17,17 @@ use std::{
 
 use tokio::{
     net::UnixListener,
-    sync::watch,
     time::{sleep, Instant},
 };
 
-use super::{seccomp, Dialer, Readiness, Vsock, VsockDevice, READY_PORT};
+use super::{ports::READY_PORT, seccomp};
 use crate::{
-    jail::Jail,
-    limits::Limits,
-    process::{Child, Confinement, Program},
+    driver::{
+        jail::Jail,
+        limits::Limits,
+        process::Child,
+        spawn::{Confinement, Program},
+    },
     Credentials, Error, Result, VmSpec,
 };
 
@@ -38,8 +40,19 @@ const VHOST_SOCKET: &str = "vhost";
 /// The name of the daemon's socket for connections to the guest, in its directory.
 const HOST_SOCKET: &str = "host";
 
+/// The daemon, and how it is reached.
+pub(super) struct Started {
+    pub child: Child,
+    /// Its directory, in which [`open_host_socket`] finds it.
+    pub dir: Arc<OwnedFd>,
+    /// Our end of its vhost-user connection.
+    pub vhost: OwnedFd,
+    /// Takes the guest's connections to [`READY_PORT`].
+    pub listener: UnixListener,
+}
+
 /// Starts the daemon in a directory of its own below `vm_dir`.
-pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
+pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Started> {
     let (vm_dir, credentials) = (&spec.dir, spec.credentials);
     let dir = vm_dir.join("vsock");
     let failed = |what: &'static str| {
@@ -82,11 +95,11 @@ pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Vsock> {
     let child = Child::start(program).await?;
     let dir = Arc::new(OwnedFd::from(opened));
     let vhost = child.unless_it_ends(open_vhost_socket(&dir)).await?;
-    let (ready, is_ready) = watch::channel(false);
-    Ok(Vsock {
-        daemon: Some((child, Readiness { listener, ready })),
-        device: VsockDevice::Daemon(vhost),
-        dialer: Dialer::Daemon(dir, is_ready),
+    Ok(Started {
+        child,
+        dir,
+        vhost,
+        listener,
     })
 }
 

@@ -1,5 +1,5 @@
 //! Runs a program on a file that a guest may have tampered with, such as a file system's checker.
-//! The program runs to its end within a time limit, confined as QEMU is.
+//! The program runs to its end within a time limit, confined as the VMM is.
 //!
 //! It sees a root with the host's `/usr`, the file at [`FILE`] and nothing else of the host. It has
 //! no capability, no network and few system calls, and it runs in the pod's cgroup. Its memory, its
@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{filter::allow, jail::Jail, one_line, Credentials};
+use super::{filter::allow, jail::Jail, log_lines::one_line};
+use crate::Credentials;
 
 /// The file's path, as the program sees it.
 pub const FILE: &str = "/file";

@@ -17,13 +17,12 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-pub(crate) use crate::spawn::{Confinement, Program, FIRST_DESCRIPTOR};
-use crate::{
+use super::{
     log_lines::{follow, Tail},
     placement,
-    spawn::{exit_text, fork, signal},
-    Error, Result,
+    spawn::{exit_text, fork, signal, Program},
 };
+use crate::{Error, Result};
 
 /// How long a killed process may take to go: it may be in the middle of a large write.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -122,7 +121,7 @@ impl Child {
             result = work => match result {
                 // The connection breaks a moment before the process is reaped, and its end says
                 // more.
-                Err(error @ (Error::QmpConnection(_) | Error::Io(..))) => {
+                Err(error @ (Error::Connection { .. } | Error::Io(..))) => {
                     match tokio::time::timeout(Duration::from_millis(200), self.ended()).await {
                         Ok(how) => Err(self.died(how)),
                         Err(_) => Err(error),

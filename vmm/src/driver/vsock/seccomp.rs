@@ -2,7 +2,7 @@
 
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
-use crate::filter::allow;
+use crate::driver::filter::allow;
 
 /// The system calls that the daemon made under strace, booting and carrying streams, and those that
 /// other versions of Rust's runtime and glibc make in their place. `execve` is for the daemon's own
