@@ -21,10 +21,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::guest_image,
-    error::{Error, Result},
-    folder::create_private,
-    state::PodDir,
+    host::{
+        error::{FileError, OnFile},
+        folder::create_private,
+    },
+    state::{PodDir, StateError},
 };
+
+/// What can go wrong with the choice of an accelerator.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceleratorError {
+    /// The state folder of the probe VM can't be made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The probe VM failed.
+    #[error("the pod's VM")]
+    Vm(#[from] caisson_vmm::Error),
+    /// An operation on a file or folder failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+type Result<T> = std::result::Result<T, AcceleratorError>;
 
 /// What operators should know about a node without KVM. Continues a message that says that guests
 /// are emulated.
@@ -84,14 +102,15 @@ async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     if let Some(result) = remembered(&path, &key) {
         return Ok(result);
     }
-    create_private(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
+    create_private(&config.store_dir)
+        .map_err(AcceleratorError::file("create", &config.store_dir))?;
     let lock_path = path.with_extension("lock");
-    let lock = fs::File::create(&lock_path).map_err(Error::file("open", &lock_path))?;
+    let lock = fs::File::create(&lock_path).map_err(AcceleratorError::file("open", &lock_path))?;
     let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
     let _lock = match locked.await {
         Ok(Ok(lock)) => lock,
-        Ok(Err((_, error))) => return Err(Error::file("lock", lock_path)(error.into())),
-        Err(error) => return Err(Error::file("lock", lock_path)(error.into())),
+        Ok(Err((_, error))) => return Err(AcceleratorError::file("lock", lock_path)(error.into())),
+        Err(error) => return Err(AcceleratorError::file("lock", lock_path)(error.into())),
     };
     match remembered(&path, &key) {
         Some(result) => Ok(result),
@@ -113,7 +132,7 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
         accelerator: Accelerator::Kvm,
         credentials: dir.credentials,
         placement: dir.placement.clone(),
-        secret: Secret::random().map_err(Error::file("read", "/dev/urandom"))?,
+        secret: Secret::random().map_err(AcceleratorError::file("read", "/dev/urandom"))?,
     };
     let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
     match result.accelerator {
@@ -130,10 +149,11 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
     };
     let path = remembered_path(config);
     let part = path.with_extension(format!("part-{}", std::process::id()));
-    create_private(&config.store_dir).map_err(Error::file("create", &config.store_dir))?;
+    create_private(&config.store_dir)
+        .map_err(AcceleratorError::file("create", &config.store_dir))?;
     let text = serde_json::to_vec(&remember).unwrap_or_default();
-    fs::write(&part, text).map_err(Error::file("write", &part))?;
-    fs::rename(&part, &path).map_err(Error::file("write", &path))?;
+    fs::write(&part, text).map_err(AcceleratorError::file("write", &part))?;
+    fs::rename(&part, &path).map_err(AcceleratorError::file("write", &path))?;
     Ok(result)
 }
 

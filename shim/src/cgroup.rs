@@ -15,10 +15,25 @@ use std::{
 
 use cgroups_rs::fs::{hierarchies::auto, Cgroup};
 
-use crate::{
-    error::{Error, Result},
-    oom_score::Class,
-};
+use crate::oom_score::Class;
+
+/// What can go wrong with a pod's cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The spec's `linux.cgroupsPath` names none.
+    #[error("request: linux.cgroupsPath: {0:?} is no path below the cgroup root")]
+    Path(String),
+    /// An operation on the cgroup failed.
+    #[error("{operation} the pod's cgroup {}", path.display())]
+    Failed {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: cgroups_rs::fs::error::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, CgroupError>;
 
 /// Creates the cgroup, or uses the one that exists.
 pub fn create(path: &Path) -> Result<()> {
@@ -105,8 +120,12 @@ fn oom_kills(text: &str) -> u64 {
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-fn failed(operation: &'static str, path: &Path, source: cgroups_rs::fs::error::Error) -> Error {
-    Error::Cgroup {
+fn failed(
+    operation: &'static str,
+    path: &Path,
+    source: cgroups_rs::fs::error::Error,
+) -> CgroupError {
+    CgroupError::Failed {
         operation,
         path: path.to_owned(),
         source,
@@ -126,10 +145,7 @@ fn relative(path: &Path) -> Result<PathBuf> {
         .collect();
     let normal = |part: Component| matches!(part, Component::Normal(_));
     if inside.as_os_str().is_empty() || !inside.components().all(normal) {
-        return Err(Error::Request {
-            field: "linux.cgroupsPath",
-            reason: format!("{text:?} is no path below the cgroup root"),
-        });
+        return Err(CgroupError::Path(text.into_owned()));
     }
     Ok(inside)
 }

@@ -13,8 +13,23 @@ use std::{
 
 pub use caisson_oci::config::{Accelerator, NodeConfig};
 
-use crate::error::{Error, Result};
+use crate::host::error::{FileError, OnFile};
 
+/// What can go wrong with the node's configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Its text was refused.
+    #[error(transparent)]
+    Refused(#[from] caisson_oci::Error),
+    /// A file or folder can't be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// containerd's name for this runtime.
+pub const RUNTIME: &str = "io.containerd.caisson.v2";
 /// The environment variable that names another configuration file than the default.
 pub const CONFIG_ENV: &str = "CAISSON_CONFIG";
 const DEFAULT_PATH: &str = "/etc/caisson/config.toml";
@@ -54,7 +69,7 @@ pub fn load_with(main: &Path, drop_in: Option<(&Path, &str)>) -> Result<NodeConf
         match fs::read_to_string(&path) {
             Ok(text) => files.push((path.display().to_string(), text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::file("read configuration", path)(error)),
+            Err(error) => return Err(ConfigError::file("read configuration", path)(error)),
         }
     }
     Ok(NodeConfig::parse(&files)?)
@@ -98,12 +113,12 @@ fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::file("read configuration folder", dir)(error)),
+        Err(error) => return Err(ConfigError::file("read configuration folder", dir)(error)),
     };
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry
-            .map_err(Error::file("read configuration folder", dir))?
+            .map_err(ConfigError::file("read configuration folder", dir))?
             .path();
         if path.extension().is_some_and(|e| e == "toml") {
             paths.push(path);

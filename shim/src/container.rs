@@ -24,9 +24,11 @@ use proto::attach_request::Device as GuestDevice;
 use crate::{
     error::{Error, Result},
     homes::{self, PodHome},
-    machine::Plug,
+    host::error::OnFile,
+    plug::Plug,
     process::Process,
     share::Share,
+    skill_disk,
     skills::{self, Asker, SkillError, SkillStore},
     sources,
     stand_in::StandIn,
@@ -271,7 +273,7 @@ impl Wishes {
                 return Err(SkillError::SamePlace(target).into());
             }
             paths.skills.push((target, skills::place(&skill)));
-            plugs.push(skills::plug(&store, &skill)?);
+            plugs.push(skill_disk::plug(&store, &skill)?);
         }
         if let Some(wish) = &self.annotations.home {
             let process = self.spec.process().as_ref();

@@ -6,24 +6,20 @@
 
 use std::{
     fs,
+    future::Future,
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
-use caisson_oci::annotations::{is_plain_name, SkillRef, SkillWish};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
 };
 
-use crate::{
-    error::{Error, Result},
-    pod::Pod,
-};
+use crate::host::error::{FileError, OnFile};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "control";
@@ -61,7 +57,12 @@ pub enum Answer {
 }
 
 /// Sends a request to the shim of a pod. Blocks, at most for `limit`.
-pub fn ask(state_dir: &Path, id: &str, request: &Request, limit: Duration) -> Result<Answer> {
+pub fn ask(
+    state_dir: &Path,
+    id: &str,
+    request: &Request,
+    limit: Duration,
+) -> Result<Answer, FileError> {
     let path = state_dir.join(id).join(SOCKET);
     let asked = || -> io::Result<Answer> {
         let mut stream = std::os::unix::net::UnixStream::connect(&path)?;
@@ -73,19 +74,23 @@ pub fn ask(state_dir: &Path, id: &str, request: &Request, limit: Duration) -> Re
         BufReader::new(stream.take(MAX_LINE)).read_line(&mut answer)?;
         Ok(serde_json::from_str(&answer)?)
     };
-    asked().map_err(Error::file("ask the shim by", &path))
+    asked().map_err(FileError::file("ask the shim by", &path))
 }
 
-/// Answers requests for a pod until its shim ends. The socket is removed with the state folder.
-pub fn serve(pod: Arc<Pod>, state: &Path) -> Result<()> {
+/// Answers requests by `handle` until the shim ends. The socket is removed with the state folder.
+pub fn serve<H, A>(state: &Path, handle: H) -> Result<(), FileError>
+where
+    H: Fn(Request) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Answer> + Send + 'static,
+{
     let path = state.join(SOCKET);
-    let failed = || Error::file("listen on", &path);
+    let failed = || FileError::file("listen on", &path);
     let listener = UnixListener::bind(&path).map_err(failed())?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed())?;
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(answer(pod.clone(), stream))),
+                Ok((stream, _)) => drop(tokio::spawn(answer(stream, handle.clone()))),
                 Err(error) => {
                     log::warn!("the operator's requests can't be heard any more: {error}");
                     return;
@@ -96,7 +101,10 @@ pub fn serve(pod: Arc<Pod>, state: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn answer(pod: Arc<Pod>, stream: UnixStream) {
+async fn answer<A>(stream: UnixStream, handle: impl Fn(Request) -> A)
+where
+    A: Future<Output = Answer> + Send + 'static,
+{
     let (read, mut write) = stream.into_split();
     let mut line = Vec::new();
     let mut read = tokio::io::BufReader::new(read.take(MAX_LINE));
@@ -105,12 +113,8 @@ async fn answer(pod: Arc<Pod>, stream: UnixStream) {
         let answer = match serde_json::from_slice(&line) {
             Ok(request) => {
                 // A request that has begun is finished even if the operator has disconnected.
-                let done = tokio::spawn(async move { handle(&pod, request).await }).await;
-                match done {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(error)) => Answer::Failed(error.chain()),
-                    Err(panic) => Answer::Failed(panic.to_string()),
-                }
+                let done = tokio::spawn(handle(request)).await;
+                done.unwrap_or_else(|panic| Answer::Failed(panic.to_string()))
             }
             Err(error) => Answer::Failed(format!("request: {error}")),
         };
@@ -121,43 +125,4 @@ async fn answer(pod: Arc<Pod>, stream: UnixStream) {
     if let Err(error) = answered.await {
         log::debug!("an operator's request: {error}");
     }
-}
-
-async fn handle(pod: &Pod, request: Request) -> Result<Answer> {
-    let shown = match request {
-        Request::AttachSkill {
-            skill,
-            name,
-            container,
-        } => {
-            if name.as_ref().is_some_and(|name| !is_plain_name(name)) {
-                return Err(Error::Request {
-                    field: "name",
-                    reason: "is no plain name".to_owned(),
-                });
-            }
-            let wish = SkillWish {
-                name,
-                skill: parse(&skill)?,
-            };
-            log::info!(skill, container:?; "attach skill");
-            pod.attach_skill(&wish, container.as_deref()).await?
-        }
-        Request::DetachSkill { skill, container } => {
-            log::info!(skill, container:?; "detach skill");
-            pod.detach_skill(&parse(&skill)?, container.as_deref())
-                .await?
-        }
-    };
-    Ok(Answer::Done {
-        target: shown.target,
-        containers: shown.containers,
-    })
-}
-
-fn parse(skill: &str) -> Result<SkillRef> {
-    SkillRef::parse(skill).ok_or_else(|| Error::Request {
-        field: "skill",
-        reason: "is not of the form sha256:HEX or SKILL@VERSION".to_owned(),
-    })
 }

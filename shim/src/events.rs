@@ -22,7 +22,7 @@ use containerd_shim::{
 };
 use tokio::sync::{oneshot, Notify};
 
-use crate::error::chain;
+use crate::host::chain::chain;
 
 /// The time limit for containerd to take one event.
 const LIMIT: Duration = Duration::from_secs(5);

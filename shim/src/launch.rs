@@ -23,7 +23,9 @@ use crate::{
     container::read_spec,
     error::{Error, Result},
     events::Events,
-    features, logger,
+    features,
+    host::{chain::chain, error::OnFile},
+    logger,
     pod::Pod,
     sandbox::SandboxService,
     state,
@@ -57,7 +59,7 @@ pub async fn run() -> Result<()> {
         println!(
             "containerd-shim-caisson-v2 {}\n{}",
             env!("CARGO_PKG_VERSION"),
-            crate::RUNTIME
+            config::RUNTIME
         );
         return Ok(());
     }
@@ -165,7 +167,7 @@ fn socket_path(address: &str) -> &Path {
 async fn serve(flags: Flags) -> Result<()> {
     // If the configuration was refused, the first request returns the reason, where the user sees
     // it.
-    let config = config::load().map_err(|error| error.chain());
+    let config = config::load().map_err(|error| chain(&error));
     let level = config.as_ref().map_or("info", |config| &config.log.level);
     logger::init(flags.debug, level, &flags.namespace, &flags.id)?;
     ignore_signals()?;

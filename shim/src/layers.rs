@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
+use crate::host::{
     bind::{Bind, Detached, PLAIN},
-    error::{Error, Result},
+    error::{FileError, OnFile},
     folder::Folder,
 };
 
@@ -30,15 +30,15 @@ pub struct MappedLayers {
 
 impl Layers {
     /// Mounts the layers and changes `lowerdir` in the options to name the mounts.
-    pub fn mount(&self, options: &mut [String], ids: &OwnedFd) -> Result<MappedLayers> {
+    pub fn mount(&self, options: &mut [String], ids: &OwnedFd) -> Result<MappedLayers, FileError> {
         let path = self.pod.join(LAYERS);
         let make = || Folder::open(&self.pod)?.make_folder(LAYERS);
         let mapped = MappedLayers {
-            all: make().map_err(Error::file("create", &path))?,
+            all: make().map_err(FileError::file("create", &path))?,
             container: self.container.clone(),
         };
         let folder = mapped.all.make_folder(&self.container);
-        let folder = folder.map_err(Error::file("create", &path))?;
+        let folder = folder.map_err(FileError::file("create", &path))?;
         let how = Bind {
             ids: Some(ids.as_fd()),
             ..PLAIN
@@ -52,7 +52,7 @@ impl Layers {
                 let name = number.to_string();
                 let mounted = Detached::clone_of(layer, how)
                     .and_then(|layer| layer.mount(folder.make_folder(&name)?));
-                mounted.map_err(Error::file("map the users of", layer))?;
+                mounted.map_err(FileError::file("map the users of", layer))?;
                 places.push(self.pod.join(LAYERS).join(&self.container).join(name));
             }
             let places: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();

@@ -11,7 +11,6 @@
 
 pub mod accelerator;
 pub mod agent;
-mod bind;
 mod block;
 mod cgroup;
 pub mod config;
@@ -21,22 +20,23 @@ pub mod cri;
 pub mod error;
 pub mod events;
 mod features;
-pub mod folder;
 mod frames;
+mod guest_text;
 pub mod homes;
-mod id_map;
+pub mod host;
 mod launch;
 mod layers;
 pub mod limits;
-mod log_uri;
 mod logger;
 mod machine;
 pub mod network;
 mod oom_score;
+mod plug;
 pub mod pod;
 pub mod process;
 pub mod sandbox;
 mod share;
+mod skill_disk;
 pub mod skills;
 mod sources;
 mod stand_in;
@@ -44,11 +44,10 @@ pub mod state;
 pub mod stats;
 pub mod streams;
 mod task;
+pub mod traffic;
 mod vm;
 
+pub use config::RUNTIME;
 pub use error::{Error, Result};
-
-/// containerd's name for this runtime.
-pub const RUNTIME: &str = "io.containerd.caisson.v2";
 
 pub use launch::run;

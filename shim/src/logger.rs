@@ -1,11 +1,14 @@
 //! Writes the shim's log to the FIFO that containerd reads it from.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Instant};
 
 use containerd_shim::logger::FifoLogger;
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    host::error::OnFile,
+};
 
 /// The module of ttrpc that logs an error if a client has left before its answer was sent.
 /// containerd leaves whenever a request of its own has been cancelled. If the shim is the client,
@@ -48,6 +51,12 @@ pub(crate) fn init(debug: bool, level: &str, namespace: &str, id: &str) -> Resul
     // A process logs to one place, and nothing has logged before.
     let _ = log::set_boxed_logger(Box::new(Logger(fifo)));
     Ok(())
+}
+
+/// Logs how long a stage of a start took.
+pub fn stage(pod: &str, stage: &str, since: Instant) {
+    let ms = since.elapsed().as_millis() as u64;
+    log::info!(pod, stage, ms; "start");
 }
 
 #[cfg(test)]

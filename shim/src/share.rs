@@ -30,12 +30,29 @@ use caisson_protocol::path::SHARES;
 use containerd_shim::{mount::mount_rootfs, protos::types::mount::Mount};
 
 use crate::{
-    bind::{self, Bind, Detached, PLAIN},
-    error::{Error, Result},
-    folder::Folder,
-    id_map,
+    host::{
+        bind::{self, Bind, Detached, PLAIN},
+        error::{FileError, OnFile},
+        folder::Folder,
+        id_map,
+    },
     layers::Layers,
 };
+
+/// What can go wrong with the shared folder.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// A mount on the host failed.
+    #[error("mount {} for the guest", target.display())]
+    Mount {
+        target: PathBuf,
+        #[source]
+        source: Box<containerd_shim::Error>,
+    },
+    /// An operation on a file or folder failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
 
 /// The folder that the shim works in.
 const SHARED: &str = "shared";
@@ -61,7 +78,7 @@ pub struct Share {
 
 impl Share {
     /// Creates the folder and its view in a pod's state folder.
-    pub fn create(pod: &Path) -> Result<Self> {
+    pub fn create(pod: &Path) -> Result<Self, ShareError> {
         let path = pod.join(SHARED);
         let make = || {
             let folder = Folder::open(pod)?;
@@ -80,7 +97,7 @@ impl Share {
             io::Result::Ok(shared)
         };
         Ok(Self {
-            shared: make().map_err(Error::file("make the shared folder", path))?,
+            shared: make().map_err(ShareError::file("make the shared folder", path))?,
             pod: pod.to_owned(),
             users: Mutex::default(),
         })
@@ -113,17 +130,17 @@ impl Share {
         container: &str,
         mounts: Vec<Mount>,
         folder: &Path,
-    ) -> Result<()> {
+    ) -> Result<(), ShareError> {
         let target = self.rootfs(container);
         let make = || {
             let own = self.shared.make_folder(container)?;
             own.make_folder(ROOTFS)?;
             io::Result::Ok(own)
         };
-        let own = make().map_err(Error::file("create", &target))?;
+        let own = make().map_err(ShareError::file("create", &target))?;
         if mounts.is_empty() {
             if !folder.is_dir() {
-                return Err(Error::file("use root.path", folder)(
+                return Err(ShareError::file("use root.path", folder)(
                     io::ErrorKind::NotADirectory.into(),
                 ));
             }
@@ -133,7 +150,7 @@ impl Share {
             };
             let mounted =
                 Detached::clone_of(folder, whole).and_then(|root| root.mount(own.place(ROOTFS)?));
-            return mounted.map_err(Error::file("mount", target));
+            return mounted.map_err(ShareError::file("mount", target));
         }
         let layers = Layers {
             pod: self.pod.clone(),
@@ -154,7 +171,7 @@ impl Share {
 
     /// Mounts those of a container's volumes that are not mounted yet. What a failure leaves behind
     /// is removed with the container.
-    pub fn mount_volumes(&self, container: &str, volumes: &[Volume]) -> Result<()> {
+    pub fn mount_volumes(&self, container: &str, volumes: &[Volume]) -> Result<(), ShareError> {
         if volumes.is_empty() {
             return Ok(());
         }
@@ -165,7 +182,7 @@ impl Share {
             if of_volume.is_empty() {
                 if let Err(error) = mount_volume(volume, &folder) {
                     self.remove_from(&folder, &volume.name)?;
-                    return Err(Error::file("mount volume", &volume.source)(error));
+                    return Err(ShareError::file("mount volume", &volume.source)(error));
                 }
             }
             of_volume.insert(container.to_owned());
@@ -176,7 +193,7 @@ impl Share {
     /// Unmounts and removes what belongs to a container, and the volumes that no other container
     /// uses. Idempotent. Also succeeds if the pod's folder has been removed in the meantime, which
     /// happens when the VM ends and containerd deletes pod and container at once.
-    pub fn remove(&self, container: &str) -> Result<()> {
+    pub fn remove(&self, container: &str) -> Result<(), ShareError> {
         let mut users = self.users();
         let mut unused = Vec::new();
         for (name, of_volume) in users.iter_mut() {
@@ -188,7 +205,7 @@ impl Share {
         match self.shared.folder(VOLUMES) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             volumes => {
-                let failed = Error::file("open", self.pod.join(SHARED).join(VOLUMES));
+                let failed = ShareError::file("open", self.pod.join(SHARED).join(VOLUMES));
                 let volumes = volumes.map_err(failed)?;
                 for name in unused {
                     self.remove_from(&volumes, &name)?;
@@ -199,16 +216,16 @@ impl Share {
         self.remove_from(&self.shared, container)
     }
 
-    fn remove_from(&self, folder: &Folder, name: &str) -> Result<()> {
-        let failed = Error::file(
+    fn remove_from(&self, folder: &Folder, name: &str) -> Result<(), ShareError> {
+        let failed = ShareError::file(
             "remove from the shared folder",
             self.pod.join(SHARED).join(name),
         );
         folder.remove(name).map_err(failed)
     }
 
-    fn volumes(&self) -> Result<Folder> {
-        let failed = Error::file("create", self.pod.join(SHARED).join(VOLUMES));
+    fn volumes(&self) -> Result<Folder, ShareError> {
+        let failed = ShareError::file("create", self.pod.join(SHARED).join(VOLUMES));
         self.shared.make_folder(VOLUMES).map_err(failed)
     }
 
@@ -220,13 +237,18 @@ impl Share {
 /// Mounts one of containerd's mounts over a container's root. Supports the options with which
 /// containerd's snapshotters choose the owners of the files. `target` is the root's path, for
 /// errors.
-fn mount_one(m: &Mount, container: &Folder, target: &Path, layers: &Layers) -> Result<()> {
+fn mount_one(
+    m: &Mount,
+    container: &Folder,
+    target: &Path,
+    layers: &Layers,
+) -> Result<(), ShareError> {
     let non_empty = |text| Some(text).filter(|t: &&str| !t.is_empty());
     let mut options = m.options.clone();
     let ids = id_map::take(&mut options)
         .map_err(|reason| failed_mount(target, &reason))?
         .transpose()
-        .map_err(Error::file("map the users of", target))?;
+        .map_err(ShareError::file("map the users of", target))?;
     let mapped = match &ids {
         // The upper layer belongs to the container alone and is written with its ids.
         Some(ids) if m.type_ == "overlay" => Some(layers.mount(&mut options, ids)?),
@@ -236,14 +258,15 @@ fn mount_one(m: &Mount, container: &Folder, target: &Path, layers: &Layers) -> R
     // folder.
     let place = container.path().join(ROOTFS);
     mount_rootfs(non_empty(&m.type_), non_empty(&m.source), &options, place).map_err(|source| {
-        Error::Mount {
+        ShareError::Mount {
             target: target.to_owned(),
             source: Box::new(source),
         }
     })?;
     let root = container.folder(ROOTFS);
-    let root = root.map_err(Error::file("open", target))?;
-    bind::set(&root, false, bind::INERT, 0).map_err(Error::file("set the flags of", target))?;
+    let root = root.map_err(ShareError::file("open", target))?;
+    bind::set(&root, false, bind::INERT, 0)
+        .map_err(ShareError::file("set the flags of", target))?;
     match (ids, mapped) {
         (Some(ids), None) => {
             let how = Bind {
@@ -252,14 +275,14 @@ fn mount_one(m: &Mount, container: &Folder, target: &Path, layers: &Layers) -> R
             };
             let mapped = Detached::clone_of(&root.path(), how)
                 .and_then(|root| root.mount(container.place(ROOTFS)?));
-            mapped.map_err(Error::file("map the users of", target))
+            mapped.map_err(ShareError::file("map the users of", target))
         }
         _ => Ok(()),
     }
 }
 
-fn failed_mount(target: &Path, reason: &str) -> Error {
-    Error::Mount {
+fn failed_mount(target: &Path, reason: &str) -> ShareError {
+    ShareError::Mount {
         target: target.to_owned(),
         source: Box::new(containerd_shim::Error::Other(reason.to_owned())),
     }

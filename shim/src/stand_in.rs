@@ -6,7 +6,10 @@ use std::{sync::mpsc, thread};
 
 use nix::unistd::gettid;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    host::error::OnFile,
+};
 
 /// The thread's stack. It is small, since the thread does nothing.
 const STACK: usize = 16 << 10;

@@ -24,22 +24,44 @@ use std::{
     fs, io,
     os::unix::fs::{symlink, DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use caisson_oci::NodeConfig;
 use caisson_vmm::{Credentials, Placement};
-use nix::{
-    sys::signal::{kill, Signal},
-    unistd::{chown, Gid, Pid, Uid},
-};
+use nix::unistd::{chown, Gid, Uid};
 
 use crate::{
-    cgroup,
-    error::{Error, Result},
-    folder::{make_private, Folder},
+    cgroup::{self, CgroupError},
+    host::{
+        chain::chain,
+        error::{FileError, OnFile},
+        folder::{make_private, Folder},
+        processes::{is_alive, kill_and_wait, process_line, recorded},
+    },
     oom_score::{self, Class},
 };
+
+/// What can go wrong with a pod's state folder.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The pod's id can't name a folder.
+    #[error(transparent)]
+    Refused(#[from] caisson_oci::Error),
+    /// A live shim has a pod with that id.
+    #[error("pod {0:?} already exists")]
+    Exists(String),
+    /// All users in the range of `hypervisor.uid_count` ids from `hypervisor.uid_base` are in use.
+    #[error("no free user for the pod's VM: all {0} of hypervisor.uid_count are in use; raise it or run `caisson gc`")]
+    NoFreeUser(u32),
+    /// An operation on the pod's cgroup failed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// An operation on a file or folder failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+type Result<T> = std::result::Result<T, StateError>;
 
 const USERS: &str = ".users";
 
@@ -65,20 +87,17 @@ impl PodDir {
         caisson_oci::id::check(id)?;
         let path = config.state_dir.join(id);
         make_private(&config.state_dir.join(USERS))
-            .map_err(Error::file("create state folder", &config.state_dir))?;
+            .map_err(StateError::file("create state folder", &config.state_dir))?;
         if path.exists() {
             if shim_pid(&path).is_some() {
-                return Err(Error::Exists {
-                    what: "pod",
-                    id: id.to_owned(),
-                });
+                return Err(StateError::Exists(id.to_owned()));
             }
             remove(&config.state_dir, id)?;
         }
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .map_err(Error::file("create state folder", &path))?;
+            .map_err(StateError::file("create state folder", &path))?;
         let mut dir = Self {
             state_dir: config.state_dir.clone(),
             id: id.to_owned(),
@@ -94,12 +113,12 @@ impl PodDir {
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&vm)
-            .map_err(Error::file("create", &vm))?;
+            .map_err(StateError::file("create", &vm))?;
         let owner = Some(Uid::from_raw(dir.credentials.uid));
         let group = Some(Gid::from_raw(dir.credentials.gid));
         chown(&vm, owner, group)
             .map_err(io::Error::from)
-            .map_err(Error::file("set the owner of", &vm))?;
+            .map_err(StateError::file("set the owner of", &vm))?;
         Ok(dir)
     }
 
@@ -145,14 +164,14 @@ impl PodDir {
 
     fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.path.join(name);
-        fs::write(&path, text).map_err(Error::file("write", &path))
+        fs::write(&path, text).map_err(StateError::file("write", &path))
     }
 }
 
 impl Drop for PodDir {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.state_dir, &self.id) {
-            log::error!(pod = self.id; "leaving state behind: {}", error.chain());
+            log::error!(pod = self.id; "leaving state behind: {}", chain(&error));
         }
     }
 }
@@ -174,11 +193,11 @@ pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
     let entries = match fs::read_dir(state_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::file("read state folder", state_dir)(error)),
+        Err(error) => return Err(StateError::file("read state folder", state_dir)(error)),
     };
     let mut pods = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(Error::file("read state folder", state_dir))?;
+        let entry = entry.map_err(StateError::file("read state folder", state_dir))?;
         let Ok(id) = entry.file_name().into_string() else {
             continue;
         };
@@ -237,7 +256,7 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
         .collect();
     pids.extend(shim_pid(&path).filter(|pid| *pid != std::process::id()));
     kill_and_wait(&pids);
-    let failed = || Error::file("remove state folder", &path);
+    let failed = || StateError::file("remove state folder", &path);
     let state = Folder::open(state_dir).map_err(failed())?;
     let pod = state.folder(id).map_err(failed())?;
     for name in pod.names().map_err(failed())? {
@@ -263,10 +282,10 @@ fn take_user(config: &NodeConfig, id: &str) -> Result<Credentials> {
         match symlink(id, &link) {
             Ok(()) => return Ok(Credentials { uid, gid: uid }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::file("take a user", link)(error)),
+            Err(error) => return Err(StateError::file("take a user", link)(error)),
         }
     }
-    Err(Error::NoFreeUser(count))
+    Err(StateError::NoFreeUser(count))
 }
 
 fn free_users(state_dir: &Path, id: &str) {
@@ -282,58 +301,9 @@ fn free_users(state_dir: &Path, id: &str) {
     }
 }
 
-/// Returns `pid start-time role`. The start time distinguishes a process from a later one with the
-/// same pid.
-fn process_line(pid: u32, role: &str) -> String {
-    format!("{pid} {} {role}", start_time(pid).unwrap_or_default())
-}
-
-/// Returns the start time of a process: field 22 of `/proc/<pid>/stat` (proc(5)), in clock ticks
-/// since boot.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 2, the name, can contain anything; what follows its closing bracket can't.
-    let fields = stat.rsplit_once(')')?.1;
-    fields.split_whitespace().nth(19)?.parse().ok()
-}
-
-/// Returns the processes of a record that are still alive.
-fn recorded(file: &Path) -> Vec<(String, u32)> {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let live = |line: &str| {
-        let mut fields = line.split(' ');
-        let pid: u32 = fields.next()?.parse().ok()?;
-        let started: u64 = fields.next()?.parse().ok()?;
-        let role = fields.next().unwrap_or_default().to_owned();
-        (start_time(pid) == Some(started)).then_some((role, pid))
-    };
-    text.lines().filter_map(live).collect()
-}
-
 fn shim_pid(pod: &Path) -> Option<u32> {
     let live = recorded(&pod.join("shim.pid"));
     live.first().map(|(_, pid)| *pid)
-}
-
-/// Whether a process is still running. A zombie counts as gone.
-fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit_once(')')
-        .and_then(|(_, s)| s.trim().chars().next());
-    state.is_some_and(|s| s != 'Z' && s != 'X')
-}
-
-fn kill_and_wait(pids: &[u32]) {
-    for pid in pids {
-        if let Err(error) = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL) {
-            log::debug!("kill {pid}: {error}");
-        }
-    }
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while pids.iter().any(|pid| is_alive(*pid)) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[cfg(test)]
@@ -345,17 +315,6 @@ mod tests {
             state_dir: dir.to_owned(),
             ..NodeConfig::default()
         }
-    }
-
-    #[test]
-    fn own_process_has_a_start_time_and_a_foreign_one_is_not_taken_for_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("pids");
-        let own = std::process::id();
-        fs::write(&file, process_line(own, "qemu")).unwrap();
-        assert_eq!(recorded(&file), [("qemu".to_owned(), own)]);
-        fs::write(&file, format!("{own} 1 qemu")).unwrap();
-        assert_eq!(recorded(&file), []);
     }
 
     #[test]
@@ -373,7 +332,10 @@ mod tests {
         let first = take_user(&config, "a").unwrap();
         let second = take_user(&config, "b").unwrap();
         assert_ne!(first, second);
-        assert!(matches!(take_user(&config, "c"), Err(Error::NoFreeUser(2))));
+        assert!(matches!(
+            take_user(&config, "c"),
+            Err(StateError::NoFreeUser(2))
+        ));
         free_users(dir.path(), "a");
         assert_eq!(take_user(&config, "c").unwrap(), first);
     }

@@ -26,7 +26,8 @@ use nix::{
     mount::{mount, MsFlags},
 };
 
-use super::{file, HomeError};
+use super::error::HomeError;
+use crate::host::error::OnFile;
 
 /// From `<linux/loop.h>`; the crate `libc` does not have it.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
@@ -81,12 +82,16 @@ pub struct Tools {
 pub fn make(path: &Path, size: u64, tools: &Tools) -> Result<File, HomeError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        removed => removed.map_err(file("remove", path))?,
+        removed => removed.map_err(HomeError::file("remove", path))?,
     }
     let mut options = File::options();
     options.read(true).write(true).create_new(true).mode(0o600);
-    let image = options.open(path).map_err(file("create", path))?;
-    image.set_len(size).map_err(file("create", path))?;
+    let image = options
+        .open(path)
+        .map_err(HomeError::file("create", path))?;
+    image
+        .set_len(size)
+        .map_err(HomeError::file("create", path))?;
     // Reserves no blocks for root: on the host the daemon is not root, and in the guest anybody can
     // be.
     let arguments = ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"];
@@ -106,15 +111,22 @@ pub fn name(made: &Path, path: &Path) -> io::Result<()> {
 /// Enlarges a file system that is not mounted. A smaller `size` changes nothing.
 pub fn grow(image: &File, size: u64, tools: &Tools) -> Result<(), HomeError> {
     let path = own_path(image);
-    let now = image.metadata().map_err(file("read", &path))?.len();
+    let now = image
+        .metadata()
+        .map_err(HomeError::file("read", &path))?
+        .len();
     if now >= size {
         return Ok(());
     }
     // Exit code 1 means that errors were repaired. resize2fs requires a check first.
     tools.run("e2fsck", &["-f", "-p"], image, &[0, 1])?;
-    image.set_len(size).map_err(file("grow", &path))?;
+    image
+        .set_len(size)
+        .map_err(HomeError::file("grow", &path))?;
     if let Err(error) = tools.run("resize2fs", &[], image, &[0]) {
-        image.set_len(now).map_err(file("shrink", &path))?;
+        image
+            .set_len(now)
+            .map_err(HomeError::file("shrink", &path))?;
         return Err(error);
     }
     Ok(())
@@ -135,7 +147,7 @@ pub fn mount_at(image: &File, target: &Path, read_only: bool) -> Result<(), Home
     let options = Some("discard,errors=remount-ro");
     mount(Some(&path), target, Some("ext4"), flags, options)
         .map_err(io::Error::from)
-        .map_err(file("mount", target))?;
+        .map_err(HomeError::file("mount", target))?;
     drop(device);
     Ok(())
 }
@@ -147,7 +159,7 @@ fn attach(image: &File) -> Result<(File, PathBuf), HomeError> {
     let both = || File::options().read(true).write(true).clone();
     let control = both()
         .open(control_path)
-        .map_err(file("open", control_path))?;
+        .map_err(HomeError::file("open", control_path))?;
     let mut config = LoopConfig {
         fd: image.as_raw_fd() as u32,
         block_size: 0,
@@ -168,19 +180,24 @@ fn attach(image: &File) -> Result<(File, PathBuf), HomeError> {
     for _ in 0..100 {
         // SAFETY: the request takes no argument.
         let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
-        let number = check(number).map_err(file("ask for a loop device by", control_path))?;
+        let number =
+            check(number).map_err(HomeError::file("ask for a loop device by", control_path))?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device = both().open(&path).map_err(file("open", &path))?;
+        let device = both().open(&path).map_err(HomeError::file("open", &path))?;
         // SAFETY: the kernel reads a structure and descriptors, which all live through the call.
         let configured =
             unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw mut config) };
         match check(configured) {
             Ok(_) => return Ok((device, path)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(file("make a loop device of a home by", &path)(error)),
+            Err(error) => {
+                return Err(HomeError::file("make a loop device of a home by", &path)(
+                    error,
+                ))
+            }
         }
     }
-    Err(file("find a free loop device by", control_path)(
+    Err(HomeError::file("find a free loop device by", control_path)(
         io::ErrorKind::ResourceBusy.into(),
     ))
 }

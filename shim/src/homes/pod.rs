@@ -21,44 +21,23 @@ use caisson_vmm::{user_namespace, Credentials};
 use nix::unistd::{chown, Gid, Uid};
 
 use super::{
-    file,
+    error::HomeError,
     image::{self, Tools},
-    Holder, HomeError, HomeStore,
+    mount_point::{check_files, files, place, MOUNT},
+    store::{Holder, HomeStore},
 };
 use crate::{
-    bind::{Bind, Detached},
-    folder::{make_private, Folder},
+    cgroup,
+    host::{
+        bind::{Bind, Detached},
+        error::{FileError, OnFile},
+        folder::{make_private, Folder},
+    },
     state,
 };
 
-/// The mount point of the home's file system in the pod's state folder. [`crate::state::remove`]
-/// unmounts it.
-const MOUNT: &str = "home";
-/// The folder of the file system that is shared. Beside it is ext4's own `lost+found`.
-const FILES: &str = "files";
-
-/// The mount point of a pod's home. It exists as long as the pod has a home.
-pub fn place(state_dir: &Path, pod: &str) -> PathBuf {
-    state_dir.join(pod).join(MOUNT)
-}
-
-/// The shared folder of a file system that is mounted at `place`.
-pub fn files(place: &Path) -> PathBuf {
-    place.join(FILES)
-}
-
-/// Refuses a shared folder that is not a directory. No guest can put a symlink there, but whoever
-/// makes an image can.
-pub fn check_files(files: &Path) -> Result<(), HomeError> {
-    let metadata = fs::symlink_metadata(files).map_err(file("read", files))?;
-    match metadata.is_dir() {
-        true => Ok(()),
-        false => Err(file("share", files)(io::ErrorKind::NotADirectory.into())),
-    }
-}
-
 fn is_missing(error: &HomeError) -> bool {
-    matches!(error, HomeError::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    matches!(error, HomeError::File(FileError { source, .. }) if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// The pod or container that asks for a home.
@@ -103,9 +82,9 @@ impl PodHome {
             });
         }
         let credentials = state::credentials(&config.state_dir, &asker.id)
-            .map_err(file("read the owner of", &place))?;
+            .map_err(HomeError::file("read the owner of", &place))?;
         let users = user_namespace::with_root(credentials.uid, credentials.gid);
-        let users = users.map_err(file("make a user namespace for", &files))?;
+        let users = users.map_err(HomeError::file("make a user namespace for", &files))?;
         if mounted.is_some() {
             return Ok((files, users));
         }
@@ -116,8 +95,9 @@ impl PodHome {
         // The home's journal may have to be replayed, and its last user's writes may not have
         // finished.
         let made = tokio::task::spawn_blocking(work).await;
-        let users =
-            made.unwrap_or_else(|error| Err(file("mount", &files)(io::Error::other(error))))?;
+        let users = made.unwrap_or_else(|error| {
+            Err(HomeError::file("mount", &files)(io::Error::other(error)))
+        })?;
         *mounted = Some(kind);
         Ok((files, users))
     }
@@ -134,14 +114,14 @@ fn mount(
     let store = HomeStore::new(config);
     let size = home.size;
     // This comes before any claim: the mount point marks the claim as that of a living pod.
-    make_private(place).map_err(file("create", place))?;
+    make_private(place).map_err(HomeError::file("create", place))?;
     let cgroup = state::cgroup_of(&config.state_dir, &asker.id).and_then(|path| match path {
-        Some(path) => crate::cgroup::entrances(&path),
+        Some(path) => cgroup::entrances(&path),
         None => Ok(Vec::new()),
     });
     let tools = Tools {
         credentials,
-        cgroup: cgroup.map_err(file("open the cgroup of", place))?,
+        cgroup: cgroup.map_err(HomeError::file("open the cgroup of", place))?,
         limit: Duration::from_secs(config.homes.tool_timeout_secs),
         mount_point: place.to_owned(),
     };
@@ -190,7 +170,7 @@ fn map_users(files: &Path, users: BorrowedFd<'_>) -> Result<(), HomeError> {
     let place = || Folder::open(files);
     Detached::clone_of(files, how)
         .and_then(|mapped| mapped.mount(place()?))
-        .map_err(file("map the users of", files))
+        .map_err(HomeError::file("map the users of", files))
 }
 
 /// Makes the shared folder, which belongs to the home's first user.
@@ -202,12 +182,12 @@ fn make_files(place: &Path, asker: &Asker) -> Result<(), HomeError> {
     }
     // The folder gets its final name once it has its owner.
     let part = place.join(".part");
-    fs::create_dir_all(&part).map_err(file("create", &part))?;
+    fs::create_dir_all(&part).map_err(HomeError::file("create", &part))?;
     let (uid, gid) = (Uid::from_raw(asker.uid), Gid::from_raw(asker.gid));
     chown(&part, Some(uid), Some(gid))
         .map_err(io::Error::from)
-        .map_err(file("set the owner of", &part))?;
+        .map_err(HomeError::file("set the owner of", &part))?;
     fs::set_permissions(&part, fs::Permissions::from_mode(0o700))
-        .map_err(file("set the mode of", &part))?;
-    fs::rename(&part, &files).map_err(file("create", &files))
+        .map_err(HomeError::file("set the mode of", &part))?;
+    fs::rename(&part, &files).map_err(HomeError::file("create", &files))
 }

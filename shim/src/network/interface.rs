@@ -22,7 +22,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
 };
 
-use super::{netlink::Netlink, tap, NetworkError};
+use super::{error::NetworkError, tap};
+use crate::traffic::netlink::Netlink;
 
 /// The kernel's own table of local addresses (rtnetlink(7)).
 const TABLE_LOCAL: u32 = 255;

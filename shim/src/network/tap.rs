@@ -11,7 +11,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
 };
 
-use super::netlink::Netlink;
+use crate::traffic::netlink::Netlink;
 
 /// The prefix of their names; the kernel adds a number.
 pub const PREFIX: &str = "caisson";

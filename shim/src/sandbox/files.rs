@@ -16,6 +16,7 @@ use caisson_oci::pod;
 use crate::{
     cri::pod_sandbox_config::{DNSConfig, PodSandboxConfig},
     error::{Error, Result},
+    host::error::OnFile,
 };
 
 /// The folder for the files of a sandbox with this bundle.

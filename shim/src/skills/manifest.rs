@@ -10,7 +10,8 @@ use std::{
 use caisson_oci::annotations::{is_plain_name, is_sha256, is_version};
 use serde::{Deserialize, Serialize};
 
-use super::{file, SkillError};
+use super::error::{ManifestError, SkillError};
+use crate::host::error::OnFile;
 
 /// The largest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 64 << 10;
@@ -74,7 +75,7 @@ impl Skill {
         let mut text = Vec::new();
         File::open(path)
             .and_then(|file| file.take(MAX_MANIFEST).read_to_end(&mut text))
-            .map_err(file("read", path))?;
+            .map_err(SkillError::file("read", path))?;
         Self::parse(&text).map_err(|source| SkillError::Manifest {
             path: path.to_owned(),
             source,
@@ -145,21 +146,6 @@ const NAME_RULE: &str =
     "must be 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit";
 const VERSION_RULE: &str =
     "must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter, a digit or '_'";
-
-/// What is wrong with a manifest.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    #[error("it is the one of sha256:{0}; remove it, and add the skill again")]
-    OtherDigest(String),
-    #[error("not a skill's manifest")]
-    Json(#[from] serde_json::Error),
-    #[error("{field} {value:?} {rule}")]
-    Field {
-        field: &'static str,
-        value: String,
-        rule: &'static str,
-    },
-}
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ use caisson_oci::{
 use futures::future::try_join_all;
 use tokio::{process::Command, time::timeout};
 
-use super::{Skill, SkillError, SkillStore};
+use super::{error::SkillError, manifest::Skill, store::SkillStore};
 
 /// The operator's command, which is installed beside the shim.
 const PROGRAM: &str = "caisson";

@@ -9,7 +9,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{file, SkillError};
+use super::error::SkillError;
+use crate::host::error::OnFile;
 
 /// A file of the store that is not named by its digest yet. Its writer holds a lock on it. When
 /// dropped, the file stays, so that the next writer can go on with it.
@@ -25,7 +26,7 @@ impl Part {
     /// Goes on at the end of an existing file.
     pub(super) fn resume(mut file: File, path: PathBuf) -> Result<Self, SkillError> {
         let mut hash = Sha256::new();
-        let size = hash_file(&mut file, &mut hash).map_err(super::file("read", &path))?;
+        let size = hash_file(&mut file, &mut hash).map_err(SkillError::file("read", &path))?;
         Ok(Self {
             file,
             path,
@@ -48,7 +49,7 @@ impl Part {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), SkillError> {
         self.file
             .write_all(bytes)
-            .map_err(file("write", &self.path))?;
+            .map_err(SkillError::file("write", &self.path))?;
         self.hash.update(bytes);
         self.size += bytes.len() as u64;
         Ok(())
@@ -59,7 +60,7 @@ impl Part {
         self.file
             .set_len(0)
             .and_then(|()| self.file.rewind())
-            .map_err(file("write", &self.path))?;
+            .map_err(SkillError::file("write", &self.path))?;
         self.hash = Sha256::new();
         self.size = 0;
         Ok(())
@@ -67,7 +68,7 @@ impl Part {
 
     /// Removes the file.
     pub fn discard(self) -> Result<(), SkillError> {
-        fs::remove_file(&self.path).map_err(file("remove", &self.path))
+        fs::remove_file(&self.path).map_err(SkillError::file("remove", &self.path))
     }
 
     /// Gives the file its final name, read-only and on disk.
@@ -76,12 +77,12 @@ impl Part {
         self.file
             .set_permissions(read_only)
             .and_then(|()| self.file.sync_all())
-            .map_err(file("write", &self.path))?;
-        fs::rename(&self.path, path).map_err(file("name", path))?;
+            .map_err(SkillError::file("write", &self.path))?;
+        fs::rename(&self.path, path).map_err(SkillError::file("name", path))?;
         let dir = path.parent().unwrap_or(path);
         File::open(dir)
             .and_then(|dir| dir.sync_all())
-            .map_err(file("write", dir))
+            .map_err(SkillError::file("write", dir))
     }
 }
 

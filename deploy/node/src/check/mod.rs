@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context, Result};
 use caisson_shim::{
     accelerator::{self, EMULATION},
-    config::{self, Accelerator, NodeConfig},
+    config::{self, Accelerator, ConfigError, NodeConfig},
+    host::chain::chain,
     RUNTIME,
 };
 use clap::Args;
@@ -56,10 +57,7 @@ struct Line {
 }
 
 /// Checks everything and prints it. The exit code is 1 when something fails.
-pub fn run(
-    arguments: &Arguments,
-    config: Result<NodeConfig, caisson_shim::Error>,
-) -> Result<ExitCode> {
+pub fn run(arguments: &Arguments, config: Result<NodeConfig, ConfigError>) -> Result<ExitCode> {
     let mut lines = vec![configuration(&config)];
     // Without a configuration, the rest is checked with the defaults.
     let config = config.unwrap_or_default();
@@ -131,12 +129,12 @@ impl Line {
     }
 }
 
-fn configuration(config: &Result<NodeConfig, caisson_shim::Error>) -> Line {
+fn configuration(config: &Result<NodeConfig, ConfigError>) -> Line {
     const NAME: &str = "configuration";
     if let Err(error) = config {
         return Line::fail(
             NAME,
-            error.chain(),
+            chain(error),
             "correct the file; every key has a default",
         );
     }
@@ -152,7 +150,7 @@ fn configuration(config: &Result<NodeConfig, caisson_shim::Error>) -> Line {
                 .collect();
             Line::ok(NAME, names.join(", "))
         }
-        Err(error) => Line::fail(NAME, error.chain(), "make it readable"),
+        Err(error) => Line::fail(NAME, chain(&error), "make it readable"),
     }
 }
 
@@ -196,7 +194,7 @@ fn kvm(config: &NodeConfig) -> Result<Line> {
         ),
         Err(error) => Line::fail(
             name,
-            format!("no guest can be booted: {}", error.chain()),
+            format!("no guest can be booted: {}", chain(&error)),
             "see the lines below for what is missing",
         ),
     })

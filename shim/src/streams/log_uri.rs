@@ -10,10 +10,8 @@ use std::{
 
 use tokio::{io::AsyncReadExt, net::unix::pipe, process::Command};
 
-use crate::{
-    error::{Error, Result},
-    streams::Sink,
-};
+use super::sink::{Result, Sink, StreamError};
+use crate::host::error::OnFile;
 
 /// How long a logging program may take to report that it is ready, as in containerd's own shim.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -29,9 +27,9 @@ pub async fn open(
     container: &str,
     namespace: &str,
 ) -> Result<(Option<Sink>, Option<Sink>)> {
-    let refuse = |reason: &str| Error::Request {
-        field: "stdout",
-        reason: format!("{uri:?} {reason}"),
+    let refuse = |reason| StreamError::Uri {
+        uri: uri.to_owned(),
+        reason,
     };
     let (scheme, rest) = uri.split_once("://").ok_or_else(|| refuse("is no URI"))?;
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -46,7 +44,7 @@ pub async fn open(
             let second = file
                 .try_clone()
                 .await
-                .map_err(Error::file("open log", &path))?;
+                .map_err(StreamError::file("open log", &path))?;
             Ok((
                 Some(Sink::Log(Box::pin(file))),
                 Some(Sink::Log(Box::pin(second))),
@@ -66,11 +64,11 @@ async fn open_file(path: &Path) -> Result<tokio::fs::File> {
     if let Some(folder) = path.parent() {
         tokio::fs::create_dir_all(folder)
             .await
-            .map_err(Error::file("create", folder))?;
+            .map_err(StreamError::file("create", folder))?;
     }
     let mut options = tokio::fs::OpenOptions::new();
     let opened = options.create(true).append(true).open(path).await;
-    opened.map_err(Error::file("open log", path))
+    opened.map_err(StreamError::file("open log", path))
 }
 
 /// Starts a logging program. It reads the container's stdout and stderr from descriptors 3 and 4,
@@ -81,7 +79,7 @@ async fn start_program(
     container: &str,
     namespace: &str,
 ) -> Result<(Option<Sink>, Option<Sink>)> {
-    let failed = |source| Error::Stream {
+    let failed = |source| StreamError::Open {
         stream: format!("logging program {}", path.display()),
         source,
     };

@@ -1,15 +1,12 @@
 //! Plugs skills into a pod's VM, each as a read-only disk of its own.
 
-use std::path::{Path, PathBuf};
-
-use caisson_protocol::{
-    agent::{attach_request::Device as GuestDevice, Disk, Verity},
-    path::DISKS,
-};
+use caisson_protocol::agent::{attach_request::Device as GuestDevice, Disk, Verity};
 use caisson_vmm::Device;
 
-use super::{Skill, SkillError, SkillStore};
-use crate::machine::Plug;
+use crate::{
+    plug::Plug,
+    skills::{serial, Skill, SkillError, SkillStore},
+};
 
 /// Makes the host's half and the guest's half of plugging a skill in.
 pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
@@ -34,15 +31,4 @@ pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {
         }),
         hold: Some(opened.file),
     })
-}
-
-/// The guest's mount point of the skill.
-pub fn place(skill: &Skill) -> PathBuf {
-    Path::new(DISKS).join(serial(skill))
-}
-
-/// The serial number of a skill's disk: a mark and the first quarter of the digest, which together
-/// fit in a serial number.
-pub fn serial(skill: &Skill) -> String {
-    format!("s-{}", &skill.digest[..16])
 }

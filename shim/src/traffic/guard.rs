@@ -30,10 +30,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use libc::sock_filter as Op;
+use super::bpf::{
+    any, byte, half, is_or_skip, must, must_not, pass, refuse, unless, when, word, Op,
+};
 
-/// What the program returns for a frame that may pass.
-const PASS: u32 = u32::MAX;
 /// The maximum length of a program. The kernel refuses longer ones (linux/bpf_common.h,
 /// BPF_MAXINSNS).
 pub const MAX_LENGTH: usize = 4096;
@@ -62,6 +62,9 @@ const REDIRECT: u32 = 137;
 const LISTENER_REPORT: u32 = 131;
 const LISTENER_DONE: u32 = 132;
 const LISTENER_REPORT_2: u32 = 143;
+
+/// The offset at which a filter reads whether a frame had a VLAN tag, which the kernel has removed.
+const SKF_VLAN_TAG_PRESENT: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG_PRESENT) as u32;
 
 /// Makes the program for an interface with these addresses. It may come out longer than
 /// [`MAX_LENGTH`].
@@ -222,86 +225,6 @@ fn one_of6(at: u32, addresses: &[Ipv6Addr]) -> Vec<Op> {
         test
     };
     any(addresses.iter().map(test).collect())
-}
-
-/// Goes on if one of the tests succeeds. A test that fails skips the one instruction after it.
-fn any(tests: Vec<Vec<Op>>) -> Vec<Op> {
-    let mut left: usize = tests.iter().map(|test| test.len() + 1).sum();
-    let mut block = Vec::new();
-    for test in tests {
-        left -= test.len() + 1;
-        block.extend(test);
-        block.push(skip(left + 1));
-    }
-    block.push(refuse());
-    block
-}
-
-/// Runs a block, which ends the program, for one value.
-fn when(value: u32, block: Vec<Op>) -> Vec<Op> {
-    let mut all = vec![is_or_skip(value, 1, 0), skip(block.len())];
-    all.extend(block);
-    all
-}
-
-/// Runs a block for all values but one; both cases go on after it.
-fn unless(value: u32, block: Vec<Op>) -> Vec<Op> {
-    let mut all = vec![is_or_skip(value, 0, 1), skip(block.len())];
-    all.extend(block);
-    all
-}
-
-fn must(value: u32) -> [Op; 2] {
-    [is_or_skip(value, 1, 0), refuse()]
-}
-
-fn must_not(value: u32) -> [Op; 2] {
-    [is_or_skip(value, 0, 1), refuse()]
-}
-
-/// The offset at which a filter reads whether a frame had a VLAN tag, which the kernel has removed.
-const SKF_VLAN_TAG_PRESENT: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG_PRESENT) as u32;
-
-fn word(at: u32) -> Op {
-    load(libc::BPF_W, at)
-}
-
-fn half(at: u32) -> Op {
-    load(libc::BPF_H, at)
-}
-
-fn byte(at: u32) -> Op {
-    load(libc::BPF_B, at)
-}
-
-fn load(size: u32, at: u32) -> Op {
-    op(libc::BPF_LD | libc::BPF_ABS | size, 0, 0, at)
-}
-
-fn is_or_skip(value: u32, if_equal: u8, otherwise: u8) -> Op {
-    let code = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    op(code, if_equal, otherwise, value)
-}
-
-fn skip(count: usize) -> Op {
-    op(libc::BPF_JMP | libc::BPF_JA, 0, 0, count as u32)
-}
-
-fn pass() -> Op {
-    op(libc::BPF_RET | libc::BPF_K, 0, 0, PASS)
-}
-
-fn refuse() -> Op {
-    op(libc::BPF_RET | libc::BPF_K, 0, 0, 0)
-}
-
-fn op(code: u32, jt: u8, jf: u8, k: u32) -> Op {
-    Op {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use caisson_oci::{home::is_mount_point, spec::Process};
 
 use nix::fcntl::{openat2, OFlag, OpenHow, ResolveFlag};
 
-use super::{file, HomeError};
+use super::error::HomeError;
+use crate::host::error::OnFile;
 
 /// The number of bytes of a container's `/etc/passwd` that are read at most.
 const MAX_PASSWD: u64 = 1 << 20;
@@ -30,7 +31,7 @@ pub async fn of_user(process: &Process, rootfs: &Path) -> Result<PathBuf, HomeEr
         None => {
             let rootfs = rootfs.to_owned();
             let read = tokio::task::spawn_blocking(move || home_in_passwd(&rootfs, uid)).await;
-            let failed = file("read the image's", Path::new("/etc/passwd"));
+            let failed = HomeError::file("read the image's", Path::new("/etc/passwd"));
             read.map_err(|error| failed(io::Error::other(error)))??
                 .ok_or(HomeError::NoHome(uid))?
         }
@@ -45,13 +46,21 @@ fn home_in_passwd(rootfs: &Path, uid: u32) -> Result<Option<String>, HomeError> 
     let passwd = match open_in_root(rootfs, "etc/passwd") {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(file("read the image's", Path::new("/etc/passwd"))(error)),
+        Err(error) => {
+            return Err(HomeError::file(
+                "read the image's",
+                Path::new("/etc/passwd"),
+            )(error))
+        }
     };
     let mut text = Vec::new();
     passwd
         .take(MAX_PASSWD)
         .read_to_end(&mut text)
-        .map_err(file("read the image's", Path::new("/etc/passwd")))?;
+        .map_err(HomeError::file(
+            "read the image's",
+            Path::new("/etc/passwd"),
+        ))?;
     let text = String::from_utf8_lossy(&text);
     // passwd(5): name:password:uid:gid:gecos:directory:shell
     let home = text.lines().find_map(|line| {
@@ -82,6 +91,7 @@ fn open_in_root(root: &Path, path: &str) -> io::Result<fs::File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::error::FileError;
     use std::os::unix::fs::symlink;
 
     fn rootfs(passwd: &str) -> tempfile::TempDir {
@@ -129,7 +139,7 @@ mod tests {
         );
         nix::sys::stat::mknod(&path, kind, mode, nix::sys::stat::makedev(254, 254)).unwrap();
         let error = home_in_passwd(root.path(), 0).unwrap_err();
-        let HomeError::File { source, .. } = error else {
+        let HomeError::File(FileError { source, .. }) = error else {
             panic!("{error}");
         };
         assert_eq!(source.kind(), io::ErrorKind::InvalidInput);

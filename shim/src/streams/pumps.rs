@@ -1,35 +1,28 @@
-//! Copies stdin, stdout and stderr of a process between the host (FIFOs, files and logging
-//! programs) and stream connections to the guest.
-//!
-//! Each stream is one task that copies one frame at a time. Memory is therefore bounded, and a
-//! reader that does not read stops the writer in the guest.
+//! Connects the streams of a process and runs their copies.
 
 use std::{
     io,
     os::fd::AsRawFd,
-    pin::Pin,
     sync::{
         atomic::{AtomicBool, Ordering},
         Arc,
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use caisson_protocol::{port, stream};
 use tokio::{
-    io::AsyncWrite,
     net::{unix::pipe, UnixStream},
     sync::watch,
     task::JoinHandle,
 };
 
-use crate::{
-    agent::{new_token, Tokens},
-    error::{chain, Error, Result},
+use super::{
     log_uri,
-    vm::VmHandle,
+    sink::{Result, Sink, StreamError, Watched},
+    tokens::{new_token, Tokens},
 };
+use crate::{host::chain::chain, vm::VmHandle};
 
 /// How long the guest may take to accept a stream connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -59,13 +52,6 @@ pub struct HostEnds {
     stderr: Option<Sink>,
     /// The tokens by which the guest recognises the streams.
     pub tokens: Tokens,
-}
-
-/// A destination of output.
-pub enum Sink {
-    Fifo(pipe::Sender),
-    /// A file or a logging program.
-    Log(Pin<Box<dyn AsyncWrite + Send>>),
 }
 
 impl HostEnds {
@@ -212,46 +198,6 @@ impl Drop for Pumps {
     }
 }
 
-/// A sink that records whether it is currently full.
-struct Watched {
-    sink: Sink,
-    is_full: Arc<AtomicBool>,
-}
-
-impl Watched {
-    fn noted<T>(&self, poll: Poll<T>) -> Poll<T> {
-        self.is_full.store(poll.is_pending(), Ordering::Relaxed);
-        poll
-    }
-
-    fn sink(&mut self) -> Pin<&mut dyn AsyncWrite> {
-        match &mut self.sink {
-            Sink::Fifo(fifo) => Pin::new(fifo) as Pin<&mut dyn AsyncWrite>,
-            Sink::Log(log) => log.as_mut(),
-        }
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let poll = self.sink().poll_write(cx, bytes);
-        self.noted(poll)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = self.sink().poll_flush(cx);
-        self.noted(poll)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.sink().poll_shutdown(cx)
-    }
-}
-
 async fn pump_output(
     name: String,
     stream: &'static str,
@@ -286,10 +232,7 @@ async fn dial(vm: &VmHandle, token: u64) -> Result<Option<UnixStream>> {
     let mut connection = vm.connect(port::STREAMS, CONNECT_LIMIT).await?;
     match stream::write_token(&mut connection, token).await {
         Ok(()) => Ok(Some(connection)),
-        Err(error) => Err(Error::AgentSilent {
-            operation: "stream",
-            message: chain(&error),
-        }),
+        Err(error) => Err(StreamError::Silent(chain(&error))),
     }
 }
 
@@ -299,7 +242,7 @@ fn open_stdin(path: &str) -> Result<(pipe::Receiver, pipe::Sender)> {
         let hold = pipe::OpenOptions::new().open_sender(path)?;
         io::Result::Ok((receiver, hold))
     };
-    open().map_err(|source| Error::Stream {
+    open().map_err(|source| StreamError::Open {
         stream: format!("stdin fifo {path}"),
         source,
     })
@@ -312,7 +255,7 @@ fn open_output(path: &str) -> Result<Option<Sink>> {
     // Opened for reading and writing, so that opening does not wait for a reader, and a reader may
     // leave for a while without breaking anything.
     let sender = pipe::OpenOptions::new().read_write(true).open_sender(path);
-    let sender = sender.map_err(|source| Error::Stream {
+    let sender = sender.map_err(|source| StreamError::Open {
         stream: format!("output fifo {path}"),
         source,
     })?;
