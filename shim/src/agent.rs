@@ -13,9 +13,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use caisson_node::host::{error::FileError, random};
 use caisson_oci::{secrets::Descriptor, Plan};
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
-use caisson_vmm::one_line;
 use containerd_shim::protos::ttrpc::{
     self,
     context::Context,
@@ -24,16 +24,53 @@ use containerd_shim::protos::ttrpc::{
 use tokio::{net::UnixStream, sync::oneshot, time::timeout};
 
 use crate::{
-    error::{Error, Result},
     frames::Frames,
+    guest_text::shorten,
     limits::{self, Call, Patience},
     share::Share,
+    streams::Tokens,
 };
 
 /// The largest number of pids that the shim accepts in one answer.
 pub const MAX_PIDS: usize = 65_536;
 /// The longest text that is passed on from the guest, in bytes.
 const MAX_MESSAGE: usize = 2048;
+
+impl ProcessId {
+    /// The id of a container's init.
+    pub fn init(container: &str) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: String::new(),
+        }
+    }
+}
+
+/// What can go wrong with a call of the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent refused the request; its own text says why.
+    #[error("OCI runtime {operation} failed: {message}")]
+    Refused {
+        /// `create`, `start`, `exec` …
+        operation: &'static str,
+        code: ttrpc::Code,
+        /// Shortened, since a guest may send anything.
+        message: String,
+    },
+    /// The agent did not answer in time, or the connection broke.
+    #[error("the agent in the guest did not answer {operation}: {message}")]
+    Silent {
+        operation: &'static str,
+        message: String,
+    },
+    /// The request can't be encoded.
+    #[error("request: {field}: {reason}")]
+    Request { field: &'static str, reason: String },
+    /// The host has no randomness.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
 
 /// The agent of one guest. Clones share the connection.
 #[derive(Clone)]
@@ -48,14 +85,6 @@ pub struct Agent {
 pub struct ProcessId {
     pub container: String,
     pub exec: String,
-}
-
-/// The tokens that connect the streams of a process; 0 means that there is no such stream.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tokens {
-    pub stdin: u64,
-    pub stdout: u64,
-    pub stderr: u64,
 }
 
 impl From<Tokens> for proto::Streams {
@@ -77,6 +106,8 @@ macro_rules! call {
         $self.ask(limits::$call, asked).await
     }};
 }
+
+type Result<T> = std::result::Result<T, AgentError>;
 
 impl Agent {
     /// Creates a client on a connection to the agent's port.
@@ -117,7 +148,7 @@ impl Agent {
         });
         match answer.await {
             Ok(answer) => answer.map_err(|error| translate(call.name, error)),
-            Err(_) => Err(Error::AgentSilent {
+            Err(_) => Err(AgentError::Silent {
                 operation: call.name,
                 message: format!("no answer within {limit:?}"),
             }),
@@ -138,9 +169,9 @@ impl Agent {
     /// release.
     pub async fn configure(&self, hostname: &str) -> Result<String> {
         let mut entropy = vec![0; 64];
-        random(&mut entropy)?;
+        random::fill(&mut entropy)?;
         let mut machine_id = [0; 16];
-        random(&mut machine_id)?;
+        random::fill(&mut machine_id)?;
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -350,7 +381,7 @@ impl Agent {
     /// Checks that the agent is alive. Any answer counts, even an error.
     pub async fn ping(&self) -> Result<()> {
         match call!(self, PING, ping, proto::Empty::new()) {
-            Ok(_) | Err(Error::Agent { .. }) => Ok(()),
+            Ok(_) | Err(AgentError::Refused { .. }) => Ok(()),
             Err(silent) => Err(silent),
         }
     }
@@ -378,21 +409,6 @@ fn copied(memory: &caisson_oci::volume::Memory) -> String {
     path.unwrap_or_default().display().to_string()
 }
 
-/// Returns a fresh random token for a stream, never 0.
-pub fn new_token() -> Result<u64> {
-    let mut bytes = [0; 8];
-    random(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes).max(1))
-}
-
-fn random(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes).map_err(|error| Error::File {
-        operation: "read randomness from",
-        path: "getrandom(2)".into(),
-        source: error.into(),
-    })
-}
-
 fn container(id: &str) -> proto::ContainerRequest {
     proto::ContainerRequest {
         container_id: id.to_owned(),
@@ -401,43 +417,22 @@ fn container(id: &str) -> proto::ContainerRequest {
 }
 
 fn to_json(field: &'static str, value: &impl serde::Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| Error::Request {
+    serde_json::to_vec(value).map_err(|error| AgentError::Request {
         field,
         reason: error.to_string(),
     })
 }
 
-fn translate(operation: &'static str, error: ttrpc::Error) -> Error {
+fn translate(operation: &'static str, error: ttrpc::Error) -> AgentError {
     match error {
-        ttrpc::Error::RpcStatus(status) => Error::Agent {
+        ttrpc::Error::RpcStatus(status) => AgentError::Refused {
             operation,
             code: status.code(),
             message: shorten(&status.message, MAX_MESSAGE),
         },
-        other => Error::AgentSilent {
+        other => AgentError::Silent {
             operation,
             message: shorten(&other.to_string(), MAX_MESSAGE),
         },
-    }
-}
-
-/// Returns at most `most` bytes of a text from the guest, in one line and without anything that
-/// could steer a terminal.
-pub fn shorten(text: &str, most: usize) -> String {
-    let text = one_line(text);
-    match text.char_indices().find(|(at, c)| at + c.len_utf8() > most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_of_the_guest_is_cut_and_cleaned() {
-        assert_eq!(shorten("a\x1b[31mb\n", 100), "a [31mb ");
-        assert!(shorten(&"x".repeat(1 << 20), MAX_MESSAGE).len() <= MAX_MESSAGE + 3);
     }
 }

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caisson_node::host::error::{FileError, OnFile};
 use caisson_oci::devices::BlockDevice;
 use caisson_protocol::{agent as proto, path::DISKS};
 use caisson_vmm::Device;
@@ -14,13 +15,10 @@ use containerd_shim::protos::types::mount::Mount;
 use proto::attach_request::Device as GuestDevice;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    error::{Error, Result},
-    machine::Plug,
-};
+use crate::plug::Plug;
 
 /// Returns both halves of plugging in a block device.
-pub fn plug(device: &BlockDevice) -> Result<Plug> {
+pub fn plug(device: &BlockDevice) -> Result<Plug, FileError> {
     let disk = proto::Disk {
         serial: device.serial.clone(),
         read_only: device.read_only(),
@@ -84,17 +82,17 @@ fn root_serial(container: &str) -> String {
 
 /// Finds the node in /dev with these numbers. The kernel reports its name
 /// (Documentation/ABI/stable/sysfs-block, `uevent`).
-fn find(device: &BlockDevice) -> Result<PathBuf> {
+fn find(device: &BlockDevice) -> Result<PathBuf, FileError> {
     let (major, minor) = (device.major, device.minor);
     let uevent = format!("/sys/dev/block/{major}:{minor}/uevent");
-    let text = fs::read_to_string(&uevent).map_err(Error::file("find block device", uevent))?;
+    let text = fs::read_to_string(&uevent).map_err(FileError::file("find block device", uevent))?;
     let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     let path = Path::new("/dev").join(name.unwrap_or_default());
-    let metadata = fs::metadata(&path).map_err(Error::file("open block device", &path))?;
+    let metadata = fs::metadata(&path).map_err(FileError::file("open block device", &path))?;
     let numbers = |rdev| (i64::from(libc::major(rdev)), i64::from(libc::minor(rdev)));
     if !metadata.file_type().is_block_device() || numbers(metadata.rdev()) != (major, minor) {
         let other = std::io::Error::other(format!("is not block device {major}:{minor}"));
-        return Err(Error::file("open block device", path)(other));
+        return Err(FileError::file("open block device", path)(other));
     }
     Ok(path)
 }

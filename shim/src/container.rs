@@ -7,6 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use caisson_node::{
+    homes::{self, PodHome},
+    host::error::OnFile,
+    skills::{self, Asker, SkillError, SkillStore},
+};
 use caisson_oci::{
     annotations::{Annotations, CONTAINER_NAME, PREFIX},
     exec::Grants,
@@ -23,12 +28,10 @@ use proto::attach_request::Device as GuestDevice;
 
 use crate::{
     error::{Error, Result},
-    homes::{self, PodHome},
-    machine::Plug,
+    plug::Plug,
     process::Process,
     share::Share,
-    skills::{self, Asker, SkillError, SkillStore},
-    sources,
+    skill_disk, sources,
     stand_in::StandIn,
     stats,
 };
@@ -271,7 +274,7 @@ impl Wishes {
                 return Err(SkillError::SamePlace(target).into());
             }
             paths.skills.push((target, skills::place(&skill)));
-            plugs.push(skills::plug(&store, &skill)?);
+            plugs.push(skill_disk::plug(&store, &skill)?);
         }
         if let Some(wish) = &self.annotations.home {
             let process = self.spec.process().as_ref();

@@ -4,6 +4,11 @@
 
 use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
+use caisson_node::{
+    accelerator, config,
+    host::{chain::chain, error::OnFile},
+    state,
+};
 use caisson_oci::{NodeConfig, Role};
 use containerd_shim::{
     api::DeleteResponse,
@@ -19,14 +24,12 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
-    accelerator, config,
     container::read_spec,
     error::{Error, Result},
     events::Events,
     features, logger,
     pod::Pod,
     sandbox::SandboxService,
-    state,
     stats::timestamp,
     task::TaskService,
 };
@@ -57,7 +60,7 @@ pub async fn run() -> Result<()> {
         println!(
             "containerd-shim-caisson-v2 {}\n{}",
             env!("CARGO_PKG_VERSION"),
-            crate::RUNTIME
+            config::RUNTIME
         );
         return Ok(());
     }
@@ -165,7 +168,7 @@ fn socket_path(address: &str) -> &Path {
 async fn serve(flags: Flags) -> Result<()> {
     // If the configuration was refused, the first request returns the reason, where the user sees
     // it.
-    let config = config::load().map_err(|error| error.chain());
+    let config = config::load().map_err(|error| chain(&error));
     let level = config.as_ref().map_or("info", |config| &config.log.level);
     logger::init(flags.debug, level, &flags.namespace, &flags.id)?;
     ignore_signals()?;

@@ -5,50 +5,36 @@
 //! (containerd's messages) → [`pod`] (containers and their processes) → [`machine`] (VM, agent,
 //! shared folder).
 //!
-//! [`config`], [`state`], [`skills`] and [`homes`] also serve the `caisson` command. The tests
-//! drive a [`pod`] over a fake VMM. The fuzz targets use the modules that read messages from
-//! others: [`agent`], [`cri`], [`sandbox::spec`] and [`stats`].
+//! What the `caisson` command uses as well is in the crate `caisson-node`. The tests drive a [`pod`]
+//! over a fake VMM. The fuzz targets use the modules that read messages from others: [`agent`],
+//! [`cri`], [`sandbox::spec`] and [`stats`].
 
-pub mod accelerator;
 pub mod agent;
-mod bind;
 mod block;
-mod cgroup;
-pub mod config;
 mod container;
-pub mod control;
 pub mod cri;
 pub mod error;
 pub mod events;
 mod features;
-pub mod folder;
 mod frames;
-pub mod homes;
-mod id_map;
+mod guest_text;
 mod launch;
-mod layers;
 pub mod limits;
-mod log_uri;
 mod logger;
 mod machine;
 pub mod network;
-mod oom_score;
+mod plug;
 pub mod pod;
 pub mod process;
 pub mod sandbox;
 mod share;
-pub mod skills;
+mod skill_disk;
 mod sources;
 mod stand_in;
-pub mod state;
 pub mod stats;
 pub mod streams;
 mod task;
 mod vm;
 
 pub use error::{Error, Result};
-
-/// containerd's name for this runtime.
-pub const RUNTIME: &str = "io.containerd.caisson.v2";
-
 pub use launch::run;

@@ -1,7 +1,8 @@
 //! Writes the shim's log to the FIFO that containerd reads it from.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Instant};
 
+use caisson_node::host::error::OnFile;
 use containerd_shim::logger::FifoLogger;
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -48,6 +49,12 @@ pub(crate) fn init(debug: bool, level: &str, namespace: &str, id: &str) -> Resul
     // A process logs to one place, and nothing has logged before.
     let _ = log::set_boxed_logger(Box::new(Logger(fifo)));
     Ok(())
+}
+
+/// Logs how long a stage of a start took.
+pub fn stage(pod: &str, stage: &str, since: Instant) {
+    let ms = since.elapsed().as_millis() as u64;
+    log::info!(pod, stage, ms; "start");
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@ use std::{
     path::PathBuf,
 };
 
+use caisson_node::host::{
+    error::{FileError, OnFile},
+    folder::Folder,
+};
 use caisson_oci::{
     spec::Spec,
     volume::{Found, Owner, Tmpfs, MAX_COPY},
@@ -15,23 +19,18 @@ use caisson_oci::{
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
 use rustix::fs::FileType;
 
-use crate::{
-    error::{Error, Result},
-    folder::Folder,
-};
-
 /// The deepest nesting of folders in a volume that the kubelet swaps. The paths in a projected
 /// volume have only a few parts.
 const MAX_DEPTH: usize = 16;
 
 /// Looks at each source. Runs off the shim's only thread, since a pod may have created many files
 /// there. Fails if a source does not exist.
-pub async fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>> {
+pub async fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>, FileError> {
     let sources = sources(spec);
     let looking = move || sources.into_iter().map(look_at).collect();
     let looked = tokio::task::spawn_blocking(looking).await;
     looked.unwrap_or_else(|error| {
-        Err(Error::file("look at", "the volumes")(
+        Err(FileError::file("look at", "the volumes")(
             std::io::Error::other(error),
         ))
     })
@@ -52,8 +51,8 @@ fn sources(spec: &Spec) -> BTreeSet<PathBuf> {
     sources
 }
 
-fn look_at(source: PathBuf) -> Result<(PathBuf, Found)> {
-    let failed = || Error::file("mount volume", &source);
+fn look_at(source: PathBuf) -> Result<(PathBuf, Found), FileError> {
+    let failed = || FileError::file("mount volume", &source);
     let metadata = fs::metadata(&source).map_err(failed())?;
     let mut found = Found {
         identity: (metadata.dev(), metadata.ino()),

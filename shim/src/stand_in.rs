@@ -4,6 +4,7 @@
 
 use std::{sync::mpsc, thread};
 
+use caisson_node::host::error::OnFile;
 use nix::unistd::gettid;
 
 use crate::error::{Error, Result};

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    agent::AgentError,
     error::{Error, Result},
     limits::{STATS, STATS_WAIT},
 };
@@ -73,14 +74,11 @@ impl Last {
         let mut asked = self.lock();
         match (&asked.value, asked.open.is_some()) {
             (Some(value), _) => Ok(value.clone()),
-            (None, true) => Err(Error::AgentSilent {
-                operation: STATS.name,
-                message: format!("no answer within {STATS_WAIT:?}"),
-            }),
-            (None, false) => Err(asked.error.take().unwrap_or(Error::AgentSilent {
-                operation: STATS.name,
-                message: "no answer".to_owned(),
-            })),
+            (None, true) => Err(silent(format!("no answer within {STATS_WAIT:?}"))),
+            (None, false) => {
+                let error = asked.error.take();
+                Err(error.unwrap_or_else(|| silent("no answer".to_owned())))
+            }
         }
     }
 
@@ -104,7 +102,7 @@ impl Last {
             match answer {
                 Ok(stats) => (asked.value, asked.error) = (Some(believed(stats)), None),
                 // The agent refused, so the container's last stats no longer hold.
-                Err(error @ Error::Agent { .. }) => {
+                Err(error @ Error::Agent(AgentError::Refused { .. })) => {
                     (asked.value, asked.error) = (None, Some(error));
                 }
                 Err(error) => asked.error = Some(error),
@@ -117,6 +115,11 @@ impl Last {
     fn lock(&self) -> MutexGuard<'_, Asked> {
         lock(&self.state)
     }
+}
+
+fn silent(message: String) -> Error {
+    let operation = STATS.name;
+    AgentError::Silent { operation, message }.into()
 }
 
 fn lock(state: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
@@ -393,7 +396,10 @@ mod tests {
         let last = Last::default();
         let started = Instant::now();
         let stats = last.get(STATS_WAIT, std::future::pending).await;
-        assert!(matches!(stats, Err(Error::AgentSilent { .. })));
+        assert!(matches!(
+            stats,
+            Err(Error::Agent(AgentError::Silent { .. }))
+        ));
         assert!(started.elapsed() < Duration::from_secs(1));
     }
 

@@ -6,16 +6,27 @@
 
 use std::time::Duration;
 
+use caisson_node::host::chain::chain;
 use caisson_vmm::{Device, DeviceId, EndReason, Vm};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
 };
 
-use crate::{
-    agent::shorten,
-    error::{Error, Result},
-};
+use crate::guest_text::shorten;
+
+/// What can go wrong with a request to the VM.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The VM or one of its devices failed.
+    #[error("the pod's VM")]
+    Failed(#[from] caisson_vmm::Error),
+    /// The VM ended during the request.
+    #[error("the pod's VM has ended: {0}")]
+    Ended(String),
+}
+
+type Result<T> = std::result::Result<T, VmError>;
 
 /// The longest reason, in bytes. It includes the end of a guest's console.
 const MAX_REASON: usize = 9 * 1024;
@@ -74,7 +85,7 @@ impl VmHandle {
         let mut ended = self.clone();
         tokio::select! {
             connected = connecting => Ok(connected?),
-            reason = ended.ended() => Err(Error::VmEnded(describe(&reason))),
+            reason = ended.ended() => Err(VmError::Ended(describe(&reason))),
         }
     }
 
@@ -113,8 +124,8 @@ impl VmHandle {
     }
 }
 
-fn gone() -> Error {
-    Error::VmEnded("it was stopped meanwhile".to_owned())
+fn gone() -> VmError {
+    VmError::Ended("it was stopped meanwhile".to_owned())
 }
 
 /// Describes a reason to users, in one line.
@@ -141,7 +152,7 @@ async fn drive(
         }
     }
     if let Err(error) = vm.stop().await {
-        log::warn!("stop the VM: {}", crate::error::chain(&error));
+        log::warn!("stop the VM: {}", chain(&error));
     }
 }
 
@@ -211,7 +222,7 @@ mod tests {
         let attaching = tokio::spawn(async move { asked.attach(Device::FreePageReporting).await });
         tokio::task::yield_now().await;
         vm.stop().await.unwrap();
-        assert!(matches!(attaching.await.unwrap(), Err(Error::VmEnded(_))));
+        assert!(matches!(attaching.await.unwrap(), Err(VmError::Ended(_))));
         assert_eq!(vm.clone().ended().await, EndReason::Stopped);
         assert!(vm.pids().await.unwrap().is_empty());
         vm.stop().await.unwrap();

@@ -18,11 +18,20 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("caisson-protocol", &[]),
     ("caisson-guest", &["caisson-protocol"]),
     (
-        "caisson-shim",
+        "caisson-node",
         &["caisson-oci", "caisson-protocol", "caisson-vmm"],
     ),
-    ("caisson", &["caisson-shim", "caisson-oci", "caisson-vmm"]),
-    ("caisson-remote", &["caisson-shim", "caisson-oci"]),
+    (
+        "caisson-shim",
+        &[
+            "caisson-node",
+            "caisson-oci",
+            "caisson-protocol",
+            "caisson-vmm",
+        ],
+    ),
+    ("caisson", &["caisson-node", "caisson-oci", "caisson-vmm"]),
+    ("caisson-remote", &["caisson-node", "caisson-oci"]),
     ("caisson-image", &[]),
     ("caisson-local", &["caisson-image"]),
     (
@@ -32,6 +41,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
             "caisson-image",
             "caisson-local",
             "caisson-shim",
+            "caisson-node",
             "caisson-oci",
             "caisson-vmm",
             "caisson-protocol",

@@ -24,6 +24,13 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::{
+    host::chain::chain,
+    traffic::{
+        netlink::Netlink,
+        tc::{self, Hook, Onward, Redirect},
+    },
+};
 use caisson_protocol::{
     forward::{self, CONNECTED},
     port,
@@ -42,11 +49,9 @@ use tokio::{
 };
 
 use super::{
+    error::NetworkError,
     namespace::Namespace,
-    netlink::Netlink,
     tap::{self, Kind},
-    tc::{self, Hook, Onward, Redirect},
-    NetworkError,
 };
 use crate::vm::VmHandle;
 
@@ -293,7 +298,7 @@ impl Server {
                     });
                 }
                 Err(error) => {
-                    let error = crate::error::chain(&error);
+                    let error = chain(&error);
                     log::warn!("listen on {} of the pod: {error}", first.to);
                 }
             },
@@ -337,7 +342,7 @@ async fn ask(vm: &VmHandle, to: SocketAddr) -> Answer {
     let mut connection = match vm.connect(port::FORWARD, ASK).await {
         Ok(connection) => connection,
         Err(error) => {
-            log::debug!("forward to {to}: {}", error.chain());
+            log::debug!("forward to {to}: {}", chain(&error));
             return Answer::Refused;
         }
     };
@@ -366,10 +371,7 @@ async fn carry(listener: Arc<TcpListener>, mut connection: UnixStream) {
     };
     let _ = client.set_nodelay(true);
     if let Err(error) = forward::copy(&mut connection, &mut client).await {
-        log::debug!(
-            "forwarded connection reset: {}",
-            crate::error::chain(&error)
-        );
+        log::debug!("forwarded connection reset: {}", chain(&error));
         let _ = client.set_zero_linger();
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::NetworkError;
+use super::error::NetworkError;
 
 /// A pod's network namespace. It lives as long as this value, even without its name.
 #[derive(Debug, Clone)]

@@ -9,6 +9,14 @@ use std::{
     time::Instant,
 };
 
+use caisson_node::{
+    host::{
+        chain::chain,
+        size::{host_cpus, host_memory_mib},
+    },
+    oom_score,
+    state::PodDir,
+};
 use caisson_oci::{
     exec::Grants,
     pod,
@@ -17,34 +25,22 @@ use caisson_oci::{
     Role,
 };
 use caisson_protocol::path::POD_PID_NAMESPACE;
-use containerd_shim::protos::{
-    events::task::{TaskCreate, TaskIO},
-    types::mount::Mount,
-};
+use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 
-use super::Pod;
+use super::{base::Pod, request::CreateRequest};
 use crate::{
     agent::ProcessId,
     block,
     container::{read_spec, Container, PodsHome, Wishes},
     error::{Error, Result},
-    machine::{host_cpus, host_memory_mib, stage, Machine, Plug},
-    oom_score,
+    logger::stage,
+    machine::Machine,
+    plug::Plug,
     process::Process,
     share::Share,
     stand_in::StandIn,
-    state::PodDir,
-    streams::{HostEnds, Stdio},
+    streams::HostEnds,
 };
-
-/// A request to create a container.
-pub struct CreateRequest {
-    pub id: String,
-    pub bundle: PathBuf,
-    /// The mounts that containerd asks for as the root, to be stacked.
-    pub rootfs: Vec<Mount>,
-    pub stdio: Stdio,
-}
 
 /// A container whose root and volumes are mounted into the share.
 struct Prepared {
@@ -105,25 +101,6 @@ impl Pod {
         Ok(container.pid)
     }
 
-    /// Refuses an id that is invalid or taken.
-    pub(super) fn check_new(&self, id: &str) -> Result<()> {
-        caisson_oci::id::check(id)?;
-        match self.lock().contains_key(id) {
-            false => Ok(()),
-            true => Err(Error::Exists {
-                what: "container",
-                id: id.to_owned(),
-            }),
-        }
-    }
-
-    /// Registers a container under its id.
-    pub(super) fn admit(&self, id: &str, container: Container) -> Arc<Container> {
-        let container = Arc::new(container);
-        self.lock().insert(id.to_owned(), container.clone());
-        container
-    }
-
     /// Creates a container that has a VM to itself.
     async fn create_alone(
         self: &Arc<Self>,
@@ -175,8 +152,11 @@ impl Pod {
         match created.await {
             Ok(container) => Ok((machine, container)),
             Err(error) => {
-                let unplugged = machine.unplug_root(&request.id).await;
-                if let Err(left) = unplugged.and_then(|()| machine.share.remove(&request.id)) {
+                let cleaned_up = async {
+                    machine.unplug_root(&request.id).await?;
+                    Result::Ok(machine.share.remove(&request.id)?)
+                };
+                if let Err(left) = cleaned_up.await {
                     log::error!(container = request.id; "clean up after a failed create: {}", left.chain());
                 }
                 Err(error)
@@ -309,15 +289,15 @@ impl Pod {
         stage(id, "attached", started);
         let guest_pid = agent.create(id, &plan, ends.tokens).await?;
         stage(id, "created", started);
-        let init = Process::new(init_id(id), request.stdio.clone(), Vec::new());
+        let init = Process::new(ProcessId::init(id), request.stdio.clone(), Vec::new());
         match ends.connect(&machine.vm, id).await {
             Ok(pumps) => init.set_pumps(pumps),
             Err(error) => {
                 // Without a pod, the container's VM ends anyway.
                 if let Err(left) = agent.delete(id).await {
-                    log::warn!(container = id; "clean up after a failed create: {}", left.chain());
+                    log::warn!(container = id; "clean up after a failed create: {}", chain(&left));
                 }
-                return Err(error);
+                return Err(error.into());
             }
         }
         stage(id, "streams", started);
@@ -341,12 +321,4 @@ fn oom_score_adj(plan: &Plan) -> i32 {
     process
         .and_then(|process| process.oom_score_adj())
         .unwrap_or(0)
-}
-
-/// The process id of a container's init.
-pub(super) fn init_id(container: &str) -> ProcessId {
-    ProcessId {
-        container: container.to_owned(),
-        exec: String::new(),
-    }
 }

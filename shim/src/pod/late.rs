@@ -1,5 +1,5 @@
 //! Attaches skills to a pod whose containers already exist, and detaches them again: `caisson skill
-//! attach` and `detach`, by way of [`crate::control`].
+//! attach` and `detach`, by way of [`caisson_node::control`].
 //!
 //! The node's operator asks for this, so `[policy]` does not apply.
 //!
@@ -12,30 +12,22 @@ use std::{
     sync::Arc,
 };
 
-use caisson_oci::annotations::{SkillRef, SkillWish};
+use caisson_node::{
+    control::{Answer, Request},
+    skills::{self, Asker, SkillError, SkillStore},
+};
+use caisson_oci::annotations::{is_plain_name, SkillRef, SkillWish};
 use containerd_shim::protos::ttrpc;
 
-use super::Pod;
+use super::{base::Pod, late_skill::LateSkill};
 use crate::{
-    agent::Agent,
+    agent::{Agent, AgentError},
     container::Container,
     error::{Error, Result},
-    machine::{LateDisk, Machine},
+    machine::Machine,
     process::State,
-    skills::{self, Asker, Skill, SkillError, SkillStore},
+    skill_disk,
 };
-
-/// A skill at a mount point where some containers have it.
-pub struct LateSkill {
-    /// The reference that it was asked for by.
-    wanted: SkillRef,
-    skill: Skill,
-    target: PathBuf,
-    /// None if the VM has the disk for another reason.
-    disk: Option<LateDisk>,
-    /// The ids of the containers that have it.
-    containers: BTreeSet<String>,
-}
 
 /// The result of attaching or detaching a skill.
 pub struct Shown {
@@ -45,19 +37,45 @@ pub struct Shown {
     pub containers: Vec<String>,
 }
 
-impl LateSkill {
-    fn is(&self, wanted: &SkillRef) -> bool {
-        self.wanted == *wanted
-            || match wanted {
-                SkillRef::Digest(digest) => self.skill.digest == *digest,
-                SkillRef::Version { name, version } => {
-                    self.skill.name == *name && self.skill.version.as_ref() == Some(version)
-                }
-            }
-    }
-}
-
 impl Pod {
+    /// Does what the operator asks for.
+    pub(super) async fn answer(&self, request: Request) -> Answer {
+        let answer = self.handle(request).await;
+        answer.unwrap_or_else(|error| Answer::Failed(error.chain()))
+    }
+
+    async fn handle(&self, request: Request) -> Result<Answer> {
+        let shown = match request {
+            Request::AttachSkill {
+                skill,
+                name,
+                container,
+            } => {
+                if name.as_ref().is_some_and(|name| !is_plain_name(name)) {
+                    return Err(Error::Request {
+                        field: "name",
+                        reason: "is no plain name".to_owned(),
+                    });
+                }
+                let wish = SkillWish {
+                    name,
+                    skill: parse(&skill)?,
+                };
+                log::info!(skill, container:?; "attach skill");
+                self.attach_skill(&wish, container.as_deref()).await?
+            }
+            Request::DetachSkill { skill, container } => {
+                log::info!(skill, container:?; "detach skill");
+                self.detach_skill(&parse(&skill)?, container.as_deref())
+                    .await?
+            }
+        };
+        Ok(Answer::Done {
+            target: shown.target,
+            containers: shown.containers,
+        })
+    }
+
     /// Plugs in a skill and shows it in the pod's containers, or only in the container with this
     /// name or id. Idempotent; a failure leaves nothing of it.
     pub async fn attach_skill(&self, wish: &SkillWish, container: Option<&str>) -> Result<Shown> {
@@ -93,7 +111,7 @@ impl Pod {
         let mut entry = match late.iter().position(same) {
             Some(index) => late.swap_remove(index),
             None => {
-                let plug = skills::plug(&store, &skill).map_err(Error::LateSkill)?;
+                let plug = skill_disk::plug(&store, &skill).map_err(Error::LateSkill)?;
                 LateSkill {
                     wanted: wish.skill.clone(),
                     disk: machine.plug_late(plug).await?,
@@ -192,7 +210,7 @@ impl Pod {
                     }
                     entry.containers.remove(&id);
                 }
-                return Err(error);
+                return Err(error.into());
             }
             entry.containers.insert(id.clone());
             fresh.push(id.clone());
@@ -260,11 +278,11 @@ async fn hide(agent: &Agent, id: &str, place: &Path, target: &Path) -> Result<()
     let serial = place.file_name().unwrap_or_default().to_string_lossy();
     match agent.show_disk(id, &serial, target, false).await {
         // The container has ended meanwhile.
-        Err(Error::Agent {
+        Err(AgentError::Refused {
             code: ttrpc::Code::NOT_FOUND | ttrpc::Code::FAILED_PRECONDITION,
             ..
         }) => Ok(()),
-        done => done,
+        done => Ok(done?),
     }
 }
 
@@ -282,4 +300,11 @@ fn missing(what: &'static str, wanted: &SkillRef) -> Error {
         what,
         id: wanted.to_string(),
     }
+}
+
+fn parse(skill: &str) -> Result<SkillRef> {
+    SkillRef::parse(skill).ok_or_else(|| Error::Request {
+        field: "skill",
+        reason: "is not of the form sha256:HEX or SKILL@VERSION".to_owned(),
+    })
 }

@@ -3,36 +3,29 @@
 //! It comes either as a task, with the spec of a pause container, or through containerd's sandbox
 //! service, for which a similar spec is made.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
-use caisson_oci::{spec::Spec, Limits, VmSize};
-use caisson_protocol::agent::StatsResponse;
+use caisson_node::{
+    control,
+    host::{chain::chain, size::host_cpus},
+    state::PodDir,
+};
+use caisson_oci::{Limits, VmSize};
 
 use super::{
-    create::{init_id, CreateRequest},
-    Pod,
+    base::Pod,
+    request::{CreateRequest, SandboxRequest},
 };
 use crate::{
+    agent::ProcessId,
     container::{Container, Wishes},
-    control,
-    error::{Error, Result},
-    machine::{host_cpus, host_memory_mib, stage, Machine},
+    error::Result,
+    logger::stage,
+    machine::Machine,
     process::Process,
     share::Share,
-    state::PodDir,
-    stats,
     streams::Stdio,
 };
-
-/// A request to create a sandbox that is not a task.
-pub struct SandboxRequest {
-    pub id: String,
-    pub bundle: PathBuf,
-    /// The spec, as containerd writes it for a pause container.
-    pub spec: Spec,
-    /// The folder with the [`caisson_oci::pod::FILES`] for the pod's containers.
-    pub files: PathBuf,
-}
 
 impl Pod {
     /// Creates a sandbox that is not a task. A failure leaves nothing of it.
@@ -67,22 +60,6 @@ impl Pod {
         Ok(())
     }
 
-    /// The total usage of the pod's containers.
-    pub async fn sandbox_stats(&self) -> Result<StatsResponse> {
-        let ids: Vec<String> = self.lock().keys().cloned().collect();
-        // All at once, so that a slow container delays no other.
-        let all = futures::future::join_all(ids.iter().map(|id| self.stats(id))).await;
-        let mut sum = StatsResponse::default();
-        for (id, stats) in ids.iter().zip(all) {
-            match stats {
-                Ok(stats) => stats::add(&mut sum, &stats),
-                // The container has ended meanwhile, or has not reported anything yet.
-                Err(error) => log::debug!(container = id; "{}", error.chain()),
-            }
-        }
-        Ok(sum)
-    }
-
     /// Boots the pod's VM. Its containers come later.
     pub(super) async fn boot_sandbox(
         self: &Arc<Self>,
@@ -107,7 +84,11 @@ impl Pod {
         let sysctls = asked.sysctls.into_iter().collect();
         machine.agent().await?.set_sysctls(sysctls).await?;
         stage(&self.id, "sandbox", started);
-        let init = Process::new(init_id(&request.id), request.stdio.clone(), Vec::new());
+        let init = Process::new(
+            ProcessId::init(&request.id),
+            request.stdio.clone(),
+            Vec::new(),
+        );
         let container = Container::sandbox(request.bundle.clone(), init, machine.pid, is_task);
         Ok((machine, container))
     }
@@ -138,48 +119,17 @@ impl Pod {
                 let machine = Arc::new(machine);
                 self.watch_guest(machine.clone());
                 // Without it the pod works, except for what is attached late.
-                if let Err(error) = control::serve(self.clone(), &state) {
-                    log::warn!("{}", error.chain());
+                let pod = self.clone();
+                let answer = move |request| {
+                    let pod = pod.clone();
+                    async move { pod.answer(request).await }
+                };
+                if let Err(error) = control::serve(&state, answer) {
+                    log::warn!("{}", chain(&error));
                 }
                 Result::Ok(machine)
             })
             .await?;
         Ok(machine.clone())
-    }
-
-    /// Grows the VM if its present containers and `more` need that.
-    pub(super) async fn make_room(&self, machine: &Machine, more: &[Limits]) -> Result<()> {
-        let wanted = self.wanted_size(more)?;
-        machine
-            .resize(|current| VmSize {
-                cpus: wanted.cpus.max(current.cpus),
-                memory_mib: wanted.memory_mib.max(current.memory_mib),
-            })
-            .await
-    }
-
-    /// Shrinks the VM to what its containers need.
-    pub(super) async fn fit(&self, machine: &Machine) -> Result<()> {
-        let wanted = self.wanted_size(&[])?;
-        machine.resize(|_| wanted).await
-    }
-
-    fn wanted_size(&self, more: &[Limits]) -> Result<VmSize> {
-        let mut limits = more.to_vec();
-        let containers = self.lock();
-        let containers = containers.values().filter(|c| !c.is_sandbox());
-        limits.extend(containers.map(|container| container.limits()));
-        let wanted = VmSize::of(limits, &self.config.vm, host_cpus());
-        if wanted.memory_mib > host_memory_mib() {
-            return Err(Error::Request {
-                field: "resources.memory.limit",
-                reason: format!(
-                    "the pod's VM would need {} MiB of memory, the node has {} MiB; lower the limits",
-                    wanted.memory_mib,
-                    host_memory_mib()
-                ),
-            });
-        }
-        Ok(wanted)
     }
 }

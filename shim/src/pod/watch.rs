@@ -8,16 +8,17 @@ use std::{
     time::SystemTime,
 };
 
+use caisson_node::host::chain::chain;
 use caisson_protocol::agent::event;
 use caisson_vmm::EndReason;
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
 use tokio::time::{timeout, Instant};
 
-use super::{Pod, UNKNOWN_STATUS};
+use super::base::{Pod, UNKNOWN_STATUS};
 use crate::{
-    agent::Agent,
+    agent::{Agent, AgentError},
     container::Container,
-    error::{Error, Result},
+    error::Error,
     limits,
     machine::Machine,
     process::{Exit, Process, State},
@@ -119,7 +120,7 @@ impl Pod {
             return std::future::pending().await;
         };
         tokio::select! {
-            error = self.follow_events(agent) => error.chain(),
+            error = self.follow_events(agent) => chain(&error),
             () = overdrawn(agent) => format!(
                 "its agent has left more than {} calls without an answer",
                 limits::MOST_OVERDUE
@@ -132,7 +133,7 @@ impl Pod {
     }
 
     /// Passes the guest's events on until there are no more, with a pause after each.
-    async fn follow_events(&self, agent: &Agent) -> Error {
+    async fn follow_events(&self, agent: &Agent) -> AgentError {
         let mut told = HashMap::new();
         loop {
             match agent.next_event().await {
@@ -165,7 +166,7 @@ impl Pod {
 }
 
 /// Resolves when [`limits::PINGS_MISSED`] pings in a row were not answered.
-async fn silence<F: Future<Output = Result<()>>>(ping: impl Fn() -> F) {
+async fn silence<F: Future<Output = Result<(), AgentError>>>(ping: impl Fn() -> F) {
     let mut missed = 0;
     while missed < limits::PINGS_MISSED {
         tokio::time::sleep(limits::PING_EVERY).await;
@@ -196,7 +197,7 @@ async fn status_with_the_vm(machine: &Machine) -> u32 {
 /// Waits for a process' end or the VM's end. A guest that breaks off is stopped, since it can't be
 /// trusted any more.
 async fn exit_status(machine: &Machine, process: &Process) -> u32 {
-    let waited = async { machine.agent().await?.wait(&process.id).await };
+    let waited = async { Ok::<_, Error>(machine.agent().await?.wait(&process.id).await?) };
     let lost = tokio::select! {
         status = waited => match status {
             Ok(status) => return status,
@@ -238,8 +239,8 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    fn silent() -> Result<()> {
-        Err(Error::AgentSilent {
+    fn silent() -> Result<(), AgentError> {
+        Err(AgentError::Silent {
             operation: "ping",
             message: String::new(),
         })

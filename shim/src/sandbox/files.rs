@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caisson_node::host::error::OnFile;
 use caisson_oci::pod;
 
 use crate::{

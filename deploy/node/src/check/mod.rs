@@ -13,10 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use caisson_shim::{
+use caisson_node::{
     accelerator::{self, EMULATION},
-    config::{self, Accelerator, NodeConfig},
-    RUNTIME,
+    config::{self, Accelerator, ConfigError, NodeConfig, RUNTIME},
+    host::chain::chain,
 };
 use clap::Args;
 use nix::unistd::geteuid;
@@ -39,10 +39,7 @@ pub struct Arguments {
 }
 
 /// Checks everything and prints it. The exit code is 1 when something fails.
-pub fn run(
-    arguments: &Arguments,
-    config: Result<NodeConfig, caisson_shim::Error>,
-) -> Result<ExitCode> {
+pub fn run(arguments: &Arguments, config: Result<NodeConfig, ConfigError>) -> Result<ExitCode> {
     let mut lines = vec![configuration(&config)];
     // Without a configuration, the rest is checked with the defaults.
     let config = config.unwrap_or_default();
@@ -88,12 +85,12 @@ fn show(line: &Line) {
     }
 }
 
-fn configuration(config: &Result<NodeConfig, caisson_shim::Error>) -> Line {
+fn configuration(config: &Result<NodeConfig, ConfigError>) -> Line {
     const NAME: &str = "configuration";
     if let Err(error) = config {
         return Line::fail(
             NAME,
-            error.chain(),
+            chain(error),
             "correct the file; every key has a default",
         );
     }
@@ -109,7 +106,7 @@ fn configuration(config: &Result<NodeConfig, caisson_shim::Error>) -> Line {
                 .collect();
             Line::ok(NAME, names.join(", "))
         }
-        Err(error) => Line::fail(NAME, error.chain(), "make it readable"),
+        Err(error) => Line::fail(NAME, chain(&error), "make it readable"),
     }
 }
 
@@ -153,7 +150,7 @@ fn kvm(config: &NodeConfig) -> Result<Line> {
         ),
         Err(error) => Line::fail(
             name,
-            format!("no guest can be booted: {}", error.chain()),
+            format!("no guest can be booted: {}", chain(&error)),
             "see the lines below for what is missing",
         ),
     })

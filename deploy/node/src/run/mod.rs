@@ -27,11 +27,11 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_oci::annotations::{is_plain_name, SkillRef};
-use caisson_shim::{
+use caisson_node::{
     config::{NodeConfig, CONFIG_ENV},
     skills::{Skill, SkillStore},
 };
+use caisson_oci::annotations::{is_plain_name, SkillRef};
 
 use self::{arguments::Tty, bundle::NAMESPACE, image::Image, progress::Progress, task::Signals};
 use crate::shim::Launch;

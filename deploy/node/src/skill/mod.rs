@@ -7,12 +7,12 @@ mod pack;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
-use caisson_oci::annotations::SkillRef;
-use caisson_shim::{
+use caisson_node::{
     config::NodeConfig,
     control::Request,
     skills::{Skill, SkillStore},
 };
+use caisson_oci::annotations::SkillRef;
 use clap::{Args, Subcommand};
 
 use crate::remote;

@@ -5,11 +5,11 @@ mod fetch;
 mod source;
 
 use anyhow::{Context, Result};
-use caisson_oci::{annotations::SkillRef, config::NodeConfig};
-use caisson_shim::{
+use caisson_node::{
     config,
     skills::{Skill, SkillStore},
 };
+use caisson_oci::{annotations::SkillRef, config::NodeConfig};
 use clap::Subcommand;
 
 #[derive(Subcommand)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use caisson_shim::RUNTIME;
+use caisson_node::config::RUNTIME;
 use toml_edit::{value, Array, Table};
 
 /// A runtime handler, as a RuntimeClass names it.

@@ -10,7 +10,7 @@ mod handler;
 
 use std::{fmt, path::Path};
 
-use caisson_shim::RUNTIME;
+use caisson_node::config::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::shim::PROGRAM;

@@ -1,0 +1,202 @@
+//! Chooses the accelerator of this node's VMs: the one that the configuration names, or the one
+//! that a probe VM found, once per node.
+//!
+//! The probe's result is remembered in `<store_dir>/accelerator.json` until the kernel, QEMU or the
+//! guest image changes.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use caisson_oci::{config, NodeConfig};
+pub use caisson_vmm::qemu::ProbeResult;
+use caisson_vmm::{
+    qemu::{probe_kvm, QemuConfig, QemuVmm, PROBE_LIMIT},
+    Accelerator, Secret, VmSpec,
+};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::guest_image,
+    host::{
+        error::{FileError, OnFile},
+        folder::create_private,
+    },
+    state::{PodDir, StateError},
+};
+
+/// What can go wrong with the choice of an accelerator.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceleratorError {
+    /// The state folder of the probe VM can't be made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The probe VM failed.
+    #[error("the pod's VM")]
+    Vm(#[from] caisson_vmm::Error),
+    /// An operation on a file or folder failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+type Result<T> = std::result::Result<T, AcceleratorError>;
+
+/// What operators should know about a node without KVM. Continues a message that says that guests
+/// are emulated.
+pub const EMULATION: &str =
+    "which is no security boundary (QEMU, docs/system/security.rst, Non-virtualization Use Case)";
+
+/// The memory of a probe VM, in bytes.
+const PROBE_MEMORY: u64 = 256 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// The kernel, QEMU and guest image that the result holds for, see [`key`].
+    key: String,
+    result: ProbeResult,
+}
+
+/// The VMM of this node.
+pub fn qemu(config: &NodeConfig) -> QemuVmm {
+    QemuVmm::new(qemu_config(config))
+}
+
+fn qemu_config(config: &NodeConfig) -> QemuConfig {
+    QemuConfig {
+        qemu: config.hypervisor.qemu.clone(),
+        virtiofsd: config.hypervisor.virtiofsd.clone(),
+        vsock_daemon: config.hypervisor.vsock_daemon.clone(),
+    }
+}
+
+/// Returns the accelerator that the configuration names. For `auto`, returns what the probe found;
+/// the probe runs at most once.
+pub async fn choose(config: &NodeConfig) -> Result<Accelerator> {
+    match config.hypervisor.accelerator {
+        config::Accelerator::Kvm => Ok(Accelerator::Kvm),
+        config::Accelerator::Tcg => Ok(Accelerator::Tcg),
+        config::Accelerator::Auto => Ok(probed(config).await?.accelerator),
+    }
+}
+
+/// Returns the same as [`choose`], but never starts a probe: for `auto`, `None` if none has run
+/// yet.
+pub fn known(config: &NodeConfig) -> Option<Accelerator> {
+    match config.hypervisor.accelerator {
+        config::Accelerator::Kvm => Some(Accelerator::Kvm),
+        config::Accelerator::Tcg => Some(Accelerator::Tcg),
+        config::Accelerator::Auto => {
+            let result = remembered(&remembered_path(config), &key(config));
+            Some(result?.accelerator)
+        }
+    }
+}
+
+/// Returns the probe's result, remembered or fresh. Pods that start together wait for one probe.
+async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
+    let path = remembered_path(config);
+    let key = key(config);
+    if let Some(result) = remembered(&path, &key) {
+        return Ok(result);
+    }
+    create_private(&config.store_dir)
+        .map_err(AcceleratorError::file("create", &config.store_dir))?;
+    let lock_path = path.with_extension("lock");
+    let lock = fs::File::create(&lock_path).map_err(AcceleratorError::file("open", &lock_path))?;
+    let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
+    let _lock = match locked.await {
+        Ok(Ok(lock)) => lock,
+        Ok(Err((_, error))) => return Err(AcceleratorError::file("lock", lock_path)(error.into())),
+        Err(error) => return Err(AcceleratorError::file("lock", lock_path)(error.into())),
+    };
+    match remembered(&path, &key) {
+        Some(result) => Ok(result),
+        None => probe(config).await,
+    }
+}
+
+/// Boots a probe VM and remembers the result. Takes a few seconds at most.
+pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
+    let dir = PodDir::create(config, &format!("probe-{}", std::process::id()))?;
+    let spec = VmSpec {
+        id: "probe".to_owned(),
+        dir: dir.vm(),
+        guest: guest_image(config),
+        cpus: 1,
+        max_cpus: 1,
+        memory: PROBE_MEMORY,
+        max_memory: PROBE_MEMORY,
+        accelerator: Accelerator::Kvm,
+        credentials: dir.credentials,
+        placement: dir.placement.clone(),
+        secret: Secret::random().map_err(AcceleratorError::file("read", "/dev/urandom"))?,
+    };
+    let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
+    match result.accelerator {
+        Accelerator::Kvm => log::info!("probed: {}", result.reason),
+        // Logged once per node: from here on the result is remembered.
+        Accelerator::Tcg => log::warn!(
+            "the VMs of this node are emulated, {EMULATION}: {}",
+            result.reason
+        ),
+    }
+    let remember = Remembered {
+        key: key(config),
+        result: result.clone(),
+    };
+    let path = remembered_path(config);
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    create_private(&config.store_dir)
+        .map_err(AcceleratorError::file("create", &config.store_dir))?;
+    let text = serde_json::to_vec(&remember).unwrap_or_default();
+    fs::write(&part, text).map_err(AcceleratorError::file("write", &part))?;
+    fs::rename(&part, &path).map_err(AcceleratorError::file("write", &path))?;
+    Ok(result)
+}
+
+fn remembered_path(config: &NodeConfig) -> PathBuf {
+    config.store_dir.join("accelerator.json")
+}
+
+fn remembered(path: &Path, key: &str) -> Option<ProbeResult> {
+    let found: Remembered = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (found.key == key).then_some(found.result)
+}
+
+/// Identifies the host's kernel, QEMU and the guest image. A probe's result holds for these alone.
+fn key(config: &NodeConfig) -> String {
+    let guest = guest_image(config);
+    let file = |path: &Path| {
+        let metadata = fs::metadata(path);
+        let identity = metadata.map(|m| (m.dev(), m.ino(), m.mtime(), m.len()));
+        format!("{identity:?}")
+    };
+    let kernel = fs::read_to_string("/proc/version").unwrap_or_default();
+    let files = [&config.hypervisor.qemu, &guest.kernel, &guest.initramfs].map(|path| file(path));
+    format!("{} {}", kernel.trim(), files.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_for_another_guest_image_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("accelerator.json");
+        let result = ProbeResult {
+            accelerator: Accelerator::Tcg,
+            reason: "no /dev/kvm".to_owned(),
+        };
+        let remember = Remembered {
+            key: "image 1".to_owned(),
+            result: result.clone(),
+        };
+        fs::write(&path, serde_json::to_vec(&remember).unwrap()).unwrap();
+        assert_eq!(remembered(&path, "image 1"), Some(result));
+        assert_eq!(remembered(&path, "image 2"), None);
+    }
+}

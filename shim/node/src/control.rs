@@ -1,0 +1,128 @@
+//! Gives the operator access to a pod's shim by a socket in the pod's state folder. The commands
+//! `caisson skill attach` and `caisson skill detach` use it.
+//!
+//! A connection carries one request and one answer, each a line of JSON. Only root can connect,
+//! since only the socket's owner may write to it.
+
+use std::{
+    fs,
+    future::Future,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+};
+
+use crate::host::error::{FileError, OnFile};
+
+/// The socket's name in the state folder.
+pub const SOCKET: &str = "control";
+/// The longest line, in bytes.
+const MAX_LINE: u64 = 64 << 10;
+
+/// A request to the shim.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    AttachSkill {
+        /// `sha256:HEX` or `SKILL@VERSION`.
+        skill: String,
+        /// The name that the skill is mounted under, if it is not the manifest's.
+        name: Option<String>,
+        /// The container's name or id. `None` means all running containers.
+        container: Option<String>,
+    },
+    DetachSkill {
+        skill: String,
+        container: Option<String>,
+    },
+}
+
+/// The shim's answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The path at which the skill is or was mounted, and the containers concerned.
+    Done {
+        target: PathBuf,
+        containers: Vec<String>,
+    },
+    Failed(String),
+}
+
+/// Sends a request to the shim of a pod. Blocks, at most for `limit`.
+pub fn ask(
+    state_dir: &Path,
+    id: &str,
+    request: &Request,
+    limit: Duration,
+) -> Result<Answer, FileError> {
+    let path = state_dir.join(id).join(SOCKET);
+    let asked = || -> io::Result<Answer> {
+        let mut stream = std::os::unix::net::UnixStream::connect(&path)?;
+        stream.set_read_timeout(Some(limit))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+        let mut answer = String::new();
+        BufReader::new(stream.take(MAX_LINE)).read_line(&mut answer)?;
+        Ok(serde_json::from_str(&answer)?)
+    };
+    asked().map_err(FileError::file("ask the shim by", &path))
+}
+
+/// Answers requests by `handle` until the shim ends. The socket is removed with the state folder.
+pub fn serve<H, A>(state: &Path, handle: H) -> Result<(), FileError>
+where
+    H: Fn(Request) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Answer> + Send + 'static,
+{
+    let path = state.join(SOCKET);
+    let failed = || FileError::file("listen on", &path);
+    let listener = UnixListener::bind(&path).map_err(failed())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed())?;
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(answer(stream, handle.clone()))),
+                Err(error) => {
+                    log::warn!("the operator's requests can't be heard any more: {error}");
+                    return;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn answer<A>(stream: UnixStream, handle: impl Fn(Request) -> A)
+where
+    A: Future<Output = Answer> + Send + 'static,
+{
+    let (read, mut write) = stream.into_split();
+    let mut line = Vec::new();
+    let mut read = tokio::io::BufReader::new(read.take(MAX_LINE));
+    let answered = async {
+        read.read_until(b'\n', &mut line).await?;
+        let answer = match serde_json::from_slice(&line) {
+            Ok(request) => {
+                // A request that has begun is finished even if the operator has disconnected.
+                let done = tokio::spawn(handle(request)).await;
+                done.unwrap_or_else(|panic| Answer::Failed(panic.to_string()))
+            }
+            Err(error) => Answer::Failed(format!("request: {error}")),
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        write.write_all(&text).await
+    };
+    if let Err(error) = answered.await {
+        log::debug!("an operator's request: {error}");
+    }
+}

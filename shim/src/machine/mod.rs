@@ -1,0 +1,155 @@
+//! Assembles the VM of a pod from its state folder, shared folder, VM and agent.
+//!
+//! `start.rs` boots the VM and greets its agent, `devices.rs` plugs devices in and unplugs them,
+//! and `size.rs` grows and shrinks it. How it ends is here.
+
+mod devices;
+mod size;
+mod start;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    path::PathBuf,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Mutex, PoisonError,
+    },
+    time::Duration,
+};
+
+use caisson_node::{
+    host::chain::chain,
+    oom_score::{self, Class},
+    state::PodDir,
+};
+use caisson_oci::VmSize;
+use caisson_vmm::EndReason;
+use tokio::sync::OnceCell;
+
+use crate::{
+    agent::Agent, error::Result, limits::Patience, network::Network, plug::LateDisk, share::Share,
+    vm::VmHandle,
+};
+
+/// The VM of a pod.
+pub struct Machine {
+    pub vm: VmHandle,
+    /// The pod's quality of service.
+    class: Class,
+    pub share: Share,
+    /// The VMM's pid on the host, which containerd is told as the pid of the pod's tasks.
+    pub pid: u32,
+    /// The disk with the kernel's additional modules, until it is plugged in.
+    modules: Mutex<Option<PathBuf>>,
+    /// The devices that have been plugged in and may be requested again, by their name in the guest
+    /// and place on the host.
+    plugged: Mutex<HashSet<(String, PathBuf)>>,
+    holds: Mutex<Vec<File>>,
+    /// The roots that are disks, by container.
+    roots: Mutex<HashMap<String, LateDisk>>,
+    hostname: String,
+    boot_timeout: Duration,
+    patience: Patience,
+    agent: OnceCell<Agent>,
+    /// The size that the VM was last given. Locked while the VM is resized; nothing else waits for
+    /// the lock.
+    size: tokio::sync::Mutex<VmSize>,
+    dir: Mutex<Option<PodDir>>,
+    network: Mutex<Option<Network>>,
+    anti_spoofing: bool,
+    /// Set when the VM is stopped because its guest can't be trusted any more. How its processes
+    /// ended is then unknown.
+    is_broken: AtomicBool,
+}
+
+impl Machine {
+    /// Returns how the VM has ended, if it has.
+    async fn end(&self) -> Option<EndReason> {
+        let mut vm = self.vm.clone();
+        tokio::time::timeout(Duration::ZERO, vm.ended()).await.ok()
+    }
+
+    /// Whether the VM has ended because the pod's cgroup ran out of memory: the containers' limits
+    /// and the RuntimeClass' overhead together were less than the VMM and its daemons needed.
+    pub async fn ran_out_of_memory(&self) -> bool {
+        let died = matches!(self.end().await, Some(EndReason::ProcessDied { .. }));
+        let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        died && dir.as_ref().is_some_and(PodDir::out_of_memory)
+    }
+
+    /// Stops the VM at once because its guest has broken off. How the processes in it ended is
+    /// unknown. Logs the reason, once.
+    pub async fn break_off(&self, why: &str) {
+        if self.is_broken.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        log::error!("stopping the VM: {why}");
+        self.kill().await;
+    }
+
+    /// Whether [`Machine::break_off`] was called.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Stops the VM at once. Idempotent; failures are logged.
+    pub async fn kill(&self) {
+        if let Err(error) = self.vm.stop().await {
+            log::warn!("stop the VM: {}", chain(&error));
+        }
+    }
+
+    /// Shuts the guest down and ends the VM. Idempotent; failures are logged.
+    pub async fn stop(&self) {
+        let mut ended = self.vm.clone();
+        if let Some(agent) = self.agent.get() {
+            tokio::select! {
+                written = agent.shutdown() => if let Err(error) = written {
+                    log::warn!("the guest did not shut down: {}", chain(&error));
+                },
+                _ = ended.ended() => {}
+            }
+        }
+        self.kill().await;
+        // The network is dropped before its namespace goes, which happens when the sandbox has
+        // ended.
+        let network = self.network.lock();
+        drop(network.unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Ends the VM and removes everything that belongs to the pod from the host. Idempotent;
+    /// failures are logged.
+    pub async fn shutdown(&self) {
+        self.stop().await;
+        let dir = self
+            .dir
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // Unmounting and waiting for processes blocks. The runtime logs a panic there.
+        drop(tokio::task::spawn_blocking(move || drop(dir)).await);
+    }
+
+    /// Gives the VM's processes the score of a pod whose containers have the given scores.
+    pub async fn set_oom_score_adj(&self, containers: &[i32]) {
+        let score = oom_score::of_vm(self.class, containers);
+        if let Err(error) = self.vm.set_oom_score_adj(score).await {
+            log::debug!("set oom_score_adj: {}", chain(&error));
+        }
+    }
+
+    /// Records the VM's processes in the state folder.
+    async fn record(&self) -> Result<()> {
+        let pids = self.vm.pids().await?;
+        match self
+            .dir
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+        {
+            Some(dir) => Ok(dir.record(&pids)?),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Grows and shrinks the VM of a pod.
+
+use caisson_node::host::chain::chain;
+use caisson_oci::VmSize;
+use caisson_protocol::agent::attach_request::Device as GuestDevice;
+use caisson_vmm::Device;
+
+use super::Machine;
+use crate::{agent::Agent, error::Result};
+
+impl Machine {
+    /// Grows or shrinks the VM to the size that `wanted` returns for the current size. Shrinking is
+    /// best effort: the guest keeps what it does not give back.
+    pub async fn resize(&self, wanted: impl FnOnce(VmSize) -> VmSize) -> Result<()> {
+        let mut size = self.size.lock().await;
+        let current = *size;
+        let wanted = wanted(current);
+        if wanted == current {
+            return Ok(());
+        }
+        let agent = self.agent().await?;
+        let cpus = GuestDevice::Cpus(wanted.cpus);
+        if wanted.cpus > current.cpus {
+            self.grow(agent, Device::Cpus(wanted.cpus), cpus).await?;
+        } else if wanted.cpus < current.cpus {
+            // A VM keeps its cpus; the guest takes them offline.
+            if let Err(error) = agent.attach(cpus).await {
+                kept("cpus", &error);
+            }
+        }
+        let bytes = wanted.memory_mib << 20;
+        if wanted.memory_mib > current.memory_mib {
+            let memory = GuestDevice::MemoryBytes(bytes);
+            self.grow(agent, Device::Memory(bytes), memory).await?;
+        } else if wanted.memory_mib < current.memory_mib {
+            if let Err(error) = self.vm.attach(Device::Memory(bytes)).await {
+                kept("memory", &error);
+            }
+        }
+        *size = wanted;
+        Ok(())
+    }
+
+    /// Grows the VM. Each half waits for the other: the VM for the guest's driver, which the agent
+    /// loads.
+    async fn grow(&self, agent: &Agent, device: Device, guest: GuestDevice) -> Result<()> {
+        let vm = async { Result::Ok(self.vm.attach(device).await?) };
+        let guest = async { Ok(agent.attach(guest).await?) };
+        tokio::try_join!(vm, guest).map(drop)
+    }
+}
+
+/// Logs why the guest has not given back what it no longer has to have.
+fn kept(what: &str, error: &dyn std::error::Error) {
+    log::info!("the VM keeps its {what}: {}", chain(error));
+}

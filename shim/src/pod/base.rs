@@ -1,0 +1,173 @@
+//! The pod itself: its containers and its VM.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    },
+    time::Duration,
+};
+
+use caisson_node::homes::PodHome;
+use caisson_oci::NodeConfig;
+use caisson_vmm::Vmm;
+use tokio::sync::OnceCell;
+
+use super::late_skill::LateSkill;
+use crate::{
+    container::Container,
+    error::{Error, Result},
+    events::Events,
+    machine::Machine,
+    process::Process,
+};
+
+/// The exit status of a process whose end nobody could see because the VM was gone.
+pub(super) const UNKNOWN_STATUS: u32 = 255;
+
+/// A pod of this shim.
+pub struct Pod {
+    pub(super) id: String,
+    pub(super) namespace: String,
+    pub(super) config: NodeConfig,
+    pub(super) vmm: Arc<dyn Vmm>,
+    pub(super) events: Events,
+    pub(super) machine: OnceCell<Arc<Machine>>,
+    /// The folder of the files that the pod's containers share, if the sandbox service had to make
+    /// them.
+    pub(super) files: OnceLock<PathBuf>,
+    pub(super) home: PodHome,
+    pub(super) containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// The number of creates and starts of containers so far.
+    pub(super) steps: AtomicU64,
+    /// The skills that were attached late. The lock is held while one is attached or detached;
+    /// nothing else waits for it.
+    pub(super) late: tokio::sync::Mutex<Vec<LateSkill>>,
+}
+
+impl Pod {
+    /// Makes a pod without a VM; the first container boots it.
+    pub fn new(
+        id: String,
+        namespace: String,
+        config: NodeConfig,
+        vmm: Arc<dyn Vmm>,
+        events: Events,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            namespace,
+            config,
+            vmm,
+            events,
+            machine: OnceCell::new(),
+            files: OnceLock::new(),
+            home: PodHome::default(),
+            containers: Mutex::default(),
+            steps: AtomicU64::new(0),
+            late: Default::default(),
+        })
+    }
+
+    /// Returns a process, the folder of its container and the pid to report.
+    pub fn process(&self, id: &str, exec: &str) -> Result<(Arc<Process>, PathBuf, u32)> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        Ok((process, container.bundle.clone(), container.pid))
+    }
+
+    /// The pid of the VM on the host, once it has one.
+    pub fn pid(&self) -> Option<u32> {
+        self.machine.get().map(|machine| machine.pid)
+    }
+
+    /// Whether no container is left.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Ends the VM and removes everything of the pod from the host. Containers that still run end
+    /// with it. Idempotent.
+    pub async fn shutdown(&self) {
+        if let Some(machine) = self.machine.get() {
+            machine.shutdown().await;
+        }
+        self.events.flush(Duration::from_secs(2)).await;
+    }
+
+    /// Refuses an id that is invalid or taken.
+    pub(super) fn check_new(&self, id: &str) -> Result<()> {
+        caisson_oci::id::check(id)?;
+        match self.lock().contains_key(id) {
+            false => Ok(()),
+            true => Err(Error::Exists {
+                what: "container",
+                id: id.to_owned(),
+            }),
+        }
+    }
+
+    /// Registers a container under its id.
+    pub(super) fn admit(&self, id: &str, container: Container) -> Arc<Container> {
+        let container = Arc::new(container);
+        self.lock().insert(id.to_owned(), container.clone());
+        container
+    }
+
+    pub(super) fn container(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self.lock().get(id).cloned();
+        found.ok_or_else(|| Error::NotFound {
+            what: "container",
+            id: id.to_owned(),
+        })
+    }
+
+    /// A container that has processes in the guest.
+    pub(super) fn guest_container(
+        &self,
+        operation: &'static str,
+        id: &str,
+    ) -> Result<Arc<Container>> {
+        let container = self.container(id)?;
+        match container.is_sandbox() {
+            false => Ok(container),
+            true => Err(Error::State {
+                operation,
+                id: id.to_owned(),
+                state: "the pod's sandbox, which is its VM and runs no process",
+            }),
+        }
+    }
+
+    pub(super) fn machine(&self, id: &str) -> Result<Arc<Machine>> {
+        self.machine.get().cloned().ok_or_else(|| Error::NotFound {
+            what: "container",
+            id: id.to_owned(),
+        })
+    }
+
+    /// Counts a create or a start.
+    pub(super) fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives the VM the OOM score that results from its containers.
+    pub(super) async fn score(&self, machine: &Machine) {
+        let scores: Vec<_> = {
+            let containers = self.lock();
+            let containers = containers.values().filter(|c| !c.is_sandbox());
+            containers
+                .map(|container| container.oom_score_adj)
+                .collect()
+        };
+        machine.set_oom_score_adj(&scores).await;
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

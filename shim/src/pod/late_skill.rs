@@ -1,0 +1,33 @@
+//! A skill that was attached to a pod whose containers already existed.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use caisson_node::skills::Skill;
+use caisson_oci::annotations::SkillRef;
+
+use crate::plug::LateDisk;
+
+/// A skill at a mount point where some containers have it.
+pub struct LateSkill {
+    /// The reference that it was asked for by.
+    pub wanted: SkillRef,
+    pub skill: Skill,
+    pub target: PathBuf,
+    /// None if the VM has the disk for another reason.
+    pub disk: Option<LateDisk>,
+    /// The ids of the containers that have it.
+    pub containers: BTreeSet<String>,
+}
+
+impl LateSkill {
+    /// Whether this is the skill that a request names.
+    pub fn is(&self, wanted: &SkillRef) -> bool {
+        self.wanted == *wanted
+            || match wanted {
+                SkillRef::Digest(digest) => self.skill.digest == *digest,
+                SkillRef::Version { name, version } => {
+                    self.skill.name == *name && self.skill.version.as_ref() == Some(version)
+                }
+            }
+    }
+}
