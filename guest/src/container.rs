@@ -20,7 +20,12 @@ use std::{
 use caisson_protocol::path::SHARES;
 use oci_spec::runtime::Spec;
 
-use crate::{boot, cgroup::Cgroup, machine::Machine, process::Process, Error, Result};
+use crate::{
+    cgroup::{self, Cgroup},
+    machine::Machine,
+    process::Process,
+    Error, Result,
+};
 
 /// How many ended execs of a container are kept, so that they can still be asked for.
 const MAX_ENDED: usize = 256;
@@ -65,7 +70,7 @@ impl Container {
         Ok(Container {
             id: id.to_string(),
             bundle: machine.state().join("bundles").join(id),
-            cgroup: Cgroup::new(Path::new(boot::CGROUP), &cgroup_path),
+            cgroup: Cgroup::new(Path::new(cgroup::MOUNT_POINT), &cgroup_path),
             cgroup_path,
             uses: root
                 .chain(sources)

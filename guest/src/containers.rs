@@ -25,8 +25,9 @@ use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
     container::{check_id, forget_ended, Container},
-    devices,
+    devices::{inodes, target},
     follow::Followed,
+    kernel::mounts,
     launch,
     machine::Machine,
     memory,
@@ -270,11 +271,11 @@ impl Containers {
                 continue;
             }
             if path.components().count() > Path::new(SHARES).components().count() + 1 {
-                found |= devices::unmount(path)?;
+                found |= mounts::unmount(path)?;
             }
         }
         match (found, &self.machine) {
-            (true, Machine::Guest) => devices::forget_entries(),
+            (true, Machine::Guest) => inodes::forget_entries(),
             _ => Ok(()),
         }
     }
@@ -475,7 +476,7 @@ impl Containers {
         }
         let task = runtime::Request::Disk {
             init: init.pid as i32,
-            disk: devices::disk_target(&request.serial)?,
+            disk: target::disk(&request.serial)?,
             target,
             shown: request.shown,
         };

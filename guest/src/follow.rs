@@ -20,7 +20,7 @@ use std::{
 use caisson_protocol::{agent::Memory, path::MEMORY};
 use tokio::task::AbortHandle;
 
-use crate::{devices, memory, Error, Result};
+use crate::{kernel::mounts, memory, Error, Result};
 
 /// How often the volumes are checked. A change arrives within this period plus the second for which
 /// a share's entries are cached.
@@ -69,7 +69,7 @@ impl Followed {
             !copy.users.is_empty()
         });
         for name in unused {
-            devices::unmount(&place(&name))?;
+            mounts::unmount(&place(&name))?;
         }
         Ok(())
     }

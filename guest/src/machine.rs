@@ -24,7 +24,8 @@ use nix::{
 };
 
 use crate::{
-    boot, console, launch, reaper::Reaper, runtime, secret::Secret, service, Error, Result,
+    cgroup, console, kernel::mounts, launch, reaper::Reaper, runtime, secret::Secret, service,
+    Error, Result,
 };
 
 /// The machine on which the agent runs.
@@ -78,7 +79,7 @@ impl Machine {
         let Machine::Fake { dir } = self else {
             return Ok(());
         };
-        if crate::devices::is_mount_point(&to)? {
+        if mounts::is_mount_point(&to)? {
             return Ok(());
         }
         fs::create_dir_all(&to).map_err(Error::file("create directory", &to))?;
@@ -134,8 +135,8 @@ fn prepare_fake(dir: &Path) -> Result<PathBuf> {
     place("tmpfs", SHARES, MsFlags::empty())?;
     place("tmpfs", DISKS, MsFlags::empty())?;
     place("tmpfs", MEMORY, MsFlags::empty())?;
-    place("cgroup2", boot::CGROUP, MsFlags::empty())?;
-    let parent = Path::new(boot::CGROUP).join("caisson-fake");
+    place("cgroup2", cgroup::MOUNT_POINT, MsFlags::empty())?;
+    let parent = Path::new(cgroup::MOUNT_POINT).join("caisson-fake");
     fs::create_dir_all(&parent).map_err(Error::file("create directory", parent))?;
     Ok(dir)
 }

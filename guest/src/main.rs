@@ -25,13 +25,11 @@ mod forward;
 #[cfg(feature = "hostile")]
 mod hostile;
 mod identity;
-mod inodes;
+mod kernel;
 mod launch;
 mod machine;
 mod memory;
 mod modprobe;
-mod modules;
-mod network;
 mod oom;
 mod pause;
 mod pod_pids;
@@ -41,7 +39,6 @@ mod runtime;
 mod secret;
 mod service;
 mod streams;
-mod verity;
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode};
 

@@ -103,7 +103,7 @@ pub fn run(
         .map_err(|error| explain_cwd(error, &cwd))?;
     // The nodes are made, and the program does not run yet.
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
-    device_filter::attach(&Path::new(crate::boot::CGROUP).join(below), &devices)?;
+    device_filter::attach(&Path::new(crate::cgroup::MOUNT_POINT).join(below), &devices)?;
     Ok(Made {
         pid: container.pid().map(|pid| pid.as_raw()),
         terminal: console.map(accept).transpose()?,

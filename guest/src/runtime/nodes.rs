@@ -14,7 +14,7 @@ use oci_spec::runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::{users, Error, Result};
-use crate::devices::find_disk;
+use crate::kernel::sysfs::find_disk;
 
 /// Nodes of drivers whose modules the kernel loads when the node is opened. devtmpfs has these
 /// nodes only afterwards (kmod's `modules.devname`).
