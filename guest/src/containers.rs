@@ -35,7 +35,7 @@ use crate::{
     pod_pids::PodPids,
     process::Process,
     reaper::{self, Reaper},
-    runtime,
+    runtime::task::{Descriptor, DiskNode, Request, SPEC_FILE},
     streams::Streams,
     Error, Result,
 };
@@ -163,11 +163,11 @@ impl Containers {
         }
         let bundle = &container.bundle;
         fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;
-        let path = bundle.join(runtime::SPEC_FILE);
+        let path = bundle.join(SPEC_FILE);
         fs::write(&path, &request.spec_json).map_err(Error::file("write", path))?;
         let state = self.machine.state().join("containers");
         fs::create_dir_all(&state).map_err(Error::file("create directory", &state))?;
-        let task = runtime::Request::Create {
+        let task = Request::Create {
             id: container.id.clone(),
             bundle: bundle.clone(),
             state,
@@ -312,7 +312,7 @@ impl Containers {
         }
         let number = self.files.fetch_add(1, Ordering::Relaxed);
         let path = container.bundle.join(format!("process-{number}.json"));
-        let task = runtime::Request::Exec {
+        let task = Request::Exec {
             bundle: container.bundle.clone(),
             process: path.clone(),
             init: init.pid as i32,
@@ -449,7 +449,7 @@ impl Containers {
         container.expect("update", &["created", "running", "paused"])?;
         let path = container.bundle.join("resources.json");
         fs::write(&path, &request.resources_json).map_err(Error::file("write", &path))?;
-        let task = runtime::Request::Update {
+        let task = Request::Update {
             cgroup: container.cgroup_path.clone(),
             resources: path,
         };
@@ -474,7 +474,7 @@ impl Containers {
                 why: "must be absolute",
             });
         }
-        let task = runtime::Request::Disk {
+        let task = Request::Disk {
             init: init.pid as i32,
             disk: target::disk(&request.serial)?,
             target,
@@ -529,8 +529,8 @@ impl Containers {
     }
 }
 
-fn disk_node(disk: &agent::DiskNode) -> runtime::nodes::DiskNode {
-    runtime::nodes::DiskNode {
+fn disk_node(disk: &agent::DiskNode) -> DiskNode {
+    DiskNode {
         serial: disk.serial.clone(),
         path: PathBuf::from(&disk.path),
         mode: disk.mode,
@@ -540,8 +540,8 @@ fn disk_node(disk: &agent::DiskNode) -> runtime::nodes::DiskNode {
     }
 }
 
-fn descriptor(descriptor: &agent::Descriptor) -> runtime::descriptors::Descriptor {
-    runtime::descriptors::Descriptor {
+fn descriptor(descriptor: &agent::Descriptor) -> Descriptor {
+    Descriptor {
         directory: PathBuf::from(&descriptor.directory),
         name: descriptor.name.clone(),
         origin: descriptor.origin.clone(),

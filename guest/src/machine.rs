@@ -24,8 +24,8 @@ use nix::{
 };
 
 use crate::{
-    cgroup, console, kernel::mounts, launch, reaper::Reaper, runtime, secret::Secret, service,
-    Error, Result,
+    cgroup, console, kernel::mounts, launch, reaper::Reaper, runtime::task::Request,
+    secret::Secret, service, Error, Result,
 };
 
 /// The machine on which the agent runs.
@@ -83,7 +83,7 @@ impl Machine {
             return Ok(());
         }
         fs::create_dir_all(&to).map_err(Error::file("create directory", &to))?;
-        let task = runtime::Request::Graft {
+        let task = Request::Graft {
             from: nix::unistd::getppid().as_raw(),
             source: dir.join("devices").join(name),
             to,

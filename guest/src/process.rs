@@ -10,9 +10,9 @@ use nix::{errno::Errno, fcntl::OFlag, unistd::pipe2};
 
 use crate::{
     kernel::tty,
-    launch::{self, Made},
+    launch,
     reaper::{self, Exit, Expected, Reaper},
-    runtime::Request,
+    runtime::task::{Made, Request},
     streams::{Channel, End, Streams},
     Error, Result,
 };

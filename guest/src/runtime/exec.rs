@@ -31,9 +31,11 @@ use nix::{
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 
 use super::{
-    create,
-    descriptors::{self, Descriptor},
-    program, spec, users, wire, Error, Made, Result, SPEC_FILE,
+    create, descriptors,
+    error::{Error, Result},
+    program, spec,
+    task::{Descriptor, Made, SPEC_FILE},
+    users, wire,
 };
 
 /// Starts the process, and returns when its program runs.
