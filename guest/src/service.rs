@@ -24,16 +24,14 @@ use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 #[cfg(feature = "hostile")]
 use crate::hostile;
 use crate::{
-    containers::Containers,
+    containers::{oom::Oom, streams::Streams, Containers},
     devices::{disk, inodes, network, share, size, target},
     door::Door,
     forward, identity,
     kernel::{modules, mounts},
     machine::Machine,
-    oom::Oom,
     reaper::Reaper,
     secret::Secret,
-    streams::Streams,
     Error, Result,
 };
 

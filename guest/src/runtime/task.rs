@@ -2,6 +2,7 @@
 
 use std::{os::fd::OwnedFd, path::PathBuf};
 
+use caisson_protocol::agent;
 use serde::{Deserialize, Serialize};
 
 use crate::pause::Users;
@@ -95,6 +96,19 @@ pub struct DiskNode {
     pub access: String,
 }
 
+impl From<&agent::DiskNode> for DiskNode {
+    fn from(disk: &agent::DiskNode) -> DiskNode {
+        DiskNode {
+            serial: disk.serial.clone(),
+            path: PathBuf::from(&disk.path),
+            mode: disk.mode,
+            uid: disk.uid,
+            gid: disk.gid,
+            access: disk.access.clone(),
+        }
+    }
+}
+
 /// A file to be opened for reading.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Descriptor {
@@ -103,6 +117,16 @@ pub struct Descriptor {
     pub name: String,
     /// The name of the file in error messages.
     pub origin: String,
+}
+
+impl From<&agent::Descriptor> for Descriptor {
+    fn from(descriptor: &agent::Descriptor) -> Descriptor {
+        Descriptor {
+            directory: PathBuf::from(&descriptor.directory),
+            name: descriptor.name.clone(),
+            origin: descriptor.origin.clone(),
+        }
+    }
 }
 
 /// What a runtime process made.

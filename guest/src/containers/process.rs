@@ -8,12 +8,12 @@ use std::{
 use caisson_protocol::agent;
 use nix::{errno::Errno, fcntl::OFlag, unistd::pipe2};
 
+use super::streams::{Channel, End, Streams};
 use crate::{
     kernel::tty,
     launch,
     reaper::{self, Exit, Expected, Reaper},
     runtime::task::{Made, Request},
-    streams::{Channel, End, Streams},
     Error, Result,
 };
 

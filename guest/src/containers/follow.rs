@@ -20,7 +20,8 @@ use std::{
 use caisson_protocol::{agent::Memory, path::MEMORY};
 use tokio::task::AbortHandle;
 
-use crate::{kernel::mounts, memory, Error, Result};
+use super::memory;
+use crate::{kernel::mounts, Error, Result};
 
 /// How often the volumes are checked. A change arrives within this period plus the second for which
 /// a share's entries are cached.

@@ -1,4 +1,4 @@
-//! One container: its parts and its state. [`crate::containers`] has the operations on it.
+//! One container: its parts and its state. [`super::Containers`] has the operations on it.
 //!
 //! ```text
 //!   create --> created --start--> running --init ends--> stopped --delete--> gone
@@ -20,10 +20,10 @@ use std::{
 use caisson_protocol::path::SHARES;
 use oci_spec::runtime::Spec;
 
+use super::process::Process;
 use crate::{
     cgroup::{self, Cgroup},
     machine::Machine,
-    process::Process,
     Error, Result,
 };
 
@@ -141,33 +141,4 @@ pub fn forget_ended(execs: &mut HashMap<String, Option<Arc<Process>>>) {
         count -= usize::from(goes);
         !goes
     });
-}
-
-/// Checks an id, which becomes the name of a directory.
-pub fn check_id(field: &'static str, id: &str) -> Result<()> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
-    let why = match id {
-        "" | "." | ".." => "is no name",
-        _ if id.len() > 200 => "is longer than 200 bytes",
-        _ if !id.bytes().all(good) => "may have letters, digits and _+-. only",
-        _ => return Ok(()),
-    };
-    Err(Error::Argument {
-        field,
-        value: id.chars().take(64).collect(),
-        why,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn id_that_is_no_file_name_is_refused() {
-        for id in ["", ".", "..", "a/b", "a b", "a\n", &"x".repeat(201)] {
-            assert!(check_id("container_id", id).is_err(), "{id:?}");
-        }
-        assert!(check_id("container_id", "a-1_2.3+b").is_ok());
-    }
 }

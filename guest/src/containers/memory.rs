@@ -13,14 +13,14 @@ use nix::{
     unistd::{chown, Gid, Uid},
 };
 
-use crate::{container::check_id, kernel::mounts, Error, Result};
+use crate::{id, kernel::mounts, Error, Result};
 
 /// Two containers may ask for the same file system at once.
 static MOUNTING: Mutex<()> = Mutex::new(());
 
 /// Mounts the file system, unless it is mounted already.
 pub fn mount(memory: &Memory) -> Result<()> {
-    check_id("memory.name", &memory.name)?;
+    id::check("memory.name", &memory.name)?;
     let _mounting = MOUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     let target = Path::new(MEMORY).join(&memory.name);
     if mounts::is_mount_point(&target)? {
