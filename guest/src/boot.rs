@@ -24,12 +24,11 @@ use nix::{
     },
 };
 
-use crate::{console, machine::Machine, modules, secret::Question, service, Error, Result};
+use crate::{
+    cgroup, console, kernel::modules, machine::Machine, secret::Question, service, Error, Result,
+};
 
 const CONSOLE: &str = "/dev/console";
-
-/// The mount point of cgroup v2.
-pub const CGROUP: &str = "/sys/fs/cgroup";
 
 /// Kernel parameters that a kubelet sets on its node, and that programs there rely on: a program
 /// may reserve more memory than there is, and an oops panics the kernel.
@@ -145,7 +144,7 @@ fn mount_rest() -> Result<()> {
     mount_new("mqueue", "/dev/mqueue", quiet, "")?;
     mount_new("tmpfs", "/run", quiet, "mode=0755")?;
     mount_new("tmpfs", "/tmp", quiet, "mode=1777")?;
-    mount_new("cgroup2", CGROUP, strict, "")?;
+    mount_new("cgroup2", cgroup::MOUNT_POINT, strict, "")?;
     make_dir(caisson_protocol::path::SHARES)?;
     make_dir(caisson_protocol::path::DISKS)
 }
@@ -182,9 +181,9 @@ fn stdio() -> Result<()> {
 
 /// Enables all of the kernel's controllers for the cgroups of the containers.
 fn enable_controllers() -> Result<()> {
-    let path = Path::new(CGROUP).join("cgroup.controllers");
+    let path = Path::new(cgroup::MOUNT_POINT).join("cgroup.controllers");
     let controllers = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    let path = Path::new(CGROUP).join("cgroup.subtree_control");
+    let path = Path::new(cgroup::MOUNT_POINT).join("cgroup.subtree_control");
     for controller in controllers.split_whitespace() {
         if let Err(error) = fs::write(&path, format!("+{controller}")) {
             log::warn!(controller, error:%; "controller can't be enabled");

@@ -13,6 +13,9 @@ use caisson_protocol::agent::{IoStat, StatsResponse};
 
 use crate::{Error, Result};
 
+/// The mount point of cgroup v2.
+pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
 /// How long freezing and emptying may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);

@@ -12,7 +12,10 @@ use tokio::{io::unix::AsyncFd, time::timeout};
 
 use crate::{
     reaper::{ended, Exit, Expected},
-    runtime::{wire, Answer, Request},
+    runtime::{
+        task::{Answer, Made, Request},
+        wire,
+    },
     Error, Result,
 };
 
@@ -20,14 +23,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long the answer of a runtime process that has ended may take to arrive.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What a runtime process made.
-pub struct Made {
-    /// The new process, which is a child of the agent now or will be in a moment.
-    pub pid: Option<i32>,
-    /// The master of its terminal.
-    pub terminal: Option<OwnedFd>,
-}
 
 /// Starts a runtime process that carries out a request. `stdio` are the new process' descriptors 0
 /// to 2.

@@ -9,39 +9,49 @@
 //!   not have.
 //! - `caisson-agent runtime <verb>` (called by the agent): [`runtime`], single-threaded, makes one
 //!   container or process.
-//! - `caisson-agent --fake DIR` (called by tests on the host): the service on unix sockets, see
-//!   [`machine::Machine::Fake`].
+//! - `caisson-agent --fake DIR` (called by tests on the host): [`fake`] runs the service on
+//!   unix sockets.
+//!
+//! The modules form layers. A module may use what stands below it in this list, and nothing above
+//! it, so no file imports a file that imports it:
+//!
+//! 1. [`boot`] and [`fake`] prepare a machine, a guest or the host of a test, and start the
+//!    service.
+//! 2. [`service`] answers the host, each request in one short method. `hostile`, in builds for
+//!    tests, stands between the host and the service.
+//! 3. [`containers`] makes, starts, watches and removes containers and their processes.
+//! 4. [`machine`] says which machine this is.
+//! 5. [`devices`] makes usable what the host plugs in. [`modprobe`] loads a module that the kernel
+//!    asks for.
+//! 6. [`launch`] starts runtime processes and talks to them.
+//! 7. [`runtime`] is such a process. Its `task` holds the words that it shares with [`launch`].
+//! 8. [`kernel`] asks the guest's kernel: mounts, sysfs, modules, terminals.
+//! 9. [`cgroup`], [`reaper`], [`pause`], [`door`] with [`secret`], [`forward`], [`identity`],
+//!    [`id`], [`console`] and [`error`] each do one thing, and of each other use
+//!    no more than [`error`] and, for the door, the secret.
 
 mod boot;
 mod cgroup;
 mod console;
-mod container;
 mod containers;
 mod devices;
 mod door;
 mod error;
-mod follow;
+mod fake;
 mod forward;
 #[cfg(feature = "hostile")]
 mod hostile;
+mod id;
 mod identity;
-mod inodes;
+mod kernel;
 mod launch;
 mod machine;
-mod memory;
 mod modprobe;
-mod modules;
-mod network;
-mod oom;
 mod pause;
-mod pod_pids;
-mod process;
 mod reaper;
 mod runtime;
 mod secret;
 mod service;
-mod streams;
-mod verity;
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt, path::PathBuf, process::ExitCode};
 
@@ -62,7 +72,7 @@ fn main() -> ExitCode {
     let rest: Vec<OsString> = args.collect();
     let words: Vec<&str> = rest.iter().filter_map(|word| word.to_str()).collect();
     match words[..] {
-        ["--fake", dir] => machine::serve_fake(&PathBuf::from(dir)),
+        ["--fake", dir] => fake::serve(&PathBuf::from(dir)),
         ["runtime", _] => runtime::run(),
         ["--version"] => {
             println!("caisson-agent {}", env!("CARGO_PKG_VERSION"));

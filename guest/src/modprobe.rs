@@ -1,29 +1,14 @@
-//! The guest's `/sbin/modprobe`: loads modules that the initramfs does not have from the disk with
-//! the serial `modules`.
+//! The guest's `/sbin/modprobe`: loads a module of the initramfs, or else one of the disk with all
+//! modules ([`crate::kernel::module_disk`]).
 //!
-//! The kernel calls it as `modprobe -q -- NAME`; [`crate::modules`] calls it, too. The disk is a
-//! squashfs. Its root is what kmod knows as `/lib/modules/<release>`, with `modules.dep` and
-//! `modules.alias`.
+//! The kernel calls it as `modprobe -q -- NAME`.
 
-use std::{
-    ffi::OsString,
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::{Duration, Instant},
+use std::{ffi::OsString, process::ExitCode};
+
+use crate::{
+    kernel::{module_disk, module_files},
+    Result,
 };
-
-use caisson_protocol::path::MODULES_SERIAL;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    mount::{mount, MsFlags},
-};
-
-use crate::{devices, modules, Error, Result};
-
-/// How long a promised disk may take to appear.
-const PLUG_LIMIT: Duration = Duration::from_secs(5);
-const MOUNT_POINT: &str = "/run/caisson/modules";
 
 /// Runs the program. It is quiet, since the kernel asks for many modules that need not exist.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -43,198 +28,12 @@ fn probe(name: &str) -> Result<bool> {
     let name = name.replace('-', "_");
     // `mount -t squashfs` asks for `fs-squashfs`.
     let plain = name.strip_prefix("fs_").unwrap_or(&name);
-    let order = modules::order();
+    let order = module_files::order();
     if order.iter().any(|known| known == plain) {
-        let mut wanted: Vec<&str> = modules::of_fs(plain);
-        wanted.retain(|name| modules::in_initramfs(name).exists());
-        for module in wanted {
-            let path = modules::in_initramfs(module);
-            modules::insert(&path).map_err(Error::file("load", &path))?;
+        for module in module_files::of_fs(plain) {
+            module_files::insert_if_there(module)?;
         }
         return Ok(true);
     }
-    from_disk(&name)
-}
-
-/// Loads a module, given by name or alias, with its dependencies. Returns `false` if there is no
-/// disk or the disk does not have the module.
-pub fn from_disk(name: &str) -> Result<bool> {
-    let Some(root) = mounted()? else {
-        return Ok(false);
-    };
-    let index = Index::read(&root)?;
-    let mut found = false;
-    for file in index.files_of(name) {
-        let path = root.join(file);
-        modules::insert(&path).map_err(Error::file("load", &path))?;
-        found = true;
-    }
-    Ok(found)
-}
-
-/// Returns the device of the disk, if the machine has it. If the kernel's command line promises the
-/// disk, this waits: the host plugs it in a moment after the first start.
-fn disk() -> Option<PathBuf> {
-    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let promised = line
-        .split_whitespace()
-        .any(|word| word == "caisson.modules");
-    let end = Instant::now() + PLUG_LIMIT;
-    loop {
-        let found = devices::find_disk(MODULES_SERIAL);
-        if found.is_some() || !promised || Instant::now() > end {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Returns where the disk is mounted, if the machine has it. Mounts it if need be.
-fn mounted() -> Result<Option<PathBuf>> {
-    let root = PathBuf::from(MOUNT_POINT);
-    if root.join("modules.dep").exists() {
-        return Ok(Some(root));
-    }
-    for module in modules::DISK {
-        let path = modules::in_initramfs(module);
-        if path.exists() {
-            modules::insert(&path).map_err(Error::file("load", &path))?;
-        }
-    }
-    let Some(device) = disk() else {
-        return Ok(None);
-    };
-    fs::create_dir_all(&root).map_err(Error::file("create directory", &root))?;
-    let lock = File::create("/run/caisson/modules.lock")
-        .map_err(Error::file("create", "/run/caisson/modules.lock"))?;
-    // Held until the end, since two callers would mount the disk twice.
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| Error::file("lock", "/run/caisson/modules.lock")(error))?;
-    if !root.join("modules.dep").exists() {
-        let path = modules::in_initramfs("squashfs");
-        if path.exists() {
-            modules::insert(&path).map_err(Error::file("load", &path))?;
-        }
-        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some(&device), &root, Some("squashfs"), flags, None::<&str>).map_err(|source| {
-            Error::Mount {
-                what: MODULES_SERIAL.to_string(),
-                target: root.clone(),
-                source: source.into(),
-            }
-        })?;
-    }
-    Ok(Some(root))
-}
-
-/// The contents of kmod's `modules.dep` and `modules.alias`.
-struct Index {
-    dep: String,
-    alias: String,
-}
-
-impl Index {
-    fn read(root: &Path) -> Result<Index> {
-        let read = |name: &str| {
-            let path = root.join(name);
-            fs::read_to_string(&path).map_err(Error::file("read", path))
-        };
-        Ok(Index {
-            dep: read("modules.dep")?,
-            alias: read("modules.alias").unwrap_or_default(),
-        })
-    }
-
-    /// Returns the files to load for a name or alias, dependencies first.
-    fn files_of(&self, name: &str) -> Vec<&str> {
-        let mut files = Vec::new();
-        let plain = name.replace('-', "_");
-        let direct = self.line_of(&plain);
-        let lines: Vec<&str> = match direct {
-            Some(line) => vec![line],
-            None => self
-                .alias
-                .lines()
-                .filter_map(|line| line.strip_prefix("alias ")?.rsplit_once(' '))
-                .filter(|(pattern, _)| glob(&pattern.replace('-', "_"), &plain))
-                .filter_map(|(_, module)| self.line_of(module))
-                .collect(),
-        };
-        for line in lines {
-            let Some((file, dependencies)) = line.split_once(':') else {
-                continue;
-            };
-            // kmod lists dependencies in reverse: the one to load first is at the end.
-            for file in dependencies.split_whitespace().rev().chain([file]) {
-                if !files.contains(&file) {
-                    files.push(file);
-                }
-            }
-        }
-        files
-    }
-
-    fn line_of(&self, module: &str) -> Option<&str> {
-        self.dep.lines().find(|line| {
-            let file = line.split(':').next().unwrap_or_default();
-            let base = file.rsplit('/').next().unwrap_or_default();
-            let base = base.split(".ko").next().unwrap_or_default();
-            base.replace('-', "_") == module
-        })
-    }
-}
-
-/// Returns whether `text` matches a pattern with `*` and `?`. Besides these, aliases use only
-/// `[...]`, which is taken as `?`.
-fn glob(pattern: &str, text: &str) -> bool {
-    match (pattern.as_bytes(), text.as_bytes()) {
-        ([], []) => true,
-        ([b'*', ..], []) => glob(&pattern[1..], text),
-        ([b'*', ..], [_, ..]) => glob(&pattern[1..], text) || glob(pattern, &text[1..]),
-        ([b'[', ..], [_, ..]) => match pattern.split_once(']') {
-            Some((_, rest)) => glob(rest, &text[1..]),
-            None => false,
-        },
-        ([b'?', ..], [_, ..]) => glob(&pattern[1..], &text[1..]),
-        ([p, ..], [t, ..]) if p == t && p.is_ascii() => glob(&pattern[1..], &text[1..]),
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn index() -> Index {
-        Index {
-            dep: "kernel/net/ipv4/ip_tables.ko: kernel/net/netfilter/x_tables.ko\n\
-                  kernel/net/netfilter/x_tables.ko:\n\
-                  kernel/net/bridge/bridge.ko: kernel/net/802/stp.ko kernel/net/llc/llc.ko\n"
-                .to_string(),
-            alias: "alias rtnl-link-bridge bridge\nalias net-pf-16-proto-* ip_tables\n".to_string(),
-        }
-    }
-
-    #[test]
-    fn module_with_dependencies_is_loaded_after_them() {
-        assert_eq!(
-            index().files_of("bridge"),
-            [
-                "kernel/net/llc/llc.ko",
-                "kernel/net/802/stp.ko",
-                "kernel/net/bridge/bridge.ko"
-            ]
-        );
-    }
-
-    #[test]
-    fn module_by_alias_is_found() {
-        assert_eq!(index().files_of("rtnl-link-bridge").len(), 3);
-        assert_eq!(index().files_of("net-pf-16-proto-12").len(), 2);
-    }
-
-    #[test]
-    fn module_unknown_gives_nothing() {
-        assert!(index().files_of("nosuch").is_empty());
-    }
+    module_disk::load(&name)
 }

@@ -24,8 +24,15 @@ use ttrpc::r#async::{transport::Listener, Server, TtrpcContext};
 #[cfg(feature = "hostile")]
 use crate::hostile;
 use crate::{
-    containers::Containers, devices, door::Door, forward, identity, inodes, machine::Machine,
-    modules, network, oom::Oom, reaper::Reaper, secret::Secret, streams::Streams, Error, Result,
+    containers::{oom::Oom, streams::Streams, Containers},
+    devices::{disk, inodes, network, share, size, target},
+    door::Door,
+    forward, identity,
+    kernel::{modules, mounts},
+    machine::Machine,
+    reaper::Reaper,
+    secret::Secret,
+    Error, Result,
 };
 
 /// The pause before a retry, after a failure that may pass.
@@ -241,10 +248,10 @@ impl agent_ttrpc::Agent for Service {
                     inodes::keep_below(share.max_inodes);
                 }
                 blocking(move || match device {
-                    Some(Device::Share(share)) => devices::attach_share(&share),
-                    Some(Device::Disk(disk)) => devices::attach_disk(&disk),
-                    Some(Device::Cpus(total)) => devices::online_cpus(total),
-                    Some(Device::MemoryBytes(total)) => devices::online_memory(total),
+                    Some(Device::Share(share)) => share::attach(&share),
+                    Some(Device::Disk(disk)) => disk::attach(&disk),
+                    Some(Device::Cpus(total)) => size::online_cpus(total),
+                    Some(Device::MemoryBytes(total)) => size::online_memory(total),
                     Some(Device::Network(network)) => network::attach(&network),
                     Some(Device::FreePageReporting(_)) => {
                         modules::load(modules::FREE_PAGE_REPORTING)
@@ -254,12 +261,12 @@ impl agent_ttrpc::Agent for Service {
                 .await?
             }
             (fake, Some(Device::Share(share))) => {
-                let to = devices::share_target(&share.tag)?;
+                let to = target::share(&share.tag)?;
                 fake.graft(&self.reaper, &share.tag, to, share.read_only)
                     .await?
             }
             (fake, Some(Device::Disk(disk))) if !disk.fs_type.is_empty() => {
-                let to = devices::disk_target(&disk.serial)?;
+                let to = target::disk(&disk.serial)?;
                 fake.graft(&self.reaper, &disk.serial, to, disk.read_only)
                     .await?
             }
@@ -276,8 +283,8 @@ impl agent_ttrpc::Agent for Service {
     ) -> ttrpc::Result<Empty> {
         use detach_request::Device;
         blocking(move || match request.device {
-            Some(Device::Share(share)) => devices::detach_share(&share),
-            Some(Device::Disk(disk)) => devices::detach_disk(&disk),
+            Some(Device::Share(share)) => share::detach(&share),
+            Some(Device::Disk(disk)) => disk::detach(&disk),
             Some(_) | None => Err(no_device()),
         })
         .await?;
@@ -432,7 +439,7 @@ impl agent_ttrpc::Agent for Service {
         self.containers.kill_all();
         blocking(|| {
             for dir in [SHARES, DISKS] {
-                devices::unmount_below(Path::new(dir));
+                mounts::unmount_below(Path::new(dir));
             }
             nix::unistd::sync();
             Ok(())

@@ -78,7 +78,7 @@ pub const SHOW_DISK: Call = call("show disk", 65);
 /// A helper does this, as above. It reads the container's files for the first time, through the
 /// share.
 pub const CREATE: Call = call("create", 65);
-/// The agent gives a waiting init 10 s (guest/src/containers.rs).
+/// The agent gives a waiting init 10 s (guest/src/containers/mod.rs).
 pub const START: Call = call("start", 15);
 /// A helper does this, as above.
 pub const EXEC: Call = call("exec", 65);

@@ -25,10 +25,12 @@ use oci_spec::runtime::Spec;
 use pathrs::Root;
 
 use super::{
-    descriptors::{self, Descriptor},
-    device_filter,
+    descriptors, device_filter,
+    error::{Error, Result},
     executor::Init,
-    nodes, program, spec, users, Error, Made, Result, SPEC_FILE,
+    nodes, program, report, spec,
+    task::{Descriptor, DiskNode, Made, SPEC_FILE},
+    users,
 };
 
 const CONSOLE_SOCKET: &str = "console.sock";
@@ -38,7 +40,7 @@ pub struct Wanted<'a> {
     /// The process in the pod's own pid and user namespaces, if the container is to join one of
     /// them.
     pub pod: Option<i32>,
-    pub disks: &'a [nodes::DiskNode],
+    pub disks: &'a [DiskNode],
     /// Whether the container gets all device nodes of the guest.
     pub guest_devices: bool,
     pub descriptors: &'a [Descriptor],
@@ -103,7 +105,7 @@ pub fn run(
         .map_err(|error| explain_cwd(error, &cwd))?;
     // The nodes are made, and the program does not run yet.
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
-    device_filter::attach(&Path::new(crate::boot::CGROUP).join(below), &devices)?;
+    device_filter::attach(&Path::new(crate::cgroup::MOUNT_POINT).join(below), &devices)?;
     Ok(Made {
         pid: container.pid().map(|pid| pid.as_raw()),
         terminal: console.map(accept).transpose()?,
@@ -136,7 +138,7 @@ fn cross_mounts(spec: &Spec) {
 /// Explains why a directory can't be entered: libcontainer only says that a call failed.
 fn explain_cwd(error: libcontainer::error::LibcontainerError, cwd: &Path) -> Error {
     let error = Error::Create(error);
-    let text = super::report::explain(&error);
+    let text = report::explain(&error);
     let errno = [Errno::ENOENT, Errno::ENOTDIR, Errno::EACCES]
         .into_iter()
         .find(|errno| text.contains(&format!("failed to chdir e={errno:?}")));

@@ -8,7 +8,6 @@ use std::{
     fs::File,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-    path::PathBuf,
 };
 
 use nix::fcntl::{fcntl, FcntlArg};
@@ -17,9 +16,11 @@ use pathrs::{
     flags::OpenFlags,
     Root,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{Error, Result};
+use super::{
+    error::{Error, Result},
+    task::Descriptor,
+};
 
 /// The number of the first descriptor.
 const FIRST: RawFd = 3;
@@ -27,16 +28,6 @@ const FIRST: RawFd = 3;
 const MAX: usize = 16;
 /// Descriptors that this process opens for itself and keeps have this number or a higher one.
 pub const OWN: RawFd = FIRST + MAX as RawFd;
-
-/// A file to be opened for reading.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Descriptor {
-    pub directory: PathBuf,
-    /// The path in the directory. Its links can't lead out of the directory.
-    pub name: String,
-    /// The name of the file in error messages.
-    pub origin: String,
-}
 
 /// Opens the files at their numbers, to stay open when a program is executed. Returns how many
 /// there are.

@@ -14,7 +14,7 @@ use std::{
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::{Error, Result};
+use super::error::{Error, Result};
 
 /// Allowed for every container: making nodes (but not opening them), and the devices that
 /// libcontainer puts in /dev, with terminals and tun. From runc's libcontainer/specconv

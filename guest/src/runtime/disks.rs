@@ -20,11 +20,9 @@ use nix::{
     sys::stat::{mkdirat, Mode},
 };
 
-use super::{Error, Made, Result};
-
-const NOTHING: Made = Made {
-    pid: None,
-    terminal: None,
+use super::{
+    error::{Error, Result},
+    task::Made,
 };
 
 /// Mounts a disk at `target` in the container with this init. `disk` is where the guest has the
@@ -43,7 +41,7 @@ pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     let place = make(target).map_err(Error::file("make", target))?;
     let found = nix::sys::stat::fstat(&place).map_err(Error::file("read", target))?;
     if (found.st_dev, found.st_ino) == root {
-        return Ok(NOTHING);
+        return Ok(Made::NOTHING);
     }
     // SAFETY: open descriptors, strings that live through the call and plain numbers.
     let moved = unsafe {
@@ -57,7 +55,7 @@ pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
         )
     };
     Errno::result(moved).map_err(Error::file("mount at", target))?;
-    Ok(NOTHING)
+    Ok(Made::NOTHING)
 }
 
 /// Unmounts a disk from `target` in the container with this init. Fails while something on it is in
@@ -67,17 +65,17 @@ pub fn hide(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     let root = identity(disk)?;
     enter(init)?;
     if identity(target).ok() != Some(root) {
-        return Ok(NOTHING);
+        return Ok(Made::NOTHING);
     }
     match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => {}
         // The container has replaced the place by a link.
-        Err(Errno::EINVAL) => return Ok(NOTHING),
+        Err(Errno::EINVAL) => return Ok(Made::NOTHING),
         Err(error) => return Err(Error::file("unmount", target)(error)),
     }
     // A directory that was there before and is not empty stays.
     let _ = std::fs::remove_dir(target);
-    Ok(NOTHING)
+    Ok(Made::NOTHING)
 }
 
 /// Makes a folder with its parents, and opens it. Links that the container has made are resolved

@@ -31,9 +31,11 @@ use nix::{
 use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 
 use super::{
-    create,
-    descriptors::{self, Descriptor},
-    program, spec, users, wire, Error, Made, Result, SPEC_FILE,
+    create, descriptors,
+    error::{Error, Result},
+    program, spec,
+    task::{Descriptor, Made, SPEC_FILE},
+    users, wire,
 };
 
 /// Starts the process, and returns when its program runs.
@@ -126,7 +128,7 @@ fn join_cgroup(cgroup: &Path, init: i32) -> Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))
         .unwrap_or_default();
-    let procs = Path::new(crate::boot::CGROUP)
+    let procs = Path::new(crate::cgroup::MOUNT_POINT)
         .join(own)
         .join("cgroup.procs");
     fs::write(&procs, "0").map_err(Error::file("write", procs))
@@ -261,7 +263,7 @@ fn drop_capabilities(
 fn open_terminal(process: &Process, console: OwnedFd) -> std::io::Result<()> {
     let pair = nix::pty::openpty(None, None)?;
     if let Some(size) = process.console_size() {
-        crate::streams::resize(&pair.master, size.width() as u16, size.height() as u16)?;
+        crate::kernel::tty::resize(&pair.master, size.width() as u16, size.height() as u16)?;
     }
     let slave = pair.slave.as_raw_fd();
     std::os::unix::fs::fchown(&pair.slave, Some(process.user().uid()), None)?;

@@ -4,17 +4,20 @@
 use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
     Mount, MountBuilder, Spec,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{users, Error, Result};
-use crate::devices::find_disk;
+use super::{
+    error::{Error, Result},
+    task::DiskNode,
+    users,
+};
+use crate::kernel::sysfs::find_disk;
 
 /// Nodes of drivers whose modules the kernel loads when the node is opened. devtmpfs has these
 /// nodes only afterwards (kmod's `modules.devname`).
@@ -29,17 +32,6 @@ const ON_DEMAND: &[(&str, LinuxDeviceType, i64, i64)] = &[
 const OWN: &[&str] = &[
     "pts", "shm", "mqueue", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty",
 ];
-
-/// The node of a disk in a container.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct DiskNode {
-    pub serial: String,
-    pub path: PathBuf,
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub access: String,
-}
 
 /// Adds nodes to a spec, and returns the device rules that they need.
 pub(super) fn add(
@@ -150,6 +142,8 @@ fn numbers(device: u64) -> (i64, i64) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn paths(spec: &Spec) -> Vec<PathBuf> {

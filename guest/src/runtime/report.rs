@@ -22,7 +22,7 @@ use tracing::{
     span, Event, Level, Metadata, Subscriber,
 };
 
-use super::{descriptors::OWN, Error};
+use super::{descriptors::OWN, error::Error};
 
 /// Marks a line that is the whole message.
 const FINAL: &str = "final: ";

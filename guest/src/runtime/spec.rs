@@ -8,7 +8,7 @@ use oci_spec::runtime::{
     Process, Spec,
 };
 
-use super::{Error, Result};
+use super::error::{Error, Result};
 
 /// Reads a JSON file.
 pub fn read<T: serde::de::DeserializeOwned>(path: &Path, name: &'static str) -> Result<T> {

@@ -19,11 +19,10 @@ use nix::{
 };
 use oci_spec::runtime::LinuxResources;
 
-use super::{spec, Error, Made, Result};
-
-const NOTHING: Made = Made {
-    pid: None,
-    terminal: None,
+use super::{
+    error::{Error, Result},
+    spec,
+    task::Made,
 };
 
 /// Applies limits to a cgroup, given by its path below the mount point.
@@ -48,7 +47,7 @@ pub fn run(cgroup: &Path, resources: &Path) -> Result<Made> {
         .map_err(|error| failed(&error))?
         .apply(&limits)
         .map_err(|error| failed(&error))?;
-    Ok(NOTHING)
+    Ok(Made::NOTHING)
 }
 
 /// Mounts `source`, as process `from` sees it in its mount namespace, at `to` in the mount
@@ -97,5 +96,5 @@ pub fn graft(from: i32, source: &Path, to: &Path, read_only: bool) -> Result<Mad
         nix::mount::mount(None::<&str>, to, None::<&str>, flags, None::<&str>)
             .map_err(Error::file("make read-only", to))?;
     }
-    Ok(NOTHING)
+    Ok(Made::NOTHING)
 }

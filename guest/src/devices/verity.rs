@@ -13,7 +13,10 @@ use std::{
 
 use caisson_protocol::agent::Verity;
 
-use crate::{devices, modules, Error, Result};
+use crate::{
+    kernel::{modules, sysfs},
+    Error, Result,
+};
 
 const CONTROL: &str = "/dev/mapper/control";
 const MODULES: &[&str] = &["dm_mod", "dm_verity"];
@@ -45,7 +48,7 @@ pub fn open(serial: &str, disk: &Path, verity: &Verity) -> Result<PathBuf> {
         return Err(failed("set the verity device up")(error));
     }
     let path = PathBuf::from(format!("/dev/dm-{}", minor(create.header.dev)));
-    devices::wait_for(&format!("verity device of {serial}"), || {
+    sysfs::wait_for(&format!("verity device of {serial}"), || {
         Ok(path.exists().then(|| path.clone()))
     })
 }

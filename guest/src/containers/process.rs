@@ -8,11 +8,12 @@ use std::{
 use caisson_protocol::agent;
 use nix::{errno::Errno, fcntl::OFlag, unistd::pipe2};
 
+use super::streams::{Channel, End, Streams};
 use crate::{
-    launch::{self, Made},
+    kernel::tty,
+    launch,
     reaper::{self, Exit, Expected, Reaper},
-    runtime::Request,
-    streams::{self, Channel, End, Streams},
+    runtime::task::{Made, Request},
     Error, Result,
 };
 
@@ -154,7 +155,7 @@ impl Process {
     /// Sets the size of the terminal. Without a terminal, nothing is done.
     pub fn resize(&self, width: u16, height: u16) -> Result<()> {
         match &self.terminal {
-            Some(master) => streams::resize(master, width, height)
+            Some(master) => tty::resize(master, width, height)
                 .map_err(Error::system("set the size of the terminal")),
             None => Ok(()),
         }

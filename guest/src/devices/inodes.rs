@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::devices;
+use crate::{Error, Result};
 
 /// How often the number of inodes is checked. A guest meets at most some 50,000 files a second, so
 /// between two checks it uses only a fraction of what is left above the mark.
@@ -47,9 +47,17 @@ pub fn keep_below(max: u64) {
     });
 }
 
+/// Makes the kernel forget directory entries that are not in use. While a share has an entry for
+/// what the host mounted below it, that mount stays busy on the host, and there is no call to drop
+/// a single entry.
+pub fn forget_entries() -> Result<()> {
+    let path = "/proc/sys/vm/drop_caches";
+    fs::write(path, "2").map_err(Error::file("write", path))
+}
+
 async fn forget() {
     // Takes as long as there are entries to forget.
-    let forgotten = tokio::task::spawn_blocking(devices::forget_entries).await;
+    let forgotten = tokio::task::spawn_blocking(forget_entries).await;
     if !matches!(forgotten, Ok(Ok(()))) {
         log::warn!("forget unused files: {forgotten:?}");
     }

@@ -1,11 +1,21 @@
 //! Holds the containers of this guest and carries out the operations on them. Called by
-//! [`crate::service`].
+//! [`crate::service`]. `create` and `exec` have the operations that start processes.
 //!
 //! No lock is held across an await, except a container's `step` lock: steps of one container that
 //! exclude each other take it, and nothing else waits for it.
 
+mod container;
+mod create;
+mod exec;
+mod follow;
+mod memory;
+pub mod oom;
+mod pod_pids;
+mod process;
+pub mod streams;
+
 use std::{
-    collections::{hash_map::Entry, HashMap},
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -20,22 +30,16 @@ use caisson_protocol::{
     path::SHARES,
 };
 use nix::errno::Errno;
-use oci_spec::runtime::Spec;
 use tokio::{net::UnixStream, time::timeout};
 
+use self::{container::Container, follow::Followed, oom::Oom, pod_pids::PodPids, streams::Streams};
 use crate::{
-    container::{check_id, forget_ended, Container},
-    devices,
-    follow::Followed,
+    devices::{inodes, target},
+    kernel::mounts,
     launch,
     machine::Machine,
-    memory,
-    oom::Oom,
-    pod_pids::PodPids,
-    process::Process,
-    reaper::{self, Reaper},
-    runtime,
-    streams::Streams,
+    reaper::Reaper,
+    runtime::task::Request,
     Error, Result,
 };
 
@@ -69,121 +73,6 @@ impl Containers {
             table: Mutex::default(),
             files: AtomicU64::new(0),
         }
-    }
-
-    /// Makes a container up to the point before its program runs. A failure leaves nothing behind.
-    pub async fn create(&self, request: agent::CreateContainerRequest) -> Result<u32> {
-        let id = request.container_id.clone();
-        check_id("container_id", &id)?;
-        let spec: Spec =
-            serde_json::from_slice(&request.spec_json).map_err(|source| Error::Json {
-                field: "spec_json",
-                source,
-            })?;
-        let mut container = Container::plan(&self.machine, &id, &spec)?;
-        let copied = request
-            .memory
-            .iter()
-            .map(|memory| PathBuf::from(&memory.copy_of));
-        container
-            .uses
-            .extend(copied.filter(|path| path.starts_with(SHARES)));
-        let container = Arc::new(container);
-        match self.lock().entry(id.clone()) {
-            Entry::Occupied(_) => {
-                return Err(Error::Exists {
-                    what: "container",
-                    id,
-                })
-            }
-            Entry::Vacant(free) => free.insert(container.clone()),
-        };
-        let _step = container.step.lock().await;
-        let terminal = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.terminal());
-        let shares_pids = PodPids::wanted(&spec);
-        let users = PodPids::users(&spec);
-        let among_others = PodPids::shared(&spec);
-        let shares = shares_pids || users.is_some();
-        let made = async {
-            let pod = match shares {
-                true => Some(self.pod_pids.init(users).await?),
-                false => None,
-            };
-            self.make(&container, &request, terminal == Some(true), pod)
-                .await
-        };
-        let made = made.await;
-        match made {
-            Ok(process) => {
-                let pid = process.pid;
-                if among_others {
-                    end_with_init(&container, &process);
-                }
-                if terminal == Some(true) {
-                    let size = spec
-                        .process()
-                        .as_ref()
-                        .and_then(|process| process.console_size());
-                    if let Some(size) = size {
-                        process.resize(size.width() as u16, size.height() as u16)?;
-                    }
-                }
-                // Only this call sets it.
-                let _ = container.init.set(process);
-                self.oom.watch(&id, &container.cgroup);
-                log::info!(container = id, pid; "container created");
-                Ok(pid)
-            }
-            Err(error) => {
-                self.lock().remove(&id);
-                if let Err(left) = self.clean(&container).await {
-                    log::error!(container = id, error = left.chain(); "clean up after a failed create");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn make(
-        &self,
-        container: &Container,
-        request: &agent::CreateContainerRequest,
-        terminal: bool,
-        pod: Option<i32>,
-    ) -> Result<Process> {
-        for memory in &request.memory {
-            match memory.copy_of.is_empty() {
-                true => memory::mount(memory)?,
-                false => self.followed.add(&container.id, memory)?,
-            }
-        }
-        let bundle = &container.bundle;
-        fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;
-        let path = bundle.join(runtime::SPEC_FILE);
-        fs::write(&path, &request.spec_json).map_err(Error::file("write", path))?;
-        let state = self.machine.state().join("containers");
-        fs::create_dir_all(&state).map_err(Error::file("create directory", &state))?;
-        let task = runtime::Request::Create {
-            id: container.id.clone(),
-            bundle: bundle.clone(),
-            state,
-            cgroup: container.cgroup_path.clone(),
-            pod,
-            disks: request.disks.iter().map(disk_node).collect(),
-            guest_devices: request.guest_devices,
-            descriptors: request.descriptors.iter().map(descriptor).collect(),
-        };
-        Process::start(
-            &self.reaper,
-            &self.streams,
-            &task,
-            &request.streams,
-            terminal,
-        )
-        .await
     }
 
     /// Runs a created container's program.
@@ -270,80 +159,12 @@ impl Containers {
                 continue;
             }
             if path.components().count() > Path::new(SHARES).components().count() + 1 {
-                found |= devices::unmount(path)?;
+                found |= mounts::unmount(path)?;
             }
         }
         match (found, &self.machine) {
-            (true, Machine::Guest) => devices::forget_entries(),
+            (true, Machine::Guest) => inodes::forget_entries(),
             _ => Ok(()),
-        }
-    }
-
-    /// Starts a further process in a running container.
-    pub async fn exec(&self, request: agent::ExecRequest) -> Result<u32> {
-        let container = self.get(&request.container_id)?;
-        let exec = request.exec_id.clone();
-        check_id("exec_id", &exec)?;
-        let process: oci_spec::runtime::Process = serde_json::from_slice(&request.process_json)
-            .map_err(|source| Error::Json {
-                field: "process_json",
-                source,
-            })?;
-        container.expect("exec", &["running"])?;
-        let Some(init) = container.init.get() else {
-            return Err(container.refuse("exec"));
-        };
-        {
-            let mut execs = container.execs();
-            let taken = match execs.get(&exec) {
-                None => false,
-                Some(None) => true,
-                Some(Some(old)) => !old.has_ended(),
-            };
-            if taken {
-                return Err(Error::Exists {
-                    what: "exec",
-                    id: exec,
-                });
-            }
-            forget_ended(&mut execs);
-            execs.insert(exec.clone(), None);
-        }
-        let number = self.files.fetch_add(1, Ordering::Relaxed);
-        let path = container.bundle.join(format!("process-{number}.json"));
-        let task = runtime::Request::Exec {
-            bundle: container.bundle.clone(),
-            process: path.clone(),
-            init: init.pid as i32,
-            cgroup: container.cgroup.path().to_path_buf(),
-            descriptors: request.descriptors.iter().map(descriptor).collect(),
-        };
-        let started = async {
-            fs::write(&path, &request.process_json).map_err(Error::file("write", &path))?;
-            let terminal = process.terminal() == Some(true);
-            Process::start(
-                &self.reaper,
-                &self.streams,
-                &task,
-                &request.streams,
-                terminal,
-            )
-            .await
-        }
-        .await;
-        // The file is in memory and is removed with the bundle at the latest.
-        let _ = fs::remove_file(&path);
-        match started {
-            Ok(process) => {
-                let pid = process.pid;
-                log::debug!(container = container.id, exec, pid; "process started");
-                container.execs().insert(exec, Some(Arc::new(process)));
-                Ok(pid)
-            }
-            Err(error) => {
-                container.execs().remove(&exec);
-                Err(error)
-            }
         }
     }
 
@@ -448,7 +269,7 @@ impl Containers {
         container.expect("update", &["created", "running", "paused"])?;
         let path = container.bundle.join("resources.json");
         fs::write(&path, &request.resources_json).map_err(Error::file("write", &path))?;
-        let task = runtime::Request::Update {
+        let task = Request::Update {
             cgroup: container.cgroup_path.clone(),
             resources: path,
         };
@@ -473,9 +294,9 @@ impl Containers {
                 why: "must be absolute",
             });
         }
-        let task = runtime::Request::Disk {
+        let task = Request::Disk {
             init: init.pid as i32,
-            disk: devices::disk_target(&request.serial)?,
+            disk: target::disk(&request.serial)?,
             target,
             shown: request.shown,
         };
@@ -526,35 +347,4 @@ impl Containers {
             Err(poisoned) => poisoned.into_inner(),
         }
     }
-}
-
-fn disk_node(disk: &agent::DiskNode) -> runtime::nodes::DiskNode {
-    runtime::nodes::DiskNode {
-        serial: disk.serial.clone(),
-        path: PathBuf::from(&disk.path),
-        mode: disk.mode,
-        uid: disk.uid,
-        gid: disk.gid,
-        access: disk.access.clone(),
-    }
-}
-
-fn descriptor(descriptor: &agent::Descriptor) -> runtime::descriptors::Descriptor {
-    runtime::descriptors::Descriptor {
-        directory: PathBuf::from(&descriptor.directory),
-        name: descriptor.name.clone(),
-        origin: descriptor.origin.clone(),
-    }
-}
-
-/// Kills what a container in a shared pid namespace leaves behind when its init ends. In a pid
-/// namespace of its own, the kernel does so.
-fn end_with_init(container: &Arc<Container>, init: &Process) {
-    let (container, exit) = (container.clone(), init.exit.clone());
-    tokio::spawn(async move {
-        reaper::ended(&exit).await;
-        if let Err(error) = container.cgroup.kill() {
-            log::warn!(container = container.id, error = error.chain(); "kill what its init left");
-        }
-    });
 }

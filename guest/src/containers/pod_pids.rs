@@ -13,7 +13,7 @@ use crate::{
     launch,
     pause::Users,
     reaper::{Exit, Reaper},
-    runtime::Request,
+    runtime::task::Request,
     Error, Result,
 };
 

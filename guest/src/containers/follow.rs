@@ -20,7 +20,8 @@ use std::{
 use caisson_protocol::{agent::Memory, path::MEMORY};
 use tokio::task::AbortHandle;
 
-use crate::{devices, memory, Error, Result};
+use super::memory;
+use crate::{kernel::mounts, Error, Result};
 
 /// How often the volumes are checked. A change arrives within this period plus the second for which
 /// a share's entries are cached.
@@ -69,7 +70,7 @@ impl Followed {
             !copy.users.is_empty()
         });
         for name in unused {
-            devices::unmount(&place(&name))?;
+            mounts::unmount(&place(&name))?;
         }
         Ok(())
     }

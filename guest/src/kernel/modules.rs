@@ -1,24 +1,12 @@
-//! Loads the kernel modules of the initramfs. They are files `/lib/modules/<name>.ko`, and
-//! `/lib/modules/order` has their load order.
+//! Loads kernel modules, each once: from the initramfs, or else from the disk with all modules.
 //!
 //! Each module costs 10 to 30 ms under emulation. So the boot loads only those of the control
 //! channel, and [`crate::devices`] loads the others when a device that needs them is plugged in.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-    sync::Mutex,
-};
+use std::{collections::HashSet, path::Path, sync::Mutex};
 
-use nix::errno::Errno;
-
-use crate::{modprobe, Error, Result};
-
-/// The directory of the modules in the initramfs.
-pub const DIR: &str = "/lib/modules";
+use super::{module_disk, module_files};
+use crate::{Error, Result};
 
 /// The modules for the connection to the host.
 pub const CONTROL_CHANNEL: &[&str] = &[
@@ -33,8 +21,6 @@ pub const CONTROL_CHANNEL: &[&str] = &[
 ];
 /// The modules for a share.
 pub const SHARE: &[&str] = &["fuse", "virtiofs"];
-/// The modules for any disk.
-pub const DISK: &[&str] = &["virtio_blk"];
 /// The modules for a network card.
 pub const NETWORK: &[&str] = &["failover", "net_failover", "virtio_net"];
 /// The modules for memory hot-plug.
@@ -66,15 +52,6 @@ pub fn load(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the modules that a file system of this type needs, in load order.
-pub fn of_fs(fs_type: &str) -> Vec<&str> {
-    match fs_type {
-        "erofs" => vec!["libcrc32c", "erofs"],
-        "ext4" => vec!["crc16", "mbcache", "jbd2", "crc32c_generic", "ext4"],
-        other => vec![other],
-    }
-}
-
 /// Loads one module. Returns `false` if neither the initramfs nor the disk has it (it may be built
 /// into the kernel).
 fn load_one(name: &str) -> Result<bool> {
@@ -82,44 +59,12 @@ fn load_one(name: &str) -> Result<bool> {
         name: name.to_string(),
         source,
     };
-    let path = in_initramfs(name);
+    let path = module_files::in_initramfs(name);
     if path.exists() {
-        return insert(&path).map_err(failed).map(|()| true);
+        return module_files::insert(&path).map_err(failed).map(|()| true);
     }
     if Path::new("/sys/module").join(name).exists() {
         return Ok(true);
     }
-    modprobe::from_disk(name)
-}
-
-/// Returns the path at which the initramfs would have this module.
-pub fn in_initramfs(name: &str) -> PathBuf {
-    Path::new(DIR).join(format!("{name}.ko"))
-}
-
-/// Loads a module file into the kernel. A module that is already loaded counts as a success.
-pub fn insert(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    // SAFETY: an open descriptor, an empty parameter string and no flags.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_finit_module,
-            std::os::fd::AsRawFd::as_raw_fd(&file.as_fd()),
-            c"".as_ptr(),
-            0,
-        )
-    };
-    match Errno::result(result) {
-        Ok(_) | Err(Errno::EEXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Returns the modules of the initramfs in their load order; empty if the file does not exist.
-pub fn order() -> Vec<String> {
-    fs::read_to_string(Path::new(DIR).join("order"))
-        .unwrap_or_default()
-        .split_whitespace()
-        .map(str::to_string)
-        .collect()
+    module_disk::load(name)
 }

@@ -1,4 +1,4 @@
-//! One container: its parts and its state. [`crate::containers`] has the operations on it.
+//! One container: its parts and its state. [`super::Containers`] has the operations on it.
 //!
 //! ```text
 //!   create --> created --start--> running --init ends--> stopped --delete--> gone
@@ -20,7 +20,12 @@ use std::{
 use caisson_protocol::path::SHARES;
 use oci_spec::runtime::Spec;
 
-use crate::{boot, cgroup::Cgroup, machine::Machine, process::Process, Error, Result};
+use super::process::Process;
+use crate::{
+    cgroup::{self, Cgroup},
+    machine::Machine,
+    Error, Result,
+};
 
 /// How many ended execs of a container are kept, so that they can still be asked for.
 const MAX_ENDED: usize = 256;
@@ -65,7 +70,7 @@ impl Container {
         Ok(Container {
             id: id.to_string(),
             bundle: machine.state().join("bundles").join(id),
-            cgroup: Cgroup::new(Path::new(boot::CGROUP), &cgroup_path),
+            cgroup: Cgroup::new(Path::new(cgroup::MOUNT_POINT), &cgroup_path),
             cgroup_path,
             uses: root
                 .chain(sources)
@@ -136,33 +141,4 @@ pub fn forget_ended(execs: &mut HashMap<String, Option<Arc<Process>>>) {
         count -= usize::from(goes);
         !goes
     });
-}
-
-/// Checks an id, which becomes the name of a directory.
-pub fn check_id(field: &'static str, id: &str) -> Result<()> {
-    let good = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
-    let why = match id {
-        "" | "." | ".." => "is no name",
-        _ if id.len() > 200 => "is longer than 200 bytes",
-        _ if !id.bytes().all(good) => "may have letters, digits and _+-. only",
-        _ => return Ok(()),
-    };
-    Err(Error::Argument {
-        field,
-        value: id.chars().take(64).collect(),
-        why,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn id_that_is_no_file_name_is_refused() {
-        for id in ["", ".", "..", "a/b", "a b", "a\n", &"x".repeat(201)] {
-            assert!(check_id("container_id", id).is_err(), "{id:?}");
-        }
-        assert!(check_id("container_id", "a-1_2.3+b").is_ok());
-    }
 }

@@ -13,17 +13,17 @@ use nix::{
     unistd::{chown, Gid, Uid},
 };
 
-use crate::{container::check_id, devices, Error, Result};
+use crate::{id, kernel::mounts, Error, Result};
 
 /// Two containers may ask for the same file system at once.
 static MOUNTING: Mutex<()> = Mutex::new(());
 
 /// Mounts the file system, unless it is mounted already.
 pub fn mount(memory: &Memory) -> Result<()> {
-    check_id("memory.name", &memory.name)?;
+    id::check("memory.name", &memory.name)?;
     let _mounting = MOUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     let target = Path::new(MEMORY).join(&memory.name);
-    if devices::is_mount_point(&target)? {
+    if mounts::is_mount_point(&target)? {
         return Ok(());
     }
     fs::create_dir_all(&target).map_err(Error::file("create directory", &target))?;

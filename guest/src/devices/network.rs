@@ -24,8 +24,11 @@ use netlink_packet_route::{
 use netlink_sys::{protocols::NETLINK_ROUTE, Socket, SocketAddr};
 
 use crate::{
-    devices::{names_in, wait_for},
-    modules, Error, Result,
+    kernel::{
+        modules,
+        sysfs::{names_in, wait_for},
+    },
+    Error, Result,
 };
 
 /// The length of a netlink message's header (netlink(7), `struct nlmsghdr`).
