@@ -21,7 +21,7 @@ use ttrpc::{
     Code, MessageHeader, Request, Response, Status,
 };
 
-use super::{pod, Lie};
+use super::pod::{pod, Lie};
 
 /// How long a late answer is held back: longer than any limit that the shim has for a quick answer.
 const LATE: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@ use caisson_protocol::stream::{self, MAX_FRAME, TAKEN};
 use tokio::io::{copy_bidirectional, split, AsyncWriteExt, DuplexStream};
 use ttrpc::r#async::transport::Socket;
 
-use super::{pod, Lie};
+use super::pod::{pod, Lie};
 
 /// Stands between a connection of the host and the honest streams until either ends.
 pub async fn between(mut host: Socket, mut honest: DuplexStream) {
