@@ -63,9 +63,9 @@ pub trait Vm: Send {
     ///
     /// Whoever has a connection must be quiet: from a moment before the pause until
     /// [`Vm::resume`] has returned, nothing may be sent on it, and it may not be closed. Where a
-    /// daemon carries connections (`vsock` in [`Vm::pids`]), QEMU takes the guest's queues away from
-    /// it while the guest does not run. If bytes or an end reach the daemon then, it carries no
-    /// connection ever after (vhost-device-vsock 0.3.0).
+    /// daemon carries connections (`vsock` in [`Vm::pids`]), QEMU takes the guest's queues away
+    /// from it while the guest does not run. If bytes or an end reach the daemon then, it carries
+    /// no connection ever after (vhost-device-vsock 0.3.0).
     ///
     /// An optional ability, with [`Vm::resume`]: [`Error::NotPossible`] by default.
     async fn pause(&mut self) -> Result<()> {
