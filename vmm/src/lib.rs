@@ -1,8 +1,8 @@
 //! Boots VMs and plugs devices into them: plain data in, a running VM out.
 //!
 //! A [`Vmm`] boots a bare [`Vm`] (kernel, agent, control channel) from a [`VmSpec`]. Everything
-//! else is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time: what belongs to a
-//! pod, more cpus and more memory. Nothing here knows what a container or an agent is.
+//! else is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time: what belongs to
+//! a pod, more cpus and more memory. Nothing here knows what a container or an agent is.
 //!
 //! ```text
 //!   VmSpec --boot--> running <--resume-- paused <--restore-- a saved VM and its VmSpec

@@ -61,11 +61,11 @@ pub trait Vm: Send {
     /// Stops the guest's cpus, until [`Vm::resume`]. Memory, devices and connections stay as they
     /// are. [`Error::State`] if the VM is paused already.
     ///
-    /// Whoever has a connection must be quiet: from a moment before the pause to its end nothing may
-    /// be sent on it, and it may not be closed. Where a daemon carries connections (`vsock` in
-    /// [`Vm::pids`]), QEMU takes the guest's queues away from it while the guest does not run. Bytes
-    /// or an end that reach the daemon then are more than it bears (vhost-device-vsock 0.3.0): no
-    /// connection is carried ever after.
+    /// Whoever has a connection must be quiet: from a moment before the pause until
+    /// [`Vm::resume`] has returned, nothing may be sent on it, and it may not be closed. Where a
+    /// daemon carries connections (`vsock` in [`Vm::pids`]), QEMU takes the guest's queues away
+    /// from it while the guest does not run. If bytes or an end reach the daemon then, it carries
+    /// no connection ever after (vhost-device-vsock 0.3.0).
     ///
     /// An optional ability, with [`Vm::resume`]: [`Error::NotPossible`] by default.
     async fn pause(&mut self) -> Result<()> {
@@ -81,14 +81,14 @@ pub trait Vm: Send {
         })
     }
 
-    /// Writes the VM's memory and the state of its cpus and devices to the existing, empty directory
-    /// `dir`, for [`Vmm::restore`]. The VM stays paused, and may be resumed or stopped.
+    /// Writes the VM's memory and the state of its cpus and devices to the existing, empty
+    /// directory `dir`, for [`Vmm::restore`]. The VM stays paused, and may be resumed or stopped.
     ///
     /// What is on the host's side of a device can't be saved. So a VM with shared directories,
     /// disks or network cards is refused ([`Error::InvalidDevice`]), and one that runs too
     /// ([`Error::State`]). After a failure, `dir` may have files that are of no use.
     ///
-    /// An optional ability: [`Error::NotPossible`] by default.
+    /// An optional ability: [`Error::NotPossible`] by default, as for QEMU so far.
     async fn save(&mut self, dir: &Path) -> Result<()> {
         let _ = dir;
         Err(Error::NotPossible {

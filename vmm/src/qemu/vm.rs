@@ -38,6 +38,10 @@ const CPUS: &str = "cpus";
 /// Names the balloon, of which a VM has at most one.
 const BALLOON: &str = "balloon";
 
+/// How long the daemon of the control channel may take to get the queues of a guest that goes on.
+/// Nothing tells when it has them, and a connection before then ends the channel.
+const RESUME_GRACE: Duration = Duration::from_millis(300);
+
 /// A running VM of QEMU, with everything that is plugged into it.
 pub(super) struct QemuVm {
     qemu: Qemu,
@@ -349,6 +353,10 @@ impl Vm for QemuVm {
         self.states.allow("resume", State::Paused)?;
         self.qemu.pause.set(false);
         self.start().await?;
+        if self.vsock.is_some() {
+            tokio::time::sleep(RESUME_GRACE).await;
+        }
+        // From now on it is dialed.
         self.states.set(State::Running);
         Ok(())
     }
