@@ -13,6 +13,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use caisson_node::host::{error::FileError, random};
 use caisson_oci::{secrets::Descriptor, Plan};
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
 use containerd_shim::protos::ttrpc::{
@@ -25,7 +26,6 @@ use tokio::{net::UnixStream, sync::oneshot, time::timeout};
 use crate::{
     frames::Frames,
     guest_text::shorten,
-    host::{error::FileError, random},
     limits::{self, Call, Patience},
     share::Share,
     streams::Tokens,

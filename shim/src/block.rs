@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caisson_node::host::error::{FileError, OnFile};
 use caisson_oci::devices::BlockDevice;
 use caisson_protocol::{agent as proto, path::DISKS};
 use caisson_vmm::Device;
@@ -14,10 +15,7 @@ use containerd_shim::protos::types::mount::Mount;
 use proto::attach_request::Device as GuestDevice;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    host::error::{FileError, OnFile},
-    plug::Plug,
-};
+use crate::plug::Plug;
 
 /// Returns both halves of plugging in a block device.
 pub fn plug(device: &BlockDevice) -> Result<Plug, FileError> {

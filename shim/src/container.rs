@@ -7,6 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use caisson_node::{
+    homes::{self, PodHome},
+    host::error::OnFile,
+    skills::{self, Asker, SkillError, SkillStore},
+};
 use caisson_oci::{
     annotations::{Annotations, CONTAINER_NAME, PREFIX},
     exec::Grants,
@@ -23,14 +28,10 @@ use proto::attach_request::Device as GuestDevice;
 
 use crate::{
     error::{Error, Result},
-    homes::{self, PodHome},
-    host::error::OnFile,
     plug::Plug,
     process::Process,
     share::Share,
-    skill_disk,
-    skills::{self, Asker, SkillError, SkillStore},
-    sources,
+    skill_disk, sources,
     stand_in::StandIn,
     stats,
 };

@@ -3,21 +3,19 @@
 //! Each feature has an error of its own, which this one contains. Whatever uses several features
 //! fails with this one.
 
-use containerd_shim::protos::ttrpc::{self, Code};
-
-use crate::{
+use caisson_node::{
     accelerator::AcceleratorError,
-    agent::AgentError,
     cgroup::CgroupError,
     config::ConfigError,
     homes::HomeError,
     host::{chain::chain, error::FileError},
-    network::NetworkError,
-    share::ShareError,
     skills::SkillError,
     state::StateError,
-    streams::StreamError,
-    vm::VmError,
+};
+use containerd_shim::protos::ttrpc::{self, Code};
+
+use crate::{
+    agent::AgentError, network::NetworkError, share::ShareError, streams::StreamError, vm::VmError,
 };
 
 /// A failed request. Its text reaches the user through containerd, in `ctr`'s output or in that of

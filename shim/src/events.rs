@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::host::chain::chain;
 use containerd_shim::{
     event::Event,
     protos::{
@@ -21,8 +22,6 @@ use containerd_shim::{
     util::{convert_to_any, timestamp},
 };
 use tokio::sync::{oneshot, Notify};
-
-use crate::host::chain::chain;
 
 /// The time limit for containerd to take one event.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -22,7 +22,7 @@ const FEATURES: &str = r#"{
 /// Returns an encoded `RuntimeInfo`.
 pub fn info() -> containerd_shim::protos::protobuf::Result<Vec<u8>> {
     let info = RuntimeInfo {
-        name: crate::config::RUNTIME.to_owned(),
+        name: caisson_node::config::RUNTIME.to_owned(),
         version: MessageField::some(RuntimeVersion {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
@@ -49,6 +49,6 @@ mod tests {
             features["linux"]["mountExtensions"]["idmap"]["enabled"],
             true
         );
-        assert_eq!(info.name, crate::config::RUNTIME);
+        assert_eq!(info.name, caisson_node::config::RUNTIME);
     }
 }

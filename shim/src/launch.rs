@@ -4,6 +4,11 @@
 
 use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
+use caisson_node::{
+    accelerator, config,
+    host::{chain::chain, error::OnFile},
+    state,
+};
 use caisson_oci::{NodeConfig, Role};
 use containerd_shim::{
     api::DeleteResponse,
@@ -19,16 +24,12 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
-    accelerator, config,
     container::read_spec,
     error::{Error, Result},
     events::Events,
-    features,
-    host::{chain::chain, error::OnFile},
-    logger,
+    features, logger,
     pod::Pod,
     sandbox::SandboxService,
-    state,
     stats::timestamp,
     task::TaskService,
 };

@@ -2,13 +2,11 @@
 
 use std::{str::FromStr, time::Instant};
 
+use caisson_node::host::error::OnFile;
 use containerd_shim::logger::FifoLogger;
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::{
-    error::{Error, Result},
-    host::error::OnFile,
-};
+use crate::error::{Error, Result};
 
 /// The module of ttrpc that logs an error if a client has left before its answer was sent.
 /// containerd leaves whenever a request of its own has been cancelled. If the shim is the client,

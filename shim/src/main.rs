@@ -8,7 +8,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd shows the message.
-            eprintln!("{}: {}", caisson_shim::RUNTIME, error.chain());
+            eprintln!("{}: {}", caisson_node::config::RUNTIME, error.chain());
             ExitCode::FAILURE
         }
     }

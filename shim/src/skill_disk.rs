@@ -1,12 +1,10 @@
 //! Plugs skills into a pod's VM, each as a read-only disk of its own.
 
+use caisson_node::skills::{serial, Skill, SkillError, SkillStore};
 use caisson_protocol::agent::{attach_request::Device as GuestDevice, Disk, Verity};
 use caisson_vmm::Device;
 
-use crate::{
-    plug::Plug,
-    skills::{serial, Skill, SkillError, SkillStore},
-};
+use crate::plug::Plug;
 
 /// Makes the host's half and the guest's half of plugging a skill in.
 pub fn plug(store: &SkillStore, skill: &Skill) -> Result<Plug, SkillError> {

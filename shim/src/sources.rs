@@ -8,17 +8,16 @@ use std::{
     path::PathBuf,
 };
 
+use caisson_node::host::{
+    error::{FileError, OnFile},
+    folder::Folder,
+};
 use caisson_oci::{
     spec::Spec,
     volume::{Found, Owner, Tmpfs, MAX_COPY},
 };
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
 use rustix::fs::FileType;
-
-use crate::host::{
-    error::{FileError, OnFile},
-    folder::Folder,
-};
 
 /// The deepest nesting of folders in a volume that the kubelet swaps. The paths in a projected
 /// volume have only a few parts.

@@ -4,12 +4,10 @@
 
 use std::{sync::mpsc, thread};
 
+use caisson_node::host::error::OnFile;
 use nix::unistd::gettid;
 
-use crate::{
-    error::{Error, Result},
-    host::error::OnFile,
-};
+use crate::error::{Error, Result};
 
 /// The thread's stack. It is small, since the thread does nothing.
 const STACK: usize = 16 << 10;

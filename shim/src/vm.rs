@@ -6,13 +6,14 @@
 
 use std::time::Duration;
 
+use caisson_node::host::chain::chain;
 use caisson_vmm::{Device, DeviceId, EndReason, Vm};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
 };
 
-use crate::{guest_text::shorten, host::chain::chain};
+use crate::guest_text::shorten;
 
 /// What can go wrong with a request to the VM.
 #[derive(Debug, thiserror::Error)]

@@ -116,7 +116,7 @@ impl Bench {
 
     fn state_is_empty(&self) -> bool {
         let state = self.dir.path().join("state");
-        let pods = caisson_shim::state::list(&state).unwrap();
+        let pods = caisson_node::state::list(&state).unwrap();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         pods.is_empty() && !mounts.contains(&state.display().to_string())
     }

@@ -18,10 +18,19 @@ const MAY_SEE: &[(&str, &[&str])] = &[
     ("caisson-protocol", &[]),
     ("caisson-guest", &["caisson-protocol"]),
     (
-        "caisson-shim",
+        "caisson-node",
         &["caisson-oci", "caisson-protocol", "caisson-vmm"],
     ),
-    ("caisson", &["caisson-shim", "caisson-oci", "caisson-vmm"]),
+    (
+        "caisson-shim",
+        &[
+            "caisson-node",
+            "caisson-oci",
+            "caisson-protocol",
+            "caisson-vmm",
+        ],
+    ),
+    ("caisson", &["caisson-node", "caisson-oci", "caisson-vmm"]),
     ("caisson-local", &[]),
     (
         "caisson-tests",
@@ -29,6 +38,7 @@ const MAY_SEE: &[(&str, &[&str])] = &[
             "caisson",
             "caisson-local",
             "caisson-shim",
+            "caisson-node",
             "caisson-oci",
             "caisson-vmm",
             "caisson-protocol",

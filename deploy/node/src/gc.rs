@@ -1,7 +1,7 @@
 //! `caisson gc`: removes what dead shims and killed `caisson run`s left.
 
 use anyhow::Result;
-use caisson_shim::{config::NodeConfig, state};
+use caisson_node::{config::NodeConfig, state};
 
 use crate::run::Bundle;
 

@@ -8,11 +8,11 @@ use std::{
 };
 
 use anyhow::{bail, Context, Result};
-use caisson_oci::annotations::is_plain_name;
-use caisson_shim::{
+use caisson_node::{
     config::NodeConfig,
     homes::{Holder, HomeStore},
 };
+use caisson_oci::annotations::is_plain_name;
 use caisson_vmm::one_line;
 use clap::Subcommand;
 use nix::{

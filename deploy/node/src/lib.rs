@@ -63,7 +63,7 @@ fn run(command: Command) -> Result<ExitCode> {
         node::run(command)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let config = caisson_shim::config::load();
+    let config = caisson_node::config::load();
     if let Command::Check(arguments) = command {
         return check::run(&arguments, config);
     }

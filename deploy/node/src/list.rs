@@ -1,7 +1,7 @@
 //! `caisson list`: prints the pods of this node, as the state folder has them.
 
 use anyhow::Result;
-use caisson_shim::{config::NodeConfig, state};
+use caisson_node::{config::NodeConfig, state};
 
 /// Prints one line for each pod.
 pub fn run(config: &NodeConfig) -> Result<()> {

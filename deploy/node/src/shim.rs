@@ -113,7 +113,7 @@ impl Launch {
             .process_group(0)
             .kill_on_drop(true);
         if let Some(config) = &self.config {
-            command.env(caisson_shim::config::CONFIG_ENV, config);
+            command.env(caisson_node::config::CONFIG_ENV, config);
         }
         let output = tokio::time::timeout(LIMIT, command.output()).await;
         let output = output.with_context(|| format!("{PROGRAM} {action}: not within {LIMIT:?}"))?;

@@ -7,12 +7,12 @@ use std::{
     sync::{MutexGuard, PoisonError},
 };
 
+use caisson_node::host::chain::chain;
 use caisson_vmm::Device;
 
 use super::Machine;
 use crate::{
     error::Result,
-    host::chain::chain,
     network::Network,
     plug::{LateDisk, Plug},
 };

@@ -1,7 +1,7 @@
 //! Assembles the VM of a pod from its state folder, shared folder, VM and agent.
 //!
-//! `start.rs` boots the VM and greets its agent, `devices.rs` plugs devices in and unplugs them, and
-//! `size.rs` grows and shrinks it. How it ends is here.
+//! `start.rs` boots the VM and greets its agent, `devices.rs` plugs devices in and unplugs them,
+//! and `size.rs` grows and shrinks it. How it ends is here.
 
 mod devices;
 mod size;
@@ -18,20 +18,17 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::{
+    host::chain::chain,
+    oom_score::{self, Class},
+    state::PodDir,
+};
 use caisson_oci::VmSize;
 use caisson_vmm::EndReason;
 use tokio::sync::OnceCell;
 
 use crate::{
-    agent::Agent,
-    error::Result,
-    host::chain::chain,
-    limits::Patience,
-    network::Network,
-    oom_score::{self, Class},
-    plug::LateDisk,
-    share::Share,
-    state::PodDir,
+    agent::Agent, error::Result, limits::Patience, network::Network, plug::LateDisk, share::Share,
     vm::VmHandle,
 };
 

@@ -1,11 +1,12 @@
 //! Grows and shrinks the VM of a pod.
 
+use caisson_node::host::chain::chain;
 use caisson_oci::VmSize;
 use caisson_protocol::agent::attach_request::Device as GuestDevice;
 use caisson_vmm::Device;
 
 use super::Machine;
-use crate::{agent::Agent, error::Result, host::chain::chain};
+use crate::{agent::Agent, error::Result};
 
 impl Machine {
     /// Grows or shrinks the VM to the size that `wanted` returns for the current size. Shrinking is

@@ -5,6 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use caisson_node::{
+    accelerator, config,
+    host::{
+        chain::chain,
+        error::OnFile,
+        size::{host_cpus, host_memory_mib},
+    },
+    state::PodDir,
+};
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port, secret};
 use caisson_vmm::{Device, Secret, VmSpec, Vmm};
@@ -13,20 +22,12 @@ use tokio::sync::OnceCell;
 
 use super::Machine;
 use crate::{
-    accelerator,
     agent::Agent,
-    config,
     error::{Error, Result},
-    host::{
-        chain::chain,
-        error::OnFile,
-        size::{host_cpus, host_memory_mib},
-    },
     limits::Patience,
     logger::stage,
     plug::Plug,
     share::{self, Share},
-    state::PodDir,
     vm::{VmError, VmHandle},
 };
 

@@ -6,6 +6,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use caisson_node::traffic::{
+    guard,
+    netlink::Netlink,
+    tc::{self, Hook, Onward, Redirect},
+};
 use caisson_protocol::agent as proto;
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
@@ -17,15 +22,7 @@ use super::{
     namespace::Namespace,
     tap::{self, Kind},
 };
-use crate::{
-    plug::Plug,
-    traffic::{
-        guard,
-        netlink::Netlink,
-        tc::{self, Hook, Onward, Redirect},
-    },
-    vm::VmHandle,
-};
+use crate::{plug::Plug, vm::VmHandle};
 
 /// The device through which the host's kernel drives a network card; not every host has it.
 const VHOST: &str = "/dev/vhost-net";

@@ -24,6 +24,13 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::{
+    host::chain::chain,
+    traffic::{
+        netlink::Netlink,
+        tc::{self, Hook, Onward, Redirect},
+    },
+};
 use caisson_protocol::{
     forward::{self, CONNECTED},
     port,
@@ -46,14 +53,7 @@ use super::{
     namespace::Namespace,
     tap::{self, Kind},
 };
-use crate::{
-    host::chain::chain,
-    traffic::{
-        netlink::Netlink,
-        tc::{self, Hook, Onward, Redirect},
-    },
-    vm::VmHandle,
-};
+use crate::vm::VmHandle;
 
 /// The time limit for the guest to say whether somebody listens.
 const ASK: Duration = Duration::from_secs(10);

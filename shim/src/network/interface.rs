@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+use caisson_node::traffic::netlink::Netlink;
 use caisson_protocol::agent as proto;
 use netlink_packet_core::Nla;
 use netlink_packet_route::{
@@ -23,7 +24,6 @@ use netlink_packet_route::{
 };
 
 use super::{error::NetworkError, tap};
-use crate::traffic::netlink::Netlink;
 
 /// The kernel's own table of local addresses (rtnetlink(7)).
 const TABLE_LOCAL: u32 = 255;

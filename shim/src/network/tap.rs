@@ -6,12 +6,11 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
+use caisson_node::traffic::netlink::Netlink;
 use netlink_packet_route::{
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
     RouteNetlinkMessage,
 };
-
-use crate::traffic::netlink::Netlink;
 
 /// The prefix of their names; the kernel adds a number.
 pub const PREFIX: &str = "caisson";

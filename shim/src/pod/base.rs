@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::homes::PodHome;
 use caisson_oci::NodeConfig;
 use caisson_vmm::Vmm;
 use tokio::sync::OnceCell;
@@ -19,7 +20,6 @@ use crate::{
     container::Container,
     error::{Error, Result},
     events::Events,
-    homes::PodHome,
     machine::Machine,
     process::Process,
 };

@@ -9,6 +9,14 @@ use std::{
     time::Instant,
 };
 
+use caisson_node::{
+    host::{
+        chain::chain,
+        size::{host_cpus, host_memory_mib},
+    },
+    oom_score,
+    state::PodDir,
+};
 use caisson_oci::{
     exec::Grants,
     pod,
@@ -25,18 +33,12 @@ use crate::{
     block,
     container::{read_spec, Container, PodsHome, Wishes},
     error::{Error, Result},
-    host::{
-        chain::chain,
-        size::{host_cpus, host_memory_mib},
-    },
     logger::stage,
     machine::Machine,
-    oom_score,
     plug::Plug,
     process::Process,
     share::Share,
     stand_in::StandIn,
-    state::PodDir,
     streams::HostEnds,
 };
 

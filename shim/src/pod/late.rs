@@ -1,5 +1,5 @@
 //! Attaches skills to a pod whose containers already exist, and detaches them again: `caisson skill
-//! attach` and `detach`, by way of [`crate::control`].
+//! attach` and `detach`, by way of [`caisson_node::control`].
 //!
 //! The node's operator asks for this, so `[policy]` does not apply.
 //!
@@ -12,6 +12,10 @@ use std::{
     sync::Arc,
 };
 
+use caisson_node::{
+    control::{Answer, Request},
+    skills::{self, Asker, SkillError, SkillStore},
+};
 use caisson_oci::annotations::{is_plain_name, SkillRef, SkillWish};
 use containerd_shim::protos::ttrpc;
 
@@ -19,12 +23,10 @@ use super::{base::Pod, late_skill::LateSkill};
 use crate::{
     agent::{Agent, AgentError},
     container::Container,
-    control::{Answer, Request},
     error::{Error, Result},
     machine::Machine,
     process::State,
     skill_disk,
-    skills::{self, Asker, SkillError, SkillStore},
 };
 
 /// The result of attaching or detaching a skill.

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
+use caisson_node::skills::Skill;
 use caisson_oci::annotations::SkillRef;
 
-use crate::{plug::LateDisk, skills::Skill};
+use crate::plug::LateDisk;
 
 /// A skill at a mount point where some containers have it.
 pub struct LateSkill {

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use caisson_node::host::chain::chain;
 use containerd_shim::protos::{
     events::task::{
         TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
@@ -18,7 +19,6 @@ use crate::{
     agent::{AgentError, ProcessId},
     container::Container,
     error::{Error, Result},
-    host::chain::chain,
     limits,
     machine::Machine,
     process::{Exit, Process, State},

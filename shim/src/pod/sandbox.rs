@@ -5,6 +5,11 @@
 
 use std::{sync::Arc, time::Instant};
 
+use caisson_node::{
+    control,
+    host::{chain::chain, size::host_cpus},
+    state::PodDir,
+};
 use caisson_oci::{Limits, VmSize};
 
 use super::{
@@ -14,14 +19,11 @@ use super::{
 use crate::{
     agent::ProcessId,
     container::{Container, Wishes},
-    control,
     error::Result,
-    host::{chain::chain, size::host_cpus},
     logger::stage,
     machine::Machine,
     process::Process,
     share::Share,
-    state::PodDir,
     streams::Stdio,
 };
 

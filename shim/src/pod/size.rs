@@ -1,11 +1,11 @@
 //! Fits the VM's size to what the pod's containers may use.
 
+use caisson_node::host::size::{host_cpus, host_memory_mib};
 use caisson_oci::{spec::LinuxResources, Limits, VmSize};
 
 use super::base::Pod;
 use crate::{
     error::{Error, Result},
-    host::size::{host_cpus, host_memory_mib},
     machine::Machine,
 };
 

@@ -8,6 +8,7 @@ use std::{
     time::SystemTime,
 };
 
+use caisson_node::host::chain::chain;
 use caisson_protocol::agent::event;
 use caisson_vmm::EndReason;
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
@@ -18,7 +19,6 @@ use crate::{
     agent::{Agent, AgentError},
     container::Container,
     error::Error,
-    host::chain::chain,
     limits,
     machine::Machine,
     process::{Exit, Process, State},

@@ -11,12 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caisson_node::host::error::OnFile;
 use caisson_oci::pod;
 
 use crate::{
     cri::pod_sandbox_config::{DNSConfig, PodSandboxConfig},
     error::{Error, Result},
-    host::error::OnFile,
 };
 
 /// The folder for the files of a sandbox with this bundle.

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::host::error::OnFile;
 use tokio::{io::AsyncReadExt, net::unix::pipe, process::Command};
 
 use super::sink::{Result, Sink, StreamError};
-use crate::host::error::OnFile;
 
 /// How long a logging program may take to report that it is ready, as in containerd's own shim.
 const READY_LIMIT: Duration = Duration::from_secs(10);

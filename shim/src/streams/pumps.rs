@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_node::host::chain::chain;
 use caisson_protocol::{port, stream};
 use tokio::{
     net::{unix::pipe, UnixStream},
@@ -22,7 +23,7 @@ use super::{
     sink::{Result, Sink, StreamError, Watched},
     tokens::{new_token, Tokens},
 };
-use crate::{host::chain::chain, vm::VmHandle};
+use crate::vm::VmHandle;
 
 /// How long the guest may take to accept a stream connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);

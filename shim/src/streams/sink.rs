@@ -10,9 +10,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use caisson_node::host::error::FileError;
 use tokio::{io::AsyncWrite, net::unix::pipe};
 
-use crate::{host::error::FileError, vm::VmError};
+use crate::vm::VmError;
 
 /// What can go wrong with the streams of a process.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! The tokens by which the guest recognises the streams of a process.
 
-use crate::host::{error::FileError, random};
+use caisson_node::host::{error::FileError, random};
 
 /// The tokens that connect the streams of a process; 0 means that there is no such stream.
 #[derive(Debug, Clone, Copy, Default)]

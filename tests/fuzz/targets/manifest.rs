@@ -2,7 +2,7 @@
 #![no_main]
 
 use caisson_fuzz::{is_file_name, is_plain_path, json, memory};
-use caisson_shim::skills::{place, serial, Skill, VERITY_BLOCK};
+use caisson_node::skills::{place, serial, Skill, VERITY_BLOCK};
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
 const LIMIT: usize = 4 << 20;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, thread};
 
-use caisson_shim::{config::NodeConfig, traffic::try_anti_spoofing};
+use caisson_node::{config::NodeConfig, traffic::try_anti_spoofing};
 use nix::unistd::{access, AccessFlags};
 
 use super::{program::on_path, Line};

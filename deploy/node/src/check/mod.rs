@@ -12,11 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use caisson_shim::{
+use caisson_node::{
     accelerator::{self, EMULATION},
-    config::{self, Accelerator, ConfigError, NodeConfig},
+    config::{self, Accelerator, ConfigError, NodeConfig, RUNTIME},
     host::chain::chain,
-    RUNTIME,
 };
 use clap::Args;
 use nix::unistd::geteuid;

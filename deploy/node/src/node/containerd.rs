@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_shim::config::CONFIG_ENV;
+use caisson_node::config::CONFIG_ENV;
 use containerd_client::tonic::{self, client::Grpc, transport::Channel};
 use nix::{
     sys::{

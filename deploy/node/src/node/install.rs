@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_shim::config::{self, NodeConfig, CONFIG_ENV};
+use caisson_node::config::{self, NodeConfig, CONFIG_ENV};
 use clap::Args;
 use nix::unistd::geteuid;
 

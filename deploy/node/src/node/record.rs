@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_shim::host::folder::make_private;
+use caisson_node::host::folder::make_private;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_shim::config::CONFIG_ENV;
+use caisson_node::config::CONFIG_ENV;
 
 use super::{
     files,

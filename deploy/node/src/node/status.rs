@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
-use caisson_shim::{accelerator, config, state};
+use caisson_node::{accelerator, config, state};
 use caisson_vmm::Accelerator;
 use clap::Args;
 use serde::Serialize;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_shim::{
+use caisson_node::{
     config::{self, NodeConfig},
     state,
 };

@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use caisson_shim::{config::NodeConfig, state};
+use caisson_node::{config::NodeConfig, state};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::{

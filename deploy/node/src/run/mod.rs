@@ -26,11 +26,11 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_oci::annotations::{is_plain_name, SkillRef};
-use caisson_shim::{
+use caisson_node::{
     config::{NodeConfig, CONFIG_ENV},
     skills::{Skill, SkillStore},
 };
+use caisson_oci::annotations::{is_plain_name, SkillRef};
 use clap::{Args, ValueEnum};
 
 use self::{bundle::NAMESPACE, image::Image, progress::Progress, task::Signals};

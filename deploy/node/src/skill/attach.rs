@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
-use caisson_shim::{
+use caisson_node::{
     config::NodeConfig,
     control::{self, Answer, Request},
     state,

@@ -9,8 +9,8 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
+use caisson_node::skills::{Part, Skill, SkillStore};
 use caisson_oci::{annotations::SkillRef, config::Skills};
-use caisson_shim::skills::{Part, Skill, SkillStore};
 use futures::StreamExt;
 
 use super::source::{self, Source};

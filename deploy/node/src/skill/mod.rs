@@ -9,12 +9,12 @@ mod source;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
-use caisson_oci::annotations::SkillRef;
-use caisson_shim::{
+use caisson_node::{
     config::NodeConfig,
     control::Request,
     skills::{Skill, SkillStore},
 };
+use caisson_oci::annotations::SkillRef;
 use clap::{Args, Subcommand};
 
 use crate::block_on;

@@ -4,7 +4,7 @@
 use std::{path::Path, process::Command as Process};
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_shim::skills::{Verity, VERITY_BLOCK};
+use caisson_node::skills::{Verity, VERITY_BLOCK};
 
 /// Writes the squashfs file of a folder. An existing file is replaced.
 pub fn pack(dir: &Path, output: &Path) -> Result<()> {

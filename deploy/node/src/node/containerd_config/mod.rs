@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use caisson_shim::RUNTIME;
+use caisson_node::config::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::shim::PROGRAM;

@@ -8,8 +8,8 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use caisson_node::skills::Skill;
 use caisson_oci::{annotations::SkillRef, config::SkillSource};
-use caisson_shim::skills::Skill;
 use futures::stream::BoxStream;
 
 /// How long a server may take to accept a connection.

@@ -12,8 +12,8 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{anyhow, ensure, Context, Result};
 use async_trait::async_trait;
+use caisson_node::skills::Skill;
 use caisson_oci::annotations::SkillRef;
-use caisson_shim::skills::Skill;
 use configparser::ini::Ini;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{

@@ -11,8 +11,8 @@ use std::{collections::HashMap, path::Path};
 use anyhow::{ensure, Context, Result};
 use async_trait::async_trait;
 use base64::Engine as _;
+use caisson_node::skills::Skill;
 use caisson_oci::annotations::SkillRef;
-use caisson_shim::skills::Skill;
 use futures::{StreamExt, TryStreamExt};
 use oci_client::{
     client::{BlobResponse, ClientConfig, ClientProtocol},

@@ -12,6 +12,9 @@
 
 mod disk;
 mod error;
+#[cfg(test)]
+mod fixture;
+mod gc;
 mod image;
 mod manifest;
 mod obtain;

@@ -2,7 +2,7 @@
 //! `<store_dir>/homes`.
 //!
 //! ```text
-//! <namespace>/<name>/image  the file system (`image.rs`); its holder locks it (flock(2), exclusive)
+//! <namespace>/<name>/image  ext4; its holder locks it (flock(2), exclusive), see `image.rs`
 //! <namespace>/<name>/pod    the present or last holder
 //! .claims/, .making/        homes that pods are about to make; ephemeral homes, see `claims.rs`
 //! ```

@@ -29,7 +29,7 @@ pub struct OpenSkill {
 /// The folder that holds a node's skills.
 #[derive(Debug, Clone)]
 pub struct SkillStore {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
 }
 
 impl SkillStore {
@@ -125,7 +125,7 @@ impl SkillStore {
         Ok(skills)
     }
 
-    fn names(&self) -> Result<Vec<String>, SkillError> {
+    pub(super) fn names(&self) -> Result<Vec<String>, SkillError> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -260,61 +260,11 @@ impl SkillStore {
         fs::remove_file(&manifest).map_err(SkillError::file("remove", &manifest))
     }
 
-    /// Removes the least recently used skills until the rest takes `max_bytes` at most, but never
-    /// one that a VM is using. Also removes what interrupted writers left. Returns the removed
-    /// skills.
-    pub fn gc(&self, max_bytes: u64) -> Result<Vec<Skill>, SkillError> {
-        for name in self.names()? {
-            let digest = name.strip_suffix(".json");
-            let orphan = digest.is_some_and(|digest| !self.dir.join(digest).exists());
-            if orphan || name.starts_with(".part-") {
-                self.remove_left(&self.dir.join(&name))?;
-            }
-        }
-        let mut by_use = Vec::new();
-        for skill in self.list()? {
-            let manifest = self.manifest_path(&skill.digest);
-            let used = fs::metadata(&manifest)
-                .and_then(|metadata| metadata.modified())
-                .map_err(SkillError::file("read", &manifest))?;
-            by_use.push((used, skill));
-        }
-        by_use.sort_by_key(|(used, _)| *used);
-        // The sizes in manifests may add up to more than an u64 holds.
-        let mut bytes: u128 = by_use.iter().map(|(_, skill)| u128::from(skill.size)).sum();
-        let mut removed = Vec::new();
-        for (_, skill) in by_use {
-            if bytes <= max_bytes.into() {
-                break;
-            }
-            match self.remove(&skill) {
-                Ok(()) => {
-                    bytes -= u128::from(skill.size);
-                    removed.push(skill);
-                }
-                Err(SkillError::InUse { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Removes a file that nobody writes any more.
-    fn remove_left(&self, path: &Path) -> Result<(), SkillError> {
-        let Ok(left) = File::open(path) else {
-            return Ok(());
-        };
-        match left.try_lock() {
-            Ok(()) => fs::remove_file(path).map_err(SkillError::file("remove", path)),
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn manifest_path(&self, digest: &str) -> PathBuf {
+    pub(super) fn manifest_path(&self, digest: &str) -> PathBuf {
         self.dir.join(format!("{digest}.json"))
     }
 
-    fn write_manifest(&self, skill: &Skill) -> Result<(), SkillError> {
+    pub(super) fn write_manifest(&self, skill: &Skill) -> Result<(), SkillError> {
         let path = self.manifest_path(&skill.digest);
         let part = self.dir.join(format!(
             ".part-{}.json-{}",
@@ -332,36 +282,8 @@ impl SkillStore {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    const SQUASHFS: &[u8] = b"hsqs and the rest";
-
-    struct Node {
-        dir: tempfile::TempDir,
-        store: SkillStore,
-    }
-
-    fn node() -> Node {
-        let dir = tempfile::tempdir().unwrap();
-        let store = SkillStore::new(dir.path());
-        Node { dir, store }
-    }
-
-    impl Node {
-        fn add(&self, name: &str, content: &[u8]) -> Result<Skill, SkillError> {
-            let source = self.dir.path().join("bundle.squashfs");
-            fs::write(&source, content).unwrap();
-            self.store.add(&source, Skill::named(name))
-        }
-
-        fn names(&self) -> Vec<String> {
-            let mut names = self.store.names().unwrap();
-            names.sort();
-            names
-        }
-    }
+    use crate::skills::fixture::{node, SQUASHFS};
 
     fn digest(skill: &Skill) -> SkillRef {
         SkillRef::Digest(skill.digest.clone())
@@ -450,25 +372,6 @@ mod tests {
     }
 
     #[test]
-    fn gc_removes_the_least_recently_used_until_the_bound() {
-        let node = node();
-        let skills: Vec<_> = ["hsqs1", "hsqs2", "hsqs3"]
-            .iter()
-            .map(|content| node.add("pptx", content.as_bytes()).unwrap())
-            .collect();
-        for (skill, age) in skills.iter().zip([20, 30, 10]) {
-            File::options()
-                .append(true)
-                .open(node.store.manifest_path(&skill.digest))
-                .and_then(|file| file.set_modified(SystemTime::now() - Duration::from_secs(age)))
-                .unwrap();
-        }
-        drop(node.store.open(&skills[1]).unwrap());
-        assert_eq!(node.store.gc(10).unwrap(), [skills[0].clone()]);
-        assert_eq!(node.store.gc(10).unwrap(), []);
-    }
-
-    #[test]
     fn manifest_of_another_skill_is_refused() {
         let node = node();
         let (one, other) = (
@@ -481,29 +384,5 @@ mod tests {
         let told = chain(&error);
         assert!(told.contains(&format!("sha256:{}", one.digest)), "{told}");
         assert_eq!(node.store.list().unwrap(), [one]);
-    }
-
-    #[test]
-    fn gc_counts_sizes_that_cannot_be() {
-        let node = node();
-        for content in [b"hsqs1", b"hsqs2"] {
-            let mut skill = node.add("a", content).unwrap();
-            skill.size = u64::MAX;
-            node.store.write_manifest(&skill).unwrap();
-        }
-        assert_eq!(node.store.gc(u64::MAX).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn gc_removes_what_interrupted_writers_left_and_nothing_of_running_ones() {
-        let node = node();
-        let skill = node.add("pptx", SQUASHFS).unwrap();
-        let mut running = node.store.part("running").unwrap();
-        running.write(b"x").unwrap();
-        drop(node.store.part("dead").unwrap());
-        fs::write(node.store.manifest_path(&"0".repeat(64)), "{}").unwrap();
-        node.store.gc(u64::MAX).unwrap();
-        let manifest = format!("{}.json", skill.digest);
-        assert_eq!(node.names(), [".part-running", &skill.digest, &manifest]);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::host::{
+use caisson_node::host::{
     bind::{Bind, Detached, PLAIN},
     error::{FileError, OnFile},
     folder::Folder,

@@ -1,0 +1,16 @@
+//! What a node's shims and the operator's command share: the node's configuration, the state
+//! folders of pods and the host's resources in them, and the stores of skills and homes.
+//!
+//! From the outside in: [`accelerator`] and [`homes`] → [`state`] → [`cgroup`], and beside them
+//! [`skills`], [`config`], [`control`] and [`traffic`]; all of them use [`host`].
+
+pub mod accelerator;
+pub mod cgroup;
+pub mod config;
+pub mod control;
+pub mod homes;
+pub mod host;
+pub mod oom_score;
+pub mod skills;
+pub mod state;
+pub mod traffic;
