@@ -28,7 +28,6 @@ help: ## this list
 
 demo: ## containers in VMs of their own, with a skill and a home, through a real containerd
 	@packaging/setup demo
-	@cargo xtask dist
 	@cargo xtask demo
 
 test: ready unit packages ## the tests, on containerd 2.1 and, where its version matters, 1.6 and 1.7 (`make pods` has more)

@@ -16,7 +16,12 @@
 //!
 //! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, str::FromStr};
+
+pub use crate::{
+    home::{HOME, HOME_PATH, HOME_SIZE},
+    names::{is_plain_name, is_sha256, is_version},
+};
 
 use crate::{
     error::shorten,
@@ -34,12 +39,6 @@ pub const SKILLS: &str = "caisson.dev/skills";
 pub const SKILLS_OF: &str = "caisson.dev/skills.";
 /// See the module documentation.
 pub const DEVICES: &str = "caisson.dev/devices";
-/// See the module documentation.
-pub const HOME: &str = "caisson.dev/home";
-/// See the module documentation.
-pub const HOME_SIZE: &str = "caisson.dev/home-size";
-/// See the module documentation.
-pub const HOME_PATH: &str = "caisson.dev/home-path";
 
 /// All keys, without the `.CONTAINER` suffix.
 pub const KEYS: &[&str] = &[SKILLS, DEVICES, secrets::KEY, HOME, HOME_SIZE, HOME_PATH];
@@ -110,6 +109,15 @@ impl SkillRef {
             name: name.to_owned(),
             version: version.to_owned(),
         })
+    }
+}
+
+impl FromStr for SkillRef {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Self::parse(text)
+            .ok_or("is not of the form sha256:<64 lower-case hex digits> or NAME@VERSION")
     }
 }
 
@@ -236,30 +244,6 @@ fn parse_devices(value: &str) -> Result<Vec<GuestDevice>> {
         }
     }
     Ok(devices)
-}
-
-/// Returns whether `hex` is 64 lower-case hex digits.
-pub fn is_sha256(hex: &str) -> bool {
-    hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Returns whether `name` can safely name a file and a mount point: 1 to 63 letters, digits, `.`,
-/// `_` or `-`, starting with a letter or digit.
-pub fn is_plain_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=63).contains(&name.len())
-        && name.bytes().all(allowed)
-        && name.as_bytes()[0].is_ascii_alphanumeric()
-}
-
-/// Returns whether `version` can be a skill's version. It may become a tag in an OCI registry, so
-/// it has to be a valid one (distribution-spec, "Pulling manifests").
-pub fn is_version(version: &str) -> bool {
-    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let bytes = version.as_bytes();
-    (1..=128).contains(&bytes.len())
-        && word(bytes[0])
-        && bytes.iter().all(|&b| word(b) || matches!(b, b'.' | b'-'))
 }
 
 #[cfg(test)]

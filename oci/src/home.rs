@@ -5,11 +5,14 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::{
-    annotations::{is_plain_name, HOME, HOME_PATH, HOME_SIZE},
-    error::shorten,
-    quantity, Error, Result,
-};
+use crate::{error::shorten, names::is_plain_name, quantity, Error, Result};
+
+/// The annotation that asks for a home: `ephemeral` or `persistent/NAME`.
+pub const HOME: &str = "caisson.dev/home";
+/// How much the home holds.
+pub const HOME_SIZE: &str = "caisson.dev/home-size";
+/// Where in the container the home is mounted instead.
+pub const HOME_PATH: &str = "caisson.dev/home-path";
 
 /// The smallest home, in bytes: a smaller file system has no room for its own journal.
 pub const MIN_SIZE: u64 = 16 << 20;

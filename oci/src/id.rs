@@ -9,6 +9,11 @@ pub const MAX_LENGTH: usize = 76;
 /// `_` or `-`.
 ///
 /// Ids become names of files, mounts and cgroups on both sides, so nothing else may pass.
+///
+/// This is the rule for what users and containerd say. The agent has one of its own (`check_id` in
+/// the guest), which lets every id pass that passes here: it only keeps a name from leading out of
+/// its folder, also names that the shim makes, such as those of memory volumes. It shares no code
+/// with this one, since host and guest have the protocol in common and nothing else.
 pub fn check(id: &str) -> Result<()> {
     let refuse = |reason| {
         Err(Error::Id {

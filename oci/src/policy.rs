@@ -34,10 +34,7 @@ use glob::Pattern;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    annotations::{self, is_sha256},
-    error::shorten,
-    guest_devices::GuestDevice,
-    Error, Result,
+    annotations, error::shorten, guest_devices::GuestDevice, names::is_sha256, Error, Result,
 };
 
 /// Names, each with the namespaces that may use what it names.

@@ -261,8 +261,7 @@ fn size(option: &str) -> Option<u64> {
 
 /// Returns a digest of the key as 32 hex digits.
 fn digest(key: &[u8]) -> String {
-    let hash = Sha256::digest(key);
-    hash.iter().take(16).map(|b| format!("{b:02x}")).collect()
+    hex::encode(&Sha256::digest(key)[..16])
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ impl Boot {
     /// Takes machine, CPU, memory and kernel command line from the QEMU of a Caisson container.
     pub fn like_ours(node: &Node) -> Result<Self> {
         let container = node.container("busybox").args(["sleep", "1000"]).start()?;
-        let line = fs::read(format!("/proc/{}/cmdline", container.vm_process("qemu")?))?;
+        let line = fs::read(format!("/proc/{}/cmdline", container.vmm()?))?;
         drop(container);
         let line: Vec<_> = line
             .split(|&byte| byte == 0)

@@ -31,7 +31,7 @@ fn whole_vm_is_charged_to_the_pods_cgroup() -> Result<()> {
         held += rss(pid, "RssAnon")?;
     }
     // The guest's memory, which the daemons map too, is counted once.
-    held += rss(pod.vm_process("qemu")?, "RssShmem")?;
+    held += rss(pod.vmm()?, "RssShmem")?;
     let charged: u64 = fs::read_to_string(usage)?.trim().parse()?;
     println!("{} KiB held, {} KiB charged", held >> 10, charged >> 10);
     // The kernel counts in batches of 64 pages per CPU (mm/memcontrol.c, MEMCG_CHARGE_BATCH).

@@ -44,7 +44,7 @@ fn stopped_vm_is_removed_within_ten_seconds(#[case] runtime: Runtime) -> Result<
     let pod = node.pod().runtime(runtime).start()?;
     let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
     let stopped = match runtime {
-        Runtime::Caisson => pod.vm_process("qemu")?,
+        Runtime::Caisson => pod.vmm()?,
         Runtime::Runc => init(&container)?,
     };
     proc::kill(stopped, libc::SIGSTOP);
@@ -68,7 +68,7 @@ fn stopped_vm_without_containers_is_removed_within_ten_seconds() -> Result<()> {
     let node = CriNode::shared();
     let before = Leftovers::count(node);
     let pod = node.pod().start()?;
-    proc::kill(pod.vm_process("qemu")?, libc::SIGSTOP);
+    proc::kill(pod.vmm()?, libc::SIGSTOP);
     let started = Instant::now();
     pod.stop()?;
     pod.remove()?;

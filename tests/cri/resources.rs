@@ -221,7 +221,7 @@ fn stats_of_a_vm_that_stands_still_are_the_last_and_come_within_a_second() -> Re
     for container in &containers {
         container.stats()?;
     }
-    let qemu = pod.vm_process("qemu")?;
+    let qemu = pod.vmm()?;
     proc::kill(qemu, libc::SIGSTOP);
     let started = Instant::now();
     let asked: Result<Vec<_>> = containers.iter().map(Container::stats).collect();

@@ -89,7 +89,7 @@ fn status_is_ready_until_the_pod_is_stopped() -> Result<()> {
     };
     let running = status()?;
     assert_eq!(running.state, "SANDBOX_READY");
-    assert_eq!(running.pid, pod.vm_process("qemu")?);
+    assert_eq!(running.pid, pod.vmm()?);
     assert!(!running.exited_at.is_some());
     pod.stop()?;
     let stopped = status()?;

@@ -75,7 +75,7 @@ fn pods_have_the_same_file_of_a_skill() -> Result<()> {
     for _ in 0..2 {
         let pod = pod_with(node, &digest)?;
         let _container = sleeping(&pod)?;
-        let qemu = format!("/proc/{}/fd", pod.vm_process("qemu")?);
+        let qemu = format!("/proc/{}/fd", pod.vmm()?);
         let open = fs::read_dir(qemu)?.filter_map(|fd| fs::metadata(fd.ok()?.path()).ok());
         let open: BTreeSet<_> = open.map(|open| (open.dev(), open.ino())).collect();
         assert!(open.contains(&(file.dev(), file.ino())));

@@ -296,6 +296,11 @@ impl<'n> Container<'n> {
         self.ctr(&["containers", "delete", &self.id])
     }
 
+    /// Returns the pid of the VMM, whichever hypervisor it is.
+    pub fn vmm(&self) -> Result<u32> {
+        vmm(&self.state_dir())
+    }
+
     /// Returns the pid of a host process of the VM by its role as in the state folder: `qemu`,
     /// `vsock`, `virtiofsd-…`.
     pub fn vm_process(&self, role: &str) -> Result<u32> {
@@ -328,6 +333,15 @@ impl<'n> Container<'n> {
             .map(drop)
             .with_context(|| args.join(" "))
     }
+}
+
+/// Returns the pid of the VMM of a VM: the first process that its state folder lists.
+pub fn vmm(state_dir: &Path) -> Result<u32> {
+    let processes = vm_processes(state_dir)?;
+    let (_, pid) = processes
+        .first()
+        .context("no process of a VM is recorded")?;
+    Ok(*pid)
 }
 
 /// Returns the host processes of a VM that its state folder lists: role and pid.

@@ -123,7 +123,8 @@ fn cached(name: &str, recipe: &Recipe) -> Result<PathBuf> {
             "Entrypoint": recipe.entrypoint,
             "Cmd": recipe.cmd,
         });
-        image::archive_of_layer(&layer, &config, &fixture::full_name(name), &finished)?;
+        let layer = image::Layer::plain(&layer)?;
+        image::write(&layer, &config, &fixture::full_name(name), &finished)?;
         Ok(fs::rename(&finished, &archive)?)
     });
     let _ = fs::remove_dir_all(&work);

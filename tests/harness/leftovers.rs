@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     command,
     cri::{self, network},
+    paths::names,
     proc::{self, Process},
     Node,
 };
@@ -63,17 +64,17 @@ impl Leftovers {
         );
         add("socket", texts(shim_sockets(node.tag(), node.dir())));
         add("socket", bound_sockets(node));
-        add("shm", entries(Path::new("/dev/shm")));
+        add("shm", names(Path::new("/dev/shm")));
         // `.users` itself stays; its entries do not.
-        let state = entries(&node.state_dir());
+        let state = names(&node.state_dir());
         add(
             "state",
             state.into_iter().filter(|name| name != ".users").collect(),
         );
-        add("user", entries(&node.state_dir().join(".users")));
+        add("user", names(&node.state_dir().join(".users")));
         for namespace in [node.tag(), cri::NAMESPACE] {
             let bundles = node.dir().join("run/io.containerd.runtime.v2.task");
-            add("bundle", entries(&bundles.join(namespace)));
+            add("bundle", names(&bundles.join(namespace)));
         }
         Self(found)
     }
@@ -149,7 +150,7 @@ pub fn mounts(tag: &str) -> Vec<String> {
 
 /// Returns the files of a node that back loop devices.
 pub fn loop_devices(tag: &str) -> Vec<String> {
-    let devices = entries(Path::new("/sys/block")).into_iter();
+    let devices = names(Path::new("/sys/block")).into_iter();
     devices
         .filter_map(|name| fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok())
         .map(|file| file.trim().to_owned())
@@ -159,7 +160,7 @@ pub fn loop_devices(tag: &str) -> Vec<String> {
 
 /// Returns the named network namespaces of a node.
 pub fn namespaces(tag: &str) -> Vec<String> {
-    let mut found = entries(Path::new("/run/netns"));
+    let mut found = names(Path::new("/run/netns"));
     found.retain(|name| name.contains(tag));
     found
 }
@@ -186,9 +187,7 @@ pub fn cgroups(tag: &str) -> Vec<String> {
 /// Returns the sockets of shims. containerd's libraries name them by a hash of address, namespace
 /// and id.
 pub fn shim_sockets(tag: &str, dir: &Path) -> Vec<PathBuf> {
-    let there: BTreeSet<String> = entries(Path::new("/run/containerd/s"))
-        .into_iter()
-        .collect();
+    let there: BTreeSet<String> = names(Path::new("/run/containerd/s")).into_iter().collect();
     if there.is_empty() {
         return Vec::new();
     }
@@ -196,7 +195,7 @@ pub fn shim_sockets(tag: &str, dir: &Path) -> Vec<PathBuf> {
     let made = (1..3000).map(|n| format!("{tag}/{tag}-{n:04}"));
     made.chain(remembered.lines().map(str::to_owned))
         .map(|shim| dir.join("c.sock").join(shim))
-        .map(|path| format!("{:x}", Sha256::digest(path.display().to_string())))
+        .map(|path| hex::encode(Sha256::digest(path.display().to_string())))
         .filter(|name| there.contains(name))
         .map(|name| Path::new("/run/containerd/s").join(name))
         .collect()
@@ -234,7 +233,7 @@ fn network_namespaces(tag: &str) -> Vec<String> {
         .filter(|path| !others(path))
         .map(str::to_owned)
         .collect();
-    let named = entries(Path::new("/run/netns"));
+    let named = names(Path::new("/run/netns"));
     found.extend(
         named
             .into_iter()
@@ -252,13 +251,6 @@ fn bound_sockets(node: &Node) -> Vec<String> {
     let daemon = |path: &str| path.contains("/c.sock") || path.contains(".sock.ttrpc");
     ours.filter(|path| !daemon(path))
         .map(str::to_owned)
-        .collect()
-}
-
-fn entries(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
 }
 

@@ -53,7 +53,7 @@ pub mod sweep;
 pub mod task;
 pub mod terminal;
 
-pub use caisson_local::image;
+pub use caisson_image as image;
 pub use command::Output;
 pub use container::{Container, ContainerBuilder, Runtime};
 pub use leftovers::Leftovers;

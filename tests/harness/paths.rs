@@ -1,4 +1,4 @@
-//! Finds the programs and files that `cargo xtask` built for the harness.
+//! Finds the programs and files that `cargo xtask` built for the harness, and lists folders.
 
 use std::path::{Path, PathBuf};
 
@@ -113,4 +113,12 @@ pub fn conformance(name: &str) -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// Returns the names of what is in a folder; none if it is not there.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }

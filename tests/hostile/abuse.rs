@@ -113,7 +113,7 @@ fn fork_bomb_leaves_the_node_to_others() -> Result<()> {
 #[test]
 fn memory_bomb_leaves_the_node_to_others() -> Result<()> {
     abuse("memory bomb", pod(), |pod, container| {
-        let qemu = pod.vm_process("qemu")?;
+        let qemu = pod.vmm()?;
         let start = Instant::now();
         let mut ends = Vec::new();
         while start.elapsed() < duration() {
@@ -241,9 +241,7 @@ fn log_flood_that_nobody_reads_leaves_the_node_to_others() -> Result<()> {
             .spawn()?;
         let container = caisson_tests::Container::adopt(node, &id);
         let went = (|| {
-            let qemu = command::poll("QEMU", Duration::from_secs(30), || {
-                container.vm_process("qemu").ok()
-            })?;
+            let qemu = command::poll("QEMU", Duration::from_secs(30), || container.vmm().ok())?;
             // Waits until the buffers are full.
             thread::sleep(Duration::from_secs(4));
             let before = proc::cpu_time(qemu)?;

@@ -141,7 +141,7 @@ fn guest_that_falls_silent_ends_with_a_reason() -> Result<()> {
 #[test]
 fn vm_that_stands_still_ends_with_a_reason() -> Result<()> {
     attack("honest", |life, pod, container| {
-        proc::kill(pod.vm_process("qemu")?, libc::SIGSTOP);
+        proc::kill(pod.vmm()?, libc::SIGSTOP);
         life.step("ExecSync of a dead guest", || {
             container.exec_within(["true"], Duration::from_secs(3))
         });
@@ -152,7 +152,7 @@ fn vm_that_stands_still_ends_with_a_reason() -> Result<()> {
 #[test]
 fn vm_that_stands_still_can_be_removed_at_once() -> Result<()> {
     attack("honest", |_, pod, _| {
-        proc::kill(pod.vm_process("qemu")?, libc::SIGSTOP);
+        proc::kill(pod.vmm()?, libc::SIGSTOP);
         Ok(())
     })
 }

@@ -359,6 +359,7 @@ impl Site {
     fn small_release(&self) -> Result<()> {
         for file in [
             "bin/caisson",
+            "bin/caisson-remote",
             "bin/containerd-shim-caisson-v2",
             "libexec/virtiofsd",
             "libexec/vhost-device-vsock",

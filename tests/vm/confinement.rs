@@ -107,7 +107,7 @@ fn virtiofsd_of_a_home_runs_as_the_pods_user_and_cannot_be_root() -> Result<()> 
     let parent = container.vm_process("virtiofsd-home")?;
     let serving = *proc::descendants(parent).first().context("it serves")?;
     for pid in [parent, serving] {
-        assert_eq!(uid(pid)?, uid(container.vm_process("qemu")?)?);
+        assert_eq!(uid(pid)?, uid(container.vmm()?)?);
         // The columns are the id inside, the id outside as seen from here, and the count.
         for line in fs::read_to_string(format!("/proc/{pid}/uid_map"))?.lines() {
             assert_ne!(line.split_whitespace().nth(1), Some("0"), "{line}");
@@ -176,7 +176,7 @@ fn virtiofsd_sees_its_one_directory_only() -> Result<()> {
 fn pods_run_as_users_of_their_own() -> Result<()> {
     let (one, two) = (running()?, running()?);
     let uid = |container: &Container| -> Result<String> {
-        let status = proc::status(container.vm_process("qemu")?)?;
+        let status = proc::status(container.vmm()?)?;
         Ok(status.get("Uid").context("Uid")?.clone())
     };
     assert_ne!(uid(&one)?, uid(&two)?);
@@ -307,7 +307,7 @@ fn every_process_of_the_vm_gains_no_rights() -> Result<()> {
 #[test]
 fn qemu_has_a_filter_below_its_own() -> Result<()> {
     let container = running()?;
-    let status = proc::status(container.vm_process("qemu")?)?;
+    let status = proc::status(container.vmm()?)?;
     let filters = status.get("Seccomp_filters").context("Seccomp_filters")?;
     assert!(filters.parse::<u32>()? >= 2, "{filters}");
     Ok(())

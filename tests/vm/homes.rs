@@ -84,7 +84,7 @@ fn home_is_kept_after_the_vm_was_killed() -> Result<()> {
         .args(["sleep", "1000"])
         .start()?;
     container.sh("echo before the end | dd of=/root/note conv=fsync")?;
-    proc::kill(container.vm_process("qemu")?, libc::SIGKILL);
+    proc::kill(container.vmm()?, libc::SIGKILL);
     container.wait()?;
     container.delete()?;
     let next = node

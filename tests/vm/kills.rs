@@ -80,7 +80,7 @@ fn task_in_a_vm_that_stands_still_is_killed_within_ten_seconds() -> Result<()> {
     let node = Node::shared();
     let before = settled(node)?;
     let container = running(node)?;
-    proc::kill(container.vm_process("qemu")?, libc::SIGSTOP);
+    proc::kill(container.vmm()?, libc::SIGSTOP);
     let started = Instant::now();
     container.kill("SIGKILL")?;
     assert_eq!(container.wait_within(SOON)?, 137);
@@ -98,7 +98,7 @@ fn vm_that_stands_still_is_found_and_its_task_ends_with_an_error() -> Result<()>
     let node = Node::shared();
     let before = settled(node)?;
     let container = running(node)?;
-    proc::kill(container.vm_process("qemu")?, libc::SIGSTOP);
+    proc::kill(container.vmm()?, libc::SIGSTOP);
     assert_eq!(container.wait_within(Duration::from_secs(60))?, 255);
     container.delete()?;
     let told = "its agent has not answered 3 pings in a row";
@@ -154,9 +154,7 @@ fn shim_killed_while_the_vm_boots_leaves_nothing() -> Result<()> {
     let builder = node.container("busybox").args(["true"]);
     let container = Container::adopt(node, builder.id());
     let starting = builder.spawn()?;
-    let qemu = command::poll("QEMU", Duration::from_secs(10), || {
-        container.vm_process("qemu").ok()
-    })?;
+    let qemu = command::poll("QEMU", Duration::from_secs(10), || container.vmm().ok())?;
     proc::kill(container.shim()?, libc::SIGKILL);
     assert_ne!(starting.finish(Duration::from_secs(30))?.code, 0);
     command::poll("QEMU's end", SOON, || {
@@ -237,7 +235,7 @@ fn task_that_ended_while_containerd_was_away_is_known_to_have_ended() -> Result<
     let before = settled(node)?;
     let container = running(node)?;
     node.stop_containerd(false)?;
-    proc::kill(container.vm_process("qemu")?, libc::SIGKILL);
+    proc::kill(container.vmm()?, libc::SIGKILL);
     std::thread::sleep(Duration::from_secs(1));
     node.start_containerd()?;
     command::poll("the task's end", SOON, || {

@@ -100,7 +100,7 @@ fn memory_that_is_freed_goes_back_to_the_host() -> Result<()> {
     let node = Node::shared();
     let container = node.container("busybox").memory_mib(512);
     let container = container.args(["sleep", "1000"]).start()?;
-    let qemu = container.vm_process("qemu")?;
+    let qemu = container.vmm()?;
     let before = proc::rss(qemu)?;
     // dd fills one buffer, which goes away with the process.
     let fill = ["dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"];

@@ -172,7 +172,7 @@ fn namespace_itself_does_not_answer_for_the_guest() -> Result<()> {
     let container = server(node, Runtime::Caisson, &pod)?;
     let ping = "ping -c 2 -w 5 10.9.0.2 && ping -c 2 -w 5 fd09::2";
     bridge.host.sh(ping)?.ok()?;
-    let qemu = container.vm_process("qemu")?;
+    let qemu = container.vmm()?;
     proc::kill(qemu, libc::SIGSTOP);
     let silent = ["10.9.0.2", "fd09::2"].map(|to| bridge.host.sh(&format!("ping -c 2 -w 3 {to}")));
     proc::kill(qemu, libc::SIGCONT);
@@ -239,7 +239,7 @@ fn namespace_after_qemu_was_killed_is_as_it_was() -> Result<()> {
         .args(["sleep", "1000"])
         .start()?;
     assert_ne!(state(&pod)?, before);
-    proc::kill(container.vm_process("qemu")?, libc::SIGKILL);
+    proc::kill(container.vmm()?, libc::SIGKILL);
     container.wait_within(Duration::from_secs(10))?;
     container.delete()?;
     assert_eq!(state(&pod)?, before);
@@ -432,10 +432,7 @@ fn frames(mac: &str) -> Vec<String> {
     let (own4, gateway4, other4) = ("0a090002", "0a090001", "0a090063");
     let v6 = |last: &str| format!("fd09{}{last}", "0".repeat(26));
     let (own6, gateway6, other6) = (v6("02"), v6("01"), v6("63"));
-    let word = |word: &str| {
-        let text = format!("mark:{word}.");
-        text.bytes().map(|b| format!("{b:02x}")).collect::<String>()
-    };
+    let word = |word: &str| hex::encode(format!("mark:{word}."));
     let frame = |source: &str, rest: String| format!("ffffffffffff{source}{rest}");
     let ipv4 = |from: &str, name: &str| {
         format!(

@@ -74,7 +74,7 @@ fn process_in_another_pod_is_closed_before_any_call() -> Result<()> {
     let container = container.args(["sleep", "1000"]).start()?;
     for cid in ["1", "2", "3"] {
         for port in PORTS {
-            let bytes: String = ping().iter().map(|byte| format!("{byte:02x}")).collect();
+            let bytes = hex::encode(ping());
             let output = container.exec(["probe", "ask-vsock", cid, &port.to_string(), &bytes])?;
             let text = output.text();
             ensure!(
@@ -92,7 +92,7 @@ fn secret_is_in_no_command_line_and_no_file_of_the_pod() -> Result<()> {
     let node = Node::shared();
     let container = node.container("busybox").switch("--privileged");
     let container = container.args(["sleep", "1000"]).start()?;
-    let qemu = fs::read_to_string(format!("/proc/{}/cmdline", container.vm_process("qemu")?))?;
+    let qemu = fs::read_to_string(format!("/proc/{}/cmdline", container.vmm()?))?;
     let guest = container.sh("cat /proc/cmdline")?;
     for line in [&qemu, &guest] {
         ensure!(!line.contains("secret"), "{line}");

@@ -212,7 +212,7 @@ fn exec_outlives_its_stdin(#[case] runtime: Runtime) -> Result<()> {
 #[test]
 fn stdin_that_nobody_reads_leaves_the_guest_idle() -> Result<()> {
     let container = sleeping(Runtime::Caisson)?;
-    let vcpus = container.vm_process("qemu")?;
+    let vcpus = container.vmm()?;
     let exec = container
         .process(["sleep", "8"])
         .stdin(vec![b'x'; 4 * MIB])

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
+use crate::EndReason;
+
 /// A failed operation on a VM, with the path or device that it failed on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,7 +30,7 @@ pub enum Error {
     /// host's files.
     #[error("make a user namespace for virtiofsd, which must not have rights over the host's files: allow some by `sysctl user.max_user_namespaces` (on a kernel with CONFIG_USER_NS)")]
     UserNamespace(#[source] io::Error),
-    /// A process of the VM ended while it was needed. QEMU ends this way if there is not enough
+    /// A process of the VM ended while it was needed. A VMM ends this way if there is not enough
     /// memory for the VM.
     #[error("{role} ended: {how}")]
     ProcessDied {
@@ -37,21 +39,29 @@ pub enum Error {
         how: String,
     },
     /// The VM has ended, so nothing can be done with it.
-    #[error("the VM has ended: {0}")]
-    Ended(String),
-    /// QEMU refused a command.
-    #[error("QEMU refused {command}: {desc} ({class})")]
-    QmpRefused {
-        command: String,
-        class: String,
-        desc: String,
+    #[error("the VM has ended: {0:?}")]
+    Ended(EndReason),
+    /// The VM's state does not allow the operation.
+    #[error("can't {operation} a VM that is {state}")]
+    State {
+        operation: &'static str,
+        /// `running` or `paused`
+        state: &'static str,
     },
-    /// The connection to QEMU's monitor broke.
-    #[error("connection to QEMU's monitor")]
-    QmpConnection(#[source] io::Error),
-    /// QEMU's monitor sent something that is not QMP.
-    #[error("QEMU's monitor said: {0}")]
-    QmpProtocol(String),
+    /// This hypervisor has no such ability.
+    #[error("{what} is not possible with this hypervisor")]
+    NotPossible { what: &'static str },
+    /// The connection to a process of the VM broke, mostly because the process has ended.
+    #[error("connection to {to}")]
+    Connection {
+        /// e.g. `QEMU's monitor`
+        to: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// The hypervisor refused something or answered nonsense. The error is its driver's own.
+    #[error(transparent)]
+    Driver(Box<dyn std::error::Error + Send + Sync>),
     /// Something exceeded its time limit.
     #[error("{what} took longer than {limit:?}")]
     TimedOut { what: String, limit: Duration },

@@ -3,10 +3,10 @@
 //!
 //! `DIR` is [`VmSpec::dir`]. The agent takes its secret from `DIR/secret`. A port is the unix
 //! socket `DIR/<port>.sock`; a shared directory or disk is `DIR/devices/<tag or serial>`. The size
-//! is the host's, and a network card does nothing.
+//! is the host's, and a network card does nothing. While the VM is paused, nobody can connect; its
+//! processes run on. Of a saved VM only the size is kept.
 
 use std::{
-    collections::HashMap,
     fs::{self, File},
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -19,22 +19,34 @@ use std::{
 
 use async_trait::async_trait;
 use nix::mount::{umount2, MntFlags};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncWriteExt,
     net::UnixStream,
     sync::watch,
-    time::{sleep, Instant},
+    time::{sleep, timeout_at, Instant},
 };
 
 use crate::{
-    limits::Limits,
-    process::{Child, Confinement, Program},
-    Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Secret, Vm, VmSpec, Vmm,
-    BY_DAEMON,
+    driver::{
+        devices::Devices,
+        end::{End, Said},
+        limits::Limits,
+        log_lines::Tail,
+        process::Child,
+        size,
+        spawn::{Confinement, Program},
+        state::{State, States},
+    },
+    Connecting, Device, DeviceId, Ended, Error, Result, Vm, VmSpec, Vmm, BY_DAEMON,
 };
 
 /// The pause between two tries to connect.
 const RETRY: Duration = Duration::from_millis(2);
+/// The file that stands for a saved VM.
+const SAVED: &str = "fake.json";
+/// Names the memory beyond that at boot.
+const MEMORY: &str = "memory";
 
 /// Starts agents on the host. They need root, as in a guest.
 #[derive(Debug)]
@@ -49,13 +61,34 @@ impl FakeVmm {
     }
 }
 
+/// What [`Vm::save`] writes.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Saved {
+    cpus: u32,
+    memory: u64,
+}
+
 #[async_trait]
 impl Vmm for FakeVmm {
     async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
-        let failed = |what: &'static str, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::File { what, path, source }
-        };
+        let (cpus, memory) = (spec.cpus, spec.memory);
+        let vm = self.start(spec, State::Running, Saved { cpus, memory });
+        Ok(Box::new(vm.await?))
+    }
+
+    async fn restore(&self, spec: VmSpec, from: &Path) -> Result<Box<dyn Vm>> {
+        let file = from.join(SAVED);
+        let text = fs::read(&file).map_err(failed("read", &file))?;
+        let saved: Saved =
+            serde_json::from_slice(&text).map_err(|error| failed("read", &file)(error.into()))?;
+        size::check_cpus(&spec, saved.cpus)?;
+        size::check_memory(&spec, saved.memory)?;
+        Ok(Box::new(self.start(spec, State::Paused, saved).await?))
+    }
+}
+
+impl FakeVmm {
+    async fn start(&self, spec: VmSpec, state: State, size: Saved) -> Result<FakeVm> {
         let devices = spec.dir.join("devices");
         fs::create_dir(&devices).map_err(failed("make", &devices))?;
         let secret = spec.dir.join("secret");
@@ -72,44 +105,49 @@ impl Vmm for FakeVmm {
             limits: Limits::default(),
         })
         .await?;
-        let (sender, ended) = watch::channel(None);
-        let (stop, mut stopped) = watch::channel(false);
+        let (say, said) = watch::channel(None);
         let agent_ended = agent.ended();
         tokio::spawn(async move {
-            let reason = tokio::select! {
-                biased;
-                // This also resolves when the VM was dropped.
-                () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => EndReason::Stopped,
-                how = agent_ended => match how.as_str() {
-                    "exit status 0" => EndReason::GuestEnded(how),
-                    _ => EndReason::ProcessDied { role: "agent".to_owned(), how },
-                },
-            };
-            let _ = sender.send(Some(reason));
+            let how = agent_ended.await;
+            if how == "exit status 0" {
+                let _ = say.send(Some(Said::GuestEnded(how)));
+            }
         });
-        Ok(Box::new(FakeVm {
+        Ok(FakeVm {
+            end: End::watch(&agent, said, Tail::default()),
             agent,
             dir: Arc::new(dir.into()),
-            secret: spec.secret,
-            devices,
-            attached: HashMap::new(),
-            stop,
-            ended,
-        }))
+            spec,
+            paths: devices,
+            devices: Devices::new(),
+            states: States::new(state),
+            size,
+        })
     }
 }
 
 struct FakeVm {
     agent: Child,
     dir: Arc<OwnedFd>,
-    secret: Secret,
-    devices: PathBuf,
-    attached: HashMap<String, Attached>,
-    stop: watch::Sender<bool>,
-    ended: watch::Receiver<Option<EndReason>>,
+    spec: VmSpec,
+    /// The directory with an entry for each share and disk.
+    paths: PathBuf,
+    devices: Devices<Attached>,
+    end: End,
+    states: States,
+    size: Saved,
+}
+
+fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {
+    move |source| Error::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// What to undo when a device goes.
+#[derive(Debug)]
 enum Attached {
     Link(PathBuf),
     Mount(PathBuf),
@@ -133,15 +171,16 @@ impl Drop for Attached {
 }
 
 impl FakeVm {
-    fn path_of(&self, name: &str) -> Result<PathBuf> {
+    /// The place of a share or disk, if its name is as QEMU would take it.
+    fn path_of(&self, id: &str, name: &str, longest: usize) -> Result<PathBuf> {
+        self.devices.check(id, name, longest)?;
         let rule = match name {
-            "" | "." | ".." => "its name is none",
-            _ if name.contains('/') => "its name has a slash",
-            _ if self.devices.join(name).symlink_metadata().is_ok() => "the VM has it already",
-            _ => return Ok(self.devices.join(name)),
+            "." | ".." => "its name is none",
+            _ if self.paths.join(name).symlink_metadata().is_ok() => "the VM has it already",
+            _ => return Ok(self.paths.join(name)),
         };
         Err(Error::InvalidDevice {
-            id: name.to_owned(),
+            id: id.to_owned(),
             rule,
         })
     }
@@ -182,19 +221,27 @@ async fn mount_image(image: &Path, at: PathBuf, read_only: bool) -> Result<Attac
 #[async_trait]
 impl Vm for FakeVm {
     fn connect(&self, port: u32, within: Duration) -> Connecting {
-        let (dir, secret) = (self.dir.clone(), self.secret.clone());
-        let mut ended = self.wait();
+        let (dir, secret) = (self.dir.clone(), self.spec.secret.clone());
+        let mut state = self.states.follow();
+        let ended = self.end.not_yet();
+        let mut end = self.wait();
         Box::pin(async move {
-            let end = Instant::now() + within;
+            ended?;
+            let limit = Instant::now() + within;
             // Through the descriptor, since a socket's path has at most 107 bytes (unix(7)).
             let path = format!("/proc/self/fd/{}/{port}.sock", dir.as_raw_fd());
             loop {
-                if let Ok(mut stream) = UnixStream::connect(&path).await {
-                    if stream.write_all(secret.bytes()).await.is_ok() {
-                        return Ok(stream);
+                // The agent runs on while the VM is paused, but nobody new reaches it.
+                let runs = state.wait_for(|state| *state == State::Running);
+                let runs = timeout_at(limit, runs).await.is_ok();
+                if runs {
+                    if let Ok(mut stream) = UnixStream::connect(&path).await {
+                        if stream.write_all(secret.bytes()).await.is_ok() {
+                            return Ok(stream);
+                        }
                     }
                 }
-                if Instant::now() >= end {
+                if Instant::now() >= limit {
                     return Err(Error::TimedOut {
                         what: format!("connection to port {port} of the agent"),
                         limit: within,
@@ -202,63 +249,106 @@ impl Vm for FakeVm {
                 }
                 tokio::select! {
                     () = sleep(RETRY) => {}
-                    reason = &mut ended => return Err(Error::Ended(format!("{reason:?}"))),
+                    reason = &mut end => return Err(Error::Ended(reason)),
                 }
             }
         })
     }
 
     async fn attach(&mut self, device: Device) -> Result<DeviceId> {
+        self.end.not_yet()?;
         let (id, attached) = match device {
             Device::SharedDir { tag, path, .. } => {
-                let attached = link(&path, self.path_of(&tag)?)?;
-                (format!("share-{tag}"), attached)
+                let id = format!("share-{tag}");
+                let attached = link(&path, self.path_of(&id, &tag, 36)?)?;
+                (id, attached)
             }
             Device::Disk {
                 serial,
                 path,
                 read_only,
             } => {
-                let at = self.path_of(&serial)?;
+                let id = format!("disk-{serial}");
+                let at = self.path_of(&id, &serial, 20)?;
                 let attached = match path.is_dir() {
                     true => link(&path, at)?,
                     false => mount_image(&path, at, read_only).await?,
                 };
-                (format!("disk-{serial}"), attached)
+                (id, attached)
             }
             Device::Network { tap, mac, .. } => {
                 let mac = mac.map(|byte| format!("{byte:02x}")).concat();
-                (format!("net-{mac}"), Attached::Tap(tap))
+                let id = format!("net-{mac}");
+                self.devices.check(&id, &id, 36)?;
+                (id, Attached::Tap(tap))
             }
-            Device::Cpus(_) => ("cpus".to_owned(), Attached::Nothing),
-            Device::FreePageReporting => ("balloon".to_owned(), Attached::Nothing),
-            Device::Memory(_) => ("memory".to_owned(), Attached::Nothing),
+            Device::FreePageReporting => {
+                self.devices.check("balloon", "balloon", 36)?;
+                ("balloon".to_owned(), Attached::Nothing)
+            }
+            Device::Cpus(total) => {
+                size::check_cpus(&self.spec, total)?;
+                self.size.cpus = self.size.cpus.max(total);
+                return Ok(DeviceId("cpus".to_owned()));
+            }
+            Device::Memory(total) => {
+                self.states.allow("change the memory of", State::Running)?;
+                size::check_memory(&self.spec, total)?;
+                self.size.memory = total.max(self.spec.memory);
+                (MEMORY.to_owned(), Attached::Nothing)
+            }
         };
-        self.attached.insert(id.clone(), attached);
-        Ok(DeviceId(id))
+        Ok(self.devices.add(&id, attached, None, &self.end))
     }
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
-        match self.attached.remove(&id.0) {
-            Some(_) => Ok(()),
-            None => Err(Error::UnknownDevice(id.0)),
+        self.end.not_yet()?;
+        self.states.allow("detach a device of", State::Running)?;
+        let device = self.devices.take(&id)?;
+        if id.0 == MEMORY {
+            self.size.memory = self.spec.memory;
         }
+        device.end_daemon().await
+    }
+
+    async fn pause(&mut self) -> Result<()> {
+        self.end.not_yet()?;
+        self.states.allow("pause", State::Running)?;
+        self.states.set(State::Paused);
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<()> {
+        self.end.not_yet()?;
+        self.states.allow("resume", State::Paused)?;
+        self.states.set(State::Running);
+        Ok(())
+    }
+
+    async fn save(&mut self, dir: &Path) -> Result<()> {
+        self.end.not_yet()?;
+        self.states.allow("save", State::Paused)?;
+        let mut plugs = self.devices.plugs();
+        if let Some((id, _)) = plugs.find(|(_, plug)| !matches!(plug, Attached::Nothing)) {
+            return Err(Error::InvalidDevice {
+                id: id.to_owned(),
+                rule: "a VM can't be saved with it",
+            });
+        }
+        let file = dir.join(SAVED);
+        let text =
+            serde_json::to_vec(&self.size).map_err(|error| failed("write", &file)(error.into()));
+        fs::write(&file, text?).map_err(failed("write", &file))
     }
 
     fn wait(&self) -> Ended {
-        let mut ended = self.ended.clone();
-        Box::pin(async move {
-            match ended.wait_for(Option::is_some).await {
-                Ok(reason) => reason.clone().unwrap_or(EndReason::Stopped),
-                Err(_) => EndReason::Stopped,
-            }
-        })
+        self.end.wait()
     }
 
     async fn stop(&mut self) -> Result<()> {
-        let _ = self.stop.send(true);
+        self.end.stop();
         let stopped = self.agent.stop().await;
-        self.attached.clear();
+        self.devices.clear();
         stopped
     }
 

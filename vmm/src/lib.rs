@@ -1,120 +1,67 @@
 //! Boots VMs and plugs devices into them: plain data in, a running VM out.
 //!
 //! A [`Vmm`] boots a bare [`Vm`] (kernel, agent, control channel) from a [`VmSpec`]. Everything
-//! that belongs to a pod is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time.
-//! Nothing here knows what a container or an agent is.
+//! else is plugged into it afterwards by [`Vm::attach`], one [`Device`] at a time: what belongs to a
+//! pod, more cpus and more memory. Nothing here knows what a container or an agent is.
 //!
 //! ```text
-//!   VmSpec --boot--> running --stop--> ended
-//!                      |  ^ \
-//!               attach |  |  `- the VMM or a daemon dies, the guest panics or powers off --> ended
-//!               detach `--'
+//!   VmSpec --boot--> running <--resume-- paused <--restore-- a saved VM and its VmSpec
+//!                    |  ^  `-----pause---^ |  ^
+//!             attach |  |           attach |  |
+//!             detach `--'             save `--'
+//!
+//!   running, paused --stop-----------------------------------------> ended: Stopped
+//!   running, paused --the guest panics or powers off---------------> ended: GuestEnded
+//!   running, paused --the VMM or a daemon dies---------------------> ended: ProcessDied
 //! ```
+//!
+//! A transition that is not drawn is refused with [`Error::State`], and everything but a stop fails
+//! with [`Error::Ended`] after the end. Pausing, saving and restoring are abilities that a
+//! hypervisor need not have ([`Error::NotPossible`]):
+//!
+//! | | boot, attach, stop | pause, resume | save, restore |
+//! |---|---|---|---|
+//! | [`qemu`] | yes | yes | no, until it writes templates |
+//! | [`fake`] | yes | yes | its size only |
 //!
 //! Every host resource of a VM (processes, sockets, files) is in [`VmSpec::dir`] or is freed with
 //! the value that holds it.
+//!
+//! # Layers
+//!
+//! A file uses those of its own layer, without circles, and of the layers below:
+//!
+//! ```text
+//!   qemu/, fake                     the drivers: what only one hypervisor needs
+//!   driver/                         what every driver needs: processes and their confinement, the
+//!                                   end of a VM, the table of its devices, its daemons, logs
+//!   vm                              the contract of drivers, held to by tests/contract.rs
+//!   device, spec, secret, end, error   the data of that contract
+//! ```
+//!
+//! Another hypervisor is another driver beside `qemu/`. It implements [`Vmm`] and [`Vm`], names its
+//! own errors in [`Error::Driver`] and is added to the drivers of `tests/contract.rs`.
 
-pub mod confined;
 mod device;
+mod driver;
+mod end;
 mod error;
 pub mod fake;
-mod filter;
-mod jail;
-mod limits;
-mod log_lines;
-mod placement;
-mod process;
 pub mod qemu;
 mod secret;
-mod spawn;
 mod spec;
-pub mod user_namespace;
-mod virtiofsd;
-mod vsock;
+mod vm;
 
 pub use device::{Device, DeviceId};
+pub use driver::{
+    confined,
+    log_lines::{one_line, plain},
+    user_namespace,
+    virtiofsd::max_inodes,
+    vsock::{READY_PORT, SERVICE_PORT},
+};
+pub use end::EndReason;
 pub use error::{Error, Result};
-pub use log_lines::{one_line, plain};
 pub use secret::{Secret, BY_DAEMON, BY_KERNEL, SECRET_LENGTH, SECRET_MARKER};
 pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
-pub use virtiofsd::max_inodes;
-pub use vsock::{READY_PORT, SERVICE_PORT};
-
-use std::time::Duration;
-
-use async_trait::async_trait;
-use tokio::net::UnixStream;
-
-/// A kind of hypervisor: QEMU, or the fake for tests.
-#[async_trait]
-pub trait Vmm: Send + Sync {
-    /// Starts a bare VM and returns once it runs. The guest is then still booting.
-    ///
-    /// If this is cancelled or fails, no process is left, and no file outside `spec.dir`.
-    async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>>;
-}
-
-/// A running VM. Dropping it kills its processes; [`Vm::stop`] does so and waits for it.
-#[async_trait]
-pub trait Vm: Send {
-    /// Connects to a vsock port in the guest and sends [`VmSpec::secret`]. Retries until the guest
-    /// listens or `within` is over.
-    ///
-    /// Returns a future that does not borrow the VM, so that a slow guest blocks nobody else.
-    fn connect(&self, port: u32, within: Duration) -> Connecting;
-
-    /// Plugs in a device. The guest may need some time to see it; its agent waits for that.
-    async fn attach(&mut self, device: Device) -> Result<DeviceId>;
-
-    /// Unplugs a device and ends its daemon. The guest must have let go of it.
-    async fn detach(&mut self, id: DeviceId) -> Result<()>;
-
-    /// Resolves with the reason when the VM has ended. Any number of callers may wait, also after
-    /// the end.
-    fn wait(&self) -> Ended;
-
-    /// Ends the VM and its daemons at once and waits until they are gone. Idempotent.
-    async fn stop(&mut self) -> Result<()>;
-
-    /// Gives the VM's present and future processes another [`Placement::oom_score_adj`].
-    fn set_oom_score_adj(&mut self, score: i32);
-
-    /// The host's processes of this VM by role, the VMM first: `qemu`, `vsock`, `virtiofsd-<tag>`.
-    fn pids(&self) -> Vec<(String, u32)>;
-
-    /// The ability to write this VM to a template, if the hypervisor supports that.
-    fn snapshot(&mut self) -> Option<&mut dyn Snapshot> {
-        None
-    }
-}
-
-/// Writes a bare VM's state, so that clones can start from it. (The QEMU driver will implement it
-/// with templates.)
-#[async_trait]
-pub trait Snapshot: Send {
-    /// Stops the VM and saves its memory and device state in `dir`.
-    async fn save(&mut self, dir: &std::path::Path) -> Result<()>;
-}
-
-/// A connection being made, see [`Vm::connect`].
-pub type Connecting =
-    std::pin::Pin<Box<dyn std::future::Future<Output = Result<UnixStream>> + Send>>;
-
-/// Resolves with the reason when a VM has ended, see [`Vm::wait`].
-pub type Ended = std::pin::Pin<Box<dyn std::future::Future<Output = EndReason> + Send>>;
-
-/// Why a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EndReason {
-    /// [`Vm::stop`] was called.
-    Stopped,
-    /// The guest powered off or panicked (the text is the last of its console).
-    GuestEnded(String),
-    /// A process of the VM died.
-    ProcessDied {
-        /// The role, as in [`Vm::pids`].
-        role: String,
-        /// Exit status or signal, and the last lines of its log.
-        how: String,
-    },
-}
+pub use vm::{Connecting, Ended, Vm, Vmm};

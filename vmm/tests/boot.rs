@@ -55,3 +55,24 @@ async fn booted_guest_answers_and_its_processes_are_confined_until_they_are_gone
         assert!(gone, "{role} is still there");
     }
 }
+
+/// vhost-device-vsock 0.3.0 would carry nothing any more if the connection were given up meanwhile.
+#[tokio::test]
+async fn guest_that_has_no_time_for_a_while_is_connected_to_later() {
+    let Some(fixture) = Fixture::with_agent() else {
+        return;
+    };
+    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    vm.connect(1024, Duration::from_secs(30)).await.unwrap();
+    let vmm = vm.pids()[0].1 as i32;
+    // SAFETY: the pid of a child that is not reaped while its value lives.
+    unsafe { libc::kill(vmm, libc::SIGSTOP) };
+    let impatient = vm.connect(1024, Duration::from_millis(1500)).await;
+    // SAFETY: as above.
+    unsafe { libc::kill(vmm, libc::SIGCONT) };
+    let patient = vm.connect(1024, Duration::from_secs(30)).await;
+    vm.stop().await.unwrap();
+
+    assert!(impatient.is_err());
+    patient.unwrap();
+}

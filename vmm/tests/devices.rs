@@ -12,7 +12,7 @@ use std::{
 };
 
 use caisson_vmm::{Device, Error, Vm, Vmm};
-use fixture::Fixture;
+use fixture::{tap, Fixture};
 
 /// A name that would be several options in an option string.
 const HOSTILE: &str = "a,readonly=off,b=c\n-device d";
@@ -152,25 +152,6 @@ async fn device_that_can_t_be_made_is_refused_and_the_vm_goes_on() {
     assert_eq!(file.to_string(), "open disk /nonexistent");
     assert!(long.to_string().contains("too long"), "{long}");
     assert!(name.to_string().contains("other characters"), "{name}");
-}
-
-/// Makes a tap that is gone when the descriptor closes.
-fn tap() -> std::os::fd::OwnedFd {
-    let mut options = fs::File::options();
-    let tap = options.read(true).write(true).open("/dev/net/tun").unwrap();
-    // SAFETY: ifreq is plain data.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-    // SAFETY: TUNSETIFF reads and writes an ifreq.
-    let made = unsafe {
-        libc::ioctl(
-            std::os::fd::AsRawFd::as_raw_fd(&tap),
-            libc::TUNSETIFF,
-            &mut request,
-        )
-    };
-    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
-    tap.into()
 }
 
 #[tokio::test]

@@ -14,12 +14,9 @@ async fn fake_serves_the_agent_s_ports_and_keeps_devices_until_they_go() {
     let Some(fixture) = Fixture::with_agent() else {
         return;
     };
-    let programs = std::env::current_exe().unwrap();
-    let agent = programs.ancestors().nth(2).unwrap().join("caisson-agent");
-    if !agent.exists() {
-        eprintln!("skipped: needs `cargo build -p caisson-guest`");
+    let Some(agent) = Fixture::fake_agent() else {
         return;
-    }
+    };
     let spec = fixture.spec();
     let mut vm = FakeVmm::new(agent).boot(spec.clone()).await.unwrap();
     vm.connect(1024, Duration::from_secs(10)).await.unwrap();

@@ -4,15 +4,10 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
+use caisson_image::{root, ImageBuilder};
 use serde_json::json;
 
-use crate::{
-    components::PAUSE,
-    image::{root, ImageBuilder},
-    layout::Layout,
-    process,
-    programs::Programs,
-};
+use crate::{components::PAUSE, layout::Layout, process, programs::Programs};
 
 /// CoreDNS' image.
 pub const COREDNS: &str = "registry.k8s.io/coredns/coredns:v1.12.1";

@@ -12,15 +12,15 @@
 //! - [`supervise`]: the process that keeps the programs running; [`remove`]: takes all of it away,
 //!   dead or alive;
 //! - [`existing`]: uses an existing cluster instead of all this;
-//! - [`image`], [`images`]: images without a registry; [`caisson`]: installs Caisson; [`secrets`]:
+//! - [`images`]: images without a registry; [`caisson`]: installs Caisson; [`secrets`]:
 //!   the user's Secrets.
 
 pub mod caisson;
+mod cluster;
 pub mod command;
 pub mod components;
 pub mod containerd;
 pub mod existing;
-pub mod image;
 pub mod images;
 pub mod layout;
 pub mod network;
@@ -35,26 +35,18 @@ pub mod sysctl;
 use std::{
     fs::{self, File},
     path::Path,
-    process::Command,
     time::Duration,
 };
 
 use anyhow::{ensure, Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-pub use crate::{layout::Layout, programs::Programs};
+pub use crate::{cluster::Cluster, layout::Layout, programs::Programs};
 
 /// How long each step may take; a machine that is busy with VMs is slow.
 const LIMIT: Duration = Duration::from_secs(180);
 /// A lock, so that only one process at a time starts or removes a cluster; others wait.
 const GATE: &str = "/run/lock/caisson-local";
-
-/// A cluster that runs.
-#[derive(Debug, Clone)]
-pub struct Cluster {
-    layout: Layout,
-    programs: Programs,
-}
 
 /// Starts the cluster of this folder, or takes the one that runs there. `supervisor` is a program
 /// that has the subcommand `supervise DIR`, as [`command::main`] does. Each step is reported to
@@ -66,12 +58,9 @@ pub fn up(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Cluster> {
     ensure!(nix::unistd::geteuid().is_root(), "a cluster needs root");
-    let cluster = Cluster {
-        layout: layout.clone(),
-        programs: programs.clone(),
-    };
+    let cluster = Cluster::new(layout, programs);
     let _gate = gate()?;
-    if cluster.is_ready() {
+    if is_ready(&cluster) {
         progress("the cluster runs already");
         return Ok(cluster);
     }
@@ -79,7 +68,7 @@ pub fn up(
         progress("removing what is left of an earlier cluster");
     }
     remove::all(layout)?;
-    let started = cluster.start(supervisor, progress);
+    let started = start(&cluster, supervisor, progress);
     started.with_context(|| format!("the logs are in {}", layout.text("log")))?;
     Ok(cluster)
 }
@@ -90,123 +79,83 @@ pub fn down(layout: &Layout) -> Result<()> {
     remove::all(layout)
 }
 
-impl Cluster {
-    fn start(&self, supervisor: &Path, progress: &mut dyn FnMut(&str)) -> Result<()> {
-        let (layout, programs) = (&self.layout, &self.programs);
-        progress("network, certificates, configuration");
-        fs::create_dir_all(layout.dir())?;
-        let node = network::create(layout)?;
-        network::write_cni(layout)?;
-        pki::write(layout, &node)?;
-        let plan = components::write(layout, programs, &node)?;
-        containerd::write(layout)?;
-        fs::write(layout.path("plan.json"), serde_json::to_vec_pretty(&plan)?)?;
-        sysctl::keep(layout)?;
-        make_cgroups(layout)?;
-        supervise::start(supervisor, layout)?;
-        progress("etcd and the API server");
-        process::wait_for("the API server", LIMIT, || {
-            self.kubectl(&["get", "--raw", "/readyz"])
-        })?;
-        // RBAC's bootstrap roles and the namespaces may take a moment longer.
-        process::wait_for("the namespace kube-system", LIMIT, || {
-            self.kubectl(&["get", "namespace", "kube-system"])
-        })?;
-        let addons = include_str!("addons.yaml")
-            .replace("COREDNS", images::COREDNS)
-            .replace("METRICS_SERVER", images::METRICS_SERVER)
-            .replace("DNS_SERVICE", network::DNS_SERVICE);
-        self.apply(&addons)?;
-        progress("containerd and the cluster's own images");
-        process::wait_for("containerd", LIMIT, || {
-            images::containerd_answers(layout, programs)
-        })?;
-        images::import_own(layout, programs)?;
-        progress("the node");
-        process::wait_for("the node", LIMIT, || {
-            self.kubectl(&[
-                "wait",
-                "--for=condition=Ready",
-                "node",
-                pki::NODE,
-                "--timeout=60s",
-            ])
-        })?;
-        progress("DNS");
-        process::wait_for("DNS", LIMIT, || {
-            self.kubectl(&[
-                "--namespace",
-                "kube-system",
-                "rollout",
-                "status",
-                "deployment/coredns",
-                "--timeout=60s",
-            ])
-        })?;
-        progress("Caisson");
-        caisson::install(self)?;
-        progress("metrics");
-        // The API server looks only now and then whether a server is behind it.
-        process::wait_for("kubectl top", LIMIT, || {
-            self.kubectl(&[
-                "wait",
-                "--for=condition=Available",
-                "apiservice/v1beta1.metrics.k8s.io",
-                "--timeout=60s",
-            ])
-        })?;
-        fs::write(layout.path("ready"), "")?;
-        Ok(())
-    }
-
-    /// The cluster's folder.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// The programs that the cluster is made of.
-    pub fn programs(&self) -> &Programs {
-        &self.programs
-    }
-
-    /// Returns `kubectl` as the administrator; the caller adds the arguments.
-    pub fn kubectl_command(&self) -> Command {
-        let mut kubectl = Command::new(self.programs.kubernetes("kubectl"));
-        kubectl
-            .env("KUBECONFIG", self.layout.kubeconfig())
-            // Otherwise kubectl would cache the API in the user's home.
-            .env("KUBECACHEDIR", self.layout.path("kubectl-cache"));
-        kubectl
-    }
-
-    /// Runs `kubectl` to its end and returns what it printed.
-    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        process::output(self.kubectl_command().args(args), "")
-    }
-
-    /// Applies a manifest.
-    pub fn apply(&self, manifest: &str) -> Result<()> {
-        let mut kubectl = self.kubectl_command();
-        kubectl.args(["apply", "--filename", "-"]);
-        process::output(&mut kubectl, manifest).map(drop)
-    }
-
-    /// Imports an OCI archive under the name that it gives itself.
-    pub fn import(&self, archive: &Path) -> Result<()> {
-        images::import(&self.layout, &self.programs, archive)
-    }
-
-    /// Returns whether the cluster was started completely and is supervised.
-    fn is_ready(&self) -> bool {
-        let layout = &self.layout;
-        let supervised = File::open(layout.path("supervisor.lock"))
-            .is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
-        supervised
-            && layout.path("ready").exists()
-            && self.kubectl(&["get", "--raw", "/readyz"]).is_ok()
-    }
+fn start(cluster: &Cluster, supervisor: &Path, progress: &mut dyn FnMut(&str)) -> Result<()> {
+    let (layout, programs) = (cluster.layout(), cluster.programs());
+    progress("network, certificates, configuration");
+    fs::create_dir_all(layout.dir())?;
+    let node = network::create(layout)?;
+    network::write_cni(layout)?;
+    pki::write(layout, &node)?;
+    let plan = components::write(layout, programs, &node)?;
+    containerd::write(layout)?;
+    fs::write(layout.path("plan.json"), serde_json::to_vec_pretty(&plan)?)?;
+    sysctl::keep(layout)?;
+    make_cgroups(layout)?;
+    supervise::start(supervisor, layout)?;
+    progress("etcd and the API server");
+    process::wait_for("the API server", LIMIT, || {
+        cluster.kubectl(&["get", "--raw", "/readyz"])
+    })?;
+    // RBAC's bootstrap roles and the namespaces may take a moment longer.
+    process::wait_for("the namespace kube-system", LIMIT, || {
+        cluster.kubectl(&["get", "namespace", "kube-system"])
+    })?;
+    let addons = include_str!("addons.yaml")
+        .replace("COREDNS", images::COREDNS)
+        .replace("METRICS_SERVER", images::METRICS_SERVER)
+        .replace("DNS_SERVICE", network::DNS_SERVICE);
+    cluster.apply(&addons)?;
+    progress("containerd and the cluster's own images");
+    process::wait_for("containerd", LIMIT, || {
+        images::containerd_answers(layout, programs)
+    })?;
+    images::import_own(layout, programs)?;
+    progress("the node");
+    process::wait_for("the node", LIMIT, || {
+        cluster.kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "node",
+            pki::NODE,
+            "--timeout=60s",
+        ])
+    })?;
+    progress("DNS");
+    process::wait_for("DNS", LIMIT, || {
+        cluster.kubectl(&[
+            "--namespace",
+            "kube-system",
+            "rollout",
+            "status",
+            "deployment/coredns",
+            "--timeout=60s",
+        ])
+    })?;
+    progress("Caisson");
+    caisson::install(cluster)?;
+    progress("metrics");
+    // The API server looks only now and then whether a server is behind it.
+    process::wait_for("kubectl top", LIMIT, || {
+        cluster.kubectl(&[
+            "wait",
+            "--for=condition=Available",
+            "apiservice/v1beta1.metrics.k8s.io",
+            "--timeout=60s",
+        ])
+    })?;
+    fs::write(layout.path("ready"), "")?;
+    Ok(())
 }
 
+/// Returns whether the cluster was started completely and is supervised.
+fn is_ready(cluster: &Cluster) -> bool {
+    let layout = cluster.layout();
+    let supervised = File::open(layout.path("supervisor.lock"))
+        .is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
+    supervised
+        && layout.path("ready").exists()
+        && cluster.kubectl(&["get", "--raw", "/readyz"]).is_ok()
+}
 /// Makes the root of the kubelet's cgroups: the kubelet makes what is below it, but not the root
 /// itself.
 fn make_cgroups(layout: &Layout) -> Result<()> {

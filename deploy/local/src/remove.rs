@@ -167,7 +167,7 @@ fn shim_sockets(layout: &Layout) -> Vec<PathBuf> {
         .flat_map(|dir| names(&dir));
     let address = layout.containerd_socket();
     ids.map(|id| format!("{}/k8s.io/{id}", address.display()))
-        .map(|name| Path::new(SHIM_SOCKETS).join(format!("{:x}", Sha256::digest(name))))
+        .map(|name| Path::new(SHIM_SOCKETS).join(hex::encode(Sha256::digest(name))))
         .filter(|path| path.exists())
         .collect()
 }

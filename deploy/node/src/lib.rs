@@ -7,13 +7,14 @@ mod gc;
 mod home;
 mod list;
 mod node;
+mod remote;
 mod run;
 pub mod shim;
 mod skill;
 
-use std::{future::Future, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Looks after a node that runs containers in VMs of their own.
@@ -77,15 +78,4 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(_) | Command::Node(_) => {}
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs `work`, which uses the network and may use TLS, to its end.
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    // Fails where a provider is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start")?
-        .block_on(work)
 }

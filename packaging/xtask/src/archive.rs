@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use tar::{EntryType, Header};
 
-use crate::{files, payload::Entry};
+use crate::files;
 
 /// A tar file that is being written.
 pub struct Archive {
@@ -57,9 +57,9 @@ impl Archive {
             .with_context(|| format!("add {path}"))
     }
 
-    /// Adds a file from elsewhere.
-    pub fn entry(&mut self, entry: &Entry) -> Result<()> {
-        self.file(&entry.to, entry.mode, &files::read(&entry.from)?)
+    /// Adds a copy of a file.
+    pub fn copy(&mut self, path: &str, mode: u32, from: &Path) -> Result<()> {
+        self.file(path, mode, &files::read(from)?)
     }
 
     /// Writes the end of the archive.

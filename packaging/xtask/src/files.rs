@@ -55,6 +55,12 @@ pub fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))
 }
 
+/// Returns the last part of a path.
+pub fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
 /// Returns the sha256 of a file as 64 hex digits. It runs coreutils, since a debug build's own code
 /// would take seconds.
 pub fn sha256(path: &Path) -> Result<String> {

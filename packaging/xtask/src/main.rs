@@ -3,7 +3,8 @@
 //! ```text
 //! image ------> target/dist/guest/{vmlinux,initramfs.cpio,modules.squashfs,manifest.json}
 //! helpers ----> target/dist/libexec/{virtiofsd,vhost-device-vsock}
-//! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson}, image and helpers
+//! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson,caisson-remote},
+//!              image and helpers
 //! release ----> target/dist/{node-image.tar,caisson_VERSION_amd64.deb,
 //!                            sbom.cdx.json,licences.txt,SHA256SUMS}
 //! test-tools, cluster-tools -> target/cache/tools/
@@ -20,6 +21,7 @@ mod fuzz;
 mod helpers;
 mod image;
 mod inputs;
+mod libraries;
 mod node_image;
 mod oci_image;
 mod papers;
@@ -44,7 +46,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   image --hostile             an initramfs for tests whose agent lies to the host: target/cache/hostile
   helpers                     virtiofsd and vhost-device-vsock
-  dist [--locked|--shipped]   the shim and caisson, image and helpers; --shipped: as small as in a release
+  dist [--locked|--shipped]   the programs of a node, image and helpers; --shipped: as small as in a release
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
   deb                         dist --shipped, and a Debian package of it
   release                     dist --shipped, node image, Debian package, SBOM, licences and SHA256SUMS of them all
@@ -58,7 +60,7 @@ const USAGE: &str = "usage: cargo xtask JOB
   cluster-tools [--conformance]
                               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; Kubernetes'
                               own end-to-end tests
-  demo                        two containers in VMs of their own, with a skill and a home, by Debian's containerd
+  demo                        builds what it needs of dist, then: two containers in VMs of their own, with a skill and a home, by Debian's containerd
   run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, conformance
   prose                       comments and pages have at most 100 characters a line
   deny                        licences, bans and sources of the dependencies
@@ -69,7 +71,10 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match dispatch(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            step::print_times();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -110,6 +115,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["release", from @ ..] => release::all(&dirs, where_from(from, Profile::Shipped)?),
         ["helpers"] => helpers::build(&dirs),
         ["demo"] => {
+            dist::build_without_remote(&dirs, image::Pins::Prefer, Profile::Release)?;
             drop(lock);
             demo::run(&dirs)
         }

@@ -5,17 +5,16 @@
 //! `caisson` itself is linked with. It has no shell and no package manager: everything else runs on
 //! the node.
 
-use std::{path::Path, process::Command};
+use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::{
     archive::Archive,
     dirs::Dirs,
-    files, oci_image, papers,
+    files, libraries, oci_image, papers,
     payload::{self, Entry},
-    step,
 };
 
 /// The repository; with the version, it is the image name in the chart's default values.
@@ -62,13 +61,18 @@ fn write_layer(dirs: &Dirs, to: &Path) -> Result<()> {
     for folder in FOLDERS {
         layer.folder(folder)?;
     }
-    for library in libraries(&dirs.dist.join("bin/caisson"))? {
-        layer.entry(&library)?;
+    let libraries = libraries::of(&dirs.dist.join("bin/caisson-remote"))?;
+    // The loader looks for them at these places.
+    let entry = |path: &PathBuf| {
+        let to = path.to_string_lossy();
+        payload::entry(path, to.trim_start_matches('/').to_owned())
+    };
+    let mut entries: Vec<Entry> = libraries.iter().map(entry).collect::<Result<_>>()?;
+    entries.extend(payload::entries(dirs)?);
+    for entry in entries {
+        layer.copy(&entry.to, entry.mode, &entry.from)?;
     }
-    for entry in payload::entries(dirs)? {
-        layer.entry(&entry)?;
-    }
-    for (package, text) in papers::copyrights_of(&libraries(&dirs.dist.join("bin/caisson"))?)? {
+    for (package, text) in papers::copyrights_of(&libraries)? {
         layer.file(
             &format!("usr/share/doc/{package}/copyright"),
             0o644,
@@ -76,48 +80,4 @@ fn write_layer(dirs: &Dirs, to: &Path) -> Result<()> {
         )?;
     }
     layer.finish()
-}
-
-/// Returns a program's shared libraries and the loader, at the places where the loader looks for
-/// them.
-pub fn libraries(program: &Path) -> Result<Vec<Entry>> {
-    let said = step::output(Command::new("ldd").arg(program))?;
-    let said = String::from_utf8_lossy(&said).into_owned();
-    let paths = library_paths(&said)?;
-    paths
-        .into_iter()
-        .map(|path| payload::entry(Path::new(path), path.trim_start_matches('/').to_owned()))
-        .collect()
-}
-
-/// Returns the paths in ldd's output, sorted.
-fn library_paths(said: &str) -> Result<Vec<&str>> {
-    let mut paths = Vec::new();
-    for line in said.lines() {
-        if line.contains("not found") {
-            bail!("ldd: {}", line.trim());
-        }
-        // `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)`; the kernel's own page has no path.
-        paths.extend(line.split_whitespace().find(|word| word.starts_with('/')));
-    }
-    paths.sort_unstable();
-    Ok(paths)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn library_paths_are_those_that_ldd_found() {
-        let said = "\tlinux-vdso.so.1 (0x7f)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x7f)\n\t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
-        let expected = ["/lib/x/libc.so.6", "/lib64/ld-linux-x86-64.so.2"];
-        assert_eq!(library_paths(said).unwrap(), expected);
-    }
-
-    #[test]
-    fn library_that_is_not_found_is_named() {
-        let error = library_paths("\tlibx.so => not found\n").unwrap_err();
-        assert!(error.to_string().contains("libx.so"));
-    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::dirs::Dirs;
+use crate::{dirs::Dirs, files, papers};
 
 /// The folders of `target/dist` that go to a node.
 pub const FOLDERS: [&str; 3] = ["bin", "guest", "libexec"];
@@ -37,11 +37,11 @@ pub fn entries(dirs: &Dirs) -> Result<Vec<Entry>> {
             let from = found
                 .with_context(|| format!("read {}", dir.display()))?
                 .path();
-            let name = name(&from);
+            let name = files::name(&from);
             entries.push(entry(&from, format!("{PLACE}/{folder}/{name}"))?);
         }
     }
-    for paper in crate::papers::ALL {
+    for paper in papers::ALL {
         entries.push(entry(&dirs.dist.join(paper), format!("{PAPERS}/{paper}"))?);
     }
     entries.sort();
@@ -57,10 +57,4 @@ pub fn entry(from: &Path, to: String) -> Result<Entry> {
         from: from.to_owned(),
         mode: if executable { 0o755 } else { 0o644 },
     })
-}
-
-/// Returns the last part of a path.
-pub fn name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
 }

@@ -6,10 +6,15 @@ use std::{
     fs::File,
     path::Path,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{bail, Context, Result};
+use nix::sys::{
+    resource::{getrusage, UsageWho},
+    time::TimeValLike,
+};
 
 /// The time after which a step is announced.
 const QUIET: Duration = Duration::from_secs(2);
@@ -18,12 +23,42 @@ const BEAT: Duration = Duration::from_secs(15);
 /// How many lines of the log a failure shows.
 const TAIL: usize = 25;
 
+/// The announced steps that this process has run.
+static TAKEN: Mutex<Vec<Taken>> = Mutex::new(Vec::new());
+
+/// How long a step took.
+struct Taken {
+    name: String,
+    elapsed: Duration,
+    /// Seconds of CPU time.
+    cpu: f64,
+}
+
+/// Prints how long each announced step took, the longest first, unless there was none.
+pub fn print_times() {
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    taken.sort_by(|a, b| b.cpu.total_cmp(&a.cpu));
+    for Taken { name, elapsed, cpu } in taken.drain(..) {
+        let elapsed = elapsed.as_secs_f32();
+        eprintln!("  {name:<28} {elapsed:>6.1} s, {cpu:>6.1} s of CPU time");
+    }
+}
+
+/// Returns the CPU time that all ended children of this process took, in seconds.
+fn cpu_seconds() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN);
+    usage.map_or(0.0, |usage| {
+        let both = usage.user_time() + usage.system_time();
+        both.num_milliseconds() as f64 / 1000.0
+    })
+}
+
 /// Runs `command` to its end; its output goes to `<log_dir>/<name>.log`.
 pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
     let log_path = log_dir.join(format!("{name}.log"));
     let log = File::create(&log_path).with_context(|| format!("make {}", log_path.display()))?;
     let both = log.try_clone().context("share the log")?;
-    let started = Instant::now();
+    let (started, cpu_before) = (Instant::now(), cpu_seconds());
     let mut child = command
         .stdin(Stdio::null())
         .stdout(log)
@@ -55,7 +90,17 @@ pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
         bail!("{name}: {status}; the whole log is {}", log_path.display());
     }
     if announced {
-        eprintln!("  {name}: done in {:.1} s", started.elapsed().as_secs_f32());
+        let elapsed = started.elapsed();
+        eprintln!("  {name}: done in {:.1} s", elapsed.as_secs_f32());
+        let taken = Taken {
+            name: name.to_owned(),
+            elapsed,
+            cpu: cpu_seconds() - cpu_before,
+        };
+        TAKEN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(taken);
     }
     Ok(())
 }

@@ -196,11 +196,7 @@ fn archive(layers: &[Layer]) -> Vec<u8> {
             .iter()
             .take(32)
             .for_each(|entry| entry.write(&mut tar));
-        let hex: String = Sha256::digest(&tar)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        diff_ids.push(format!("sha256:{hex}"));
+        diff_ids.push(format!("sha256:{}", hex::encode(Sha256::digest(&tar))));
         names.push(format!("{number}.tar"));
         add(&names[number], &tar);
     }

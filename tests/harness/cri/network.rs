@@ -11,7 +11,7 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use serde_json::json;
 
-use crate::{command, sweep};
+use crate::{command, paths::names, sweep};
 
 /// The folder of the plugins in Debian's `containernetworking-plugins`.
 pub const PLUGINS: &str = "/usr/lib/cni";
@@ -96,12 +96,5 @@ fn results(tag: &str) -> Vec<PathBuf> {
     let paths = names(results).into_iter().map(|name| results.join(name));
     paths
         .filter(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(tag)))
-        .collect()
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
 }

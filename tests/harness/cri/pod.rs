@@ -336,6 +336,11 @@ impl<'n> Pod<'n> {
         container::shim(&self.id)
     }
 
+    /// Returns the pid of the VMM, whichever hypervisor it is.
+    pub fn vmm(&self) -> Result<u32> {
+        container::vmm(&self.node.state_dir().join(&self.id))
+    }
+
     /// Returns the pid of a host process of the VM by its role: `qemu`, `vsock`, `virtiofsd-…`.
     pub fn vm_process(&self, role: &str) -> Result<u32> {
         let processes = self.vm_processes()?;

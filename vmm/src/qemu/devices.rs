@@ -5,10 +5,11 @@ use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 use serde_json::{json, Value};
 
 use super::{
+    error::QmpError,
     ports::Port,
     qmp::{shortened, Qmp},
 };
-use crate::{vsock::VsockDevice, Error, Result};
+use crate::{driver::vsock::VsockDevice, Error, Result};
 
 /// The time limit for a guest to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
@@ -24,6 +25,7 @@ pub(crate) enum Backend {
     Chardev(String),
     Block { node: String, fdset: u64 },
     Netdev(String),
+    Object(&'static str),
     None,
 }
 
@@ -105,7 +107,7 @@ pub(crate) async fn add_block(
     let added = qmp.pass("add-fd", json!({}), file.into()).await?;
     let fdset = added["fdset-id"]
         .as_u64()
-        .ok_or_else(|| Error::QmpProtocol(format!("add-fd: {}", shortened(&added))))?;
+        .ok_or_else(|| QmpError::Protocol(format!("add-fd: {}", shortened(&added))))?;
     let backend = Backend::Block {
         node: id.to_owned(),
         fdset,
@@ -126,7 +128,7 @@ pub(crate) async fn add_block(
     });
     if let Err(error) = qmp.execute("blockdev-add", arguments).await {
         remove_backend(qmp, &backend).await;
-        return Err(error);
+        return Err(error.into());
     }
     Ok(backend)
 }
@@ -165,7 +167,8 @@ pub(crate) async fn plug(
     if plugged.is_err() {
         remove_backend(qmp, backend).await;
     }
-    plugged.map(|_| ())
+    plugged?;
+    Ok(())
 }
 
 /// Unplugs a device and removes its backend, once the guest has let go of it.
@@ -199,6 +202,7 @@ async fn remove_backend(qmp: &Qmp, backend: &Backend) {
             qmp.execute("remove-fd", fdset).await
         }
         Backend::Netdev(id) => qmp.execute("netdev_del", json!({ "id": id })).await,
+        Backend::Object(id) => qmp.execute("object-del", json!({ "id": id })).await,
         Backend::None => return,
     };
     if let Err(error) = removed {

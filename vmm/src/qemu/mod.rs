@@ -2,17 +2,19 @@
 //!
 //! - this module boots VMs, with [`QemuVmm`];
 //! - `vm`: the running VM;
+//! - `probe`: whether KVM really works here;
+//! - `machine`: QEMU's process and the stopped machine in it;
 //! - `devices`: makes QEMU's objects for each [`crate::Device`];
-//! - `end`: the reason for the VM's end;
 //! - `resize`: cpus and memory;
 //! - `command_line`, `ports`: the bare machine;
-//! - `qmp`: the monitor's protocol;
-//! - `probe`: whether KVM really works here;
+//! - `qmp`, `error`, `events`: the monitor's protocol, and what QEMU's events mean for the VM;
 //! - `seccomp`: the system calls that QEMU may make.
 
 mod command_line;
 mod devices;
-mod end;
+mod error;
+mod events;
+mod machine;
 mod ports;
 mod probe;
 pub mod qmp;
@@ -20,39 +22,19 @@ pub mod resize;
 mod seccomp;
 mod vm;
 
-use std::{
-    io,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
-use tokio::{net::UnixStream, sync::watch};
 
 use crate::{
-    jail::Jail,
-    limits::Limits,
-    log_lines::{follow_but, Tail},
-    process::{Child, Confinement, Program, FIRST_DESCRIPTOR},
-    user_namespace, vsock, Accelerator, Error, Result, Vm, VmSpec, Vmm, SECRET_MARKER,
+    driver::{stage::log_stage, user_namespace, vsock::Carrier},
+    Error, Result, Vm, VmSpec, Vmm,
 };
-use command_line::Descriptors;
+pub use error::QmpError;
+use machine::Qemu;
+pub use machine::QemuConfig;
 pub use probe::{probe_kvm, ProbeResult, PROBE_LIMIT};
-use qmp::Qmp;
 use vm::QemuVm;
-
-/// The programs of a QEMU VM.
-#[derive(Debug, Clone)]
-pub struct QemuConfig {
-    /// `qemu-system-x86_64`, 7.2 or later.
-    pub qemu: PathBuf,
-    /// The Rust virtiofsd, 1.11 or later.
-    pub virtiofsd: PathBuf,
-    /// `vhost-device-vsock`, 0.3 or later; used where the host has no usable `/dev/vhost-vsock`.
-    pub vsock_daemon: PathBuf,
-}
 
 /// Boots VMs with QEMU.
 #[derive(Debug)]
@@ -72,147 +54,15 @@ impl Vmm for QemuVmm {
     async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
         let started = Instant::now();
         let user_namespace = user_namespace::identity().map_err(Error::UserNamespace)?;
-        let carrier = vsock::Carrier::find();
+        let carrier = Carrier::find();
         let answer = spec.secret.answer(carrier.name());
         let vsock = carrier.start(&self.config.vsock_daemon, &spec);
         let qemu = Qemu::start(&self.config.qemu, &spec, Some(answer));
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
         let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
-        vm.resume().await?;
+        vm.start().await?;
         log_stage("boot", started);
         Ok(Box::new(vm))
     }
-}
-
-/// Logs the duration of a stage.
-fn log_stage(stage: &str, started: Instant) {
-    let ms = started.elapsed().as_secs_f64() * 1000.0;
-    log::debug!(stage = stage, ms = ms; "VM");
-}
-
-/// A QEMU process with a stopped machine, and its monitor.
-#[derive(Debug)]
-struct Qemu {
-    child: Child,
-    qmp: Qmp,
-    console: Tail,
-    /// What QEMU said about the machine's end. Closed when it can't say more.
-    end: watch::Receiver<Option<String>>,
-}
-
-impl Qemu {
-    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it. A VM without
-    /// one is a probe.
-    async fn start(qemu: &Path, spec: &VmSpec, answer: Option<Vec<u8>>) -> Result<Qemu> {
-        let started = Instant::now();
-        let sockets = || -> io::Result<_> {
-            let (monitor, monitor_end) = UnixStream::pair()?;
-            let (console, console_end) = UnixStream::pair()?;
-            let ends = vec![
-                OwnedFd::from(monitor_end.into_std()?),
-                OwnedFd::from(console_end.into_std()?),
-            ];
-            Ok((monitor, console, ends))
-        };
-        let (monitor, console, descriptors) =
-            sockets().map_err(|e| Error::Io("make QEMU's sockets", e))?;
-        let program = Program {
-            role: "qemu".to_owned(),
-            path: PathBuf::new(),
-            arguments: command_line::arguments(
-                spec,
-                Descriptors {
-                    monitor: FIRST_DESCRIPTOR,
-                    console: FIRST_DESCRIPTOR + 1,
-                },
-                answer.is_none(),
-            ),
-            descriptors,
-            confinement: Confinement::Jail(Jail::new(&spec.dir, spec.credentials).map_err(
-                |source| Error::File {
-                    what: "prepare a jail in",
-                    path: spec.dir.clone(),
-                    source,
-                },
-            )?),
-            placement: spec.placement.clone(),
-            limits: Limits::qemu(),
-        };
-        let child = Child::start(confined(program, qemu, spec)?).await?;
-        log_stage("qemu executed", started);
-
-        let tail = Tail::default();
-        let pod = spec.id.clone();
-        let (output, input) = console.into_split();
-        let mut answer = answer;
-        let tell = move |line: &str| {
-            let asked = line.contains(SECRET_MARKER);
-            if let Some(answer) = asked.then(|| answer.take()).flatten() {
-                // A socket that nothing has been written to takes all of it.
-                if let Err(error) = input.try_write(&answer) {
-                    log::error!(error = error.to_string().as_str(); "tell the guest its secret");
-                }
-            }
-            asked
-        };
-        let log_line = move |line: &str| log::info!(source = "guest", pod; "{line}");
-        tokio::spawn(follow_but(output, tail.clone(), log_line, tell));
-        let (note, end) = watch::channel(None);
-        let connected = Qmp::connect(monitor, move |event| end::note(&note, event));
-        let qmp = child.unless_it_ends(connected).await?;
-        log_stage("qemu answers", started);
-        Ok(Qemu {
-            child,
-            qmp,
-            console: tail,
-            end,
-        })
-    }
-}
-
-/// Puts the files that QEMU needs into its jail.
-fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program> {
-    let Confinement::Jail(jail) = &mut program.confinement else {
-        return Ok(program);
-    };
-    let failed = |what: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::File { what, path, source }
-    };
-    program.path = jail.program(qemu).map_err(failed("find QEMU", qemu))?;
-    jail.seccomp(seccomp::filter().map_err(|e| failed("confine", qemu)(io::Error::other(e)))?);
-    jail.dir(c"guest");
-    let guest = [
-        ("open kernel", &spec.guest.kernel, command_line::KERNEL),
-        (
-            "open initramfs",
-            &spec.guest.initramfs,
-            command_line::INITRAMFS,
-        ),
-    ];
-    for (what, path, at) in guest {
-        // QEMU opens the file under another uid.
-        let readable = path
-            .metadata()
-            .and_then(|m| match m.permissions().mode() & 0o004 {
-                0 => Err(io::Error::other("others may not read it, as QEMU must")),
-                _ => jail.bind(path, Path::new(at)),
-            });
-        readable.map_err(failed(what, path))?;
-    }
-    // QEMU looks here for the size of a huge page, which is virtio-mem's block size.
-    let huge_pages = Path::new("/sys/kernel/mm/transparent_hugepage");
-    if command_line::pluggable_memory(spec) > 0 && huge_pages.exists() {
-        for dir in [c"sys", c"sys/kernel", c"sys/kernel/mm"] {
-            jail.dir(dir);
-        }
-        jail.bind(huge_pages, Path::new("sys/kernel/mm/transparent_hugepage"))
-            .map_err(failed("find", huge_pages))?;
-    }
-    if spec.accelerator == Accelerator::Kvm {
-        let kvm = Path::new("/dev/kvm");
-        jail.device(kvm).map_err(failed("find", kvm))?;
-    }
-    Ok(program)
 }

@@ -15,8 +15,8 @@ use std::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::{Qemu, QemuConfig};
-use crate::{Accelerator, Result, VmSpec};
+use super::machine::{Qemu, QemuConfig};
+use crate::{driver::end::Said, Accelerator, Result, VmSpec};
 
 /// What the agent prints for a kernel command line with `caisson.probe`, before it powers off.
 const OK: &str = "caisson: probe ok";
@@ -63,7 +63,9 @@ pub async fn probe_kvm(config: &QemuConfig, spec: &VmSpec, limit: Duration) -> R
         let failure = tokio::select! {
             () = printed_ok(&qemu) => return Ok(Ok(())),
             how = qemu.child.ended() => how,
-            Ok(said) = end.wait_for(Option::is_some) => said.clone().unwrap_or_default(),
+            Ok(said) = end.wait_for(Option::is_some) => {
+                said.as_ref().map_or("", Said::reason).to_owned()
+            }
         };
         // The guest prints and powers off, and QEMU ends, all within a moment.
         match timeout(Duration::from_millis(100), printed_ok(&qemu)).await {

@@ -22,7 +22,9 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Error, Result};
+use super::error::QmpError;
+
+type Result<T> = std::result::Result<T, QmpError>;
 
 /// The time limit of a command. It is enough for a busy machine: QEMU answers between two steps of
 /// its main loop.
@@ -89,12 +91,12 @@ impl Qmp {
         };
         let greeting = timeout(COMMAND_LIMIT, driver.message())
             .await
-            .map_err(|_| Error::TimedOut {
+            .map_err(|_| QmpError::TimedOut {
                 what: "QEMU's greeting".to_owned(),
                 limit: COMMAND_LIMIT,
             })??;
         if greeting.get("QMP").is_none() {
-            return Err(Error::QmpProtocol(shortened(&greeting)));
+            return Err(QmpError::Protocol(shortened(&greeting)));
         }
         tokio::spawn(driver.run(receiver));
         let qmp = Qmp { requests };
@@ -137,7 +139,7 @@ impl Qmp {
         };
         timeout(COMMAND_LIMIT, work)
             .await
-            .map_err(|_| Error::TimedOut {
+            .map_err(|_| QmpError::TimedOut {
                 what: format!("QEMU's {command}"),
                 limit: COMMAND_LIMIT,
             })?
@@ -162,8 +164,8 @@ impl Qmp {
     }
 }
 
-fn closed() -> Error {
-    Error::QmpConnection(io::ErrorKind::ConnectionReset.into())
+fn closed() -> QmpError {
+    QmpError::Connection(io::ErrorKind::ConnectionReset.into())
 }
 
 /// The start of a message of QEMU's, for an error.
@@ -211,16 +213,16 @@ impl Driver {
                         .chars()
                         .take(MAX_TEXT)
                         .collect();
-                    Error::QmpProtocol(format!("{start:?} ({error})"))
+                    QmpError::Protocol(format!("{start:?} ({error})"))
                 });
             }
             if self.unread.len() > MAX_MESSAGE {
-                return Err(Error::QmpProtocol(format!(
+                return Err(QmpError::Protocol(format!(
                     "more than {MAX_MESSAGE} bytes in one message"
                 )));
             }
             let read = self.stream.read_buf(&mut self.unread).await;
-            if read.map_err(Error::QmpConnection)? == 0 {
+            if read.map_err(QmpError::Connection)? == 0 {
                 return Err(closed());
             }
         }
@@ -255,7 +257,7 @@ impl Driver {
         };
         let _ = answer.send(match message.get("return") {
             Some(value) => Ok(value.clone()),
-            None => Err(Error::QmpRefused {
+            None => Err(QmpError::Refused {
                 command,
                 class: text("class"),
                 desc: text("desc"),
@@ -291,7 +293,7 @@ impl Driver {
         self.stream
             .write_all(&bytes[sent..])
             .await
-            .map_err(Error::QmpConnection)
+            .map_err(QmpError::Connection)
     }
 
     /// Sends the descriptor with as many of `bytes` as can be sent at once. Returns how many that
@@ -316,7 +318,7 @@ impl Driver {
                 .map_err(io::Error::from)
             })
             .await
-            .map_err(Error::QmpConnection)
+            .map_err(QmpError::Connection)
     }
 }
 
@@ -406,7 +408,7 @@ mod tests {
         let (stream, _peer) = peer(&[]);
         let qmp = Qmp::connect(stream, |_| {}).await.unwrap();
         let error = qmp.execute("query-status", json!({})).await.unwrap_err();
-        assert!(matches!(error, Error::QmpConnection(_)), "{error}");
+        assert!(matches!(error, QmpError::Connection(_)), "{error}");
     }
 
     #[tokio::test]
@@ -417,7 +419,7 @@ mod tests {
             while theirs.write_all(&[b'x'; 4096]).await.is_ok() {}
         });
         let error = Qmp::connect(stream, |_| {}).await.unwrap_err();
-        assert!(matches!(error, Error::QmpProtocol(_)), "{error}");
+        assert!(matches!(error, QmpError::Protocol(_)), "{error}");
     }
 
     #[tokio::test]

@@ -1,8 +1,13 @@
 //! Adds cpus to a running VM and changes the size of its memory.
 //!
 //! Cpus are plugged into the machine's own slots for them. Memory is one virtio-mem device, of
-//! which the guest is given more or less. It exists from the boot on if [`VmSpec::max_memory`] asks
-//! for it. Its backend is shared like the rest of the guest's memory, since the daemons map it too.
+//! which the guest is given more or less. It is plugged in when the guest is first given more than
+//! it booted with. Its backend is shared like the rest of the guest's memory, since the daemons map
+//! it too.
+//!
+//! Under emulation a start takes 70 ms of CPU time less without that device (the mean of eight
+//! starts each, 1775 and 1842 ms), and the first growth 25 ms more (the median of five, 109 and
+//! 84 ms).
 
 use std::time::Duration;
 
@@ -12,13 +17,14 @@ use tokio::time::{sleep, Instant};
 
 use super::{
     command_line::pluggable_memory,
+    error::QmpError,
     qmp::{shortened, Qmp},
 };
-use crate::{Error, Result, VmSpec};
+use crate::{driver::size, Error, Result, VmSpec};
 
 /// The virtio-mem device and its backend.
 pub(crate) const MEMORY: &str = "memory";
-const MEMORY_BACKEND: &str = "pluggable";
+pub(crate) const MEMORY_BACKEND: &str = "pluggable";
 
 /// The unit of the guest's memory: a huge page, virtio-mem's block size on x86_64.
 const MEMORY_BLOCK: u64 = 2 * 1024 * 1024;
@@ -26,13 +32,9 @@ const MEMORY_BLOCK: u64 = 2 * 1024 * 1024;
 const STALL_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Makes the backend of the pluggable memory. Returns the device's properties, unless no memory is
-/// pluggable.
-pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>> {
+/// Makes the backend of the pluggable memory. Returns the device's properties.
+pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Value> {
     let size = pluggable_memory(spec);
-    if size == 0 {
-        return Ok(None);
-    }
     let backend = json!({
         "qom-type": "memory-backend-memfd",
         "id": MEMORY_BACKEND,
@@ -42,23 +44,17 @@ pub(crate) async fn add_memory(qmp: &Qmp, spec: &VmSpec) -> Result<Option<Value>
         "reserve": false,
     });
     qmp.execute("object-add", backend).await?;
-    Ok(Some(json!({
+    Ok(json!({
         "driver": "virtio-mem-pci",
         "memdev": MEMORY_BACKEND,
         "block-size": MEMORY_BLOCK,
         "requested-size": 0,
-    })))
+    }))
 }
 
 /// Gives the guest `total` bytes, rounded up to whole blocks, but no less than it booted with.
 pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
-    if total > spec.max_memory {
-        return Err(Error::Size {
-            wanted: total,
-            unit: "bytes of memory",
-            rule: format!("at most {} are possible", spec.max_memory),
-        });
-    }
+    size::check_memory(spec, total)?;
     let wanted = total
         .saturating_sub(spec.memory)
         .next_multiple_of(MEMORY_BLOCK);
@@ -97,13 +93,7 @@ pub async fn resize_memory(qmp: &Qmp, spec: &VmSpec, total: u64) -> Result<()> {
 /// would have to eject it, which a guest need not do and an emulated one often can't. The agent
 /// brings as many online as the pod is to have, and the pod's cgroup limits their time.
 pub async fn add_cpus(qmp: &Qmp, spec: &VmSpec, total: u32) -> Result<()> {
-    if total > spec.max_cpus.max(spec.cpus) {
-        return Err(Error::Size {
-            wanted: total.into(),
-            unit: "cpus",
-            rule: format!("at most {} are possible", spec.max_cpus),
-        });
-    }
+    size::check_cpus(spec, total)?;
     if spec.max_cpus <= spec.cpus {
         return Ok(());
     }
@@ -134,7 +124,7 @@ struct CpuSlot {
 async fn cpu_slots(qmp: &Qmp) -> Result<Vec<CpuSlot>> {
     let slots = qmp.execute("query-hotpluggable-cpus", json!({})).await?;
     let mut slots = Vec::<CpuSlot>::deserialize(&slots)
-        .map_err(|_| Error::QmpProtocol(format!("no list of cpus: {}", shortened(&slots))))?;
+        .map_err(|_| QmpError::Protocol(format!("no list of cpus: {}", shortened(&slots))))?;
     // QEMU lists the last one first.
     slots.reverse();
     Ok(slots)

@@ -3,7 +3,7 @@
 
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
-use crate::filter::{allow, Rule};
+use crate::driver::filter::{allow, Rule};
 
 /// The allowed system calls.
 ///

@@ -1,7 +1,6 @@
 //! A running VM of QEMU.
 
 use std::{
-    collections::HashMap,
     os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
@@ -10,23 +9,34 @@ use std::{
 
 use async_trait::async_trait;
 use serde_json::{json, Value};
-use tokio::sync::{mpsc, watch};
 
 use super::{
     devices::{self, Backend},
-    end, log_stage,
+    error::QmpError,
+    events,
+    machine::{Qemu, QemuConfig},
     ports::{Port, Ports},
-    resize, Qemu, QemuConfig,
+    qmp::shortened,
+    resize,
 };
 use crate::{
-    process::Child,
-    virtiofsd,
-    vsock::{Dialer, Vsock},
-    Accelerator, Connecting, Device, DeviceId, EndReason, Ended, Error, Result, Vm, VmSpec,
+    driver::{
+        devices::Devices,
+        end::End,
+        process::Child,
+        size,
+        stage::log_stage,
+        state::{State, States},
+        virtiofsd,
+        vsock::{Dialer, Vsock},
+    },
+    Accelerator, Connecting, Device, DeviceId, Ended, Error, Result, Vm, VmSpec,
 };
 
-/// Names the cpus beyond those at boot, for [`Vm::detach`].
+/// Names the cpus beyond those at boot.
 const CPUS: &str = "cpus";
+/// Names the balloon, of which a VM has at most one.
+const BALLOON: &str = "balloon";
 
 /// A running VM of QEMU, with everything that is plugged into it.
 pub(super) struct QemuVm {
@@ -38,23 +48,18 @@ pub(super) struct QemuVm {
     user_namespace: Arc<OwnedFd>,
     spec: VmSpec,
     ports: Ports,
-    devices: HashMap<String, Plugged>,
-    /// Sends the role and the end of each process that the VM can't do without.
-    deaths: mpsc::UnboundedSender<(String, String)>,
-    stop: watch::Sender<bool>,
-    ended: watch::Receiver<Option<EndReason>>,
+    devices: Devices<Plugged>,
+    end: End,
+    states: States,
+    /// Whether memory is attached, in the caller's eyes: its device stays when it is detached.
+    has_memory: bool,
 }
 
+/// How a device is plugged into QEMU.
+#[derive(Debug)]
 struct Plugged {
     port: Port,
     backend: Backend,
-    daemon: Option<Daemon>,
-}
-
-/// The process behind a device. If it ends before the device is unplugged, the VM ends too.
-struct Daemon {
-    child: Child,
-    watch: tokio::task::JoinHandle<()>,
 }
 
 impl QemuVm {
@@ -66,40 +71,25 @@ impl QemuVm {
         vsock: Vsock,
         user_namespace: Arc<OwnedFd>,
     ) -> Result<QemuVm> {
-        let (deaths, died) = mpsc::unbounded_channel();
-        let (stop, stopped) = watch::channel(false);
-        let (sender, ended) = watch::channel(None);
-        tokio::spawn(end::watch(
-            qemu.console.clone(),
-            qemu.end.clone(),
-            died,
-            stopped,
-            sender,
-        ));
         let (vsock_daemon, readiness) = vsock.daemon.unzip();
         let mut vm = QemuVm {
             virtiofsd: config.virtiofsd.clone(),
             user_namespace,
             ports: Ports::new(),
-            devices: HashMap::new(),
+            devices: Devices::new(),
             dialer: vsock.dialer,
             vsock: vsock_daemon,
+            end: End::watch(&qemu.child, qemu.end.clone(), qemu.console.clone()),
             qemu,
             spec,
-            deaths,
-            stop,
-            ended,
+            states: States::new(State::Running),
+            has_memory: false,
         };
-        vm.report_end(&vm.qemu.child);
         if let Some(daemon) = &vm.vsock {
-            vm.report_end(daemon);
+            vm.end.comes_with(daemon);
         }
         let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
         vm.plug("vsock", backend, properties, None).await?;
-        if let Some(properties) = resize::add_memory(&vm.qemu.qmp, &vm.spec).await? {
-            vm.plug(resize::MEMORY, Backend::None, properties, None)
-                .await?;
-        }
         if let Some(readiness) = readiness {
             let qmp = vm.qemu.qmp.clone();
             tokio::spawn(readiness.watch(devices::driver_is_up(qmp, "vsock")));
@@ -108,35 +98,16 @@ impl QemuVm {
     }
 
     /// Starts the machine.
-    pub(super) async fn resume(&self) -> Result<()> {
+    pub(super) async fn start(&self) -> Result<()> {
         self.qemu.qmp.execute("cont", json!({})).await?;
         Ok(())
     }
 
     fn children(&self) -> impl Iterator<Item = &Child> {
-        let daemons = self.devices.values().filter_map(|d| d.daemon.as_ref());
-        let daemons = daemons.map(|daemon| &daemon.child);
         [&self.qemu.child]
             .into_iter()
             .chain(&self.vsock)
-            .chain(daemons)
-    }
-
-    fn report_end(&self, child: &Child) -> tokio::task::JoinHandle<()> {
-        let role = child.role().to_owned();
-        let ended = child.ended();
-        let deaths = self.deaths.clone();
-        tokio::spawn(async move {
-            let how = ended.await;
-            let _ = deaths.send((role, how));
-        })
-    }
-
-    fn ensure_running(&self) -> Result<()> {
-        match &*self.ended.borrow() {
-            Some(reason) => Err(Error::Ended(format!("{reason:?}"))),
-            None => Ok(()),
-        }
+            .chain(self.devices.daemons())
     }
 
     async fn plug(
@@ -152,39 +123,27 @@ impl QemuVm {
             self.ports.give_back(port);
             return Err(error);
         }
-        let daemon = daemon.map(|child| Daemon {
-            watch: self.report_end(&child),
-            child,
-        });
-        self.devices.insert(
-            id.to_owned(),
-            Plugged {
-                port,
-                backend,
-                daemon,
-            },
-        );
-        Ok(DeviceId(id.to_owned()))
+        let plugged = Plugged { port, backend };
+        Ok(self.devices.add(id, plugged, daemon, &self.end))
     }
 
-    /// Refuses names that QEMU or the guest would misinterpret.
-    fn check_name(&self, id: &str, name: &str, longest: usize) -> Result<()> {
-        let rule = if name.is_empty() || name.len() > longest {
-            "its name is empty or too long"
-        } else if !name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        {
-            "its name has other characters than letters, digits, `-`, `_` and `.`"
-        } else if self.devices.contains_key(id) {
-            "the VM has it already"
-        } else {
-            return Ok(());
-        };
-        Err(Error::InvalidDevice {
-            id: id.to_owned(),
-            rule,
-        })
+    /// Gives the guest `total` bytes of memory. The device for more than that at boot is plugged in
+    /// when it is first needed, and stays, if need be without memory.
+    async fn resize_memory(&mut self, total: u64) -> Result<()> {
+        if !self.devices.has(resize::MEMORY) {
+            if total <= self.spec.memory {
+                return Ok(());
+            }
+            let properties = resize::add_memory(&self.qemu.qmp, &self.spec).await?;
+            self.plug(
+                resize::MEMORY,
+                Backend::Object(resize::MEMORY_BACKEND),
+                properties,
+                None,
+            )
+            .await?;
+        }
+        resize::resize_memory(&self.qemu.qmp, &self.spec, total).await
     }
 
     async fn attach_shared_dir(
@@ -195,7 +154,7 @@ impl QemuVm {
         user_namespace: Option<OwnedFd>,
     ) -> Result<DeviceId> {
         let id = format!("share-{tag}");
-        self.check_name(&id, &tag, 36)?;
+        self.devices.check(&id, &tag, 36)?;
         let (daemon, connection) = virtiofsd::start(
             &self.virtiofsd,
             &self.spec,
@@ -223,7 +182,7 @@ impl QemuVm {
         read_only: bool,
     ) -> Result<DeviceId> {
         let id = format!("disk-{serial}");
-        self.check_name(&id, &serial, 20)?;
+        self.devices.check(&id, &serial, 20)?;
         let backend = devices::add_block(&self.qemu.qmp, &id, &path, read_only).await?;
         let properties = json!({
             "driver": "virtio-blk-pci",
@@ -246,7 +205,7 @@ impl QemuVm {
     ) -> Result<DeviceId> {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         let id = format!("net-{}", mac.replace(':', ""));
-        self.check_name(&id, &id, 36)?;
+        self.devices.check(&id, &id, 36)?;
         // Under emulation QEMU would have to carry vhost's interrupts itself.
         let vhost = vhost.filter(|_| self.spec.accelerator == Accelerator::Kvm);
         let backend = devices::add_tap(&self.qemu.qmp, &id, tap, vhost).await?;
@@ -266,18 +225,23 @@ impl QemuVm {
 #[async_trait]
 impl Vm for QemuVm {
     fn connect(&self, port: u32, within: Duration) -> Connecting {
-        let connecting = self.dialer.connect(port, within, self.spec.secret.clone());
+        if let Err(error) = self.end.not_yet() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let connecting =
+            self.dialer
+                .connect(port, within, self.spec.secret.clone(), self.states.follow());
         let ended = self.wait();
         Box::pin(async move {
             tokio::select! {
                 connection = connecting => connection,
-                reason = ended => Err(Error::Ended(format!("{reason:?}"))),
+                reason = ended => Err(Error::Ended(reason)),
             }
         })
     }
 
     async fn attach(&mut self, device: Device) -> Result<DeviceId> {
-        self.ensure_running()?;
+        self.end.not_yet()?;
         let started = Instant::now();
         let id = match device {
             Device::SharedDir {
@@ -301,19 +265,22 @@ impl Vm for QemuVm {
                 mtu,
             } => self.attach_network(tap, vhost, mac, mtu).await?,
             Device::FreePageReporting => {
+                self.devices.check(BALLOON, BALLOON, 36)?;
                 let properties = json!({
                     "driver": "virtio-balloon-pci",
                     "free-page-reporting": true,
                 });
-                self.plug("balloon", Backend::None, properties, None)
-                    .await?
+                self.plug(BALLOON, Backend::None, properties, None).await?
             }
             Device::Cpus(total) => {
                 resize::add_cpus(&self.qemu.qmp, &self.spec, total).await?;
                 DeviceId(CPUS.to_owned())
             }
             Device::Memory(total) => {
-                resize::resize_memory(&self.qemu.qmp, &self.spec, total).await?;
+                self.states.allow("change the memory of", State::Running)?;
+                size::check_memory(&self.spec, total)?;
+                self.has_memory = true;
+                self.resize_memory(total).await?;
                 DeviceId(resize::MEMORY.to_owned())
             }
         };
@@ -322,44 +289,76 @@ impl Vm for QemuVm {
     }
 
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
-        self.ensure_running()?;
+        self.end.not_yet()?;
+        self.states.allow("detach a device of", State::Running)?;
         if id.0 == resize::MEMORY {
-            return resize::resize_memory(&self.qemu.qmp, &self.spec, 0).await;
-        }
-        let Some(mut plugged) = self.devices.remove(&id.0) else {
-            return Err(Error::UnknownDevice(id.0));
-        };
-        // The daemon ends by itself when QEMU closes its connection.
-        if let Some(daemon) = &plugged.daemon {
-            daemon.watch.abort();
-        }
-        let unplugged = devices::unplug(&self.qemu.qmp, &id.0, &plugged.backend).await;
-        if let Err(error) = unplugged {
-            if let Some(daemon) = &mut plugged.daemon {
-                daemon.watch = self.report_end(&daemon.child);
+            if !self.has_memory {
+                return Err(Error::UnknownDevice(id.0));
             }
-            self.devices.insert(id.0, plugged);
+            self.resize_memory(self.spec.memory).await?;
+            self.has_memory = false;
+            return Ok(());
+        }
+        let device = self.devices.take(&id)?;
+        let unplugged = devices::unplug(&self.qemu.qmp, &id.0, &device.plug.backend).await;
+        if let Err(error) = unplugged {
+            self.devices.put_back(id, device, &self.end);
             return Err(error);
         }
-        self.ports.give_back(plugged.port);
-        match plugged.daemon {
-            Some(daemon) => daemon.child.stop().await,
-            None => Ok(()),
+        self.ports.give_back(device.plug.port);
+        device.end_daemon().await
+    }
+
+    async fn pause(&mut self) -> Result<()> {
+        self.end.not_yet()?;
+        self.states.allow("pause", State::Running)?;
+        self.qemu.pause.set(true);
+        let qmp = &self.qemu.qmp;
+        let paused = async {
+            qmp.execute("stop", json!({})).await?;
+            qmp.execute("query-status", json!({})).await
+        };
+        match paused.await {
+            Ok(status) if status["status"] == "paused" => {
+                self.states.set(State::Paused);
+                Ok(())
+            }
+            // The machine stopped by itself just before, and nobody was told.
+            Ok(status) if status["running"] == false => {
+                let error = Error::ProcessDied {
+                    role: self.qemu.child.role().to_owned(),
+                    how: events::INTERNAL_ERROR.to_owned(),
+                };
+                self.qemu.child.kill();
+                Err(error)
+            }
+            Ok(status) => {
+                self.qemu.pause.set(false);
+                let text = format!("paused, but {}", shortened(&status));
+                Err(QmpError::Protocol(text).into())
+            }
+            Err(error) => {
+                self.qemu.pause.set(false);
+                Err(error.into())
+            }
         }
+    }
+
+    async fn resume(&mut self) -> Result<()> {
+        self.end.not_yet()?;
+        self.states.allow("resume", State::Paused)?;
+        self.qemu.pause.set(false);
+        self.start().await?;
+        self.states.set(State::Running);
+        Ok(())
     }
 
     fn wait(&self) -> Ended {
-        let mut ended = self.ended.clone();
-        Box::pin(async move {
-            match ended.wait_for(Option::is_some).await {
-                Ok(reason) => reason.clone().unwrap_or(EndReason::Stopped),
-                Err(_) => EndReason::Stopped,
-            }
-        })
+        self.end.wait()
     }
 
     async fn stop(&mut self) -> Result<()> {
-        let _ = self.stop.send(true);
+        self.end.stop();
         self.children().for_each(Child::kill);
         for child in self.children() {
             child.stop().await?;

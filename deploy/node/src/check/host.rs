@@ -5,7 +5,7 @@ use std::{fs, path::Path, thread};
 use caisson_node::{config::NodeConfig, traffic::try_anti_spoofing};
 use nix::unistd::{access, AccessFlags};
 
-use super::{program::on_path, Line};
+use super::{line::Line, program::on_path};
 
 pub fn cpu() -> Line {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

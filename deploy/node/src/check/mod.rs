@@ -2,6 +2,7 @@
 //! where it falls short.
 
 mod host;
+mod line;
 mod program;
 
 use std::{
@@ -19,9 +20,11 @@ use caisson_node::{
 };
 use clap::Args;
 use nix::unistd::geteuid;
-use serde::Serialize;
 
-use self::program::{numbers, on_path, version};
+use self::{
+    line::{Line, Standing},
+    program::{numbers, on_path, version},
+};
 use crate::shim::{Launch, PROGRAM};
 
 /// The oldest QEMU that Caisson is tested with.
@@ -33,26 +36,6 @@ pub struct Arguments {
     /// Prints the lines as JSON
     #[arg(long)]
     json: bool,
-}
-
-/// The result of a check. Only `Fail` keeps VMs from running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Standing {
-    Ok,
-    Warn,
-    Fail,
-}
-
-/// One thing that was checked.
-#[derive(Debug, Serialize)]
-struct Line {
-    standing: Standing,
-    name: &'static str,
-    found: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    todo: Option<String>,
 }
 
 /// Checks everything and prints it. The exit code is 1 when something fails.
@@ -99,32 +82,6 @@ fn show(line: &Line) {
     println!("{standing:<4}  {:<13}  {}", line.name, line.found);
     if let Some(todo) = &line.todo {
         println!("{:21}→ {todo}", "");
-    }
-}
-
-impl Line {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            standing: Standing::Ok,
-            name,
-            found: found.into(),
-            todo: None,
-        }
-    }
-
-    fn warn(name: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self {
-            standing: Standing::Warn,
-            todo: Some(todo.into()),
-            ..Self::ok(name, found)
-        }
-    }
-
-    fn fail(name: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self {
-            standing: Standing::Fail,
-            ..Self::warn(name, found, todo)
-        }
     }
 }
 

@@ -134,7 +134,7 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 
 /// Returns the sha256 in hexadecimal.
 pub fn digest(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }
 
 fn unless_gone(error: io::Error) -> io::Result<()> {

@@ -15,9 +15,10 @@ use super::files;
 use crate::shim::PROGRAM;
 
 /// The files without which a release is not complete.
-const REQUIRED: [&str; 6] = [
+const REQUIRED: [&str; 7] = [
     "bin/containerd-shim-caisson-v2",
     "bin/caisson",
+    "bin/caisson-remote",
     "libexec/virtiofsd",
     "libexec/vhost-device-vsock",
     "guest/vmlinux",
@@ -197,8 +198,8 @@ fn discard(dir: &Path) -> Result<()> {
 /// programs, and their contents.
 fn digest(dir: &Path) -> Result<(Vec<PathBuf>, String)> {
     let mut found = Vec::new();
-    for room in ["bin", "libexec", "guest"] {
-        let mut next = vec![PathBuf::from(room)];
+    for folder in ["bin", "libexec", "guest"] {
+        let mut next = vec![PathBuf::from(folder)];
         while let Some(relative) = next.pop() {
             let path = dir.join(&relative);
             let entries =
@@ -228,7 +229,7 @@ fn digest(dir: &Path) -> Result<(Vec<PathBuf>, String)> {
         let (program, digest) = read().with_context(|| format!("read {}", path.display()))?;
         all.update(format!("{} {program} {digest:x}\n", relative.display()));
     }
-    Ok((found, format!("{:x}", all.finalize())))
+    Ok((found, hex::encode(all.finalize())))
 }
 
 #[cfg(test)]

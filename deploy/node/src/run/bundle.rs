@@ -55,7 +55,7 @@ impl Bundle {
         File::open("/dev/urandom")
             .and_then(|mut file| file.read_exact(&mut random))
             .context("read /dev/urandom")?;
-        let id = format!("run-{}", hex(&random));
+        let id = format!("run-{}", hex::encode(random));
         let path = runs.join(&id);
         fs::DirBuilder::new()
             .mode(0o700)
@@ -128,7 +128,7 @@ fn shim_socket(id: &str, bundle: &Path) -> PathBuf {
         .join(NAMESPACE)
         .join(id);
     let digest = Sha256::digest(name.display().to_string());
-    Path::new("/run/containerd/s").join(hex(&digest))
+    Path::new("/run/containerd/s").join(hex::encode(digest))
 }
 
 /// Removes everything of a run. Idempotent.
@@ -191,11 +191,6 @@ fn lock_file(path: &Path, how: FlockArg) -> Result<Option<Flock<File>>> {
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
-}
-
-/// Returns lower-case hex digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

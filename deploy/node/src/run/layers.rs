@@ -22,7 +22,7 @@ use nix::{
 use sha2::{Digest, Sha256};
 use tar::{Entry, EntryType};
 
-use super::{bundle::hex, image::Image};
+use super::image::Image;
 
 /// The beginning of the name of an entry that removes another (OCI image spec, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
@@ -47,7 +47,7 @@ pub fn unpack(image: &Image, root: &Path, cancelled: &AtomicBool) -> Result<()> 
             apply(&mut tar).with_context(named)?;
             // What comes after the last entry is hashed, too.
             io::copy(&mut tar, &mut io::sink()).with_context(named)?;
-            let digest = format!("sha256:{}", hex(&tar.hash.finalize()));
+            let digest = format!("sha256:{}", hex::encode(tar.hash.finalize()));
             ensure!(
                 digest == layer.diff_id,
                 "layer {} has the digest {digest}, not {}: the archive is damaged",

@@ -4,6 +4,7 @@
 //! [`image`], [`layers`] and [`spec`] make a [`bundle`]. [`task`] runs it, with this process's
 //! [`streams`] and [`terminal`].
 
+mod arguments;
 mod bundle;
 mod image;
 mod layers;
@@ -17,7 +18,7 @@ mod user;
 use std::{
     fs,
     io::{self, IsTerminal},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -25,79 +26,22 @@ use std::{
     },
 };
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use caisson_node::{
     config::{NodeConfig, CONFIG_ENV},
     skills::{Skill, SkillStore},
 };
 use caisson_oci::annotations::{is_plain_name, SkillRef};
-use clap::{Args, ValueEnum};
 
-use self::{bundle::NAMESPACE, image::Image, progress::Progress, task::Signals};
+use self::{arguments::Tty, bundle::NAMESPACE, image::Image, progress::Progress, task::Signals};
 use crate::shim::Launch;
 
+pub use arguments::Arguments;
 pub use bundle::Bundle;
 
 /// The exit code for what went wrong before the command ran, as docker uses it: lower codes are the
 /// command's own.
 const FAILED: u8 = 125;
-
-/// Runs an image or a folder in a VM of its own. Its exit code is the command's; 125 where it could
-/// not be run.
-#[derive(Args)]
-pub struct Arguments {
-    /// An archive of an image (OCI layout, `docker save`), or a folder, which is used as it is:
-    /// writes go there
-    image: PathBuf,
-    /// Memory limit of the container, in MiB unless it says otherwise: 256, 256MiB, 2GiB
-    #[arg(long, value_parser = mib)]
-    memory: Option<u64>,
-    /// Cpus of the container, such as 1.5
-    #[arg(long, value_parser = cpus)]
-    cpus: Option<f64>,
-    /// A skill to plug in at /opt/skills/NAME: by its digest, or a squashfs file that is added to
-    /// the store
-    #[arg(long, value_name = "[NAME=]sha256:HEX|FILE")]
-    skill: Vec<String>,
-    /// A home that is kept under this name, at the user's home
-    #[arg(long, value_name = "NAME")]
-    home: Option<String>,
-    /// Sets a variable; without a value it is taken from here
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// Runs as this user of the image: name or number, perhaps with :group
-    #[arg(short, long)]
-    user: Option<String>,
-    /// Working directory
-    #[arg(short, long)]
-    workdir: Option<String>,
-    /// Runs this instead of the image's entrypoint
-    #[arg(long, value_name = "PROGRAM")]
-    entrypoint: Option<String>,
-    /// Whether the command gets a terminal: auto is where stdin and stdout are one
-    #[arg(
-        short,
-        long,
-        num_args = 0..=1,
-        require_equals = true,
-        default_value = "auto",
-        default_missing_value = "always"
-    )]
-    tty: Tty,
-    /// Shows the shim's log
-    #[arg(long)]
-    verbose: bool,
-    /// The command and its arguments; the image's, when not said
-    #[arg(last = true)]
-    command: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Tty {
-    Auto,
-    Always,
-    Never,
-}
 
 /// Runs the command to its end.
 pub fn run(arguments: Arguments, config: &NodeConfig) -> ExitCode {
@@ -253,77 +197,9 @@ fn skills(said: &[String], config: &NodeConfig) -> Result<Vec<String>> {
     Ok(skills)
 }
 
-/// Parses `256`, `256MiB`, `256M`, `2GiB` or `2G` to MiB.
-fn mib(text: &str) -> Result<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "m" | "mib" => 1,
-        "g" | "gib" => 1024,
-        other => bail!("{other:?} is not MiB or GiB"),
-    };
-    let number: u64 = digits.parse().context("not a number of MiB")?;
-    match number.checked_mul(unit) {
-        Some(mib @ 1..=0xfff_ffff) => Ok(mib),
-        _ => bail!("out of range"),
-    }
-}
-
-fn cpus(text: &str) -> Result<f64> {
-    let cpus: f64 = text.parse()?;
-    ensure!(cpus > 0.0 && cpus <= 4096.0, "out of range");
-    Ok(cpus)
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
-
-    fn parse(line: &[&str]) -> Result<Arguments, clap::Error> {
-        Line::try_parse_from([&["run"], line].concat()).map(|line| line.arguments)
-    }
-
-    #[test]
-    fn memory_is_in_mib_unless_it_says_otherwise() {
-        for (text, expected) in [("256", 256), ("256MiB", 256), ("64m", 64), ("2GiB", 2048)] {
-            assert_eq!(mib(text).unwrap(), expected, "{text}");
-        }
-        for text in [
-            "",
-            "0",
-            "MiB",
-            "1KiB",
-            "-1",
-            "1.5G",
-            "99999999999999999999G",
-        ] {
-            assert!(mib(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn cpus_that_are_none_are_refused() {
-        assert_eq!(parse(&["--cpus", "0.5", "i"]).unwrap().cpus, Some(0.5));
-        for text in ["0", "-1", "NaN", "inf", "two"] {
-            assert!(parse(&["--cpus", text, "i"]).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn command_keeps_its_own_options() {
-        let arguments = parse(&["-t", "image.tar", "--", "ls", "--env", "-t"]).unwrap();
-        assert_eq!(arguments.command, ["ls", "--env", "-t"]);
-        assert_eq!(arguments.tty, Tty::Always);
-        assert_eq!(parse(&["image.tar"]).unwrap().tty, Tty::Auto);
-        assert_eq!(parse(&["--tty=never", "i"]).unwrap().tty, Tty::Never);
-    }
 
     #[test]
     fn skill_file_is_added_and_named() {

@@ -8,7 +8,7 @@ use caisson_oci::annotations::{HOME, SKILLS};
 use caisson_oci::spec::Spec;
 use serde_json::{json, Value};
 
-use super::{image::Config, user::User, Arguments};
+use super::{arguments::Arguments, image::Config, user::User};
 
 /// The search path for an image that sets none, and for a folder.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -1,10 +1,8 @@
-//! `caisson skill`: packs folders into squashfs files, manages the node's store of them, fetches
-//! and publishes them.
+//! `caisson skill`: packs folders into squashfs files and manages the node's store of them.
+//! `caisson-remote` fetches and publishes them.
 
 mod attach;
-mod fetch;
 mod pack;
-mod source;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +15,7 @@ use caisson_node::{
 use caisson_oci::annotations::SkillRef;
 use clap::{Args, Subcommand};
 
-use crate::block_on;
+use crate::remote;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -43,26 +41,17 @@ pub enum Command {
         manifest: Manifest,
     },
     /// Gets a skill from the configured sources, where the store does not have it
-    Fetch {
-        /// sha256:HEX or NAME@VERSION
-        skill: Wanted,
-        /// Asks this source only; the skill is then for the namespaces that may use the source
-        #[arg(long, value_name = "NAME")]
-        source: Vec<String>,
-    },
+    #[command(disable_help_flag = true)]
+    Fetch(remote::Arguments),
     /// Publishes a skill of the store to a configured source
-    Push {
-        /// sha256:HEX or NAME@VERSION
-        skill: Wanted,
-        /// Which of [skills.sources]
-        source: String,
-    },
+    #[command(disable_help_flag = true)]
+    Push(remote::Arguments),
     /// Lists this node's skills
     List,
     /// Reads skills whole and compares them with their digests: all, when none is said
     Verify {
         /// sha256:HEX or NAME@VERSION
-        skills: Vec<Wanted>,
+        skills: Vec<SkillRef>,
     },
     /// Brings a skill into the running containers of a pod
     ///
@@ -72,7 +61,7 @@ pub enum Command {
         /// NAMESPACE/NAME, or the sandbox's id
         pod: String,
         /// sha256:HEX or NAME@VERSION
-        skill: Wanted,
+        skill: SkillRef,
         /// Mounts it at /opt/skills/NAME
         #[arg(long)]
         name: Option<String>,
@@ -85,7 +74,7 @@ pub enum Command {
         /// NAMESPACE/NAME, or the sandbox's id
         pod: String,
         /// sha256:HEX or NAME@VERSION
-        skill: Wanted,
+        skill: SkillRef,
         /// The container's name or id; all of the pod's, when not said
         #[arg(long)]
         container: Option<String>,
@@ -94,7 +83,7 @@ pub enum Command {
     Remove {
         /// sha256:HEX or NAME@VERSION
         #[arg(required = true)]
-        skills: Vec<Wanted>,
+        skills: Vec<SkillRef>,
     },
     /// Removes the least recently used skills until the store is within its bound, never one that a
     /// running pod has
@@ -142,21 +131,7 @@ impl Manifest {
     }
 }
 
-/// A skill as it is named on the command line.
-#[derive(Clone)]
-pub struct Wanted(SkillRef);
-
-impl std::str::FromStr for Wanted {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        SkillRef::parse(text)
-            .map(Self)
-            .ok_or("is not of the form sha256:<64 lower-case hex digits> or NAME@VERSION")
-    }
-}
-
-/// Runs the command. Prints `sha256:HEX` of what was packed, added, fetched or removed.
+/// Runs the command. Prints `sha256:HEX` of what was packed, added or removed.
 pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
     let store = SkillStore::new(&config.store_dir);
     match command {
@@ -179,29 +154,8 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             print(&store.add(&file, skill)?);
         }
         Command::Add { file, manifest } => print(&store.add(&file, manifest.of(&file)?)?),
-        Command::Fetch { skill, source } => {
-            let fetched = fetch::fetch(&store, &config.skills, &skill.0, &source);
-            print(&block_on(fetched)?);
-        }
-        Command::Push { skill, source } => {
-            let skill = store.get(&skill.0)?;
-            // A skill that is damaged here must not be published elsewhere.
-            store.verify(&skill)?;
-            let configured = config.skills.sources.get(&source);
-            let to =
-                configured.with_context(|| format!("no source {source:?} in [skills.sources]"))?;
-            let pushed = block_on(async {
-                let to = source::open(&source, to)?;
-                // Each node records for itself which source it has the skill from.
-                let published = Skill {
-                    fetched_from: None,
-                    ..skill.clone()
-                };
-                to.put(&published, &store.path(&skill)).await
-            });
-            pushed.with_context(|| format!("push {} to {source}", skill.name))?;
-            print(&skill);
-        }
+        Command::Fetch(arguments) => return Err(remote::execute(&["skill", "fetch"], &arguments)),
+        Command::Push(arguments) => return Err(remote::execute(&["skill", "push"], &arguments)),
         Command::List => {
             for skill in store.list()? {
                 println!(
@@ -222,7 +176,7 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             name,
             container,
         } => {
-            let skill = skill.0.to_string();
+            let skill = skill.to_string();
             let request = Request::AttachSkill {
                 skill,
                 name,
@@ -235,13 +189,13 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
             skill,
             container,
         } => {
-            let skill = skill.0.to_string();
+            let skill = skill.to_string();
             return attach::ask(config, &pod, &Request::DetachSkill { skill, container });
         }
         Command::Verify { skills } => return verify(&store, &skills),
         Command::Remove { skills } => {
             for wanted in skills {
-                let skill = store.get(&wanted.0)?;
+                let skill = store.get(&wanted)?;
                 store.remove(&skill)?;
                 print(&skill);
             }
@@ -258,11 +212,11 @@ fn print(skill: &Skill) {
     println!("sha256:{}", skill.digest);
 }
 
-fn verify(store: &SkillStore, wanted: &[Wanted]) -> Result<()> {
+fn verify(store: &SkillStore, wanted: &[SkillRef]) -> Result<()> {
     let skills = if wanted.is_empty() {
         store.list()?
     } else {
-        let named = wanted.iter().map(|wanted| store.get(&wanted.0));
+        let named = wanted.iter().map(|wanted| store.get(wanted));
         named.collect::<Result<_, _>>()?
     };
     let mut damaged = 0;

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 use serde::Deserialize;
-use serde_json::{json, Value};
 
 use crate::{dirs::Dirs, files, step};
 
@@ -25,19 +24,6 @@ pub struct Crate {
     pub licence: Option<String>,
     /// The files that come with it.
     pub texts: Vec<String>,
-}
-
-impl Crate {
-    /// Returns its component of the SBOM.
-    pub fn component(&self) -> Value {
-        let purl = format!("pkg:cargo/{}@{}", self.name, self.version);
-        let mut component = super::component(&self.name, &self.version, &purl);
-        component["licenses"] = match &self.licence {
-            Some(expression) => json!([{ "expression": expression }]),
-            None => json!([{ "license": { "name": "its own file, see licences.txt" } }]),
-        };
-        component
-    }
 }
 
 /// The part of `cargo metadata` that is read.
@@ -175,7 +161,7 @@ fn describe(package: &PackageMetadata) -> Result<Crate> {
         let path = found
             .with_context(|| format!("read {}", folder.display()))?
             .path();
-        let name = crate::payload::name(&path).to_ascii_uppercase();
+        let name = files::name(&path).to_ascii_uppercase();
         let begins = [
             "LICENSE",
             "LICENCE",
@@ -211,6 +197,8 @@ fn describe(package: &PackageMetadata) -> Result<Crate> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{json, Value};
+
     use super::*;
 
     fn package(id: &str, kind: &str) -> Value {

@@ -1,16 +1,18 @@
 //! Lists the Debian packages that shipped files come from.
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
-use serde_json::{json, Value};
 
 use crate::{
     dirs::Dirs,
     files,
     image::{self, Pins},
     inputs::Inputs,
-    payload::Entry,
     step,
 };
 
@@ -25,33 +27,16 @@ pub struct Package {
     pub sha256: Option<String>,
 }
 
-impl Package {
-    /// Returns its component of the SBOM.
-    pub fn component(&self) -> Value {
-        // These are the only characters in Debian's versions that a purl has to escape.
-        let version = self.version.replace('+', "%2B").replace(':', "%3A");
-        let purl = format!(
-            "pkg:deb/debian/{}@{version}?arch=amd64&distro=debian-12",
-            self.name
-        );
-        let mut component = super::component(&self.name, &self.version, &purl);
-        if let Some(sha256) = &self.sha256 {
-            component["hashes"] = json!([{ "alg": "SHA-256", "content": sha256 }]);
-        }
-        component
-    }
-}
-
 /// Returns the packages that files of this machine belong to.
-pub fn owners(files: &[Entry]) -> Result<Vec<Package>> {
+pub fn owners(files: &[PathBuf]) -> Result<Vec<Package>> {
     let mut names = BTreeSet::new();
     for file in files {
-        let said = step::output(Command::new("dpkg-query").arg("-S").arg(&file.from))?;
+        let said = step::output(Command::new("dpkg-query").arg("-S").arg(file))?;
         let said = String::from_utf8_lossy(&said).into_owned();
         // `libc6:amd64: /lib/…`
         let (name, _) = said
             .split_once(':')
-            .with_context(|| format!("dpkg-query -S {} said: {said}", file.from.display()))?;
+            .with_context(|| format!("dpkg-query -S {} said: {said}", file.display()))?;
         names.insert(name.to_owned());
     }
     names.iter().map(|name| installed(name)).collect()

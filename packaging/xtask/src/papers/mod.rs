@@ -3,13 +3,13 @@
 
 mod crates;
 mod debian;
+mod sbom;
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
 use anyhow::Result;
-use serde_json::{json, Value};
 
-use crate::{dirs::Dirs, files, inputs::Inputs, node_image, payload::Entry};
+use crate::{dirs::Dirs, files, inputs::Inputs, libraries};
 use crates::Crate;
 use debian::Package;
 
@@ -19,7 +19,7 @@ const LICENCES: &str = "licences.txt";
 const SBOM: &str = "sbom.cdx.json";
 
 /// The workspace's crates that become binaries.
-const ROOTS: [&str; 3] = ["caisson", "caisson-guest", "caisson-shim"];
+const ROOTS: [&str; 4] = ["caisson", "caisson-guest", "caisson-remote", "caisson-shim"];
 /// The packages of the building machine that the agent is statically linked with.
 const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
 
@@ -33,7 +33,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     crates.sort();
     crates.dedup();
 
-    let libraries = node_image::libraries(&dirs.dist.join("bin/caisson"))?;
+    let libraries = libraries::of(&dirs.dist.join("bin/caisson-remote"))?;
     let mut packages = debian::owners(&libraries)?;
     for name in STATIC {
         packages.push(debian::installed(name)?);
@@ -43,7 +43,7 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     packages.dedup();
 
     files::copy(&dirs.root.join("LICENSE"), &dirs.dist.join("LICENSE"))?;
-    let mut sbom = serde_json::to_string_pretty(&sbom(&crates, &packages))?;
+    let mut sbom = serde_json::to_string_pretty(&sbom::document(&crates, &packages))?;
     sbom.push('\n');
     files::write(&dirs.dist.join(SBOM), sbom.as_bytes(), 0o644)?;
     let text = licences(&crates, &packages);
@@ -51,35 +51,12 @@ pub fn build(dirs: &Dirs) -> Result<()> {
 }
 
 /// Returns the copyright files of the Debian packages that these files belong to, by package.
-pub fn copyrights_of(files: &[Entry]) -> Result<BTreeMap<String, String>> {
+pub fn copyrights_of(files: &[PathBuf]) -> Result<BTreeMap<String, String>> {
     let packages = debian::owners(files)?;
     Ok(packages
         .into_iter()
         .map(|package| (package.name, package.copyright))
         .collect())
-}
-
-/// Returns a CycloneDX document. It has no serial number and no time, so that the same content
-/// gives the same bytes.
-fn sbom(crates: &[Crate], packages: &[Package]) -> Value {
-    let version = env!("CARGO_PKG_VERSION");
-    let mut components: Vec<Value> = crates.iter().map(Crate::component).collect();
-    components.extend(packages.iter().map(Package::component));
-    json!({
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.5",
-        "version": 1,
-        "metadata": {
-            "component": {
-                "type": "application",
-                "bom-ref": format!("caisson@{version}"),
-                "name": "caisson",
-                "version": version,
-                "licenses": [{ "expression": "Apache-2.0" }],
-            },
-        },
-        "components": components,
-    })
 }
 
 /// Returns each text once, below a list of everything that it applies to.
@@ -128,11 +105,6 @@ fn licences(crates: &[Crate], packages: &[Package]) -> String {
     all
 }
 
-/// A component of the SBOM.
-fn component(name: &str, version: &str, purl: &str) -> Value {
-    json!({ "type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,18 +133,5 @@ mod tests {
     fn crate_without_a_text_is_named_with_its_licence() {
         let all = licences(&[krate("bare", &[])], &[]);
         assert!(all.contains("\n  bare 1.0.0 (MIT)\n"), "{all}");
-    }
-
-    #[test]
-    fn sbom_names_crates_and_packages_by_purl() {
-        let package = Package {
-            name: "libc6".to_owned(),
-            version: "2.36-9+deb12u1".to_owned(),
-            ..Default::default()
-        };
-        let sbom = sbom(&[krate("a", &[])], &[package]);
-        assert_eq!(sbom["components"][0]["purl"], "pkg:cargo/a@1.0.0");
-        let purl = "pkg:deb/debian/libc6@2.36-9%2Bdeb12u1?arch=amd64&distro=debian-12";
-        assert_eq!(sbom["components"][1]["purl"], purl);
     }
 }

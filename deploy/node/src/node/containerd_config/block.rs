@@ -1,6 +1,6 @@
 //! Writes and finds the marked block at the end of a configuration that has the handler.
 
-use super::{settings, Handler};
+use super::handler::{settings, Handler};
 
 pub const BEGIN: &str =
     "# BEGIN caisson: `caisson node install` wrote this, `caisson node uninstall` takes it out";

@@ -6,17 +6,18 @@
 //! the runtimes are a table in one line is it added inside that table.
 
 mod block;
+mod handler;
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path};
 
 use caisson_node::config::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::shim::PROGRAM;
 use block::{block, block_in};
+use handler::settings;
+
+pub use handler::Handler;
 
 /// The name of the CRI plugin, which has the runtimes, in each format.
 const CRI: [(i64, &str); 2] = [
@@ -32,18 +33,6 @@ const CRI_NAMES: [&str; 4] = [
 ];
 /// The beginning of a template, which stands for k3s's own configuration.
 const K3S_BASE: &str = "{{ template \"base\" . }}\n";
-
-/// A runtime handler, as a RuntimeClass names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handler {
-    /// The RuntimeClass' `handler`.
-    pub name: String,
-    /// The shim's program.
-    pub shim: PathBuf,
-    /// Whether the runtime's type is the program: containerd 1.6 ignores `runtime_path` (1.6.20,
-    /// `WithRuntimePath` in task_opts.go).
-    pub by_type: bool,
-}
 
 /// The reason why a configuration is left as it is.
 #[derive(Debug, PartialEq, Eq)]
@@ -312,22 +301,6 @@ fn cri(document: &DocumentMut) -> Result<&'static str, ConfigError> {
 
 fn path<'a>(cri: &'a str, handler: &'a str) -> [&'a str; 5] {
     ["plugins", cri, "containerd", "runtimes", handler]
-}
-
-fn settings(handler: &Handler) -> Table {
-    let ours = || value(Array::from_iter(["caisson.dev/*"]));
-    let mut table = Table::new();
-    let shim = value(handler.shim.display().to_string());
-    if handler.by_type {
-        table.insert("runtime_type", shim);
-    } else {
-        table.insert("runtime_type", value(RUNTIME));
-        table.insert("runtime_path", shim);
-    }
-    table.insert("privileged_without_host_devices", value(true));
-    table.insert("pod_annotations", ours());
-    table.insert("container_annotations", ours());
-    table
 }
 
 fn is_ours(runtime: &str) -> bool {

@@ -14,8 +14,6 @@ use anyhow::{bail, ensure, Context, Result};
 use serde::{de::DeserializeOwned, Deserialize};
 use sha2::{Digest, Sha256};
 
-use super::bundle::hex;
-
 /// The most that is read of one JSON document of an archive, in bytes.
 const MAX_JSON: u64 = 8 << 20;
 /// The maximum length of a chain of indexes or links.
@@ -245,7 +243,7 @@ impl Image {
     fn blob<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T> {
         let path = descriptor.path()?;
         let bytes = self.read(&path)?;
-        let digest = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
         ensure!(
             digest == descriptor.digest,
             "{} has the digest {digest}: the archive is damaged",

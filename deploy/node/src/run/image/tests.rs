@@ -10,7 +10,7 @@ use super::*;
 const LAYER: &[u8] = b"the bytes of a layer's tar";
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 fn config(architecture: &str) -> Vec<u8> {

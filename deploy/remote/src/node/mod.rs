@@ -1,0 +1,355 @@
+//! `caisson node serve`, which the chart's DaemonSet runs on each node, and the commands of the
+//! chart's other pods.
+//!
+//! ```text
+//!              the DaemonSet has no annotation caisson.dev/drain     it has
+//!            ┌──────────────────────────────────────────────┐  ┌──────────────┐
+//! start ──▶ install ── fails ──▶ why not: condition, event    uninstall ── fails ──▶ same, retry
+//!            │   ▲                     │ after a while         │
+//!            ▼   └─────────────────────┘                       ▼
+//!          labels, condition                                 neither is left
+//! ```
+//!
+//! [`progress`] decides what is done next, and [`standing`] what the node object should look like;
+//! neither does I/O. [`api`] speaks to the API server, and [`host`] runs `caisson` where the node's
+//! files are.
+
+mod api;
+mod drain;
+mod host;
+mod kernels;
+mod progress;
+mod standing;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{ensure, Context, Result};
+use clap::{Args, Subcommand};
+use tokio::{
+    signal::unix::{signal, SignalKind},
+    sync::watch,
+};
+
+use self::{
+    api::{node_name, DaemonSetName, NodeApi},
+    progress::{Progress, Retry, Step, Wanted},
+    standing::Standing,
+};
+
+/// Exists while the node is ready. It is in a folder of the container's own, in memory.
+const READY: &str = "/run/caisson/ready";
+/// How often the node object is checked, since others may change it: a node that registers anew has
+/// none of Caisson's labels.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// The same, after the API server could not be told.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Sets the node up that this pod is on, labels it, and gives it back when the chart is removed
+    Serve(Arguments),
+    /// Says by its exit code whether `serve` in the same container has made the node ready
+    Ready,
+    /// Tells the pods of a DaemonSet to give their nodes back, and waits until they have
+    Drain(drain::Arguments),
+    /// Fails where this pod has the same kernel as its node, the one that NODE_NAME names
+    CompareKernels,
+}
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The DaemonSet that this pod is of
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    daemonset: DaemonSetName,
+    /// Where versions are put, on the node
+    #[arg(long, default_value = "/opt/caisson")]
+    prefix: PathBuf,
+    /// The runtime's name in containerd's configuration
+    #[arg(long, default_value = "sandbox")]
+    handler: String,
+    /// containerd's configuration, on the node
+    #[arg(long, value_name = "PATH")]
+    containerd_config: Option<PathBuf>,
+    /// containerd's socket, on the node
+    #[arg(long, value_name = "PATH")]
+    containerd_socket: Option<PathBuf>,
+    /// How containerd is restarted: systemd:UNIT, signal or none
+    #[arg(long)]
+    restart: Option<String>,
+    /// A TOML file, in this container, that becomes a part of the node's configuration
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// Calls a node ready on which no VM has run
+    #[arg(long)]
+    no_self_test: bool,
+    /// The process whose mount namespace is the node's
+    #[arg(long, value_name = "PID", default_value_t = 1)]
+    node_process: u32,
+    /// Seconds until it is tried again after a failure, twice as many after each further one
+    #[arg(long, default_value_t = 10)]
+    retry: u64,
+    /// Seconds that it waits at most
+    #[arg(long, default_value_t = 300)]
+    retry_max: u64,
+}
+
+/// Runs `command`.
+pub async fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Serve(arguments) => serve(arguments).await,
+        Command::Ready => {
+            ensure!(
+                Path::new(READY).exists(),
+                "the node is not ready; this pod's log and the node's condition CaissonReady say why"
+            );
+            Ok(())
+        }
+        Command::Drain(arguments) => drain::run(arguments).await,
+        Command::CompareKernels => kernels::compare().await,
+    }
+}
+
+/// Serves until SIGTERM, but does not end in the middle of an installation.
+async fn serve(arguments: &Arguments) -> Result<()> {
+    set_ready(false)?;
+    let node = NodeApi::connect(&node_name()?).await?;
+    let mut end = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let (tell, mut wanted) = watch::channel(None);
+    let watching = api::watch_wanted(node.client(), &arguments.daemonset, tell);
+    tokio::select! {
+        never = watching => match never? {},
+        result = work(arguments, &node, &mut wanted) => result,
+        _ = end.recv() => {
+            println!("SIGTERM: the node stays as it is");
+            Ok(())
+        }
+    }
+}
+
+/// Does the next step, for ever.
+async fn work(
+    arguments: &Arguments,
+    node: &NodeApi,
+    wanted: &mut watch::Receiver<Option<Wanted>>,
+) -> Result<()> {
+    let mut progress = Progress::new(Retry {
+        first: Duration::from_secs(arguments.retry),
+        most: Duration::from_secs(arguments.retry_max),
+    });
+    let mut standing = None;
+    // Nothing is done before the API server says what is wanted, since it also has to be told the
+    // result.
+    let ended = "the watch has ended";
+    wanted.wait_for(Option::is_some).await.context(ended)?;
+    loop {
+        let now = wanted.borrow_and_update().unwrap_or(Wanted::Installed);
+        let pause = match progress.next(now, Instant::now()) {
+            Step::Do => {
+                let reached = reach(arguments, node, now).await;
+                progress.ended(now, reached.is_ok(), Instant::now());
+                let new = reached.unwrap_or_else(|why| Standing::failed(now, &format!("{why:#}")));
+                if standing.as_ref() != Some(&new) {
+                    announce(node, &new).await;
+                }
+                standing = Some(new);
+                Duration::ZERO
+            }
+            Step::Wait(pause) => pause.min(LOOK_AGAIN),
+            Step::Rest => LOOK_AGAIN,
+        };
+        let told = match &standing {
+            Some(standing) => tell(node, standing).await?,
+            None => true,
+        };
+        let pause = if told { pause } else { pause.min(TELL_AGAIN) };
+        tokio::select! {
+            changed = wanted.changed() => changed.context(ended)?,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Installs or uninstalls, and returns how the node stands then. The error is what the command said
+/// last.
+async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<Standing> {
+    let process = arguments.node_process;
+    match wanted {
+        Wanted::Installed => {
+            node.publish(&Standing::Installing).await?;
+            host::caisson(process, &install_arguments(arguments)).await?;
+            // The installed program, since the result of the accelerator's probe lies beside it.
+            let installed = arguments.prefix.join("current/bin/caisson");
+            let status = host::ask(
+                process,
+                &installed,
+                &on_node(arguments, &["status", "--json"]),
+            )
+            .await?;
+            Ok(Standing::Ready {
+                accelerator: accelerator(&status)?,
+            })
+        }
+        Wanted::Removed => {
+            // No pod may come to the node while it is taken apart. The scheduler goes by the label.
+            set_ready(false)?;
+            node.publish(&Standing::Removing).await?;
+            host::caisson(process, &on_node(arguments, &["uninstall"])).await?;
+            Ok(Standing::Removed)
+        }
+    }
+}
+
+/// Updates the node object and the pod's readiness to this standing. Returns false where the API
+/// server could not be told.
+async fn tell(node: &NodeApi, standing: &Standing) -> Result<bool> {
+    let told = node.publish(standing).await;
+    if let Err(error) = &told {
+        eprintln!("{error:#}");
+    }
+    set_ready(told.is_ok() && matches!(standing, Standing::Ready { .. }))?;
+    Ok(told.is_ok())
+}
+
+/// Announces a change once, on standard output and with an event.
+async fn announce(node: &NodeApi, standing: &Standing) {
+    println!("{standing}");
+    if let Some(event) = standing.event() {
+        if let Err(error) = node.event(&event).await {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Returns the accelerator of `caisson node status --json`, or `None` where no VM has run yet.
+fn accelerator(status: &str) -> Result<Option<String>> {
+    let status: serde_json::Value =
+        serde_json::from_str(status).context("understand caisson node status")?;
+    Ok(status["accelerator"].as_str().map(str::to_owned))
+}
+
+fn install_arguments(arguments: &Arguments) -> Vec<OsString> {
+    let mut all = on_node(arguments, &["install"]);
+    let mut option = |name: &str, value: &OsStr| {
+        all.push(name.into());
+        all.push(value.into());
+    };
+    option(
+        "--from",
+        host::seen_from_the_node("/usr/lib/caisson").as_ref(),
+    );
+    option("--prefix", arguments.prefix.as_ref());
+    option("--handler", arguments.handler.as_ref());
+    if let Some(path) = &arguments.containerd_config {
+        option("--containerd-config", path.as_ref());
+    }
+    if let Some(how) = &arguments.restart {
+        option("--restart", how.as_ref());
+    }
+    if let Some(path) = &arguments.settings {
+        option("--settings", host::seen_from_the_node(path).as_ref());
+    }
+    if arguments.no_self_test {
+        all.push("--no-self-test".into());
+    }
+    all
+}
+
+/// Returns the arguments of a subcommand of `caisson node`, with those that each of them gets.
+fn on_node(arguments: &Arguments, command: &[&str]) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec!["node".into()];
+    all.extend(command.iter().map(OsString::from));
+    if let Some(path) = &arguments.containerd_socket {
+        all.push("--containerd-socket".into());
+        all.push(path.into());
+    }
+    all
+}
+
+fn set_ready(ready: bool) -> Result<()> {
+    let done = if ready {
+        fs::write(READY, "")
+    } else {
+        match fs::remove_file(READY) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    };
+    done.with_context(|| format!("write {READY}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn arguments(words: &[&str]) -> Arguments {
+        let all = ["caisson", "serve", "--daemonset=ns/name"];
+        let parsed = Program::parse_from(all.iter().chain(words));
+        match parsed.command {
+            Command::Serve(arguments) => arguments,
+            _ => panic!("not serve"),
+        }
+    }
+
+    fn words(all: &[OsString]) -> String {
+        let words: Vec<_> = all.iter().map(|word| word.to_string_lossy()).collect();
+        let root = format!("/proc/{}/root", std::process::id());
+        words.join(" ").replace(&root, "ROOT")
+    }
+
+    #[test]
+    fn installation_takes_the_release_and_the_settings_out_of_the_container() {
+        let arguments = arguments(&["--settings=/etc/caisson/settings/settings.toml"]);
+        assert_eq!(
+            words(&install_arguments(&arguments)),
+            "node install --from ROOT/usr/lib/caisson --prefix /opt/caisson --handler sandbox \
+             --settings ROOT/etc/caisson/settings/settings.toml"
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_containerd_is_passed_on() {
+        let arguments = arguments(&[
+            "--containerd-config=/c.toml",
+            "--containerd-socket=/c.sock",
+            "--restart=signal",
+            "--no-self-test",
+        ]);
+        let install = words(&install_arguments(&arguments));
+        for part in [
+            "--containerd-config /c.toml",
+            "--containerd-socket /c.sock",
+            "--restart signal",
+            "--no-self-test",
+        ] {
+            assert!(install.contains(part), "{install}");
+        }
+        let uninstall = on_node(&arguments, &["uninstall"]);
+        assert_eq!(
+            words(&uninstall),
+            "node uninstall --containerd-socket /c.sock"
+        );
+    }
+
+    #[test]
+    fn accelerator_is_the_one_of_the_nodes_status() {
+        assert_eq!(
+            accelerator(r#"{"accelerator": "tcg"}"#).unwrap().as_deref(),
+            Some("tcg")
+        );
+        assert_eq!(accelerator(r#"{"accelerator": null}"#).unwrap(), None);
+        assert!(accelerator("no JSON").is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! A QEMU process with a stopped machine, confined, and the connection to its monitor.
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use tokio::{net::UnixStream, sync::watch};
+
+use super::{
+    command_line::{self, Descriptors},
+    events::{self, Pause},
+    qmp::{Event, Qmp},
+    seccomp,
+};
+use crate::{
+    driver::{
+        end::Said,
+        jail::Jail,
+        limits::Limits,
+        log_lines::{follow_but, Tail},
+        process::Child,
+        spawn::{Confinement, Program, FIRST_DESCRIPTOR},
+        stage::log_stage,
+    },
+    Accelerator, Error, Result, VmSpec, SECRET_MARKER,
+};
+
+/// The programs of a QEMU VM.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// `qemu-system-x86_64`, 7.2 or later.
+    pub qemu: PathBuf,
+    /// The Rust virtiofsd, 1.11 or later.
+    pub virtiofsd: PathBuf,
+    /// `vhost-device-vsock`, 0.3 or later; used where the host has no usable `/dev/vhost-vsock`.
+    pub vsock_daemon: PathBuf,
+}
+
+/// A QEMU process with a stopped machine, and its monitor.
+#[derive(Debug)]
+pub(super) struct Qemu {
+    pub child: Child,
+    pub qmp: Qmp,
+    pub console: Tail,
+    /// What QEMU said about the machine's end. Closed when it can't say more.
+    pub end: watch::Receiver<Option<Said>>,
+    pub pause: Pause,
+}
+
+impl Qemu {
+    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it. A VM without
+    /// one is a probe.
+    pub(super) async fn start(qemu: &Path, spec: &VmSpec, answer: Option<Vec<u8>>) -> Result<Qemu> {
+        let started = Instant::now();
+        let sockets = || -> io::Result<_> {
+            let (monitor, monitor_end) = UnixStream::pair()?;
+            let (console, console_end) = UnixStream::pair()?;
+            let ends = vec![
+                OwnedFd::from(monitor_end.into_std()?),
+                OwnedFd::from(console_end.into_std()?),
+            ];
+            Ok((monitor, console, ends))
+        };
+        let (monitor, console, descriptors) =
+            sockets().map_err(|e| Error::Io("make QEMU's sockets", e))?;
+        let program = Program {
+            role: "qemu".to_owned(),
+            path: PathBuf::new(),
+            arguments: command_line::arguments(
+                spec,
+                Descriptors {
+                    monitor: FIRST_DESCRIPTOR,
+                    console: FIRST_DESCRIPTOR + 1,
+                },
+                answer.is_none(),
+            ),
+            descriptors,
+            confinement: Confinement::Jail(Jail::new(&spec.dir, spec.credentials).map_err(
+                |source| Error::File {
+                    what: "prepare a jail in",
+                    path: spec.dir.clone(),
+                    source,
+                },
+            )?),
+            placement: spec.placement.clone(),
+            limits: Limits::vmm(),
+        };
+        let child = Child::start(confined(program, qemu, spec)?).await?;
+        log_stage("qemu executed", started);
+
+        let tail = Tail::default();
+        let pod = spec.id.clone();
+        let (output, input) = console.into_split();
+        let mut answer = answer;
+        let tell = move |line: &str| {
+            let asked = line.contains(SECRET_MARKER);
+            if let Some(answer) = asked.then(|| answer.take()).flatten() {
+                // A socket that nothing has been written to takes all of it.
+                if let Err(error) = input.try_write(&answer) {
+                    log::error!(error = error.to_string().as_str(); "tell the guest its secret");
+                }
+            }
+            asked
+        };
+        let log_line = move |line: &str| log::info!(source = "guest", pod; "{line}");
+        tokio::spawn(follow_but(output, tail.clone(), log_line, tell));
+        let (note, end) = watch::channel(None);
+        let pause = Pause::default();
+        let pausing = pause.clone();
+        let connected = async {
+            let on_event = move |event: &Event| events::note(&note, &pausing, event);
+            Ok(Qmp::connect(monitor, on_event).await?)
+        };
+        let qmp = child.unless_it_ends(connected).await?;
+        log_stage("qemu answers", started);
+        Ok(Qemu {
+            child,
+            qmp,
+            console: tail,
+            end,
+            pause,
+        })
+    }
+}
+
+/// Puts the files that QEMU needs into its jail.
+fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program> {
+    let Confinement::Jail(jail) = &mut program.confinement else {
+        return Ok(program);
+    };
+    let failed = |what: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { what, path, source }
+    };
+    program.path = jail.program(qemu).map_err(failed("find QEMU", qemu))?;
+    jail.seccomp(seccomp::filter().map_err(|e| failed("confine", qemu)(io::Error::other(e)))?);
+    jail.dir(c"guest");
+    let guest = [
+        ("open kernel", &spec.guest.kernel, command_line::KERNEL),
+        (
+            "open initramfs",
+            &spec.guest.initramfs,
+            command_line::INITRAMFS,
+        ),
+    ];
+    for (what, path, at) in guest {
+        // QEMU opens the file under another uid.
+        let readable = path
+            .metadata()
+            .and_then(|m| match m.permissions().mode() & 0o004 {
+                0 => Err(io::Error::other("others may not read it, as QEMU must")),
+                _ => jail.bind(path, Path::new(at)),
+            });
+        readable.map_err(failed(what, path))?;
+    }
+    // QEMU looks here for the size of a huge page, which is virtio-mem's block size.
+    let huge_pages = Path::new("/sys/kernel/mm/transparent_hugepage");
+    if command_line::pluggable_memory(spec) > 0 && huge_pages.exists() {
+        for dir in [c"sys", c"sys/kernel", c"sys/kernel/mm"] {
+            jail.dir(dir);
+        }
+        jail.bind(huge_pages, Path::new("sys/kernel/mm/transparent_hugepage"))
+            .map_err(failed("find", huge_pages))?;
+    }
+    if spec.accelerator == Accelerator::Kvm {
+        let kvm = Path::new("/dev/kvm");
+        jail.device(kvm).map_err(failed("find", kvm))?;
+    }
+    Ok(program)
+}
