@@ -5,8 +5,8 @@
 //! (containerd's messages) → [`pod`] (containers and their processes) → [`machine`] (VM, agent,
 //! shared folder).
 //!
-//! What the `caisson` command uses as well is in the crate `caisson-node`. The tests drive a [`pod`]
-//! over a fake VMM. The fuzz targets use the modules that read messages from others: [`agent`],
+//! What the `caisson` command uses as well is in the crate `caisson-node`. The tests drive a
+//! [`pod`] over a fake VMM. The fuzz targets use the modules that read messages from others: [`agent`],
 //! [`cri`], [`sandbox::spec`] and [`stats`].
 
 pub mod agent;

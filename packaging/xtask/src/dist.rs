@@ -12,47 +12,55 @@ use crate::{
     step,
 };
 
+const SHIM: Program = ("caisson-shim", "containerd-shim-caisson-v2");
+const COMMAND: Program = ("caisson", "caisson");
+const REMOTE: Program = ("caisson-remote", "caisson-remote");
+
+/// A package and its binary.
+type Program = (&'static str, &'static str);
+
 /// Builds the binaries, the guest image and the daemons.
 pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    build_without_remote(dirs, pins, profile)?;
-    build_program(
-        dirs,
-        pins,
-        Profile::Release,
-        "caisson-remote",
-        "caisson-remote",
-    )
+    build_programs(dirs, pins, profile, &[COMMAND, REMOTE])
 }
 
 /// Builds what a node needs that is in no cluster and has no sources of skills. What is left out
 /// takes as long to build as the rest.
 pub fn build_without_remote(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    let shim = "containerd-shim-caisson-v2";
-    build_program(dirs, pins, profile, "caisson-shim", shim)?;
-    // Few instances of `caisson` run at once.
-    build_program(dirs, pins, Profile::Release, "caisson", "caisson")?;
+    build_programs(dirs, pins, profile, &[COMMAND])
+}
+
+fn build_programs(dirs: &Dirs, pins: Pins, profile: Profile, commands: &[Program]) -> Result<()> {
+    match profile {
+        // One call builds each dependency once, with the features that all of them need.
+        Profile::Release => cargo(dirs, pins, profile, &[&[SHIM], commands].concat())?,
+        // Few instances of the commands run at once, so they need not be small.
+        Profile::Shipped => {
+            cargo(dirs, pins, profile, &[SHIM])?;
+            cargo(dirs, pins, Profile::Release, commands)?;
+        }
+    }
     image::build(dirs, pins, profile)?;
     helpers::build(dirs)
 }
 
-fn build_program(
-    dirs: &Dirs,
-    pins: Pins,
-    profile: Profile,
-    package: &str,
-    binary: &str,
-) -> Result<()> {
-    let profile = profile.name();
+fn cargo(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program]) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .args(["build", "-p", package, "--bin", binary])
-        .args(["--profile", profile, "--target-dir"])
+        .args(["build", "--profile", profile.name(), "--target-dir"])
         .arg(&dirs.target)
         .current_dir(&dirs.root);
+    for (package, binary) in programs {
+        cargo.args(["-p", package, "--bin", binary]);
+    }
     if pins == Pins::Require {
         cargo.arg("--locked");
     }
-    step::run(&dirs.log, package, &mut cargo)?;
-    let built = dirs.target.join(profile).join(binary);
-    files::copy(&built, &dirs.dist.join("bin").join(binary))
+    let names: Vec<_> = programs.iter().map(|(package, _)| *package).collect();
+    step::run(&dirs.log, &names.join("+"), &mut cargo)?;
+    for (_, binary) in programs {
+        let built = dirs.target.join(profile.name()).join(binary);
+        files::copy(&built, &dirs.dist.join("bin").join(binary))?;
+    }
+    Ok(())
 }
