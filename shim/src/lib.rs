@@ -6,8 +6,8 @@
 //! shared folder).
 //!
 //! What the `caisson` command uses as well is in the crate `caisson-node`. The tests drive a
-//! [`pod`] over a fake VMM. The fuzz targets use the modules that read messages from others: [`agent`],
-//! [`cri`], [`sandbox::spec`] and [`stats`].
+//! [`pod`] over a fake VMM. The fuzz targets use the modules that read messages from others:
+//! [`agent`], [`cri`], [`sandbox::spec`] and [`stats`].
 
 pub mod agent;
 mod block;
