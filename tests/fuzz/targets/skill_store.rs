@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 
 use arbitrary::Arbitrary;
 use caisson_fuzz::{is_file_name, memory};
-use caisson_oci::annotations::SkillRef;
 use caisson_node::skills::{Skill, SkillStore};
+use caisson_oci::annotations::SkillRef;
 use libfuzzer_sys::fuzz_target;
 
 const LIMIT: usize = 32 << 20;
