@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
 };
 
 /// Makes a namespace in which every id is the host's own. Fails if the host allows none
@@ -47,8 +47,6 @@ fn root_moved(identity: &str, root: u32) -> String {
 /// Makes a namespace with these mappings, in the format of `/proc/<pid>/uid_map`
 /// (user_namespaces(7)).
 pub fn with_maps(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
-    // The child lives until we close our end of the pipe.
-    let (hold, release) = io::pipe()?;
     // SAFETY: like fork with a namespace; the child makes system calls only, then exits.
     let pid = unsafe {
         libc::syscall(
@@ -64,18 +62,22 @@ pub fn with_maps(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     if pid == 0 {
-        // SAFETY: descriptors that this copy of the process owns; one byte on the stack.
+        // The child lives until it is killed. It does not wait for the end of a pipe: a child that
+        // another thread makes at the same time has a copy of the pipe's other end.
+        // SAFETY: system calls that touch no memory.
         unsafe {
-            let mut byte = 0u8;
-            libc::close(release.as_raw_fd());
-            libc::read(hold.as_raw_fd(), (&raw mut byte).cast(), 1);
-            libc::_exit(0);
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
         }
     }
     let namespace = map(pid, uid_map, gid_map);
-    drop(release);
     // SAFETY: our child, which nobody else waits for.
-    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
     namespace
 }
 
@@ -112,6 +114,25 @@ mod tests {
         let moved = "0 500 1\n1 1 499\n501 501 4294966794\n";
         assert_eq!(root_moved("0 0 4294967295\n", 500), moved);
         assert_eq!(root_moved("0 0 501\n", 500), "0 500 1\n1 1 499\n");
+    }
+
+    #[test]
+    fn namespaces_that_are_made_at_once_do_not_wait_for_each_other() {
+        // SAFETY: geteuid can't fail.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let makers = [(); 4].map(|()| {
+            std::thread::spawn(|| {
+                for _ in 0..100 {
+                    identity().unwrap();
+                }
+            })
+        });
+        for maker in makers {
+            maker.join().unwrap();
+        }
     }
 
     #[test]
