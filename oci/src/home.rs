@@ -11,7 +11,7 @@ use crate::{error::shorten, names::is_plain_name, quantity, Error, Result};
 pub const HOME: &str = "caisson.dev/home";
 /// How much the home holds.
 pub const HOME_SIZE: &str = "caisson.dev/home-size";
-/// Where in the container the home is mounted instead.
+/// The path in the container at which the home is mounted instead.
 pub const HOME_PATH: &str = "caisson.dev/home-path";
 
 /// The smallest home, in bytes: a smaller file system has no room for its own journal.

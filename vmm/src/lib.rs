@@ -24,8 +24,8 @@
 //! | [`qemu`] | yes | yes, but see below | no, until it writes templates |
 //! | [`fake`] | yes | yes | its size only |
 //!
-//! Where the daemon carries a VM's vsock (no `/dev/vhost-vsock`), QEMU can lose the guest in a
-//! pause: the daemon (0.3.0) then carries no connection any more.
+//! QEMU can lose the guest in a pause if the daemon carries the VM's vsock (no
+//! `/dev/vhost-vsock`): the daemon (0.3.0) then carries no connection any more.
 //!
 //! Every host resource of a VM (processes, sockets, files) is in [`VmSpec::dir`] or is freed with
 //! the value that holds it.

@@ -1,9 +1,10 @@
 //! Hands a subcommand over to `caisson-remote`, the program with the clients for the cluster's API
 //! server and for sources of skills.
 
-use std::{ffi::OsString, os::unix::process::CommandExt, path::PathBuf, process::Command};
+use std::{ffi::OsString, os::unix::process::CommandExt, process::Command};
 
 use anyhow::{anyhow, Error};
+use caisson_node::host::program;
 use clap::Args;
 
 /// The program's name. It lies beside this one.
@@ -18,7 +19,7 @@ pub struct Arguments {
 
 /// Executes `caisson-remote` instead of this program. Returns only if that fails.
 pub fn execute(subcommand: &[&str], arguments: &Arguments) -> Error {
-    let program = program();
+    let program = program::beside(PROGRAM);
     let error = Command::new(&program)
         .args(subcommand)
         .args(&arguments.all)
@@ -27,14 +28,4 @@ pub fn execute(subcommand: &[&str], arguments: &Arguments) -> Error {
         "execute {}: {error}; install it beside `caisson`",
         program.display()
     )
-}
-
-/// Returns the path of the program beside this one, or else its name, to be found in `PATH`.
-fn program() -> PathBuf {
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|this| Some(this.parent()?.join(PROGRAM)));
-    beside
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| PROGRAM.into())
 }

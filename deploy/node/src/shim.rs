@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 use async_trait::async_trait;
+use caisson_node::host::program;
 use containerd_shim_protos::{
     api::{Empty, ForwardRequest},
     shim_async::{create_events, Client, Events, TaskClient},
@@ -58,11 +59,7 @@ pub struct Shim {
 impl Launch {
     /// Returns the path of the shim beside this program, or else its name, to be found in `PATH`.
     pub fn program() -> PathBuf {
-        let beside = std::env::current_exe().map(|own| own.with_file_name(PROGRAM));
-        beside
-            .ok()
-            .filter(|path| path.exists())
-            .unwrap_or_else(|| PROGRAM.into())
+        program::beside(PROGRAM)
     }
 
     /// Starts the shim and connects to it.

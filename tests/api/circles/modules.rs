@@ -53,7 +53,7 @@ struct Module {
     paths: Vec<Vec<String>>,
 }
 
-/// Where a path leads: to a module, or to something in it.
+/// The target of a path: a module, or something in it.
 struct Place {
     module: usize,
     /// What it takes from there.

@@ -1,4 +1,4 @@
-//! Where a pod's home is mounted, and which folder of it is shared.
+//! The place on the host at which a pod's home is mounted, and the folder of it that is shared.
 
 use std::{
     fs, io,

@@ -7,5 +7,6 @@ pub mod error;
 pub mod folder;
 pub mod id_map;
 pub mod processes;
+pub mod program;
 pub mod random;
 pub mod size;

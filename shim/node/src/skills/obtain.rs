@@ -8,7 +8,7 @@
 //! Another program does the fetching, because the code that speaks to stores and registries is
 //! larger than all of the shim, which stays in memory beside each pod.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{process::Stdio, time::Duration};
 
 use caisson_oci::{
     annotations::{SkillRef, SkillWish},
@@ -19,6 +19,7 @@ use futures::future::try_join_all;
 use tokio::{process::Command, time::timeout};
 
 use super::{error::SkillError, manifest::Skill, store::SkillStore};
+use crate::host::program;
 
 /// The operator's command, which is installed beside the shim.
 const PROGRAM: &str = "caisson";
@@ -126,7 +127,8 @@ async fn fetch(wanted: &SkillRef, sources: &[String], limit: Duration) -> Result
         wanted: wanted.to_string(),
         reason,
     };
-    let mut command = Command::new(program());
+    let program = program::beside(PROGRAM);
+    let mut command = Command::new(&program);
     command
         .args(["skill", "fetch", &wanted.to_string()])
         .args(sources.iter().map(|source| format!("--source={source}")))
@@ -136,7 +138,7 @@ async fn fetch(wanted: &SkillRef, sources: &[String], limit: Duration) -> Result
         .kill_on_drop(true);
     let child = command
         .spawn()
-        .map_err(|error| failed(format!("start {}: {error}", program().display())))?;
+        .map_err(|error| failed(format!("start {}: {error}", program.display())))?;
     log::info!(skill:% = wanted; "fetching");
     let Ok(ended) = timeout(limit, child.wait_with_output()).await else {
         return Err(failed(format!(
@@ -155,13 +157,4 @@ async fn fetch(wanted: &SkillRef, sources: &[String], limit: Duration) -> Result
         "" => format!("caisson skill fetch ended with {}", output.status),
         last => last.chars().take(MAX_MESSAGE).collect(),
     }))
-}
-
-fn program() -> PathBuf {
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|shim| Some(shim.parent()?.join(PROGRAM)));
-    beside
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| PROGRAM.into())
 }
