@@ -15,13 +15,7 @@ use std::{
 };
 
 use anyhow::{bail, Context, Result};
-use nix::{
-    fcntl::Flock,
-    sys::{
-        resource::{getrusage, UsageWho},
-        time::TimeVal,
-    },
-};
+use nix::fcntl::Flock;
 
 use crate::{dirs::Dirs, files, step};
 
@@ -205,9 +199,7 @@ fn number_after(text: &str, word: &str) -> u64 {
 
 /// Returns the CPU time of all programs that this one has waited for.
 fn cpu_seconds() -> Result<i64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
-    let seconds = |time: TimeVal| time.tv_sec();
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+    Ok(step::cpu_time()?.as_secs() as i64)
 }
 
 #[cfg(test)]

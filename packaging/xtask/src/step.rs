@@ -30,27 +30,26 @@ static TAKEN: Mutex<Vec<Taken>> = Mutex::new(Vec::new());
 struct Taken {
     name: String,
     elapsed: Duration,
-    /// Seconds of CPU time.
-    cpu: f64,
+    cpu: Duration,
 }
 
 /// Prints how long each announced step took, the longest first, unless there was none.
 pub fn print_times() {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    taken.sort_by(|a, b| b.cpu.total_cmp(&a.cpu));
+    taken.sort_by_key(|step| std::cmp::Reverse(step.cpu));
     for Taken { name, elapsed, cpu } in taken.drain(..) {
-        let elapsed = elapsed.as_secs_f32();
+        let (elapsed, cpu) = (elapsed.as_secs_f32(), cpu.as_secs_f32());
         eprintln!("  {name:<28} {elapsed:>6.1} s, {cpu:>6.1} s of CPU time");
     }
 }
 
-/// Returns the CPU time that all ended children of this process took, in seconds.
-fn cpu_seconds() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN);
-    usage.map_or(0.0, |usage| {
-        let both = usage.user_time() + usage.system_time();
-        both.num_milliseconds() as f64 / 1000.0
-    })
+/// Returns the CPU time that all ended children of this process took.
+pub fn cpu_time() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
+    let both = usage.user_time() + usage.system_time();
+    Ok(Duration::from_micros(
+        both.num_microseconds().unsigned_abs(),
+    ))
 }
 
 /// Runs `command` to its end; its output goes to `<log_dir>/<name>.log`.
@@ -58,7 +57,7 @@ pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
     let log_path = log_dir.join(format!("{name}.log"));
     let log = File::create(&log_path).with_context(|| format!("make {}", log_path.display()))?;
     let both = log.try_clone().context("share the log")?;
-    let (started, cpu_before) = (Instant::now(), cpu_seconds());
+    let (started, cpu_before) = (Instant::now(), cpu_time()?);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(log)
@@ -95,7 +94,7 @@ pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
         let taken = Taken {
             name: name.to_owned(),
             elapsed,
-            cpu: cpu_seconds() - cpu_before,
+            cpu: cpu_time()?.saturating_sub(cpu_before),
         };
         TAKEN
             .lock()
