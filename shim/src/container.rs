@@ -10,6 +10,7 @@ use std::{
 use caisson_node::{
     homes::{self, PodHome},
     host::error::OnFile,
+    record,
     skills::{self, Asker, SkillError, SkillStore},
 };
 use caisson_oci::{
@@ -118,6 +119,24 @@ impl Container {
     /// Whether this is the sandbox, which is the VM itself and has no process in the guest.
     pub fn is_sandbox(&self) -> bool {
         self.guest_pid.is_none()
+    }
+
+    /// Returns what the pod's record has of the container.
+    pub fn recorded(&self) -> record::Container {
+        let limits = self.limits();
+        let execs = self.lock();
+        let execs = execs.iter().map(|(id, exec)| (id.clone(), exec.state()));
+        record::Container {
+            name: self.name.clone(),
+            bundle: self.bundle.clone(),
+            pid: self.pid,
+            guest_pid: self.guest_pid,
+            state: self.init.state(),
+            cpu_milli: limits.cpu_milli,
+            memory: limits.memory,
+            skills: self.skills.clone(),
+            execs: execs.collect(),
+        }
     }
 
     /// Returns the container's current limits.

@@ -181,6 +181,8 @@ fn of_state(error: &StateError) -> Code {
         StateError::Exists(_) => Code::ALREADY_EXISTS,
         StateError::NoFreeUser(_) => Code::RESOURCE_EXHAUSTED,
         StateError::Cgroup(CgroupError::Path(_)) => Code::INVALID_ARGUMENT,
-        StateError::Cgroup(CgroupError::Failed { .. }) | StateError::File(_) => Code::UNKNOWN,
+        StateError::Cgroup(CgroupError::Failed { .. })
+        | StateError::Record(_)
+        | StateError::File(_) => Code::UNKNOWN,
     }
 }

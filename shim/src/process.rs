@@ -1,18 +1,12 @@
-//! One process in the guest, as containerd knows it: a container's init or an exec.
-//!
-//! ```text
-//!   Created --start--> Starting --> Running <--pause/resume--> Paused
-//!      |                  |            |                          |
-//!      `------------------+------------+------ its end -----------'
-//!                                      v
-//!                                   Stopped
-//! ```
+//! One process in the guest, as containerd knows it: a container's init or an exec. Its states are
+//! drawn at [`State`].
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
+pub use caisson_node::record::{Exit, ProcessState as State};
 use tokio::sync::watch;
 
 use crate::{
@@ -21,49 +15,6 @@ use crate::{
     limits,
     streams::{Pumps, Stdio, READ_LIMIT},
 };
-
-/// What a process is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Created,
-    Starting,
-    Running,
-    Paused,
-    Stopped(Exit),
-}
-
-/// How and when a process ended. The time is the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    /// 0-255.
-    pub status: u32,
-    pub at: SystemTime,
-}
-
-impl State {
-    /// Returns the state's name in error messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopped(_) => "stopped",
-        }
-    }
-
-    /// Whether the diagram above has an arrow from `self` to `next`.
-    fn may_become(self, next: Self) -> bool {
-        use State::{Created, Paused, Running, Starting, Stopped};
-        match (self, next) {
-            (Stopped(_), _) => false,
-            (_, Stopped(_)) => true,
-            (Created, Starting) | (Starting, Running | Created) => true,
-            (Running, Paused) | (Paused, Running) => true,
-            _ => false,
-        }
-    }
-}
 
 /// A process and its streams.
 pub struct Process {
@@ -221,6 +172,8 @@ impl Process {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn process() -> Process {

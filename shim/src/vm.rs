@@ -45,6 +45,7 @@ enum Request {
     Connect(u32, Duration, oneshot::Sender<caisson_vmm::Connecting>),
     OomScoreAdj(i32, oneshot::Sender<()>),
     Pids(oneshot::Sender<Vec<(String, u32)>>),
+    Devices(oneshot::Sender<Vec<(DeviceId, Option<String>)>>),
 }
 
 impl VmHandle {
@@ -97,6 +98,11 @@ impl VmHandle {
     /// Returns the VM's processes on the host: role and pid.
     pub async fn pids(&self) -> Result<Vec<(String, u32)>> {
         self.ask(Request::Pids).await
+    }
+
+    /// Returns what is plugged in, each with its port, see [`Vm::devices`].
+    pub async fn devices(&self) -> Result<Vec<(DeviceId, Option<String>)>> {
+        self.ask(Request::Devices).await
     }
 
     /// Ends the VM at once.
@@ -168,6 +174,7 @@ async fn serve(vm: &mut dyn Vm, queue: &mut mpsc::Receiver<Request>) {
                 let _ = reply.send(());
             }
             Request::Pids(reply) => drop(reply.send(vm.pids())),
+            Request::Devices(reply) => drop(reply.send(vm.devices())),
         }
     }
 }
@@ -211,6 +218,10 @@ mod tests {
         }
 
         fn pids(&self) -> Vec<(String, u32)> {
+            Vec::new()
+        }
+
+        fn devices(&self) -> Vec<(DeviceId, Option<String>)> {
             Vec::new()
         }
     }

@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used)] // also in what the tests share
 
+#[path = "pod/record.rs"]
+mod record;
+
 use std::{os::unix::fs::symlink, path::PathBuf, sync::Arc, time::Duration};
 
 use caisson_oci::NodeConfig;

@@ -301,6 +301,13 @@ impl Vm for FakeVm {
         Ok(self.devices.add(&id, attached, None, &self.end))
     }
 
+    fn devices(&self) -> Vec<(DeviceId, Option<String>)> {
+        let plugs = self.devices.plugs();
+        plugs
+            .map(|(id, _)| (DeviceId(id.to_owned()), None))
+            .collect()
+    }
+
     async fn detach(&mut self, id: DeviceId) -> Result<()> {
         self.end.not_yet()?;
         self.states.allow("detach a device of", State::Running)?;

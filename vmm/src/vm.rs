@@ -96,6 +96,9 @@ pub trait Vm: Send {
         })
     }
 
+    /// What is plugged in, each with the hot-plug port that it is in, if it has one.
+    fn devices(&self) -> Vec<(DeviceId, Option<String>)>;
+
     /// Resolves with the reason when the VM has ended. Any number of callers may wait, also after
     /// the end, and all get the same reason.
     fn wait(&self) -> Ended;

@@ -16,7 +16,17 @@ pub fn run(config: &NodeConfig) -> Result<()> {
             continue;
         }
         state::remove(&config.state_dir, &pod.id)?;
-        println!("removed what a dead shim left of pod {}", pod.id);
+        let containers = match &pod.record {
+            Ok(Some(record)) => match record.count() {
+                (0, 0) => String::new(),
+                (live, ended) => format!(" with {} containers", live + ended),
+            },
+            _ => String::new(),
+        };
+        println!(
+            "removed what a dead shim left of pod {}{containers}",
+            pod.id
+        );
     }
     Ok(())
 }

@@ -1,22 +1,62 @@
-//! `caisson list`: prints the pods of this node, as the state folder has them.
+//! `caisson list`: prints the pods of this node, as their state folders and records have them.
 
 use anyhow::Result;
-use caisson_node::{config::NodeConfig, state};
+use caisson_node::{
+    config::NodeConfig,
+    state::{self, Found},
+};
 
 /// Prints one line for each pod.
 pub fn run(config: &NodeConfig) -> Result<()> {
-    println!("{:<40} {:>8}  VM", "POD", "SHIM");
+    println!(
+        "{:<40} {:<9} {:<18} {:>8}  VM",
+        "POD", "STATE", "CONTAINERS", "SHIM"
+    );
     for pod in state::list(&config.state_dir)? {
-        let shim = pod
-            .shim
-            .map_or_else(|| "gone".to_owned(), |pid| pid.to_string());
-        let processes: Vec<_> = pod
-            .processes
-            .iter()
-            .map(|(role, pid)| format!("{role} {pid}"))
-            .collect();
-        let name = pod.name.as_deref().unwrap_or_default();
-        println!("{:<40} {shim:>8}  {}  {name}", pod.id, processes.join(", "));
+        println!("{}", line(&pod));
     }
     Ok(())
+}
+
+fn line(pod: &Found) -> String {
+    let shim = pod
+        .shim
+        .map_or_else(|| "gone".to_owned(), |pid| pid.to_string());
+    let processes: Vec<_> = pod
+        .processes
+        .iter()
+        .map(|(role, pid)| format!("{role} {pid}"))
+        .collect();
+    let name = pod.name.as_deref().unwrap_or_default();
+    let (state, containers) = (state(pod), containers(pod));
+    let vm = processes.join(", ");
+    format!(
+        "{:<40} {state:<9} {containers:<18} {shim:>8}  {vm}  {name}",
+        pod.id
+    )
+}
+
+/// What the pod is doing. Without its shim it is dead, whatever its record says: its VM has died
+/// with the shim.
+fn state(pod: &Found) -> &'static str {
+    match (&pod.shim, &pod.record) {
+        (None, _) => "dead",
+        (Some(_), Ok(Some(record))) => record.state.name(),
+        (Some(_), Ok(None)) => "starting",
+        (Some(_), Err(_)) => "unknown",
+    }
+}
+
+/// How many containers run and how many have ended.
+fn containers(pod: &Found) -> String {
+    let Ok(Some(record)) = &pod.record else {
+        return "-".to_owned();
+    };
+    let (live, ended) = record.count();
+    match (pod.shim, live, ended) {
+        (None, 0, 0) => "0".to_owned(),
+        (None, live, ended) => format!("{} ended", live + ended),
+        (Some(_), live, 0) => live.to_string(),
+        (Some(_), live, ended) => format!("{live}, {ended} ended"),
+    }
 }

@@ -1,7 +1,8 @@
 //! What a node's shims and the operator's command share: the node's configuration, the state
 //! folders of pods and the host's resources in them, and the stores of skills and homes.
 //!
-//! From the outside in: [`accelerator`] and [`homes`] → [`state`] → [`cgroup`], and beside them
+//! From the outside in: [`accelerator`] and [`homes`] → [`state`] → [`cgroup`] and [`record`], and
+//! beside them
 //! [`skills`], [`config`], [`control`] and [`traffic`]; all of them use [`host`].
 
 pub mod accelerator;
@@ -11,6 +12,7 @@ pub mod control;
 pub mod homes;
 pub mod host;
 pub mod oom_score;
+pub mod record;
 pub mod skills;
 pub mod state;
 pub mod traffic;

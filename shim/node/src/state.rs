@@ -8,6 +8,7 @@
 //! vm/               the VMM's sockets and logs
 //! cgroup            the path of the pod's cgroup, if it has one
 //! name              "namespace/name" of a pod of Kubernetes
+//! record.json       what the pod is, see `record`
 //! control           a socket, see `control`
 //! shared/, view/    what the guest sees of the host, see `share`
 //! home/             the pod's home is mounted there, see `homes`
@@ -24,6 +25,7 @@ use std::{
     fs, io,
     os::unix::fs::{symlink, DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use caisson_oci::NodeConfig;
@@ -39,6 +41,7 @@ use crate::{
         processes::{is_alive, kill_and_wait, process_line, recorded},
     },
     oom_score::{self, Class},
+    record::{self, Record, RecordError, Recorder},
 };
 
 /// What can go wrong with a pod's state folder.
@@ -56,6 +59,9 @@ pub enum StateError {
     /// An operation on the pod's cgroup failed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The pod's record can't be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// An operation on a file or folder failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -78,6 +84,8 @@ pub struct PodDir {
     /// The pod's quality of service.
     pub class: Class,
     cgroup: Option<PathBuf>,
+    /// The pod's record. There is none before [`Self::begin_record`].
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 impl PodDir {
@@ -106,6 +114,7 @@ impl PodDir {
             placement: Placement::default(),
             class: Class::Other,
             cgroup: None,
+            recorder: None,
         };
         dir.write("shim.pid", &process_line(std::process::id(), ""))?;
         dir.credentials = take_user(config, id)?;
@@ -130,6 +139,14 @@ impl PodDir {
     /// Returns the folder itself.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Begins the pod's record.
+    pub fn begin_record(&mut self, namespace: &str) -> Result<Arc<Recorder>> {
+        let record = Record::new(&self.id, namespace);
+        let recorder = Arc::new(Recorder::create(&self.path, record)?);
+        self.recorder = Some(recorder.clone());
+        Ok(recorder)
     }
 
     /// Records the name by which people know the pod.
@@ -178,7 +195,7 @@ impl Drop for PodDir {
 
 /// A pod that has a state folder, for `caisson list` and `caisson gc`.
 #[derive(Debug)]
-pub struct PodState {
+pub struct Found {
     pub id: String,
     /// `namespace/name` of a pod of Kubernetes.
     pub name: Option<String>,
@@ -186,10 +203,12 @@ pub struct PodState {
     pub shim: Option<u32>,
     /// The VM's processes that still live: role and pid.
     pub processes: Vec<(String, u32)>,
+    /// The pod's record, if it has one.
+    pub record: std::result::Result<Option<Record>, RecordError>,
 }
 
 /// Returns all pods that have a state folder, sorted by id.
-pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
+pub fn list(state_dir: &Path) -> Result<Vec<Found>> {
     let entries = match fs::read_dir(state_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -205,11 +224,12 @@ pub fn list(state_dir: &Path) -> Result<Vec<PodState>> {
             continue;
         }
         let path = entry.path();
-        pods.push(PodState {
+        pods.push(Found {
             id,
             name: fs::read_to_string(path.join("name")).ok(),
             shim: shim_pid(&path),
             processes: recorded(&path.join("pids")),
+            record: record::read(&path),
         });
     }
     pods.sort_by(|a, b| a.id.cmp(&b.id));

@@ -71,13 +71,17 @@ impl Machine {
             device,
             hold: plug.hold,
         };
-        match agent.attach(plug.guest).await {
+        let attached = async {
+            self.record().await?;
+            Ok(agent.attach(plug.guest).await?)
+        };
+        match attached.await {
             Ok(()) => Ok(Some(disk)),
             Err(error) => {
                 if let Err(left) = self.unplug(&disk).await {
                     log::warn!("clean up after a failed attach: {}", left.chain());
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -87,7 +91,7 @@ impl Machine {
         self.agent().await?.detach_disk(&disk.place.0).await?;
         self.vm.detach(disk.device.clone()).await?;
         self.plugged().remove(&disk.place);
-        Ok(())
+        self.record().await
     }
 
     /// Plugs in a container's root, if it is a disk.

@@ -13,7 +13,7 @@ use std::{
     path::PathBuf,
     sync::{
         atomic::{AtomicBool, Ordering},
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
     },
     time::Duration,
 };
@@ -21,6 +21,7 @@ use std::{
 use caisson_node::{
     host::chain::chain,
     oom_score::{self, Class},
+    record::Recorder,
     state::PodDir,
 };
 use caisson_oci::VmSize;
@@ -56,6 +57,7 @@ pub struct Machine {
     /// the lock.
     size: tokio::sync::Mutex<VmSize>,
     dir: Mutex<Option<PodDir>>,
+    recorder: Option<Arc<Recorder>>,
     network: Mutex<Option<Network>>,
     anti_spoofing: bool,
     /// Set when the VM is stopped because its guest can't be trusted any more. How its processes
@@ -139,9 +141,16 @@ impl Machine {
         }
     }
 
-    /// Records the VM's processes in the state folder.
+    /// Records the VM's processes and devices in the state folder.
     async fn record(&self) -> Result<()> {
-        let pids = self.vm.pids().await?;
+        let (pids, devices) = (self.vm.pids().await?, self.vm.devices().await?);
+        if let Some(recorder) = &self.recorder {
+            recorder.change(|record| {
+                if let Some(machine) = &mut record.machine {
+                    machine.devices = devices.into_iter().map(|(id, port)| (id.0, port)).collect();
+                }
+            });
+        }
         match self
             .dir
             .lock()

@@ -38,7 +38,15 @@ impl Machine {
             }
         }
         *size = wanted;
-        Ok(())
+        if let Some(recorder) = &self.recorder {
+            recorder.change(|record| {
+                if let Some(machine) = &mut record.machine {
+                    (machine.cpus, machine.memory_mib) = (wanted.cpus, wanted.memory_mib);
+                }
+            });
+        }
+        // The first growth plugs a device in.
+        self.record().await
     }
 
     /// Grows the VM. Each half waits for the other: the VM for the guest's driver, which the agent

@@ -12,6 +12,7 @@ use caisson_node::{
         error::OnFile,
         size::{host_cpus, host_memory_mib},
     },
+    record::MachineState,
     state::PodDir,
 };
 use caisson_oci::{NodeConfig, VmSize};
@@ -96,12 +97,16 @@ impl Machine {
             patience: Patience::new(&config.vm, accelerator),
             agent: OnceCell::new(),
             size: tokio::sync::Mutex::new(size),
+            recorder: dir.recorder.clone(),
             dir: Mutex::new(Some(dir)),
             network: Mutex::default(),
             anti_spoofing: config.network.anti_spoofing,
             is_broken: AtomicBool::new(false),
             share,
         };
+        if let Some(recorder) = &machine.recorder {
+            recorder.change(|record| record.machine_becomes(MachineState::Running));
+        }
         stage(id, "vmm", started);
         let shared = Device::SharedDir {
             tag: share::TAG.to_owned(),

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use caisson_node::homes::PodHome;
+use caisson_node::{
+    homes::PodHome,
+    record::{PodState, Record, Recorder},
+};
 use caisson_oci::NodeConfig;
 use caisson_vmm::Vmm;
 use tokio::sync::OnceCell;
@@ -21,7 +24,7 @@ use crate::{
     error::{Error, Result},
     events::Events,
     machine::Machine,
-    process::Process,
+    process::{Process, State},
 };
 
 /// The exit status of a process whose end nobody could see because the VM was gone.
@@ -40,6 +43,8 @@ pub struct Pod {
     pub(super) files: OnceLock<PathBuf>,
     pub(super) home: PodHome,
     pub(super) containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// The pod's record, once it has a state folder.
+    pub(super) recorder: OnceLock<Arc<Recorder>>,
     /// The number of creates and starts of containers so far.
     pub(super) steps: AtomicU64,
     /// The skills that were attached late. The lock is held while one is attached or detached;
@@ -66,6 +71,7 @@ impl Pod {
             files: OnceLock::new(),
             home: PodHome::default(),
             containers: Mutex::default(),
+            recorder: OnceLock::new(),
             steps: AtomicU64::new(0),
             late: Default::default(),
         })
@@ -109,11 +115,23 @@ impl Pod {
         }
     }
 
-    /// Registers a container under its id.
+    /// Registers a container under its id. The pod runs from its first container on.
     pub(super) fn admit(&self, id: &str, container: Container) -> Arc<Container> {
         let container = Arc::new(container);
         self.lock().insert(id.to_owned(), container.clone());
+        self.record(|record| {
+            record.pod_becomes(PodState::Running);
+            record
+                .containers
+                .insert(id.to_owned(), container.recorded());
+        });
         container
+    }
+
+    /// Forgets a container that has been removed.
+    pub(super) fn dismiss(&self, id: &str) {
+        self.lock().remove(id);
+        self.record(|record| record.containers.remove(id));
     }
 
     pub(super) fn container(&self, id: &str) -> Result<Arc<Container>> {
@@ -146,6 +164,51 @@ impl Pod {
             what: "container",
             id: id.to_owned(),
         })
+    }
+
+    /// Changes the pod's record, see [`Recorder::change`]. Before the pod has a state folder there
+    /// is nothing to record.
+    pub(super) fn record<T>(&self, change: impl FnOnce(&mut Record) -> T) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.change(change);
+        }
+    }
+
+    /// Moves a process on, see [`Process::transition`], and records it.
+    pub(super) fn transition(
+        &self,
+        process: &Process,
+        operation: &'static str,
+        next: State,
+    ) -> Result<()> {
+        process.transition(operation, next)?;
+        self.record_state(process);
+        Ok(())
+    }
+
+    /// Records a registered container anew.
+    pub(super) fn record_container(&self, id: &str, container: &Container) {
+        self.record(|record| {
+            if let Some(recorded) = record.containers.get_mut(id) {
+                *recorded = container.recorded();
+            }
+        });
+    }
+
+    /// Records what a process is doing. One whose container is not registered yet, or not any more,
+    /// has no place in the record.
+    pub(super) fn record_state(&self, process: &Process) {
+        self.record(|record| {
+            let Some(container) = record.containers.get_mut(&process.id.container) else {
+                return;
+            };
+            match process.id.exec.as_str() {
+                "" => container.state = process.state(),
+                exec => {
+                    container.execs.insert(exec.to_owned(), process.state());
+                }
+            }
+        });
     }
 
     /// Counts a create or a start.

@@ -167,6 +167,8 @@ impl Pod {
     /// Makes the folders and the cgroup of a new pod.
     pub(super) fn folder(&self, cgroup: Option<&Path>) -> Result<(PodDir, Share)> {
         let mut dir = PodDir::create(&self.config, &self.id)?;
+        let recorder = dir.begin_record(&self.namespace)?;
+        self.recorder.get_or_init(|| recorder);
         if let Some(cgroup) = cgroup {
             dir.use_cgroup(cgroup)?;
         }

@@ -127,6 +127,7 @@ impl Pod {
         } else if let Err(left) = self.let_go(&machine, &mut late, entry).await {
             log::warn!("clean up after a failed attach: {}", left.chain());
         }
+        self.record_late(&late);
         shown?;
         Ok(Shown {
             target,
@@ -166,14 +167,20 @@ impl Pod {
                 }
                 Err(error) => {
                     late.push(entry);
+                    self.record_late(&late);
                     return Err(error);
                 }
             }
         }
-        match entry.containers.is_empty() {
-            true => self.let_go(&machine, &mut late, entry).await?,
-            false => late.push(entry),
-        }
+        let let_go = match entry.containers.is_empty() {
+            true => self.let_go(&machine, &mut late, entry).await,
+            false => {
+                late.push(entry);
+                Ok(())
+            }
+        };
+        self.record_late(&late);
+        let_go?;
         if let (Some(wanted), true) = (container, hidden.is_empty()) {
             return Err(Error::NotFound {
                 what: "container with the skill",
@@ -184,6 +191,11 @@ impl Pod {
             target,
             containers: hidden,
         })
+    }
+
+    fn record_late(&self, late: &[LateSkill]) {
+        let recorded = late.iter().map(LateSkill::recorded).collect();
+        self.record(|record| record.late_skills = recorded);
     }
 
     /// Shows a skill in all of these containers. If that fails, hides it again in those that did

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use caisson_node::skills::Skill;
+use caisson_node::{record, skills::Skill};
 use caisson_oci::annotations::SkillRef;
 
 use crate::plug::LateDisk;
@@ -20,6 +20,15 @@ pub struct LateSkill {
 }
 
 impl LateSkill {
+    /// Returns what the pod's record has of it.
+    pub fn recorded(&self) -> record::LateSkill {
+        record::LateSkill {
+            digest: self.skill.digest.clone(),
+            target: self.target.clone(),
+            containers: self.containers.iter().cloned().collect(),
+        }
+    }
+
     /// Whether this is the skill that a request names.
     pub fn is(&self, wanted: &SkillRef) -> bool {
         self.wanted == *wanted

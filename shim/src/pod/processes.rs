@@ -42,7 +42,7 @@ impl Pod {
         let machine = self.machine(id)?;
         let container = self.container(id)?;
         let process = container.process(exec)?;
-        process.transition("start", State::Starting)?;
+        self.transition(&process, "start", State::Starting)?;
         let started = async {
             match exec {
                 "" if container.is_sandbox() => machine.agent().await.map(drop),
@@ -117,7 +117,7 @@ impl Pod {
 
     /// Leaves the state `Starting`. If the process has ended meanwhile, it stays ended.
     fn settle(&self, process: &Process, state: State) {
-        if let Err(error) = process.transition("settle", state) {
+        if let Err(error) = self.transition(process, "settle", state) {
             log::debug!("{}", error.chain());
         }
     }
@@ -141,6 +141,7 @@ impl Pod {
             exec: exec.to_owned(),
         };
         container.add_exec(Process::new(process_id, stdio, process_json))?;
+        self.record_container(id, &container);
         self.events.send(TaskExecAdded {
             container_id: id.to_owned(),
             exec_id: exec.to_owned(),
@@ -215,11 +216,12 @@ impl Pod {
         process.drain(DRAIN_LIMIT).await;
         if !exec.is_empty() {
             container.remove_exec(exec);
+            self.record_container(id, &container);
             return Ok((exit, container.pid));
         }
         if container.is_sandbox() {
             machine.shutdown().await;
-            self.lock().remove(id);
+            self.dismiss(id);
         } else {
             let mut ended = machine.vm.clone();
             tokio::select! {
@@ -229,7 +231,7 @@ impl Pod {
                 },
                 _ = ended.ended() => {}
             }
-            self.lock().remove(id);
+            self.dismiss(id);
             self.score(&machine).await;
             machine.share.remove(id)?;
         }
@@ -251,7 +253,7 @@ impl Pod {
             State::Running => machine.agent().await?.pause(id).await?,
             state => return Err(wrong_state("pause", id, state)),
         }
-        init.transition("pause", State::Paused)?;
+        self.transition(&init, "pause", State::Paused)?;
         self.events.send(TaskPaused {
             container_id: id.to_owned(),
             ..Default::default()
@@ -267,7 +269,7 @@ impl Pod {
             State::Paused => machine.agent().await?.resume(id).await?,
             state => return Err(wrong_state("resume", id, state)),
         }
-        init.transition("resume", State::Running)?;
+        self.transition(&init, "resume", State::Running)?;
         self.events.send(TaskResumed {
             container_id: id.to_owned(),
             ..Default::default()

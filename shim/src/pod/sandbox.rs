@@ -106,6 +106,7 @@ impl Pod {
         let machine = self
             .machine
             .get_or_try_init(|| async {
+                self.record(|record| record.boot(size));
                 let machine = Machine::boot(
                     self.vmm.as_ref(),
                     &self.config,

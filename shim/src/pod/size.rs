@@ -27,6 +27,7 @@ impl Pod {
             container.set_limits(old);
             return Err(error);
         }
+        self.record_container(id, &container);
         self.fit(&machine).await
     }
 

@@ -8,7 +8,10 @@ use std::{
     time::SystemTime,
 };
 
-use caisson_node::host::chain::chain;
+use caisson_node::{
+    host::chain::chain,
+    record::{MachineState, PodState},
+};
 use caisson_protocol::agent::event;
 use caisson_vmm::EndReason;
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
@@ -60,7 +63,8 @@ impl Pod {
             // The end is announced after the start and after the output.
             process.settled().await;
             process.output_read().await;
-            if let Err(error) = process.transition("stop", State::Stopped(Exit { status, at })) {
+            let stopped = State::Stopped(Exit { status, at });
+            if let Err(error) = pod.transition(&process, "stop", stopped) {
                 log::warn!("{}", error.chain());
                 return;
             }
@@ -106,7 +110,12 @@ impl Pod {
                     machine.break_off(&why).await;
                 }
             }
-            log::info!("the VM has ended: {}", describe(&vm.ended().await));
+            let reason = describe(&vm.ended().await);
+            log::info!("the VM has ended: {reason}");
+            pod.record(|record| {
+                record.machine_becomes(MachineState::Ended(reason));
+                record.pod_becomes(PodState::Ended);
+            });
             if machine.ran_out_of_memory().await {
                 log::error!("the pod's cgroup ran out of memory: raise the containers' limits or the RuntimeClass' overhead");
             }

@@ -54,6 +54,12 @@ impl Ports {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Port(usize);
 
+impl std::fmt::Display for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.bus(), self.address())
+    }
+}
+
 impl Port {
     /// The bus that the port is on.
     pub(crate) fn bus(&self) -> &'static str {

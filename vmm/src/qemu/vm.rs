@@ -313,6 +313,13 @@ impl Vm for QemuVm {
         device.end_daemon().await
     }
 
+    fn devices(&self) -> Vec<(DeviceId, Option<String>)> {
+        let plugs = self.devices.plugs();
+        plugs
+            .map(|(id, plug)| (DeviceId(id.to_owned()), Some(plug.port.to_string())))
+            .collect()
+    }
+
     async fn pause(&mut self) -> Result<()> {
         self.end.not_yet()?;
         self.states.allow("pause", State::Running)?;

@@ -1,0 +1,115 @@
+//! Tests what `caisson list` and `caisson gc` say of pods, above all of those whose shim was killed.
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context, Result};
+use caisson_tests::{
+    command, fixture,
+    leftovers::alone,
+    node::{caisson, LIMIT},
+    proc, Leftovers, Node,
+};
+use rstest::rstest;
+
+/// A line of `caisson list`.
+#[derive(Debug)]
+struct Listed {
+    id: String,
+    state: String,
+    line: String,
+}
+
+#[test]
+fn list_of_a_container_that_runs_says_so() -> Result<()> {
+    let node = Node::shared();
+    let container = node.container("busybox").args(["sleep", "1000"]).start()?;
+    let listed = listed_as(node, container.id())?;
+    assert_eq!(listed.state, "running", "{listed:?}");
+    assert!(listed.line.contains("qemu"), "{listed:?}");
+    Ok(())
+}
+
+#[test]
+fn list_of_a_container_that_has_ended_counts_it_until_it_is_removed() -> Result<()> {
+    let node = Node::shared();
+    let container = node.container("busybox").args(["true"]).start()?;
+    container.wait_within(LIMIT)?;
+    let listed = listed_as(node, container.id())?;
+    assert!(listed.line.contains("0, 1 ended"), "{listed:?}");
+    container.delete()?;
+    assert!(listed_as(node, container.id()).is_err());
+    Ok(())
+}
+
+/// The times lie in the start of the VM, in that of the container, and after it.
+#[rstest]
+fn shim_that_is_killed_is_listed_as_dead_and_gc_leaves_nothing(
+    #[values(40, 120, 250, 500, 900, 1500, 2500)] after_ms: u64,
+) -> Result<()> {
+    let _alone = alone();
+    let node = Node::start()?;
+    let before = Leftovers::count(&node);
+    let mut run = caisson(&node)?;
+    let dir = node.dir().join("archives");
+    fs::create_dir_all(&dir)?;
+    run.arg("run")
+        .arg(fixture::archive("busybox", &dir).context("archive")?);
+    run.args(["--", "sleep", "1000"]);
+    let running = command::spawn(&mut run, None)?;
+    thread::sleep(Duration::from_millis(after_ms));
+    // `caisson run` first, since it would remove what is left.
+    proc::kill(running.pid(), libc::SIGKILL);
+    running.finish(LIMIT)?;
+    for shim in shims(&node)? {
+        proc::kill(shim, libc::SIGKILL);
+    }
+    thread::sleep(Duration::from_millis(200));
+
+    for listed in list(&node)? {
+        assert_eq!(listed.state, "dead", "{listed:?}");
+        assert!(listed.line.contains("gone"), "{listed:?}");
+    }
+    let mut gc = caisson(&node)?;
+    gc.arg("gc");
+    let said = command::run(&mut gc, None, LIMIT)?.ok()?.text();
+    assert!(list(&node)?.is_empty(), "{said}");
+    Leftovers::none_since(&node, &before)
+}
+
+fn list(node: &Node) -> Result<Vec<Listed>> {
+    let mut list = caisson(node)?;
+    list.arg("list");
+    let text = command::run(&mut list, None, LIMIT)?.ok()?.text();
+    let lines = text.lines().skip(1);
+    lines
+        .map(|line| {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            Ok(Listed {
+                id: words.next().context("an id")?,
+                state: words.next().context("a state")?,
+                line: line.to_owned(),
+            })
+        })
+        .collect()
+}
+
+fn listed_as(node: &Node, id: &str) -> Result<Listed> {
+    let mut all = list(node)?.into_iter();
+    let found = all.find(|listed| id.starts_with(&listed.id) || listed.id.contains(id));
+    found.with_context(|| format!("{id} is not listed"))
+}
+
+/// The pids of the node's shims, as the state folders have them.
+fn shims(node: &Node) -> Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir(node.state_dir()).into_iter().flatten() {
+        let file = entry?.path().join("shim.pid");
+        let text = fs::read_to_string(file).unwrap_or_default();
+        pids.extend(
+            text.split_whitespace()
+                .next()
+                .and_then(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    Ok(pids)
+}
