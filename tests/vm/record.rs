@@ -5,7 +5,7 @@ use std::{fs, thread, time::Duration};
 use anyhow::{Context, Result};
 use caisson_tests::{
     command, fixture,
-    leftovers::alone,
+    leftovers::{alone, processes},
     node::{caisson, LIMIT},
     proc, Leftovers, Node,
 };
@@ -60,10 +60,15 @@ fn shim_that_is_killed_is_listed_as_dead_and_gc_leaves_nothing(
     // `caisson run` first, since it would remove what is left.
     proc::kill(running.pid(), libc::SIGKILL);
     running.finish(LIMIT)?;
-    for shim in shims(&node)? {
-        proc::kill(shim, libc::SIGKILL);
-    }
-    thread::sleep(Duration::from_millis(200));
+    // containerd may be about to start the shim.
+    command::poll("no shim", LIMIT, || {
+        let shims = shims(&node);
+        for shim in &shims {
+            proc::kill(*shim, libc::SIGKILL);
+        }
+        thread::sleep(Duration::from_millis(300));
+        shims.is_empty().then_some(())
+    })?;
 
     for listed in list(&node)? {
         assert_eq!(listed.state, "dead", "{listed:?}");
@@ -99,17 +104,9 @@ fn listed_as(node: &Node, id: &str) -> Result<Listed> {
     found.with_context(|| format!("{id} is not listed"))
 }
 
-/// The pids of the node's shims, as the state folders have them.
-fn shims(node: &Node) -> Result<Vec<u32>> {
-    let mut pids = Vec::new();
-    for entry in fs::read_dir(node.state_dir()).into_iter().flatten() {
-        let file = entry?.path().join("shim.pid");
-        let text = fs::read_to_string(file).unwrap_or_default();
-        pids.extend(
-            text.split_whitespace()
-                .next()
-                .and_then(|pid| pid.parse::<u32>().ok()),
-        );
-    }
-    Ok(pids)
+/// The pids of the node's shims.
+fn shims(node: &Node) -> Vec<u32> {
+    let processes = processes(node.tag()).into_iter();
+    let shims = processes.filter(|process| process.command.contains("containerd-shim-caisson"));
+    shims.map(|process| process.pid).collect()
 }

@@ -26,7 +26,7 @@ fn start_time(pid: u32) -> Option<u64> {
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// Returns the processes of a record that are still alive.
+/// Returns the processes of a record that are still alive. A zombie counts as gone.
 pub fn recorded(file: &Path) -> Vec<(String, u32)> {
     let text = fs::read_to_string(file).unwrap_or_default();
     let live = |line: &str| {
@@ -34,7 +34,7 @@ pub fn recorded(file: &Path) -> Vec<(String, u32)> {
         let pid: u32 = fields.next()?.parse().ok()?;
         let started: u64 = fields.next()?.parse().ok()?;
         let role = fields.next().unwrap_or_default().to_owned();
-        (start_time(pid) == Some(started)).then_some((role, pid))
+        (start_time(pid) == Some(started) && is_alive(pid)).then_some((role, pid))
     };
     text.lines().filter_map(live).collect()
 }
@@ -74,5 +74,20 @@ mod tests {
         assert_eq!(recorded(&file), [("qemu".to_owned(), own)]);
         fs::write(&file, format!("{own} 1 qemu")).unwrap();
         assert_eq!(recorded(&file), []);
+    }
+
+    #[test]
+    fn process_that_has_ended_and_was_not_waited_for_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids");
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        fs::write(&file, process_line(child.id(), "qemu")).unwrap();
+        assert_eq!(recorded(&file).len(), 1);
+        kill_and_wait(&[child.id()]);
+        assert_eq!(recorded(&file), []);
+        child.wait().unwrap();
     }
 }
