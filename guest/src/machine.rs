@@ -30,18 +30,9 @@ impl Machine {
     }
 
     /// Returns the path of a container's cgroup below the mount point.
-    pub fn cgroup_path(&self, id: &str, given: Option<PathBuf>) -> PathBuf {
+    pub fn cgroup_path(&self, id: &str) -> PathBuf {
         match self {
-            Machine::Guest => match given {
-                Some(path) if path.is_absolute() => path,
-                // systemd's form, `slice:prefix:name`: there is no systemd here.
-                Some(path) if path.to_string_lossy().contains(':') => {
-                    let path = path.to_string_lossy().replace(['/', ':'], "-");
-                    Path::new("/").join(path)
-                }
-                Some(path) => Path::new("/").join(path),
-                None => Path::new("/").join(id),
-            },
+            Machine::Guest => Path::new("/").join(id),
             Machine::Fake { .. } => {
                 PathBuf::from(format!("/caisson-fake/{}-{id}", std::process::id()))
             }
@@ -70,21 +61,5 @@ impl Machine {
             read_only,
         };
         launch::run(&reaper.expect(), &task, &[]).await.map(drop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cgroup_path_of_systemds_form_becomes_one_directory() {
-        let path = Machine::Guest.cgroup_path("c", Some("kubepods.slice:cri:c1".into()));
-        assert_eq!(path, Path::new("/kubepods.slice-cri-c1"));
-    }
-
-    #[test]
-    fn cgroup_path_that_is_not_given_is_the_id() {
-        assert_eq!(Machine::Guest.cgroup_path("c", None), Path::new("/c"));
     }
 }

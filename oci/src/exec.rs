@@ -1,54 +1,107 @@
-//! Translates a further process of a container (an exec): adds what the container's annotations
-//! give to it. Containerd's description of the process does not have that, since containerd knows
-//! the container as it was before [`crate::translate`].
+//! Plans a further process of a container (an exec). It gets what the container's annotations give
+//! to every process. Containerd's description of the process does not have that, since containerd
+//! knows the container as it was before [`crate::plan()`].
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxCapabilities, Process};
 
 use crate::{
     guest_devices::{self, GuestDevice},
+    runtime,
     secrets::{self, Descriptor},
     Error, Result,
 };
 
-/// What every process of a container gets because of the container's annotations.
+/// What every process of a container gets because of the container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
+    /// The capabilities of the container's init, for a process that names none of its own.
+    pub capabilities: Option<LinuxCapabilities>,
     /// Devices of the guest.
     pub devices: Vec<GuestDevice>,
     /// Files that the process has open.
     pub descriptors: Vec<Descriptor>,
 }
 
+/// A further process of a container, as the guest runs it.
+#[derive(Debug)]
+pub struct Exec {
+    pub process: Process,
+    /// Files that the process has open.
+    pub descriptors: Vec<Descriptor>,
+}
+
+impl Exec {
+    /// Whether the process has a terminal.
+    pub fn terminal(&self) -> bool {
+        self.process.terminal() == Some(true)
+    }
+}
+
 impl Grants {
-    /// Translates the OCI `process` object of an exec, in JSON.
-    pub fn translate(&self, json: Vec<u8>) -> Result<Vec<u8>> {
-        if *self == Self::default() {
-            return Ok(json);
-        }
+    /// Plans an exec of which containerd gave the OCI `process` object in JSON.
+    pub fn plan(&self, json: &[u8]) -> Result<Exec> {
         let mut process: Process =
-            serde_json::from_slice(&json).map_err(|error| Error::Exec(error.into()))?;
-        guest_devices::grant_exec(&mut process, &self.devices);
+            serde_json::from_slice(json).map_err(|error| Error::Exec(error.into()))?;
+        if process.capabilities().is_none() {
+            process.set_capabilities(self.capabilities.clone());
+        } else {
+            guest_devices::grant_exec(&mut process, &self.devices);
+        }
+        runtime::adapt_process(&mut process)?;
         secrets::set_environment(&mut process, &self.descriptors);
-        serde_json::to_vec(&process).map_err(|error| Error::Exec(error.into()))
+        Ok(Exec {
+            process,
+            descriptors: self.descriptors.clone(),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oci_spec::runtime::{Capabilities, Capability};
+    use serde_json::json;
+
+    fn planned(grants: &Grants, capabilities: serde_json::Value) -> Process {
+        let user = json!({"uid": 0, "gid": 0});
+        let json =
+            json!({"cwd": "/", "args": ["true"], "user": user, "capabilities": capabilities});
+        grants.plan(json.to_string().as_bytes()).unwrap().process
+    }
+
+    fn bounding(process: &Process) -> Capabilities {
+        let sets = process.capabilities().as_ref().unwrap();
+        sets.bounding().clone().unwrap()
+    }
 
     #[test]
-    fn exec_without_grants_is_left_alone() {
-        let json = b"not even JSON".to_vec();
-        assert_eq!(Grants::default().translate(json.clone()).unwrap(), json);
+    fn exec_without_capabilities_has_the_containers() {
+        let mut capabilities = LinuxCapabilities::default();
+        capabilities.set_bounding(Some([Capability::Chown].into()));
+        let grants = Grants {
+            capabilities: Some(capabilities),
+            ..Grants::default()
+        };
+        let process = planned(&grants, json!(null));
+        assert_eq!(bounding(&process), [Capability::Chown].into());
+        let process = planned(&grants, json!({"bounding": ["CAP_KILL"]}));
+        assert_eq!(bounding(&process), [Capability::Kill].into());
+    }
+
+    #[test]
+    fn exec_has_the_capability_of_a_granted_device() {
+        let grants = Grants {
+            devices: vec![GuestDevice::Tun],
+            ..Grants::default()
+        };
+        let process = planned(&grants, json!({"bounding": []}));
+        assert_eq!(bounding(&process), [Capability::NetAdmin].into());
     }
 
     #[test]
     fn exec_that_is_no_process_is_refused() {
-        let grants = Grants {
-            devices: vec![GuestDevice::Fuse],
-            ..Grants::default()
-        };
-        grants.translate(b"[]".to_vec()).unwrap_err();
+        for text in ["not even JSON", "[]"] {
+            Grants::default().plan(text.as_bytes()).unwrap_err();
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! Translates an OCI spec, annotations and the node's configuration into what the VM is, which
 //! devices it gets and what spec the guest runs. This crate does no I/O.
 //!
-//! The shim reads the bundle, calls [`translate()`] with what it read, and does what the [`Plan`]
-//! says. The table in [`rules`] refuses or drops what can't be honoured in a VM. Every annotation
-//! is listed in [`annotations`], every configuration key in [`config`]; [`policy`] decides which
-//! namespace may use what.
+//! The shim parses a bundle's spec once, as [`Wishes`]. It looks up what they name, calls
+//! [`plan()`] with them and the [`Places`], and does what the [`Plan`] says. The table in [`rules`]
+//! refuses or drops what can't be honoured in a VM. Every annotation is listed in [`annotations`],
+//! every configuration key in [`config`]; [`policy`] decides which namespace may use what.
 
 pub mod annotations;
 pub mod config;
@@ -15,25 +15,28 @@ pub mod guest_devices;
 pub mod home;
 pub mod id;
 mod names;
+pub mod plan;
 pub mod pod;
 pub mod policy;
 mod privileged;
 mod quantity;
 mod role;
 pub mod rules;
+mod runtime;
 pub mod secrets;
 pub mod size;
-pub mod translate;
 pub mod users;
 pub mod volume;
+mod wishes;
 
 pub use annotations::Annotations;
 pub use config::NodeConfig;
 pub use error::{Error, Result, Unread};
 pub use oci_spec::runtime as spec;
+pub use plan::{plan, PidNamespace, Places, Plan};
 pub use policy::Policy;
 pub use role::Role;
-pub use size::{Limits, VmSize};
-pub use translate::{parse_spec, translate, GuestPaths, Node, Plan};
+pub use size::{Limits, Node, VmSize};
 pub use users::IdMap;
 pub use volume::Volume;
+pub use wishes::{PidWish, Wishes};

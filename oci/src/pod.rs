@@ -11,14 +11,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder,
-    MountBuilder, Spec,
-};
+use oci_spec::runtime::{LinuxNamespaceType, MountBuilder, Spec};
 
 pub use crate::role::{Role, CONTAINER_TYPE, SANDBOX_ID};
 
-use crate::{error::shorten, rules, Error, Result};
+use crate::{error::shorten, rules, Error, Limits, Result};
 
 /// Kubernetes' uid of the pod, on all of its containers.
 pub const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
@@ -101,8 +98,8 @@ pub struct Sandbox {
     pub network: Option<PathBuf>,
     /// The cgroup on the host that the VM's processes belong in.
     pub cgroups_path: Option<PathBuf>,
-    /// The sums of what the pod's containers may use, if the kubelet has given them.
-    pub resources: Option<LinuxResources>,
+    /// The sums of what the pod's containers may use. No limits if the kubelet has given none.
+    pub limits: Limits,
 }
 
 /// Translates a sandbox's spec. It ignores what only the pause container would need (root, mounts,
@@ -119,7 +116,7 @@ pub fn sandbox(spec: &Spec) -> Result<Sandbox> {
         sysctls: sysctls(linux.sysctl().as_ref())?,
         network: joined(spec, LinuxNamespaceType::Network).map(Path::to_owned),
         cgroups_path: linux.cgroups_path().clone(),
-        resources: sums(&annotations)?,
+        limits: sums(&annotations)?,
     })
 }
 
@@ -179,7 +176,7 @@ fn sysctls(given: Option<&HashMap<String, String>>) -> Result<BTreeMap<String, S
     Ok(sysctls)
 }
 
-fn sums(annotations: &HashMap<String, String>) -> Result<Option<LinuxResources>> {
+fn sums(annotations: &HashMap<String, String>) -> Result<Limits> {
     let number = |key: &str| match annotations.get(key) {
         None => Ok(None),
         Some(text) => match text.parse::<i64>() {
@@ -191,36 +188,15 @@ fn sums(annotations: &HashMap<String, String>) -> Result<Option<LinuxResources>>
             }),
         },
     };
-    let positive = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok());
-    let quota = number(SANDBOX_CPU_QUOTA)?;
-    let period = positive(number(SANDBOX_CPU_PERIOD)?);
-    let shares = positive(number(SANDBOX_CPU_SHARES)?);
-    let memory = number(SANDBOX_MEMORY)?;
-    let mut cpu = LinuxCpuBuilder::default();
-    if let Some(quota) = quota {
-        cpu = cpu.quota(quota);
+    let period = number(SANDBOX_CPU_PERIOD)?.and_then(|period| u64::try_from(period).ok());
+    let mut limits = Limits::default();
+    if let Some(quota) = number(SANDBOX_CPU_QUOTA)? {
+        limits.set_cpu(quota, period);
     }
-    if let Some(period) = period {
-        cpu = cpu.period(period);
+    if let Some(memory) = number(SANDBOX_MEMORY)? {
+        limits.set_memory(memory);
     }
-    if let Some(shares) = shares {
-        cpu = cpu.shares(shares);
-    }
-    let mut limits = LinuxMemoryBuilder::default();
-    if let Some(memory) = memory {
-        limits = limits.limit(memory);
-    }
-    if quota.is_none() && shares.is_none() && memory.is_none() {
-        return Ok(None);
-    }
-    let built = cpu.build().and_then(|cpu| {
-        let resources = LinuxResourcesBuilder::default().cpu(cpu);
-        resources.memory(limits.build()?).build()
-    });
-    built.map(Some).map_err(|error| Error::Field {
-        field: "annotations",
-        reason: error.to_string(),
-    })
+    Ok(limits)
 }
 
 #[cfg(test)]
@@ -265,7 +241,7 @@ mod tests {
         assert_eq!(plan.network, Some("/run/netns/cni-1".into()));
         assert_eq!(plan.cgroups_path, Some("/kubepods/pod1/s1".into()));
         assert_eq!(plan.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
-        assert!(plan.resources.is_none());
+        assert_eq!(plan.limits, Limits::default());
     }
 
     #[test]
@@ -274,10 +250,8 @@ mod tests {
             SANDBOX_CPU_QUOTA: "150000", SANDBOX_CPU_PERIOD: "100000", SANDBOX_CPU_SHARES: "2",
             SANDBOX_MEMORY: "0",
         });
-        let resources = sandbox(&spec(annotations)).unwrap().resources.unwrap();
-        let cpu = resources.cpu().as_ref().unwrap();
-        assert_eq!((cpu.quota(), cpu.period()), (Some(150_000), Some(100_000)));
-        assert_eq!(resources.memory().as_ref().unwrap().limit(), None);
+        let limits = sandbox(&spec(annotations)).unwrap().limits;
+        assert_eq!((limits.cpu_milli, limits.memory), (Some(1500), None));
     }
 
     #[test]

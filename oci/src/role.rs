@@ -1,5 +1,7 @@
 //! Reads, from a spec's annotations, which part a task plays in a pod.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::Spec;
 
 use crate::{error::shorten, id, Error, Result};
@@ -24,9 +26,24 @@ pub enum Role {
 }
 
 impl Role {
+    /// Reads the role from a bundle's `config.json`, of which it looks at nothing else.
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Annotated {
+            annotations: Option<HashMap<String, String>>,
+        }
+        let read: Annotated =
+            serde_json::from_slice(json).map_err(|error| Error::Spec(error.into()))?;
+        Self::read(read.annotations.as_ref())
+    }
+
     /// Reads the role from a spec's annotations.
     pub fn of(spec: &Spec) -> Result<Self> {
-        let value = |key| spec.annotations().as_ref().and_then(|all| all.get(key));
+        Self::read(spec.annotations().as_ref())
+    }
+
+    fn read(annotations: Option<&HashMap<String, String>>) -> Result<Self> {
+        let value = |key| annotations.and_then(|all| all.get(key));
         let refuse = |key: &str, reason: String| {
             Err(Error::Annotation {
                 key: key.to_owned(),

@@ -2,7 +2,21 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use crate::config::{Vm, MIN_MEMORY_MIB};
+use crate::{
+    config::{Vm, MIN_MEMORY_MIB},
+    Error, Result,
+};
+
+/// The node that VMs run on.
+#[derive(Debug, Clone, Copy)]
+pub struct Node<'a> {
+    /// Its `[vm]` configuration.
+    pub vm: &'a Vm,
+    /// Its cpus.
+    pub cpus: u32,
+    /// Its memory, in MiB.
+    pub memory_mib: u64,
+}
 
 /// The size of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,25 +48,34 @@ impl Limits {
 
     /// Changes the limits that `resources` names, as a runtime's `update` does; the others stay.
     pub fn update(&mut self, resources: &LinuxResources) {
-        if let Some(quota) = resources.cpu().as_ref().and_then(|cpu| cpu.quota()) {
-            // The default period is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`); -1 and 0 mean no
-            // limit.
-            let period = resources.cpu().as_ref().and_then(|cpu| cpu.period());
-            let period = period.filter(|p| *p > 0).unwrap_or(100_000);
-            let quota = u64::try_from(quota).ok().filter(|q| *q > 0);
-            self.cpu_milli = quota.map(|q| q.saturating_mul(1000).div_ceil(period));
+        let cpu = resources.cpu().as_ref();
+        if let Some(quota) = cpu.and_then(|cpu| cpu.quota()) {
+            self.set_cpu(quota, cpu.and_then(|cpu| cpu.period()));
         }
         if let Some(limit) = resources.memory().as_ref().and_then(|m| m.limit()) {
-            self.memory = u64::try_from(limit).ok().filter(|l| *l > 0);
+            self.set_memory(limit);
         }
+    }
+
+    /// Sets the time in µs that all processes together may run in each period. -1 and 0 mean no
+    /// limit; the default period is 100,000 µs (kernel, cgroup-v2.rst `cpu.max`).
+    pub fn set_cpu(&mut self, quota: i64, period: Option<u64>) {
+        let period = period.filter(|p| *p > 0).unwrap_or(100_000);
+        let quota = u64::try_from(quota).ok().filter(|q| *q > 0);
+        self.cpu_milli = quota.map(|q| q.saturating_mul(1000).div_ceil(period));
+    }
+
+    /// Sets the memory in bytes. -1 and 0 mean no limit.
+    pub fn set_memory(&mut self, limit: i64) {
+        self.memory = u64::try_from(limit).ok().filter(|l| *l > 0);
     }
 }
 
-impl VmSize {
+impl Node<'_> {
     /// Returns the size of the VM for containers with these limits. It is their sum: the cpus
-    /// rounded up and at most `host_cpus`, the memory with the node's overhead added. All
+    /// rounded up and at most the node's, the memory with the configured overhead added. All
     /// containers without a limit share the node's default, and so does a pod without containers.
-    pub fn of(limits: impl IntoIterator<Item = Limits>, node: &Vm, host_cpus: u32) -> Self {
+    pub fn size(&self, limits: impl IntoIterator<Item = Limits>) -> VmSize {
         let limits: Vec<_> = limits.into_iter().collect();
         let sum = |of: fn(&Limits) -> Option<u64>| {
             let set = limits.iter().filter_map(of);
@@ -65,21 +88,35 @@ impl VmSize {
         let (milli, unlimited) = sum(|limits| limits.cpu_milli);
         let mut cpus = u32::try_from(milli.div_ceil(1000)).unwrap_or(u32::MAX);
         if unlimited {
-            cpus = cpus.max(node.default_cpus);
+            cpus = cpus.max(self.vm.default_cpus);
         }
         let (bytes, unlimited) = sum(|limits| limits.memory);
-        let mut memory_mib = bytes.div_ceil(1 << 20) + node.memory_overhead_mib;
+        let overhead = self.vm.memory_overhead_mib;
+        let mut memory_mib = bytes.div_ceil(1 << 20) + overhead;
         if unlimited {
-            memory_mib += node
-                .default_memory_mib
-                .saturating_sub(node.memory_overhead_mib);
+            memory_mib += self.vm.default_memory_mib.saturating_sub(overhead);
         }
         // The size in bytes must fit in a u64, too.
         memory_mib = memory_mib.min(u64::MAX >> 20);
-        Self {
-            cpus: cpus.clamp(1, host_cpus.max(1)),
+        VmSize {
+            cpus: cpus.clamp(1, self.cpus.max(1)),
             memory_mib: memory_mib.max(MIN_MEMORY_MIB),
         }
+    }
+
+    /// Returns the size as [`Self::size`] does, unless the node has less memory.
+    pub fn room_for(&self, limits: impl IntoIterator<Item = Limits>) -> Result<VmSize> {
+        let size = self.size(limits);
+        if size.memory_mib <= self.memory_mib {
+            return Ok(size);
+        }
+        Err(Error::Field {
+            field: "linux.resources.memory.limit",
+            reason: format!(
+                "the VM would need {} MiB of memory (the limits and vm.memory_overhead_mib), the node has {} MiB; lower the limit",
+                size.memory_mib, self.memory_mib
+            ),
+        })
     }
 }
 
@@ -87,6 +124,15 @@ impl VmSize {
 mod tests {
     use super::*;
     use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
+
+    fn sum(limits: impl IntoIterator<Item = Limits>) -> VmSize {
+        let node = Node {
+            vm: &Vm::default(),
+            cpus: 4,
+            memory_mib: 16_384,
+        };
+        node.size(limits)
+    }
 
     fn size(quota: i64, period: u64, memory: i64) -> VmSize {
         let resources = LinuxResourcesBuilder::default()
@@ -100,12 +146,12 @@ mod tests {
             .memory(LinuxMemoryBuilder::default().limit(memory).build().unwrap())
             .build()
             .unwrap();
-        VmSize::of([Limits::of(Some(&resources))], &Vm::default(), 4)
+        sum([Limits::of(Some(&resources))])
     }
 
     #[test]
     fn size_without_limits_is_the_nodes_default() {
-        let size = VmSize::of([Limits::default()], &Vm::default(), 4);
+        let size = sum([Limits::default()]);
         assert_eq!((size.cpus, size.memory_mib), (1, 512));
     }
 
@@ -141,7 +187,7 @@ mod tests {
             memory: None,
         };
         limits.update(&resources);
-        let size = VmSize::of([limits], &Vm::default(), 4);
+        let size = sum([limits]);
         assert_eq!((size.cpus, size.memory_mib), (3, 64 + 128));
     }
 
@@ -152,7 +198,7 @@ mod tests {
             cpu_milli: None,
             memory: Some(u64::MAX),
         };
-        let size = VmSize::of([absurd, absurd], &Vm::default(), 4);
+        let size = sum([absurd, absurd]);
         assert!((size.memory_mib << 20) >> 20 == size.memory_mib && size.memory_mib > 1 << 40);
     }
 
@@ -163,7 +209,7 @@ mod tests {
             memory: Some(100 << 20),
         };
         let pod = |limits: &[Limits]| {
-            let size = VmSize::of(limits.iter().copied(), &Vm::default(), 4);
+            let size = sum(limits.iter().copied());
             (size.cpus, size.memory_mib)
         };
         assert_eq!(pod(&[]), (1, 512));

@@ -14,7 +14,7 @@ use std::{
 };
 
 use caisson_node::host::{error::FileError, random};
-use caisson_oci::{secrets::Descriptor, Plan};
+use caisson_oci::{exec::Exec, secrets::Descriptor, IdMap, PidNamespace, Plan};
 use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
 use containerd_shim::protos::ttrpc::{
     self,
@@ -85,17 +85,6 @@ pub struct Agent {
 pub struct ProcessId {
     pub container: String,
     pub exec: String,
-}
-
-impl From<Tokens> for proto::Streams {
-    fn from(tokens: Tokens) -> Self {
-        Self {
-            stdin: tokens.stdin,
-            stdout: tokens.stdout,
-            stderr: tokens.stderr,
-            ..Default::default()
-        }
-    }
 }
 
 /// Makes one call. Takes its row in the table of limits, the client's method and the request.
@@ -262,12 +251,19 @@ impl Agent {
         });
         let request = proto::CreateContainerRequest {
             container_id: id.to_owned(),
-            spec_json: to_json("spec", &plan.guest_spec)?,
-            streams: Some(streams.into()).into(),
+            spec_json: to_json("spec", &plan.spec)?,
+            streams: Some(to_streams(streams, plan.terminal())).into(),
             memory: memory.collect(),
             disks: disks.collect(),
             guest_devices: plan.guest_devices,
             descriptors: descriptors(&plan.descriptors),
+            pid_namespace: pid_namespace(&plan.pid_namespace).into(),
+            pod_users: plan.pod_users.as_ref().map(users).into(),
+            shared: plan
+                .shared
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect(),
             ..Default::default()
         };
         call!(self, CREATE, create_container, request).map(|made| made.pid)
@@ -284,19 +280,13 @@ impl Agent {
     }
 
     /// Runs an additional process in a container.
-    pub async fn exec(
-        &self,
-        id: &ProcessId,
-        process_json: Vec<u8>,
-        open: &[Descriptor],
-        streams: Tokens,
-    ) -> Result<()> {
+    pub async fn exec(&self, id: &ProcessId, exec: &Exec, streams: Tokens) -> Result<()> {
         let request = proto::ExecRequest {
             container_id: id.container.clone(),
             exec_id: id.exec.clone(),
-            process_json,
-            descriptors: descriptors(open),
-            streams: Some(streams.into()).into(),
+            process_json: to_json("process", &exec.process)?,
+            descriptors: descriptors(&exec.descriptors),
+            streams: Some(to_streams(streams, exec.terminal())).into(),
             ..Default::default()
         };
         call!(self, EXEC, exec, request).map(drop)
@@ -389,6 +379,36 @@ impl Agent {
     /// Tells the guest to write everything out to its disks.
     pub async fn shutdown(&self) -> Result<()> {
         call!(self, SHUTDOWN, shutdown, proto::Empty::new()).map(drop)
+    }
+}
+
+fn to_streams(tokens: Tokens, terminal: bool) -> proto::Streams {
+    proto::Streams {
+        stdin: tokens.stdin,
+        stdout: tokens.stdout,
+        stderr: tokens.stderr,
+        terminal,
+        ..Default::default()
+    }
+}
+
+fn pid_namespace(namespace: &PidNamespace) -> Option<proto::PidNamespace> {
+    let container_id = match namespace {
+        PidNamespace::Own => return None,
+        PidNamespace::Pod => String::new(),
+        PidNamespace::Of(id) => id.clone(),
+    };
+    Some(proto::PidNamespace {
+        container_id,
+        ..Default::default()
+    })
+}
+
+fn users(map: &IdMap) -> proto::Users {
+    proto::Users {
+        uid_map: map.uid_map(),
+        gid_map: map.gid_map(),
+        ..Default::default()
     }
 }
 

@@ -24,7 +24,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use tokio::signal::unix::{signal, SignalKind};
 
 use crate::{
-    container::read_spec,
+    bundle::read_config,
     error::{Error, Result},
     events::Events,
     features, logger,
@@ -82,7 +82,7 @@ fn answer(bytes: &[u8]) -> Result<()> {
 
 /// Returns the role that the bundle's task has in a pod.
 fn role() -> Result<Role> {
-    Ok(Role::of(&read_spec(Path::new("."))?)?)
+    Ok(Role::parse(&read_config(Path::new("."))?)?)
 }
 
 /// Starts a serving process for a pod, or finds the one that it has. Returns how to reach it.

@@ -11,6 +11,7 @@
 
 pub mod agent;
 mod block;
+mod bundle;
 mod container;
 pub mod cri;
 pub mod error;
@@ -23,6 +24,7 @@ pub mod limits;
 mod logger;
 mod machine;
 pub mod network;
+mod places;
 mod plug;
 pub mod pod;
 pub mod process;

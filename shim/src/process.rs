@@ -7,6 +7,7 @@ use std::{
 };
 
 pub use caisson_node::record::{Exit, ProcessState as State};
+use caisson_oci::exec::Exec;
 use tokio::sync::watch;
 
 use crate::{
@@ -20,8 +21,8 @@ use crate::{
 pub struct Process {
     pub id: ProcessId,
     pub stdio: Stdio,
-    /// For an exec: the OCI `process` object to run.
-    pub process_json: Vec<u8>,
+    /// What an exec runs. None for a container's init.
+    pub exec: Option<Exec>,
     state: watch::Sender<State>,
     streams: Mutex<Streams>,
     is_killed: watch::Sender<bool>,
@@ -37,14 +38,22 @@ struct Streams {
 
 impl Process {
     /// Creates a process that is not running yet.
-    pub fn new(id: ProcessId, stdio: Stdio, process_json: Vec<u8>) -> Self {
+    pub fn new(id: ProcessId, stdio: Stdio) -> Self {
         Self {
             id,
             stdio,
-            process_json,
+            exec: None,
             state: watch::Sender::new(State::Created),
             streams: Mutex::default(),
             is_killed: watch::Sender::new(false),
+        }
+    }
+
+    /// Creates an exec that is not running yet.
+    pub fn of_exec(id: ProcessId, stdio: Stdio, exec: Exec) -> Self {
+        Self {
+            exec: Some(exec),
+            ..Self::new(id, stdio)
         }
     }
 
@@ -181,7 +190,7 @@ mod tests {
             container: "web".to_owned(),
             exec: String::new(),
         };
-        Process::new(id, Stdio::default(), Vec::new())
+        Process::new(id, Stdio::default())
     }
 
     fn stopped() -> State {

@@ -12,10 +12,7 @@ use caisson_node::host::{
     error::{FileError, OnFile},
     folder::Folder,
 };
-use caisson_oci::{
-    spec::Spec,
-    volume::{Found, Owner, Tmpfs, MAX_COPY},
-};
+use caisson_oci::volume::{Found, Owner, Tmpfs, MAX_COPY};
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
 use rustix::fs::FileType;
 
@@ -25,8 +22,7 @@ const MAX_DEPTH: usize = 16;
 
 /// Looks at each source. Runs off the shim's only thread, since a pod may have created many files
 /// there. Fails if a source does not exist.
-pub async fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>, FileError> {
-    let sources = sources(spec);
+pub async fn look(sources: BTreeSet<PathBuf>) -> Result<HashMap<PathBuf, Found>, FileError> {
     let looking = move || sources.into_iter().map(look_at).collect();
     let looked = tokio::task::spawn_blocking(looking).await;
     looked.unwrap_or_else(|error| {
@@ -34,21 +30,6 @@ pub async fn look(spec: &Spec) -> Result<HashMap<PathBuf, Found>, FileError> {
             std::io::Error::other(error),
         ))
     })
-}
-
-fn sources(spec: &Spec) -> BTreeSet<PathBuf> {
-    let mut sources = BTreeSet::new();
-    for mount in spec.mounts().iter().flatten() {
-        let mut options = mount.options().iter().flatten();
-        let bind = options.any(|o| o == "bind" || o == "rbind");
-        let bind = bind || matches!(mount.typ().as_deref(), Some("bind" | "rbind"));
-        if let (true, Some(source)) = (bind, mount.source()) {
-            if source.is_absolute() {
-                sources.insert(source.clone());
-            }
-        }
-    }
-    sources
 }
 
 fn look_at(source: PathBuf) -> Result<(PathBuf, Found), FileError> {
@@ -115,11 +96,8 @@ mod tests {
     use nix::mount::{mount, umount2, MntFlags, MsFlags};
     use std::path::Path;
 
-    fn spec(source: &Path) -> Spec {
-        let mounts =
-            serde_json::json!([{"destination": "/data", "source": source, "options": ["rbind"]}]);
-        serde_json::from_value(serde_json::json!({"ociVersion": "1.1.0", "mounts": mounts}))
-            .unwrap()
+    fn only(source: &Path) -> BTreeSet<PathBuf> {
+        [source.to_owned()].into()
     }
 
     #[tokio::test]
@@ -134,19 +112,19 @@ mod tests {
             Some(options),
         )
         .unwrap();
-        let root = look(&spec(dir.path()))
+        let root = look(only(dir.path()))
             .await
             .unwrap()
             .remove(dir.path())
             .unwrap();
         let sub = dir.path().join("sub");
         fs::create_dir(&sub).unwrap();
-        let filled = look(&spec(dir.path()))
+        let filled = look(only(dir.path()))
             .await
             .unwrap()
             .remove(dir.path())
             .unwrap();
-        let folder = look(&spec(&sub)).await.unwrap().remove(&sub).unwrap();
+        let folder = look(only(&sub)).await.unwrap().remove(&sub).unwrap();
         umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
         let expected = Tmpfs {
             size: 1 << 20,
@@ -162,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn source_that_is_not_there_is_named() {
-        let error = look(&spec(Path::new("/nosuch/dir"))).await.unwrap_err();
+        let error = look(only(Path::new("/nosuch/dir"))).await.unwrap_err();
         assert!(error.to_string().contains("/nosuch/dir"), "{error}");
     }
 
@@ -171,7 +149,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("..1", dir.path().join("..data")).unwrap();
         let copied = async || {
-            look(&spec(dir.path())).await.unwrap()[dir.path()]
+            look(only(dir.path())).await.unwrap()[dir.path()]
                 .swapped
                 .is_some()
         };

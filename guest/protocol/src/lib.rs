@@ -36,12 +36,6 @@ pub mod path {
     pub const DISKS: &str = "/run/caisson/disks";
     /// The pod's memory with name `n` is mounted at `MEMORY/n`.
     pub const MEMORY: &str = "/run/caisson/memory";
-    /// A pid namespace with this path is the pod's own, shared by all containers that name it. The
-    /// agent starts its init. There is no file at this path.
-    pub const POD_PID_NAMESPACE: &str = "/run/caisson/pid-namespace";
-    /// A user namespace with this path is the pod's own, shared by all containers that name it. It
-    /// has the mappings of their specs. There is no file at this path.
-    pub const POD_USER_NAMESPACE: &str = "/run/caisson/user-namespace";
     /// The serial of the disk with further kernel modules, a squashfs whose root is `/lib/modules`.
     pub const MODULES_SERIAL: &str = "modules";
 }

@@ -17,9 +17,6 @@ use std::{
     },
 };
 
-use caisson_protocol::path::SHARES;
-use oci_spec::runtime::Spec;
-
 use super::process::Process;
 use crate::{
     cgroup::{self, Cgroup},
@@ -38,7 +35,9 @@ pub struct Container {
     pub cgroup_path: PathBuf,
     pub cgroup: Cgroup,
     /// The paths below shares that the container uses. Each may be a mount of its own.
-    pub uses: Vec<PathBuf>,
+    pub shared: Vec<PathBuf>,
+    /// The pid namespace that it has joined, if it has none of its own.
+    pub pid_namespace: OnceLock<PathBuf>,
     pub init: OnceLock<Process>,
     pub execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     pub started: AtomicBool,
@@ -48,40 +47,21 @@ pub struct Container {
 
 impl Container {
     /// Returns a container that has not been made yet.
-    pub fn plan(machine: &Machine, id: &str, spec: &Spec) -> Result<Container> {
-        let given = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.cgroups_path().clone());
-        let cgroup_path = machine.cgroup_path(id, given);
-        if cgroup_path
-            .components()
-            .any(|part| part.as_os_str() == "..")
-        {
-            return Err(Error::Argument {
-                field: "linux.cgroupsPath",
-                value: cgroup_path.display().to_string(),
-                why: "must not lead upwards",
-            });
-        }
-        let root = spec.root().iter().map(|root| root.path().clone());
-        let mounts = spec.mounts().iter().flatten();
-        let sources = mounts.filter_map(|mount| mount.source().clone());
-        Ok(Container {
+    pub fn new(machine: &Machine, id: &str, shared: Vec<PathBuf>) -> Container {
+        let cgroup_path = machine.cgroup_path(id);
+        Container {
             id: id.to_string(),
             bundle: machine.state().join("bundles").join(id),
             cgroup: Cgroup::new(Path::new(cgroup::MOUNT_POINT), &cgroup_path),
             cgroup_path,
-            uses: root
-                .chain(sources)
-                .filter(|path| path.starts_with(SHARES))
-                .collect(),
+            shared,
+            pid_namespace: OnceLock::new(),
             init: OnceLock::new(),
             execs: Mutex::default(),
             started: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             step: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     /// Returns the state in the words of the OCI runtime spec, or `paused`.

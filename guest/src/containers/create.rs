@@ -2,12 +2,13 @@
 
 use std::{collections::hash_map::Entry, fs, path::PathBuf, sync::Arc};
 
-use caisson_protocol::{agent, path::SHARES};
-use oci_spec::runtime::Spec;
+use caisson_protocol::agent;
 
-use super::{container::Container, memory, pod_pids::PodPids, process::Process, Containers};
+use super::{container::Container, memory, process::Process, Containers};
 use crate::{
-    id, reaper,
+    id,
+    pause::Users,
+    reaper,
     runtime::task::{Descriptor, DiskNode, Request, SPEC_FILE},
     Error, Result,
 };
@@ -17,19 +18,13 @@ impl Containers {
     pub async fn create(&self, request: agent::CreateContainerRequest) -> Result<u32> {
         let id = request.container_id.clone();
         id::check("container_id", &id)?;
-        let spec: Spec =
-            serde_json::from_slice(&request.spec_json).map_err(|source| Error::Json {
-                field: "spec_json",
-                source,
-            })?;
-        let mut container = Container::plan(&self.machine, &id, &spec)?;
+        let shared = request.shared.iter().map(PathBuf::from);
         let copied = request
             .memory
             .iter()
-            .map(|memory| PathBuf::from(&memory.copy_of));
-        container
-            .uses
-            .extend(copied.filter(|path| path.starts_with(SHARES)));
+            .map(|memory| PathBuf::from(&memory.copy_of))
+            .filter(|path| !path.as_os_str().is_empty());
+        let container = Container::new(&self.machine, &id, shared.chain(copied).collect());
         let container = Arc::new(container);
         match self.lock().entry(id.clone()) {
             Entry::Occupied(_) => {
@@ -41,37 +36,12 @@ impl Containers {
             Entry::Vacant(free) => free.insert(container.clone()),
         };
         let _step = container.step.lock().await;
-        let terminal = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.terminal());
-        let shares_pids = PodPids::wanted(&spec);
-        let users = PodPids::users(&spec);
-        let among_others = PodPids::shared(&spec);
-        let shares = shares_pids || users.is_some();
-        let made = async {
-            let pod = match shares {
-                true => Some(self.pod_pids.init(users).await?),
-                false => None,
-            };
-            self.make(&container, &request, terminal == Some(true), pod)
-                .await
-        };
-        let made = made.await;
+        let made = self.make(&container, &request).await;
         match made {
             Ok(process) => {
                 let pid = process.pid;
-                if among_others {
+                if container.pid_namespace.get().is_some() {
                     end_with_init(&container, &process);
-                }
-                if terminal == Some(true) {
-                    let size = spec
-                        .process()
-                        .as_ref()
-                        .and_then(|process| process.console_size());
-                    if let Some(size) = size {
-                        process.resize(size.width() as u16, size.height() as u16)?;
-                    }
                 }
                 // Only this call sets it.
                 let _ = container.init.set(process);
@@ -93,9 +63,19 @@ impl Containers {
         &self,
         container: &Container,
         request: &agent::CreateContainerRequest,
-        terminal: bool,
-        pod: Option<i32>,
     ) -> Result<Process> {
+        let user_namespace = match request.pod_users.as_ref() {
+            None => None,
+            Some(_) => Some(self.pod_namespace("user", request).await?),
+        };
+        if let Some(wanted) = request.pid_namespace.as_ref() {
+            let place = match wanted.container_id.as_str() {
+                "" => self.pod_namespace("pid", request).await?,
+                other => self.pid_namespace_of(other)?,
+            };
+            // Only this call sets it.
+            let _ = container.pid_namespace.set(place);
+        }
         for memory in &request.memory {
             match memory.copy_of.is_empty() {
                 true => memory::mount(memory)?,
@@ -113,19 +93,38 @@ impl Containers {
             bundle: bundle.clone(),
             state,
             cgroup: container.cgroup_path.clone(),
-            pod,
+            pid_namespace: container.pid_namespace.get().cloned(),
+            user_namespace,
             disks: request.disks.iter().map(DiskNode::from).collect(),
             guest_devices: request.guest_devices,
             descriptors: request.descriptors.iter().map(Descriptor::from).collect(),
         };
-        Process::start(
-            &self.reaper,
-            &self.streams,
-            &task,
-            &request.streams,
-            terminal,
-        )
-        .await
+        Process::start(&self.reaper, &self.streams, &task, &request.streams).await
+    }
+
+    /// Returns the path of a namespace of the pod, which is made if there is none.
+    async fn pod_namespace(
+        &self,
+        name: &str,
+        request: &agent::CreateContainerRequest,
+    ) -> Result<PathBuf> {
+        let users = request.pod_users.as_ref().map(|users| Users {
+            uid_map: users.uid_map.clone(),
+            gid_map: users.gid_map.clone(),
+        });
+        let init = self.pod_namespaces.init(users).await?;
+        Ok(format!("/proc/{init}/ns/{name}").into())
+    }
+
+    /// Returns the path of the pid namespace of a container, its own or one that it has joined.
+    fn pid_namespace_of(&self, id: &str) -> Result<PathBuf> {
+        let container = self.get(id)?;
+        if let Some(joined) = container.pid_namespace.get() {
+            return Ok(joined.clone());
+        }
+        let init = container.init.get();
+        let init = init.ok_or_else(|| container.refuse("share its pid namespace"))?;
+        Ok(format!("/proc/{}/ns/pid", init.pid).into())
     }
 }
 

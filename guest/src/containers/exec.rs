@@ -20,11 +20,6 @@ impl Containers {
         let container = self.get(&request.container_id)?;
         let exec = request.exec_id.clone();
         id::check("exec_id", &exec)?;
-        let process: oci_spec::runtime::Process = serde_json::from_slice(&request.process_json)
-            .map_err(|source| Error::Json {
-                field: "process_json",
-                source,
-            })?;
         container.expect("exec", &["running"])?;
         let Some(init) = container.init.get() else {
             return Err(container.refuse("exec"));
@@ -56,15 +51,7 @@ impl Containers {
         };
         let started = async {
             fs::write(&path, &request.process_json).map_err(Error::file("write", &path))?;
-            let terminal = process.terminal() == Some(true);
-            Process::start(
-                &self.reaper,
-                &self.streams,
-                &task,
-                &request.streams,
-                terminal,
-            )
-            .await
+            Process::start(&self.reaper, &self.streams, &task, &request.streams).await
         }
         .await;
         // The file is in memory and is removed with the bundle at the latest.

@@ -9,8 +9,8 @@ mod create;
 mod exec;
 mod follow;
 mod memory;
+mod namespaces;
 pub mod oom;
-mod pod_pids;
 mod process;
 pub mod streams;
 
@@ -32,7 +32,9 @@ use caisson_protocol::{
 use nix::errno::Errno;
 use tokio::{net::UnixStream, time::timeout};
 
-use self::{container::Container, follow::Followed, oom::Oom, pod_pids::PodPids, streams::Streams};
+use self::{
+    container::Container, follow::Followed, namespaces::PodNamespaces, oom::Oom, streams::Streams,
+};
 use crate::{
     devices::{inodes, target},
     kernel::mounts,
@@ -55,7 +57,7 @@ pub struct Containers {
     reaper: Reaper,
     streams: Streams,
     oom: Oom,
-    pod_pids: PodPids,
+    pod_namespaces: PodNamespaces,
     followed: Followed,
     table: Mutex<HashMap<String, Arc<Container>>>,
     files: AtomicU64,
@@ -65,7 +67,7 @@ impl Containers {
     pub fn new(machine: Machine, reaper: Reaper, streams: Streams, oom: Oom) -> Containers {
         Containers {
             machine,
-            pod_pids: PodPids::new(reaper.clone()),
+            pod_namespaces: PodNamespaces::new(reaper.clone()),
             followed: Followed::default(),
             reaper,
             streams,
@@ -149,9 +151,9 @@ impl Containers {
         // Where a path crossed something that the host mounted below a share, it became a mount of
         // its own here. The host can't unmount it while the guest holds it.
         let mut found = false;
-        for path in &container.uses {
+        for path in &container.shared {
             let others = |other: &Arc<Container>| {
-                !Arc::ptr_eq(other, container) && other.uses.contains(path)
+                !Arc::ptr_eq(other, container) && other.shared.contains(path)
             };
             // What other containers use stays mounted: mounting it again would give them other
             // inodes.
@@ -318,7 +320,7 @@ impl Containers {
                 log::warn!(container = container.id, error = error.chain(); "kill at shutdown");
             }
         }
-        self.pod_pids.kill();
+        self.pod_namespaces.kill();
     }
 
     /// Removes every container at the end of a test.

@@ -34,10 +34,9 @@ impl Process {
         streams: &Streams,
         request: &Request,
         wanted: &agent::Streams,
-        terminal: bool,
     ) -> Result<Process> {
         let expected = reaper.expect();
-        if terminal {
+        if wanted.terminal {
             let made = launch::run(&expected, request, &[]).await?;
             return Process::on_terminal(&expected, streams, made, wanted);
         }

@@ -28,63 +28,50 @@ use super::{
     descriptors, device_filter,
     error::{Error, Result},
     executor::Init,
-    nodes, program, report, spec,
-    task::{Descriptor, DiskNode, Made, SPEC_FILE},
+    program, report,
+    spec::{self, Filled, Known},
+    task::{Descriptor, Made, SPEC_FILE},
     users,
 };
+use crate::kernel::tty;
 
 const CONSOLE_SOCKET: &str = "console.sock";
-
-/// What the guest adds to a spec.
-pub struct Wanted<'a> {
-    /// The process in the pod's own pid and user namespaces, if the container is to join one of
-    /// them.
-    pub pod: Option<i32>,
-    pub disks: &'a [DiskNode],
-    /// Whether the container gets all device nodes of the guest.
-    pub guest_devices: bool,
-    pub descriptors: &'a [Descriptor],
-}
 
 /// Creates the container. Its init then waits for the start.
 pub fn run(
     id: &str,
     bundle: &Path,
     state: &Path,
-    cgroup: &Path,
-    wanted: &Wanted<'_>,
+    known: &Known<'_>,
+    descriptors: &[Descriptor],
 ) -> Result<Made> {
     let given: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
-    let limits = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
-        .is_ok_and(|controllers| !controllers.trim().is_empty());
-    let (mut adapted, process) = spec::adapt(given, cgroup, limits)?;
-    let rules = nodes::add(&mut adapted, wanted.disks, wanted.guest_devices)?;
-    if let Some(init) = wanted.pod {
-        spec::join_pod(&mut adapted, init);
-    }
-    users::adapt(&mut adapted);
-    let root = adapted
+    let Filled {
+        spec,
+        process,
+        rules,
+    } = spec::fill(given, known)?;
+    let root = spec
         .root()
         .as_ref()
         .ok_or(Error::Missing { field: "root" })?;
     let rootfs = root.path().clone();
     fs::metadata(&rootfs).map_err(Error::file("open root", &rootfs))?;
-    cross_mounts(&adapted);
-    let open = descriptors::open(wanted.descriptors)?;
+    cross_mounts(&spec);
+    let open = descriptors::open(descriptors)?;
     spec::oom_score_adj(process.oom_score_adj())?;
-    own_stdio(users::uid(&adapted, process.user().uid()));
-    make_cwd(&adapted, &rootfs, process.cwd());
+    own_stdio(users::uid(&spec, process.user().uid()));
+    make_cwd(&spec, &rootfs, process.cwd());
     let config = bundle.join("config.json");
-    adapted
-        .save(&config)
+    spec.save(&config)
         .map_err(|error| Error::file("write", &config)(std::io::Error::other(error)))?;
 
     let console = match process.terminal() {
         Some(true) => Some(listen(bundle)?),
         _ => None,
     };
-    let cwd = process.cwd().clone();
-    let resources = adapted
+    let (cwd, size) = (process.cwd().clone(), process.console_size());
+    let resources = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().clone());
@@ -104,11 +91,16 @@ pub fn run(
         })
         .map_err(|error| explain_cwd(error, &cwd))?;
     // The nodes are made, and the program does not run yet.
-    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let below = known.cgroup.strip_prefix("/").unwrap_or(known.cgroup);
     device_filter::attach(&Path::new(crate::cgroup::MOUNT_POINT).join(below), &devices)?;
+    let terminal = console.map(accept).transpose()?;
+    if let (Some(terminal), Some(size)) = (&terminal, size) {
+        tty::resize(terminal, size.width() as u16, size.height() as u16)
+            .map_err(Error::system("set the size of the terminal"))?;
+    }
     Ok(Made {
         pid: container.pid().map(|pid| pid.as_raw()),
-        terminal: console.map(accept).transpose()?,
+        terminal,
     })
 }
 

@@ -48,18 +48,13 @@ pub fn run(
 ) -> Result<Made> {
     let open = descriptors::open(descriptors)?;
     let container: Spec = spec::read(&bundle.join(SPEC_FILE), "config.json")?;
-    let mut process: Process = spec::read(process, "process")?;
+    let process: Process = spec::read(process, "process")?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Error::Missing {
             field: "process.args",
         });
     }
     let own = container.process().as_ref();
-    let capabilities = process
-        .capabilities()
-        .as_ref()
-        .or_else(|| own.and_then(|own| own.capabilities().as_ref()));
-    process.set_capabilities(Some(spec::whole(capabilities)?));
     let seccomp = container
         .linux()
         .as_ref()

@@ -54,18 +54,20 @@ pub fn run() -> ExitCode {
             bundle,
             state,
             cgroup,
-            pod,
+            pid_namespace,
+            user_namespace,
             disks,
             guest_devices,
             descriptors,
         } => stdio_from(stdio).and_then(|()| {
-            let wanted = create::Wanted {
-                pod,
+            let known = spec::Known {
+                cgroup: &cgroup,
+                pid_namespace: pid_namespace.as_deref(),
+                user_namespace: user_namespace.as_deref(),
                 disks: &disks,
                 guest_devices,
-                descriptors: &descriptors,
             };
-            create::run(&id, &bundle, &state, &cgroup, &wanted)
+            create::run(&id, &bundle, &state, &known, &descriptors)
         }),
         Request::Pause { users } => stdio_from(stdio).and_then(|()| {
             let pid = crate::pause::start(users.as_ref())

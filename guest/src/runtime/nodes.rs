@@ -39,6 +39,7 @@ pub(super) fn add(
     disks: &[DiskNode],
     guest_devices: bool,
 ) -> Result<Vec<LinuxDeviceCgroup>> {
+    let own_users = users::are_own(spec);
     let mut rules = Vec::new();
     let mut nodes = Vec::new();
     let mut mounts = spec.mounts().clone().unwrap_or_default();
@@ -58,7 +59,7 @@ pub(super) fn add(
             .uid(disk.uid)
             .gid(disk.gid)
             .build();
-        match users::are_own(spec) {
+        match own_users {
             false => nodes.push(made.map_err(|_| missing())?),
             true => mounts.push(shown(&node, &disk.path).ok_or_else(missing)?),
         }
@@ -84,6 +85,11 @@ pub(super) fn add(
             if devices.iter().all(|device| device.path() != node.path()) {
                 devices.push(node);
             }
+        }
+        if own_users {
+            // Nodes can't be made in a user namespace, so libcontainer shows the guest's nodes
+            // where the guest has them.
+            devices.retain(|device| device.path().exists());
         }
         linux.set_devices(Some(devices).filter(|devices| !devices.is_empty()));
     }

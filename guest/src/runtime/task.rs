@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::pause::Users;
 
-/// The name of a bundle's spec as the host sent it. libcontainer gets the changed spec under the
-/// name `config.json`.
+/// The name of a bundle's spec as the host sent it. libcontainer gets the spec with what the guest
+/// fills in under the name `config.json`.
 pub const SPEC_FILE: &str = "spec.json";
 
 /// The task.
@@ -22,9 +22,10 @@ pub enum Request {
         /// libcontainer keeps its state in `state/id`.
         state: PathBuf,
         cgroup: PathBuf,
-        /// The process in the pod's own pid and user namespaces, if the container is to join one of
-        /// them.
-        pod: Option<i32>,
+        /// The pid namespace that the container joins. Otherwise it gets one of its own.
+        pid_namespace: Option<PathBuf>,
+        /// The user namespace that the container joins.
+        user_namespace: Option<PathBuf>,
         disks: Vec<DiskNode>,
         /// Whether the container gets all device nodes of the guest.
         guest_devices: bool,

@@ -163,13 +163,11 @@ impl Guest {
     }
 
     pub async fn create(&self, id: &str, spec: &Value, streams: &Streams) -> ttrpc::Result<u32> {
-        let request = CreateContainerRequest {
-            container_id: id.to_string(),
-            spec_json: spec.to_string().into_bytes(),
-            streams: Some(streams.clone()).into(),
-            ..Default::default()
-        };
-        Ok(self.client.create_container(ctx(), &request).await?.pid)
+        self.create_planned(&planned(id, spec, streams)).await
+    }
+
+    pub async fn create_planned(&self, request: &CreateContainerRequest) -> ttrpc::Result<u32> {
+        Ok(self.client.create_container(ctx(), request).await?.pid)
     }
 
     pub async fn start_container(&self, id: &str) -> ttrpc::Result<Empty> {
@@ -218,9 +216,15 @@ impl Guest {
 
     /// Runs a container to its end and removes it. Returns its status, stdout and stderr.
     pub async fn run(&self, spec: &Value) -> (u32, String, String) {
+        self.run_planned(planned("", spec, &outputs())).await
+    }
+
+    /// As [`Self::run`]. The container gets an id.
+    pub async fn run_planned(&self, mut request: CreateContainerRequest) -> (u32, String, String) {
         let id = format!("c{}", number());
-        let streams = outputs();
-        self.create(&id, spec, &streams).await.unwrap();
+        request.container_id.clone_from(&id);
+        let streams = request.streams.clone().unwrap();
+        self.create_planned(&request).await.unwrap();
         let ended = self.started(&id, &streams).await;
         self.delete(&id).await.unwrap();
         ended
@@ -252,8 +256,14 @@ impl Guest {
 
     /// Starts a container that does nothing.
     pub async fn idle(&self, spec: &Value) -> String {
+        self.idle_planned(planned("", spec, &Streams::new())).await
+    }
+
+    /// As [`Self::idle`]. The container gets an id.
+    pub async fn idle_planned(&self, mut request: CreateContainerRequest) -> String {
         let id = format!("c{}", number());
-        self.create(&id, spec, &Streams::new()).await.unwrap();
+        request.container_id.clone_from(&id);
+        self.create_planned(&request).await.unwrap();
         self.start_container(&id).await.unwrap();
         id
     }
@@ -380,6 +390,16 @@ pub fn spec(args: &[&str]) -> Value {
     })
 }
 
+/// Returns the plan of a container that needs nothing but its spec.
+pub fn planned(id: &str, spec: &Value, streams: &Streams) -> CreateContainerRequest {
+    CreateContainerRequest {
+        container_id: id.to_string(),
+        spec_json: spec.to_string().into_bytes(),
+        streams: Some(streams.clone()).into(),
+        ..Default::default()
+    }
+}
+
 /// Returns a process object.
 pub fn process(args: &[&str]) -> Value {
     let caps = [
@@ -394,7 +414,8 @@ pub fn process(args: &[&str]) -> Value {
         "args": args,
         "env": ["PATH=/bin:/usr/bin", "FOO=bar"],
         "cwd": "/",
-        "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+        "capabilities": {"bounding": caps, "effective": caps, "permitted": caps,
+            "inheritable": [], "ambient": []},
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 512, "soft": 256}],
         "noNewPrivileges": true,
     })

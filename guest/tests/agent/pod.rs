@@ -1,31 +1,41 @@
 //! Tests what the containers of a pod share.
 
-use std::path::Path;
-
-use caisson_protocol::{
-    agent::{CreateContainerRequest, Memory, Streams},
-    path::POD_PID_NAMESPACE,
-};
-use serde_json::{json, Value};
+use caisson_protocol::agent::{CreateContainerRequest, Memory, PidNamespace};
+use serde_json::json;
 
 use crate::guest::*;
 
-/// Returns a spec that joins the pod's pid namespace.
-fn sharing_pids(args: &[&str]) -> Value {
-    let mut spec = spec(args);
-    spec["linux"]["namespaces"][0]["path"] = json!(POD_PID_NAMESPACE);
-    spec
+/// Returns the plan of a container in the pod's pid namespace.
+fn sharing_pids(args: &[&str]) -> CreateContainerRequest {
+    sharing_pids_of("", args)
+}
+
+/// Returns the plan of a container in the pid namespace of another one.
+fn sharing_pids_of(other: &str, args: &[&str]) -> CreateContainerRequest {
+    let pids = PidNamespace {
+        container_id: other.to_owned(),
+        ..Default::default()
+    };
+    CreateContainerRequest {
+        pid_namespace: Some(pids).into(),
+        ..planned("", &spec(args), &outputs())
+    }
 }
 
 #[tokio::test]
 async fn containers_that_share_pids_see_each_other_below_pause() {
     let guest = Guest::start().await;
-    let first = guest.idle(&sharing_pids(&["sleep", "1234"])).await;
+    let first = guest
+        .idle_planned(CreateContainerRequest {
+            streams: None.into(),
+            ..sharing_pids(&["sleep", "1234"])
+        })
+        .await;
     let second = sharing_pids(&sh(
         "tr '\\0' ' ' </proc/1/cmdline; echo; ps | grep '[s]leep 1234' | wc -l",
     ));
     assert_eq!(
-        guest.run(&second).await,
+        guest.run_planned(second).await,
         (0, "/pause \n1\n".to_string(), String::new())
     );
     // The namespace outlives its first container.
@@ -35,7 +45,7 @@ async fn containers_that_share_pids_see_each_other_below_pause() {
     let third = sharing_pids(&sh(
         "ps | grep '[s]leep 1234' | wc -l; ls /proc/1/root/ 2>&1 | grep -c denied",
     ));
-    assert_eq!(guest.run(&third).await.1, "0\n1\n");
+    assert_eq!(guest.run_planned(third).await.1, "0\n1\n");
 }
 
 #[tokio::test]
@@ -43,17 +53,19 @@ async fn container_that_shares_pids_ends_with_its_init() {
     let guest = Guest::start().await;
     let script = "(sleep 4321 </dev/null >/dev/null 2>&1 &); sleep 0.5";
     let id = format!("c{}", number());
-    let pid = guest
-        .create(&id, &sharing_pids(&sh(script)), &Streams::new())
-        .await
-        .unwrap();
+    let request = CreateContainerRequest {
+        container_id: id.clone(),
+        streams: None.into(),
+        ..sharing_pids(&sh(script))
+    };
+    let pid = guest.create_planned(&request).await.unwrap();
     assert!(pid > 1);
     guest.start_container(&id).await.unwrap();
     guest.wait(&id, "").await.unwrap();
     let other = sharing_pids(&sh(
         "for i in 1 2 3 4 5 6 7 8 9 10; do ps | grep -q '[s]leep 4321' || exit 0; sleep 0.2; done; exit 1",
     ));
-    assert_eq!(guest.run(&other).await.0, 0);
+    assert_eq!(guest.run_planned(other).await.0, 0);
     guest.delete(&id).await.unwrap();
 }
 
@@ -61,15 +73,49 @@ async fn container_that_shares_pids_ends_with_its_init() {
 async fn pause_reaps_what_is_orphaned() {
     let guest = Guest::start().await;
     let script = "(sleep 0.2 &); sleep 1; ps -o stat,comm | grep -c '^Z'";
-    assert_eq!(guest.run(&sharing_pids(&sh(script))).await.1, "0\n");
+    assert_eq!(guest.run_planned(sharing_pids(&sh(script))).await.1, "0\n");
 }
 
 #[tokio::test]
 async fn pod_without_shared_pids_has_no_pause() {
     let guest = Guest::start().await;
     guest.run(&spec(&["true"])).await;
-    assert!(!guest.log().contains("pid namespace of the pod made"));
-    assert!(!Path::new(POD_PID_NAMESPACE).exists());
+    assert!(!guest.log().contains("namespaces of the pod made"));
+}
+
+#[tokio::test]
+async fn container_in_the_pids_of_another_sees_its_processes() {
+    let guest = Guest::start().await;
+    let target = guest.idle(&spec(&["sleep", "2345"])).await;
+    let script = sh("tr '\\0' ' ' </proc/1/cmdline");
+    let first = sharing_pids_of(&target, &script);
+    assert_eq!(guest.run_planned(first).await.1, "sleep 2345 ");
+    guest.kill(&target, "", libc::SIGKILL).await.unwrap();
+    guest.wait(&target, "").await.unwrap();
+    guest.delete(&target).await.unwrap();
+}
+
+#[tokio::test]
+async fn container_in_the_pids_of_one_that_shares_the_pods_is_below_pause() {
+    let guest = Guest::start().await;
+    let target = guest.idle_planned(sharing_pids(&["sleep", "3456"])).await;
+    let script = sh("tr '\\0' ' ' </proc/1/cmdline; ps | grep '[s]leep 3456' | wc -l");
+    let second = sharing_pids_of(&target, &script);
+    assert_eq!(guest.run_planned(second).await.1, "/pause 1\n");
+    guest.kill(&target, "", libc::SIGKILL).await.unwrap();
+    guest.wait(&target, "").await.unwrap();
+    guest.delete(&target).await.unwrap();
+}
+
+#[tokio::test]
+async fn container_in_the_pids_of_one_that_is_not_there_is_refused_by_its_name() {
+    let guest = Guest::start().await;
+    let request = CreateContainerRequest {
+        container_id: format!("c{}", number()),
+        ..sharing_pids_of("nosuch", &["true"])
+    };
+    let failed = guest.create_planned(&request).await;
+    assert_eq!(refused(failed.unwrap_err()).1, "container nosuch not found");
 }
 
 /// Runs a script with the pod's memory `work` at /work.

@@ -22,7 +22,8 @@ async fn exec_has_its_own_user_rights_environment_and_directory() {
     process["cwd"] = json!("/etc");
     process["noNewPrivileges"] = json!(false);
     let caps = json!(["CAP_SYS_ADMIN", "CAP_KILL"]);
-    process["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+    process["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps,
+        "inheritable": [], "ambient": []});
     process["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 100, "soft": 99}]);
     let (status, stdout, stderr) = guest.run_in(&id, &process).await;
     assert_eq!(

@@ -111,6 +111,7 @@ async fn terminal_of_a_container_has_size_and_echo() {
     let streams = Streams {
         stdin: number(),
         stdout: number(),
+        terminal: true,
         ..Default::default()
     };
     guest.create(&id, &spec, &streams).await.unwrap();
@@ -132,6 +133,7 @@ async fn terminal_of_an_exec_has_size_and_echo() {
     let streams = Streams {
         stdin: number(),
         stdout: number(),
+        terminal: true,
         ..Default::default()
     };
     guest.exec(&id, "e", &process, &streams).await.unwrap();

@@ -22,8 +22,11 @@ async fn mount_below_a_share_is_the_root_and_let_go_after_delete() {
     assert!(mounted.success());
     let mut spec = spec(&sh("echo from $(cat /etc/group | head -1)"));
     let name = root.file_name().unwrap().to_str().unwrap();
-    spec["root"]["path"] = json!(format!("/run/caisson/shares/pod/{name}"));
-    let ended = guest.run(&spec).await;
+    let place = format!("/run/caisson/shares/pod/{name}");
+    spec["root"]["path"] = json!(place);
+    let mut request = planned("", &spec, &outputs());
+    request.shared = vec![place];
+    let ended = guest.run_planned(request).await;
     let unmounted = Command::new("umount").arg(&root).output().unwrap();
     let told = String::from_utf8_lossy(&unmounted.stderr).into_owned();
     if !unmounted.status.success() {

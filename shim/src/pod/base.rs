@@ -12,9 +12,10 @@ use std::{
 
 use caisson_node::{
     homes::PodHome,
+    host::size::{host_cpus, host_memory_mib},
     record::{PodState, Record, Recorder},
 };
-use caisson_oci::NodeConfig;
+use caisson_oci::{Node, NodeConfig};
 use caisson_vmm::Vmm;
 use tokio::sync::OnceCell;
 
@@ -87,6 +88,15 @@ impl Pod {
     /// The pid of the VM on the host, once it has one.
     pub fn pid(&self) -> Option<u32> {
         self.machine.get().map(|machine| machine.pid)
+    }
+
+    /// Returns the node, as far as sizes of VMs depend on it.
+    pub(super) fn node(&self) -> Node<'_> {
+        Node {
+            vm: &self.config.vm,
+            cpus: host_cpus(),
+            memory_mib: host_memory_mib(),
+        }
     }
 
     /// Whether no container is left.

@@ -9,32 +9,20 @@ use std::{
     time::Instant,
 };
 
-use caisson_node::{
-    host::{
-        chain::chain,
-        size::{host_cpus, host_memory_mib},
-    },
-    oom_score,
-    state::PodDir,
-};
-use caisson_oci::{
-    exec::Grants,
-    pod,
-    spec::{LinuxNamespaceType, Spec},
-    translate::{translate, Node, Plan},
-    Role,
-};
-use caisson_protocol::path::POD_PID_NAMESPACE;
+use caisson_node::{host::chain::chain, oom_score, state::PodDir};
+use caisson_oci::{exec::Grants, plan, PidNamespace, PidWish, Plan, Role, Wishes};
 use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 
 use super::{base::Pod, request::CreateRequest};
 use crate::{
     agent::ProcessId,
     block,
-    container::{read_spec, Container, PodsHome, Wishes},
+    bundle::read_config,
+    container::Container,
     error::{Error, Result},
     logger::stage,
     machine::Machine,
+    places::{self, Creation, PodsHome},
     plug::Plug,
     process::Process,
     share::Share,
@@ -48,8 +36,6 @@ struct Prepared {
     grants: Grants,
     name: Option<String>,
     skills: Vec<(PathBuf, PathBuf)>,
-    /// None if the container has a pid namespace of its own.
-    pid_namespace: Option<PathBuf>,
     /// Set if the root is a disk.
     root: Option<Plug>,
     plugs: Vec<Plug>,
@@ -62,22 +48,22 @@ impl Pod {
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         self.check_new(&request.id)?;
         self.step();
-        let spec = read_spec(&request.bundle)?;
-        let wishes = Wishes::of(spec, &self.config, &self.namespace)?;
-        let (machine, container) = match Role::of(&wishes.spec)? {
-            Role::Container { .. } => self.create_in_pod(&request, wishes).await?,
-            role => {
-                let created = match role {
-                    Role::Sandbox => self.boot_sandbox(&request, wishes, true).await,
-                    _ => self.create_alone(&request, wishes).await,
-                };
-                match created {
-                    Ok(created) => created,
-                    Err(error) => {
-                        self.shutdown().await;
-                        return Err(error);
-                    }
+        let json = read_config(&request.bundle)?;
+        let wishes = Wishes::parse(&json, &self.config.policy, &self.namespace)?;
+        let in_pod = matches!(wishes.role, Role::Container { .. });
+        let created = match wishes.role {
+            Role::Container { .. } => self.create_in_pod(&request, wishes).await,
+            Role::Sandbox => self.boot_sandbox(&request, wishes, true).await,
+            Role::Alone => self.create_alone(&request, wishes).await,
+        };
+        let (machine, container) = match created {
+            Ok(created) => created,
+            Err(error) => {
+                // Nothing else is in the VM.
+                if !in_pod {
+                    self.shutdown().await;
                 }
+                return Err(error);
             }
         };
         let container = self.admit(&request.id, container);
@@ -108,17 +94,14 @@ impl Pod {
         wishes: Wishes,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
-        let linux = wishes.spec.linux().as_ref();
-        let cgroup = linux.and_then(|linux| linux.cgroups_path().clone());
-        let network = wishes.network();
-        let (mut dir, share) = self.folder(cgroup.as_deref())?;
+        let (network, hostname) = (wishes.network(), wishes.hostname());
+        let (mut dir, share) = self.folder(wishes.cgroups_path().as_deref())?;
         let mut prepared = self.prepare(&share, request, wishes).await?;
-        dir.placement.oom_score_adj = oom_score::of_vm(dir.class, &[oom_score_adj(&prepared.plan)]);
-        let hostname = prepared.plan.guest_spec.hostname().clone();
+        dir.placement.oom_score_adj = oom_score::of_vm(dir.class, &[prepared.plan.oom_score_adj()]);
         let hostname = hostname.unwrap_or_else(|| request.id.clone());
         stage(&self.id, "prepare", started);
         let machine = self
-            .boot(hostname, dir, share, &[prepared.plan.limits])
+            .boot(hostname, dir, share, prepared.plan.limits)
             .await?;
         // Both have a host's half and a guest's half, which wait for the guest to boot.
         tokio::try_join!(
@@ -138,7 +121,7 @@ impl Pod {
         let started = Instant::now();
         let machine = self.machine(&self.id)?;
         if let Some(files) = self.files.get() {
-            caisson_oci::pod::add_files(&mut wishes.spec, files)?;
+            wishes.add_files(files)?;
         }
         let created = async {
             let prepared = self.prepare(&machine.share, request, wishes).await?;
@@ -186,33 +169,29 @@ impl Pod {
         let id = &request.id;
         let folder = wishes.root(&request.bundle);
         let root = block::root(id, &request.rootfs);
-        if root.is_none() {
-            let mounts = request.rootfs.clone();
-            share.mount_rootfs(id, mounts, &folder).await?;
-        }
+        let guest_root = match root {
+            Some(_) => block::root_place(id),
+            None => {
+                let mounts = request.rootfs.clone();
+                share.mount_rootfs(id, mounts, &folder).await?;
+                Share::guest_rootfs(id)
+            }
+        };
         let home = PodsHome {
             pod: &self.id,
             namespace: &self.namespace,
             home: &self.home,
         };
-        let (mut paths, mut plugs) = wishes
-            .resolve(&self.config, id, &share.rootfs(id), home)
-            .await?;
-        if root.is_some() {
-            paths.rootfs = block::root_place(id);
-        }
-        let pid_namespace = self.pid_namespace(&wishes.spec)?;
-        if let Some(place) = &pid_namespace {
-            paths.pid_namespace.clone_from(place);
-        }
-        let node = Node {
-            vm: &self.config.vm,
-            cpus: host_cpus(),
-            memory_mib: host_memory_mib(),
+        let creation = Creation {
+            id,
+            root: &share.rootfs(id),
+            guest_root,
+            pid_namespace: self.pid_namespace(wishes.pid_namespace())?,
         };
-        let (name, mut grants) = (wishes.name(), wishes.grants());
-        let plan = translate(wishes.spec, id, node, &paths)?;
-        grants.descriptors.clone_from(&plan.descriptors);
+        let (places, mut plugs) = places::find(&wishes, &self.config, creation, home).await?;
+        let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());
+        let plan = plan(wishes, self.node(), &places)?;
+        let grants = plan.grants(devices);
         for warning in &plan.warnings {
             log::warn!(container = id; "{warning}");
         }
@@ -225,43 +204,29 @@ impl Pod {
             plan,
             grants,
             name,
-            skills: paths.skills,
-            pid_namespace,
+            skills: places.skills,
             root,
             plugs,
             ends,
         })
     }
 
-    /// Returns the guest's path of the pid namespace that a spec asks to join. This is the pod's,
-    /// named by the sandbox' pid, or that of another container, named by the pid of that container.
-    /// An ephemeral container has the latter for its target (CRI, `NamespaceMode` TARGET).
-    fn pid_namespace(&self, spec: &Spec) -> Result<Option<PathBuf>> {
-        // A container without a pod is refused elsewhere if it names a namespace.
-        let path = match Role::of(spec)? {
-            Role::Alone => None,
-            _ => pod::joined(spec, LinuxNamespaceType::Pid),
+    /// Finds the pid namespace that a container asks for. One of a process of the host is the pod's
+    /// if the sandbox has that pid, or that of the container with that pid.
+    fn pid_namespace(&self, wish: PidWish) -> Result<PidNamespace> {
+        let pid = match wish {
+            PidWish::Own => return Ok(PidNamespace::Own),
+            PidWish::Pod => return Ok(PidNamespace::Pod),
+            PidWish::Of(pid) if self.pid() == Some(pid) => return Ok(PidNamespace::Pod),
+            PidWish::Of(pid) => pid,
         };
-        let Some(path) = path else {
-            return Ok(None);
-        };
-        let pods = PathBuf::from(POD_PID_NAMESPACE);
-        let Some(pid) = pod::pid_of(path) else {
-            return Ok(Some(pods));
-        };
-        if self.pid() == Some(pid) {
-            return Ok(Some(pods));
-        }
         let containers = self.lock();
-        let target = containers.values().find(|target| target.pid == pid);
+        let target = containers.iter().find(|(_, target)| target.pid == pid);
         let target = target.ok_or_else(|| Error::NotFound {
             what: "container of this pod whose processes are to be seen, with the pid",
             id: pid.to_string(),
         })?;
-        let own = target
-            .guest_pid
-            .map(|pid| format!("/proc/{pid}/ns/pid").into());
-        Ok(target.pid_namespace.clone().or(own))
+        Ok(PidNamespace::Of(target.0.clone()))
     }
 
     /// Plugs in a container's devices and has the agent create the container.
@@ -278,7 +243,6 @@ impl Pod {
             grants,
             name,
             skills,
-            pid_namespace,
             root,
             plugs,
             ends,
@@ -291,7 +255,7 @@ impl Pod {
         stage(id, "attached", started);
         let guest_pid = agent.create(id, &plan, ends.tokens).await?;
         stage(id, "created", started);
-        let init = Process::new(ProcessId::init(id), request.stdio.clone(), Vec::new());
+        let init = Process::new(ProcessId::init(id), request.stdio.clone());
         match ends.connect(&machine.vm, id).await {
             Ok(pumps) => init.set_pumps(pumps),
             Err(error) => {
@@ -312,15 +276,7 @@ impl Pod {
             grants,
         );
         (container.name, container.skills) = (name, skills);
-        container.pid_namespace = pid_namespace;
-        container.oom_score_adj = oom_score_adj(&plan);
+        container.oom_score_adj = plan.oom_score_adj();
         Ok(container)
     }
-}
-
-fn oom_score_adj(plan: &Plan) -> i32 {
-    let process = plan.guest_spec.process().as_ref();
-    process
-        .and_then(|process| process.oom_score_adj())
-        .unwrap_or(0)
 }

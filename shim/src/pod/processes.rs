@@ -6,6 +6,7 @@ use std::{
 };
 
 use caisson_node::host::chain::chain;
+use caisson_oci::exec::Exec;
 use containerd_shim::protos::{
     events::task::{
         TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
@@ -44,10 +45,10 @@ impl Pod {
         let process = container.process(exec)?;
         self.transition(&process, "start", State::Starting)?;
         let started = async {
-            match exec {
-                "" if container.is_sandbox() => machine.agent().await.map(drop),
-                "" => Ok(machine.agent().await?.start(id).await?),
-                _ => self.start_exec(&machine, &container, &process).await,
+            match &process.exec {
+                None if container.is_sandbox() => machine.agent().await.map(drop),
+                None => Ok(machine.agent().await?.start(id).await?),
+                Some(exec) => self.start_exec(&machine, &process, exec).await,
             }
         };
         if let Err(error) = started.await {
@@ -95,22 +96,10 @@ impl Pod {
         machine.plug_the_rest().await;
     }
 
-    async fn start_exec(
-        &self,
-        machine: &Machine,
-        container: &Container,
-        process: &Process,
-    ) -> Result<()> {
+    async fn start_exec(&self, machine: &Machine, process: &Process, exec: &Exec) -> Result<()> {
         let ends = HostEnds::open(&process.stdio, &process.id.container, &self.namespace).await?;
         let agent = machine.agent().await?;
-        agent
-            .exec(
-                &process.id,
-                process.process_json.clone(),
-                &container.grants.descriptors,
-                ends.tokens,
-            )
-            .await?;
+        agent.exec(&process.id, exec, ends.tokens).await?;
         process.set_pumps(ends.connect(&machine.vm, process.name()).await?);
         Ok(())
     }
@@ -135,12 +124,12 @@ impl Pod {
     pub fn exec(&self, id: &str, exec: &str, process_json: Vec<u8>, stdio: Stdio) -> Result<()> {
         caisson_oci::id::check(exec)?;
         let container = self.guest_container("exec", id)?;
-        let process_json = container.grants.translate(process_json)?;
+        let planned = container.grants.plan(&process_json)?;
         let process_id = ProcessId {
             container: id.to_owned(),
             exec: exec.to_owned(),
         };
-        container.add_exec(Process::new(process_id, stdio, process_json))?;
+        container.add_exec(Process::of_exec(process_id, stdio, planned))?;
         self.record_container(id, &container);
         self.events.send(TaskExecAdded {
             container_id: id.to_owned(),

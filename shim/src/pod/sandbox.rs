@@ -5,26 +5,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use caisson_node::{
-    control,
-    host::{chain::chain, size::host_cpus},
-    state::PodDir,
-};
-use caisson_oci::{Limits, VmSize};
+use caisson_node::{control, host::chain::chain, state::PodDir};
+use caisson_oci::{Limits, Wishes};
 
 use super::{
     base::Pod,
     request::{CreateRequest, SandboxRequest},
 };
 use crate::{
-    agent::ProcessId,
-    container::{Container, Wishes},
-    error::Result,
-    logger::stage,
-    machine::Machine,
-    process::Process,
-    share::Share,
-    streams::Stdio,
+    agent::ProcessId, container::Container, error::Result, logger::stage, machine::Machine,
+    process::Process, share::Share, streams::Stdio,
 };
 
 impl Pod {
@@ -44,7 +34,7 @@ impl Pod {
             stdio: Stdio::default(),
         };
         let created = async {
-            let wishes = Wishes::of(request.spec, &self.config, &self.namespace)?;
+            let wishes = Wishes::of(request.spec, &self.config.policy, &self.namespace)?;
             self.boot_sandbox(&create, wishes, false).await
         };
         let (machine, container) = match created.await {
@@ -68,40 +58,34 @@ impl Pod {
         is_task: bool,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
-        let asked = caisson_oci::pod::sandbox(&wishes.spec)?;
+        let asked = wishes.sandbox()?;
         let (dir, share) = self.folder(asked.cgroups_path.as_deref())?;
         // A sandbox without a name in its spec is known by its id alone.
-        if let Ok(Some((namespace, name))) = caisson_oci::pod::name(&wishes.spec) {
+        if let Ok(Some((namespace, name))) = wishes.pod() {
             dir.name(&format!("{namespace}/{name}"))?;
         }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
-        // Without sums, the VM begins with the node's default size, and grows.
-        let sums = asked.resources.as_ref();
-        let sums = sums.map(|resources| Limits::of(Some(resources)));
-        let machine = self.boot(hostname, dir, share, sums.as_slice()).await?;
+        // Without limits, the VM begins with the node's default size, and grows.
+        let machine = self.boot(hostname, dir, share, asked.limits).await?;
         machine.join_network(asked.network.as_deref()).await?;
         // Some sysctls belong to one network card, so this comes after the network.
         let sysctls = asked.sysctls.into_iter().collect();
         machine.agent().await?.set_sysctls(sysctls).await?;
         stage(&self.id, "sandbox", started);
-        let init = Process::new(
-            ProcessId::init(&request.id),
-            request.stdio.clone(),
-            Vec::new(),
-        );
+        let init = Process::new(ProcessId::init(&request.id), request.stdio.clone());
         let container = Container::sandbox(request.bundle.clone(), init, machine.pid, is_task);
         Ok((machine, container))
     }
 
-    /// Boots a VM for containers with these limits.
+    /// Boots a VM for containers with these limits, or these sums of limits.
     pub(super) async fn boot(
         self: &Arc<Self>,
         hostname: String,
         dir: PodDir,
         share: Share,
-        limits: &[Limits],
+        limits: Limits,
     ) -> Result<Arc<Machine>> {
-        let size = VmSize::of(limits.iter().copied(), &self.config.vm, host_cpus());
+        let size = self.node().size([limits]);
         let state = dir.path().to_owned();
         let machine = self
             .machine

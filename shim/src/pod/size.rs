@@ -1,13 +1,9 @@
 //! Fits the VM's size to what the pod's containers may use.
 
-use caisson_node::host::size::{host_cpus, host_memory_mib};
 use caisson_oci::{spec::LinuxResources, Limits, VmSize};
 
 use super::base::Pod;
-use crate::{
-    error::{Error, Result},
-    machine::Machine,
-};
+use crate::{error::Result, machine::Machine};
 
 impl Pod {
     /// Changes a container's limits, and the VM's size accordingly.
@@ -53,17 +49,6 @@ impl Pod {
         let containers = self.lock();
         let containers = containers.values().filter(|c| !c.is_sandbox());
         limits.extend(containers.map(|container| container.limits()));
-        let wanted = VmSize::of(limits, &self.config.vm, host_cpus());
-        if wanted.memory_mib > host_memory_mib() {
-            return Err(Error::Request {
-                field: "resources.memory.limit",
-                reason: format!(
-                    "the pod's VM would need {} MiB of memory, the node has {} MiB; lower the limits",
-                    wanted.memory_mib,
-                    host_memory_mib()
-                ),
-            });
-        }
-        Ok(wanted)
+        Ok(self.node().room_for(limits)?)
     }
 }

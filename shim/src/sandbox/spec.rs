@@ -160,8 +160,7 @@ mod tests {
         assert_eq!(sandbox.cgroups_path, Some("/kubepods/pod1/s1".into()));
         assert_eq!(sandbox.sysctls["kernel.shm_rmid_forced"], "1");
         assert_eq!(sandbox.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
-        let resources = sandbox.resources.unwrap();
-        assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(1 << 30));
+        assert_eq!(sandbox.limits.memory, Some(1 << 30));
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Fuzzes a container's config.json and the plan that is made of it.
 #![no_main]
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Path, PathBuf},
+};
 
 use caisson_fuzz::{is_file_name, is_plain_path, json, memory, told};
 use caisson_oci::{
-    annotations::Annotations,
     config::Vm,
     devices::GUEST,
-    guest_devices, pod, rules,
+    rules,
     spec::{LinuxDeviceType, LinuxNamespaceType, Mount, Spec},
-    translate::{Node, Plan},
     volume::{Found, Memory, Owner, Tmpfs},
-    GuestPaths, Role, Volume,
+    Node, PidNamespace, PidWish, Places, Plan, Policy, Role, Volume, Wishes,
 };
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
@@ -119,38 +120,34 @@ fuzz_target!(|text: &[u8]| memory::bounded(LIMIT, || check(text)));
 
 fn check(text: &[u8]) {
     match plan(text) {
-        Ok(Some((plan, paths))) => check_plan(&plan, &paths),
+        Ok(Some((plan, places))) => check_plan(&plan, &paths),
         Ok(None) => {}
         Err(error) => assert!(told(&error).len() <= MAX_TOLD, "a long error"),
     }
 }
 
 /// Makes the plan as the shim does. A sandbox has none, since nothing runs in it.
-fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, GuestPaths)>> {
-    let mut spec = caisson_oci::parse_spec(text)?;
-    let annotations = match spec.annotations() {
-        Some(annotations) => Annotations::parse(annotations)?,
-        None => Annotations::default(),
-    };
-    guest_devices::grant(&mut spec, &annotations.devices)?;
-    let role = Role::of(&spec)?;
-    pod::name(&spec).ok();
-    if role == Role::Sandbox {
-        let sandbox = pod::sandbox(&spec)?;
+fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, Places)>> {
+    Role::parse(text).ok();
+    let mut wishes = Wishes::parse(text, &Policy::default(), "default")?;
+    wishes.pod().ok();
+    if wishes.role == Role::Sandbox {
+        let sandbox = wishes.sandbox()?;
         for name in sandbox.sysctls.keys() {
             assert!(!name.split(['.', '/']).any(str::is_empty), "{name:?}");
         }
         return Ok(None);
     }
-    if role != Role::Alone {
-        pod::add_files(&mut spec, Path::new("/bundle"))?;
+    if wishes.role != Role::Alone {
+        wishes.add_files(Path::new("/bundle"))?;
     }
-    let skills = annotations.skills.iter().enumerate();
-    let paths = GuestPaths {
-        rootfs: "/g/rootfs".into(),
-        volumes: "/g/volumes".into(),
+    let skills = wishes.annotations.skills.iter().enumerate();
+    let places = Places {
+        rootfs: "/g/shares/rootfs".into(),
+        shares: "/g/shares".into(),
+        volumes: "/g/shares/volumes".into(),
         memory: "/g/memory".into(),
-        found: found(&spec),
+        found: found(wishes.bind_sources()),
         skills: skills
             .map(|(n, _)| {
                 (
@@ -159,30 +156,28 @@ fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, GuestPaths)>> {
                 )
             })
             .collect(),
-        home: annotations
+        home: wishes
+            .annotations
             .home
             .is_some()
             .then(|| ("/home/x".into(), "/g/home".into())),
-        secret_fds: annotations.secret_fds,
-        pid_namespace: "/g/pid".into(),
-        user_namespace: "/g/user".into(),
+        pid_namespace: match wishes.pid_namespace() {
+            PidWish::Own => PidNamespace::Own,
+            PidWish::Pod => PidNamespace::Pod,
+            PidWish::Of(pid) => PidNamespace::Of(pid.to_string()),
+        },
     };
     let node = Node {
         vm: &Vm::default(),
         cpus: 4,
         memory_mib: 16_384,
     };
-    let plan = caisson_oci::translate(spec, "c1", node, &paths)?;
-    Ok(Some((plan, paths)))
+    let plan = caisson_oci::plan(wishes, node, &places)?;
+    Ok(Some((plan, places)))
 }
 
-/// Returns what is at the sources of the mounts, derived from their paths.
-fn found(spec: &Spec) -> HashMap<std::path::PathBuf, Found> {
-    let sources = spec
-        .mounts()
-        .iter()
-        .flatten()
-        .filter_map(|mount| mount.source().clone());
+/// Returns what is at the sources of the mounts, derived from their places.
+fn found(sources: BTreeSet<PathBuf>) -> HashMap<PathBuf, Found> {
     let look = |source: &Path| {
         let bytes = source.as_os_str().as_encoded_bytes();
         let kind = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) % 4;
@@ -203,12 +198,14 @@ fn found(spec: &Spec) -> HashMap<std::path::PathBuf, Found> {
             }),
         }
     };
-    sources
-        .map(|source| (source.clone(), look(&source)))
-        .collect()
+    let found = sources.into_iter().map(|source| {
+        let found = look(&source);
+        (source, found)
+    });
+    found.collect()
 }
 
-fn check_plan(plan: &Plan, paths: &GuestPaths) {
+fn check_plan(plan: &Plan, places: &Places) {
     for Volume { name, source, .. } in &plan.volumes {
         assert!(
             is_file_name(name) && source.is_absolute(),
@@ -232,7 +229,7 @@ fn check_plan(plan: &Plan, paths: &GuestPaths) {
     }
     for descriptor in &plan.descriptors {
         assert!(
-            is_place(&descriptor.directory, plan, paths),
+            is_place(&descriptor.directory, plan, places),
             "{:?}",
             descriptor.directory
         );
@@ -245,31 +242,31 @@ fn check_plan(plan: &Plan, paths: &GuestPaths) {
     for warning in &plan.warnings {
         assert!(warning.len() <= 1024, "a long warning");
     }
-    check_guest_spec(plan, paths);
+    check_guest_spec(plan, places);
 }
 
 /// Returns whether a path is where the plan puts something that the guest can mount.
-fn is_place(path: &Path, plan: &Plan, paths: &GuestPaths) -> bool {
-    let skills = paths.skills.iter().map(|(_, place)| place);
+fn is_place(path: &Path, plan: &Plan, places: &Places) -> bool {
+    let skills = places.skills.iter().map(|(_, place)| place);
     let is_in = |folder: &Path, name: &String| path == folder.join(name);
     plan.volumes
         .iter()
-        .any(|volume| is_in(&paths.volumes, &volume.name))
+        .any(|volume| is_in(&places.volumes, &volume.name))
         || plan
             .memory
             .iter()
-            .any(|memory| is_in(&paths.memory, &memory.name))
+            .any(|memory| is_in(&places.memory, &memory.name))
         || skills
-            .chain(paths.home.iter().map(|(_, place)| place))
+            .chain(places.home.iter().map(|(_, place)| place))
             .any(|place| place == path)
 }
 
-fn check_guest_spec(plan: &Plan, paths: &GuestPaths) {
-    let spec = &plan.guest_spec;
+fn check_guest_spec(plan: &Plan, places: &Places) {
+    let spec = &plan.spec;
     let root = spec.root().as_ref().map(|root| root.path().as_path());
-    assert_eq!(root, Some(paths.rootfs.as_path()));
+    assert_eq!(root, Some(places.rootfs.as_path()));
     for mount in spec.mounts().iter().flatten() {
-        check_mount(mount, plan, paths);
+        check_mount(mount, plan, places);
     }
     let hooks = serde_json::to_value(spec.hooks()).unwrap_or_default();
     let none = |list: &serde_json::Value| list.as_array().is_none_or(Vec::is_empty);
@@ -282,22 +279,16 @@ fn check_guest_spec(plan: &Plan, paths: &GuestPaths) {
     let Some(linux) = spec.linux() else {
         panic!("no linux");
     };
-    assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/c1")));
+    assert!(linux.cgroups_path().is_none());
     assert!(linux.net_devices().as_ref().is_none_or(HashMap::is_empty));
     for namespace in linux.namespaces().iter().flatten() {
-        let may_be = match namespace.typ() {
-            LinuxNamespaceType::Network => panic!("a network namespace"),
-            LinuxNamespaceType::Pid => Some(&paths.pid_namespace),
-            LinuxNamespaceType::User => Some(&paths.user_namespace),
-            _ => None,
-        };
         assert!(
-            namespace
-                .path()
-                .as_ref()
-                .is_none_or(|path| Some(path) == may_be),
+            namespace.typ() != LinuxNamespaceType::Network && namespace.path().is_none(),
             "{namespace:?}"
         );
+    }
+    for place in &plan.shared {
+        assert!(place.starts_with(&places.shares), "{place:?}");
     }
     for device in linux.devices().iter().flatten() {
         let guests =
@@ -309,12 +300,14 @@ fn check_guest_spec(plan: &Plan, paths: &GuestPaths) {
     serde_json::from_slice::<Spec>(&text).expect("the spec again");
 }
 
-fn check_mount(mount: &Mount, plan: &Plan, paths: &GuestPaths) {
+fn check_mount(mount: &Mount, plan: &Plan, places: &Places) {
     assert!(mount.destination().is_absolute(), "{mount:?}");
     if rules::is_bind(mount) {
         let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        // A user namespace has these from the guest.
+        let guests = ["/sys", "/dev/mqueue"].map(Path::new).contains(&source);
         assert!(
-            is_place(source, plan, paths) && is_plain_path(source),
+            (guests || is_place(source, plan, places)) && is_plain_path(source),
             "{mount:?}"
         );
         assert!(

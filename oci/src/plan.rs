@@ -1,5 +1,6 @@
-//! Translates a container's `config.json` into the size of its VM, the directories to share, and
-//! the spec that the guest runs.
+//! Decides everything that the VM and the guest do for a container: the limits that the VM must
+//! have room for, the directories to share, the disks, and the spec that the guest runs. The guest
+//! follows the plan. It adds only what it alone knows: see [`Plan::spec`].
 
 use std::{
     collections::HashMap,
@@ -11,20 +12,25 @@ use oci_spec::runtime::{
 };
 
 use crate::{
-    config::Vm,
+    annotations::Annotations,
     devices::{self, BlockDevice},
     error::shorten,
-    pod, privileged, rules,
-    secrets::{self, Descriptor, SecretFd},
+    exec::Grants,
+    guest_devices::GuestDevice,
+    pod, privileged, rules, runtime,
+    secrets::{self, Descriptor},
     volume::{self, Found, Memory, Source},
-    Error, IdMap, Limits, Result, Role, VmSize, Volume,
+    Error, IdMap, Limits, Node, Result, Role, Volume, Wishes,
 };
 
-/// Where the guest will find what the shim plugs in for this container.
+/// Where the guest finds what the shim plugs in for a container, and what the shim found on the
+/// host.
 #[derive(Debug, Clone)]
-pub struct GuestPaths {
+pub struct Places {
     /// The container's root.
     pub rootfs: PathBuf,
+    /// The folder of the pod's virtiofs shares.
+    pub shares: PathBuf,
     /// The folder of the volumes, each at `volumes/<name>`.
     pub volumes: PathBuf,
     /// The folder of the pod's memory, each at `memory/<name>`.
@@ -36,23 +42,19 @@ pub struct GuestPaths {
     pub skills: Vec<(PathBuf, PathBuf)>,
     /// The home, as its mount point in the container and its place in the guest.
     pub home: Option<(PathBuf, PathBuf)>,
-    /// The keys in the mounted volumes that every process is to have open.
-    pub secret_fds: Vec<SecretFd>,
-    /// The pid namespace that the containers of a pod share, if they share one.
-    pub pid_namespace: PathBuf,
-    /// The user namespace of a pod that has one.
-    pub user_namespace: PathBuf,
+    /// The pid namespace that the container is to be in.
+    pub pid_namespace: PidNamespace,
 }
 
-/// The node that the container runs on.
-#[derive(Debug, Clone, Copy)]
-pub struct Node<'a> {
-    /// Its `[vm]` configuration.
-    pub vm: &'a Vm,
-    /// Its cpus.
-    pub cpus: u32,
-    /// Its memory, in MiB.
-    pub memory_mib: u64,
+/// The pid namespace of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// One of its own.
+    Own,
+    /// The one that containers of the pod share.
+    Pod,
+    /// The one that the container with this id is in.
+    Of(String),
 }
 
 /// What to do for a container.
@@ -60,9 +62,9 @@ pub struct Node<'a> {
 pub struct Plan {
     /// The limits that the VM has to have room for.
     pub limits: Limits,
-    /// Host directories and files to share with the guest, each at `GuestPaths::volumes/<name>`.
+    /// Host directories and files to share with the guest, each at `Places::volumes/<name>`.
     pub volumes: Vec<Volume>,
-    /// Memory of the pod that the guest's spec refers to, each at `GuestPaths::memory/<name>`.
+    /// Memory of the pod that the guest's spec refers to, each at `Places::memory/<name>`.
     pub memory: Vec<Memory>,
     /// Block devices of the host that the VM gets as disks and the container as device nodes.
     pub disks: Vec<BlockDevice>,
@@ -70,65 +72,112 @@ pub struct Plan {
     pub guest_devices: bool,
     /// The files that every process of the container has open.
     pub descriptors: Vec<Descriptor>,
-    /// The spec that the guest runs.
-    pub guest_spec: Spec,
+    /// The pid namespace that the container is in.
+    pub pid_namespace: PidNamespace,
+    /// The users of the pod, if it has users of its own that the container shares.
+    pub pod_users: Option<IdMap>,
+    /// The places below `Places::shares` that the container's root and mounts come from.
+    pub shared: Vec<PathBuf>,
+    /// The spec that the guest runs. The guest adds the numbers of the devices in `disks` and
+    /// `guest_devices`, the paths of the namespaces in `pid_namespace` and `pod_users`, and the
+    /// path of the container's cgroup.
+    pub spec: Spec,
     /// What was dropped, for the log.
     pub warnings: Vec<String>,
 }
 
-/// Reads `config.json` and checks that it has what every container needs.
-pub fn parse_spec(json: &[u8]) -> Result<Spec> {
-    let spec: Spec = serde_json::from_slice(json).map_err(|error| Error::Spec(error.into()))?;
-    let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(Error::Missing("process.args"));
+impl Plan {
+    /// Whether the container's init has a terminal.
+    pub fn terminal(&self) -> bool {
+        self.spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.terminal())
+            == Some(true)
     }
-    if !process.cwd().is_absolute() {
-        return Err(Error::Field {
-            field: "process.cwd",
-            reason: format!(
-                "{:?} is not absolute",
-                shorten(&process.cwd().to_string_lossy())
-            ),
-        });
+
+    /// Returns the spec's `process.oomScoreAdj`, or 0 if it has none.
+    pub fn oom_score_adj(&self) -> i32 {
+        let process = self.spec.process().as_ref();
+        process
+            .and_then(|process| process.oom_score_adj())
+            .unwrap_or(0)
     }
-    let root = spec.root().as_ref().ok_or(Error::Missing("root"))?;
-    if root.path().as_os_str().is_empty() {
-        return Err(Error::Missing("root.path"));
+
+    /// Returns what every additional process of the container gets, with the guest's `devices` that
+    /// its annotations name.
+    pub fn grants(&self, devices: Vec<GuestDevice>) -> Grants {
+        let process = self.spec.process().as_ref();
+        Grants {
+            capabilities: process.and_then(|process| process.capabilities().clone()),
+            devices,
+            descriptors: self.descriptors.clone(),
+        }
     }
-    if spec.linux().is_none() {
-        return Err(Error::Missing("linux"));
-    }
-    Ok(spec)
 }
 
-/// Translates a spec from [`parse_spec`] for the VM. If this fails, nothing has been done yet.
-pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -> Result<Plan> {
-    let role = Role::of(&spec)?;
+/// Plans a container. If this fails, nothing has been done yet.
+pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
+    let Wishes {
+        role,
+        annotations,
+        mut spec,
+        ..
+    } = wishes;
     let privileged = privileged::is_privileged(&spec);
     let mut warnings = rules::apply(&mut spec, &role)?;
-    if paths.home.is_some() && IdMap::of_namespace(&spec).is_some() {
+    let users = IdMap::of_namespace(&spec);
+    if places.home.is_some() && users.is_some() {
         return Err(Error::Field {
             field: "linux.namespaces.user",
             reason: "a home keeps its owners, which a user namespace would not know; leave hostUsers out of the pod".to_owned(),
         });
     }
+    let pod_users = users.filter(|_| pod::joined(&spec, LinuxNamespaceType::User).is_some());
     let (disks, dropped) = devices::translate(&mut spec, privileged)?;
     warnings.extend(dropped);
     devices::own_dev(&mut spec)?;
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
     let limits = Limits::of(resources);
-    let size = VmSize::of([limits], node.vm, node.cpus);
-    if size.memory_mib > node.memory_mib {
-        return Err(Error::Field {
-            field: "linux.resources.memory.limit",
-            reason: format!(
-                "the VM would need {} MiB of memory (the limit and vm.memory_overhead_mib), the node has {} MiB; lower the limit",
-                size.memory_mib, node.memory_mib
-            ),
-        });
-    }
+    node.room_for([limits])?;
 
+    let (volumes, memory, descriptors) = plan_mounts(&mut spec, &role, &annotations, places)?;
+    if let Some(root) = spec.root_mut() {
+        root.set_path(places.rootfs.clone());
+    }
+    if let Some(linux) = spec.linux_mut() {
+        // The guest has a cgroup of its own for each container.
+        linux.set_cgroups_path(None);
+        // A mount in the guest propagates nowhere; the share follows the host's mounts by itself.
+        linux.set_rootfs_propagation(None);
+        if let Some(namespaces) = linux.namespaces_mut() {
+            guest_namespaces(namespaces, &role, privileged)?;
+        }
+    }
+    runtime::adapt(&mut spec)?;
+    Ok(Plan {
+        limits,
+        volumes,
+        memory,
+        disks,
+        guest_devices: privileged,
+        descriptors,
+        pid_namespace: places.pid_namespace.clone(),
+        pod_users,
+        shared: shared(&spec, &places.shares),
+        spec,
+        warnings,
+    })
+}
+
+/// Replaces the sources of the mounts by their places in the guest, and adds the mounts of skills
+/// and home.
+fn plan_mounts(
+    spec: &mut Spec,
+    role: &Role,
+    annotations: &Annotations,
+    places: &Places,
+) -> Result<(Vec<Volume>, Vec<Memory>, Vec<Descriptor>)> {
     let uid = spec
         .annotations()
         .as_ref()
@@ -136,11 +185,11 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
         .cloned();
     let mut sources = Sources {
         pod: volume::Pod {
-            role: &role,
+            role,
             uid: uid.as_deref(),
-            found: &paths.found,
+            found: &places.found,
         },
-        paths,
+        places,
         volumes: Vec::new(),
         memory: Vec::new(),
     };
@@ -149,7 +198,7 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     for mount in &given {
         mounts.push(sources.translate(mount.clone())?);
     }
-    let descriptors = secrets::find(&paths.secret_fds, &given, &mounts)?;
+    let descriptors = secrets::find(&annotations.secret_fds, &given, &mounts)?;
     if let Some(process) = spec.process_mut() {
         secrets::check_environment(process, &descriptors)?;
         secrets::set_environment(process, &descriptors);
@@ -157,60 +206,32 @@ pub fn translate(mut spec: Spec, id: &str, node: Node<'_>, paths: &GuestPaths) -
     let Sources {
         volumes, memory, ..
     } = sources;
-    for (target, place) in &paths.skills {
+    for (target, place) in &places.skills {
         mounts.push(bind(target, place, &["rbind", "ro", "nosuid", "nodev"])?);
     }
-    if let Some((target, place)) = &paths.home {
+    if let Some((target, place)) = &places.home {
         mounts.push(bind(target, place, &["rbind", "rw", "nosuid", "nodev"])?);
     }
     spec.set_mounts(Some(mounts));
-
-    if let Some(root) = spec.root_mut() {
-        root.set_path(paths.rootfs.clone());
-    }
-    if let Some(linux) = spec.linux_mut() {
-        linux.set_cgroups_path(Some(Path::new("/").join(id)));
-        // A mount in the guest propagates nowhere; the share follows the host's mounts by itself.
-        linux.set_rootfs_propagation(None);
-        if let Some(namespaces) = linux.namespaces_mut() {
-            guest_namespaces(namespaces, &role, privileged, paths)?;
-        }
-    }
-    Ok(Plan {
-        limits,
-        volumes,
-        memory,
-        disks,
-        guest_devices: privileged,
-        descriptors,
-        guest_spec: spec,
-        warnings,
-    })
+    Ok((volumes, memory, descriptors))
 }
 
 /// Adapts the namespaces of a container to the guest. A pod's network, IPC and UTS namespaces are
-/// those that the guest has booted with; a container that lists none has these.
+/// those that the guest has booted with; a container that lists none has these. The paths of the
+/// namespaces that it joins are the guest's affair.
 fn guest_namespaces(
     namespaces: &mut Vec<LinuxNamespace>,
     role: &Role,
     privileged: bool,
-    paths: &GuestPaths,
 ) -> Result<()> {
-    use LinuxNamespaceType::{Cgroup, Ipc, Network, Pid, User, Uts};
+    use LinuxNamespaceType::{Cgroup, Ipc, Network, Uts};
     namespaces.retain(|ns| match ns.typ() {
         Network => false,
         Ipc | Uts => ns.path().is_none(),
         _ => true,
     });
     for namespace in namespaces.iter_mut() {
-        let shared = match namespace.typ() {
-            Pid => &paths.pid_namespace,
-            User => &paths.user_namespace,
-            _ => continue,
-        };
-        if namespace.path().is_some() {
-            namespace.set_path(Some(shared.clone()));
-        }
+        namespace.set_path(None);
     }
     // Containerd leaves the cgroup namespace out on a host with cgroup v1. The guest has v2, whose
     // tree would show all of the pod's containers.
@@ -225,6 +246,14 @@ fn guest_namespaces(
     Ok(())
 }
 
+fn shared(spec: &Spec, shares: &Path) -> Vec<PathBuf> {
+    let root = spec.root().iter().map(|root| root.path().clone());
+    let mounts = spec.mounts().iter().flatten();
+    let sources = mounts.filter_map(|mount| mount.source().clone());
+    let used = root.chain(sources);
+    used.filter(|path| path.starts_with(shares)).collect()
+}
+
 /// File systems that the guest's kernel makes by itself, from nothing of the host.
 const GUEST_FILE_SYSTEMS: &[&str] = &[
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
@@ -233,7 +262,7 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
 /// The places that the mounts of one container come from.
 struct Sources<'a> {
     pod: volume::Pod<'a>,
-    paths: &'a GuestPaths,
+    places: &'a Places,
     volumes: Vec<Volume>,
     memory: Vec<Memory>,
 }
@@ -265,7 +294,7 @@ impl Sources<'_> {
             }
             let place = match self.pod.source_of(&mount, &source) {
                 Source::Host(volume) => {
-                    let place = self.paths.volumes.join(&volume.name);
+                    let place = self.places.volumes.join(&volume.name);
                     self.volumes.push(volume);
                     place
                 }
@@ -298,7 +327,7 @@ impl Sources<'_> {
     }
 
     fn remember(&mut self, memory: Memory) -> PathBuf {
-        let place = self.paths.memory.join(&memory.name);
+        let place = self.places.memory.join(&memory.name);
         if !self.memory.contains(&memory) {
             self.memory.push(memory);
         }
@@ -322,20 +351,19 @@ fn bind(target: &Path, source: &Path, options: &[&str]) -> Result<Mount> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::ReadOnly;
+    use crate::{config::Vm, volume::ReadOnly, Policy};
     use serde_json::{json, Value};
 
-    fn paths() -> GuestPaths {
-        GuestPaths {
-            rootfs: "/g/rootfs".into(),
-            volumes: "/g/volumes".into(),
+    fn places() -> Places {
+        Places {
+            rootfs: "/g/shares/rootfs".into(),
+            shares: "/g/shares".into(),
+            volumes: "/g/shares/volumes".into(),
             memory: "/g/memory".into(),
             found: HashMap::new(),
             skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
             home: Some(("/home/app".into(), "/g/home".into())),
-            secret_fds: Vec::new(),
-            pid_namespace: "/g/pid-namespace".into(),
-            user_namespace: "/g/user-namespace".into(),
+            pid_namespace: PidNamespace::Own,
         }
     }
 
@@ -355,14 +383,15 @@ mod tests {
     }
 
     fn plan(config: &Value) -> Result<Plan> {
-        let spec = parse_spec(config.to_string().as_bytes())?;
+        let json = config.to_string().into_bytes();
+        let wishes = Wishes::parse(&json, &Policy::default(), "default")?;
         let vm = Vm::default();
         let node = Node {
             vm: &vm,
             cpus: 4,
             memory_mib: 16_384,
         };
-        translate(spec, "web", node, &paths())
+        super::plan(wishes, node, &places())
     }
 
     fn refusal(field: &str, value: Value) -> String {
@@ -379,15 +408,15 @@ mod tests {
         };
         assert_eq!(volume.source, Path::new("/srv/data"));
         assert_eq!(volume.read_only, ReadOnly::Top);
-        let mounts = plan.guest_spec.mounts().as_ref().unwrap();
-        let place = Path::new("/g/volumes").join(&volume.name);
+        let mounts = plan.spec.mounts().as_ref().unwrap();
+        let place = Path::new("/g/shares/volumes").join(&volume.name);
         assert_eq!(mounts[1].source(), &Some(place));
     }
 
     #[test]
     fn skills_and_home_are_mounted_after_the_specs_own() {
         let plan = plan(&config()).unwrap();
-        let mounts = plan.guest_spec.mounts().as_ref().unwrap();
+        let mounts = plan.spec.mounts().as_ref().unwrap();
         let targets: Vec<_> = mounts
             .iter()
             .map(|m| m.destination().to_str().unwrap())
@@ -403,12 +432,12 @@ mod tests {
     #[test]
     fn guest_spec_names_only_places_of_the_guest() {
         let plan = plan(&config()).unwrap();
-        let linux = plan.guest_spec.linux().as_ref().unwrap();
+        let linux = plan.spec.linux().as_ref().unwrap();
         assert_eq!(
-            plan.guest_spec.root().as_ref().unwrap().path(),
-            Path::new("/g/rootfs")
+            plan.spec.root().as_ref().unwrap().path(),
+            Path::new("/g/shares/rootfs")
         );
-        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/web")));
+        assert_eq!(linux.cgroups_path(), &None);
         let namespaces = linux.namespaces().as_ref().unwrap();
         assert!(namespaces
             .iter()
@@ -422,7 +451,7 @@ mod tests {
             "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s1",
         });
         config["linux"]["namespaces"] = given;
-        let spec = plan(&config).unwrap().guest_spec;
+        let spec = plan(&config).unwrap().spec;
         let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
         let told = |ns: &LinuxNamespace| (ns.typ().to_string(), ns.path().clone());
         namespaces.iter().map(told).collect()
@@ -440,33 +469,55 @@ mod tests {
     }
 
     #[test]
-    fn container_that_shares_pids_joins_the_pods_namespace() {
+    fn namespaces_that_are_joined_have_no_path_of_the_host() {
         let given = json!([
             {"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/proc/7/ns/pid"},
             {"type": "network", "path": "/proc/7/ns/net"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
             {"type": "uts", "path": "/proc/7/ns/uts"},
         ]);
-        let found = namespaces_in_pod(given);
-        assert_eq!(found[2].1, Some("/g/pid-namespace".into()));
-        assert_eq!(found.len(), 3);
+        let own = |name: &str| (name.to_owned(), None);
+        let expected = [own("mnt"), own("cgroup"), own("pid")];
+        assert_eq!(namespaces_in_pod(given), expected);
     }
 
     #[test]
-    fn config_that_is_not_json_is_refused() {
-        assert!(matches!(parse_spec(b"{nonsense"), Err(Error::Spec(_))));
-    }
-
-    #[test]
-    fn config_without_process_or_root_is_refused_by_its_name() {
-        for field in ["process", "root", "linux"] {
+    fn users_are_the_pods_if_their_namespace_is_joined() {
+        let users = |path: Value| {
             let mut config = config();
-            config.as_object_mut().unwrap().remove(field);
-            let message = plan(&config).unwrap_err().to_string();
-            assert!(
-                message.contains(&format!("{field} is missing")),
-                "{message}"
-            );
-        }
+            config["annotations"] = json!({
+                "io.kubernetes.cri.container-type": "container",
+                "io.kubernetes.cri.sandbox-id": "s1",
+            });
+            let line = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+            config["linux"]["uidMappings"] = line.clone();
+            config["linux"]["gidMappings"] = line;
+            config["linux"]["namespaces"] = json!([
+                {"type": "pid"}, {"type": "mount"}, {"type": "user", "path": path},
+                {"type": "network", "path": "/proc/7/ns/net"},
+                {"type": "ipc", "path": "/proc/7/ns/ipc"},
+                {"type": "uts", "path": "/proc/7/ns/uts"},
+            ]);
+            let wishes = Wishes::parse(config.to_string().as_bytes(), &Policy::default(), "x");
+            let (vm, mut places) = (Vm::default(), places());
+            places.home = None;
+            let node = Node {
+                vm: &vm,
+                cpus: 4,
+                memory_mib: 16_384,
+            };
+            super::plan(wishes.unwrap(), node, &places)
+                .unwrap()
+                .pod_users
+        };
+        assert!(users("/proc/7/ns/user".into()).is_some());
+        assert!(users(Value::Null).is_none());
+    }
+
+    #[test]
+    fn places_of_the_shares_are_told() {
+        let plan = plan(&config()).unwrap();
+        let volume = Path::new("/g/shares/volumes").join(&plan.volumes[0].name);
+        assert_eq!(plan.shared, ["/g/shares/rootfs".into(), volume]);
     }
 
     #[test]

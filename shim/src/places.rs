@@ -1,0 +1,128 @@
+//! Finds what a container's wishes name: the skills, the home, and what is at the sources of its
+//! mounts. Returns where the guest will have it, and the devices to be plugged in for it.
+
+use std::path::{Path, PathBuf};
+
+use caisson_node::{
+    homes::{self, PodHome},
+    skills::{self, Asker, SkillError, SkillStore},
+};
+use caisson_oci::{NodeConfig, PidNamespace, Places, Wishes};
+use caisson_protocol::{
+    agent as proto,
+    path::{MEMORY, SHARES},
+};
+use caisson_vmm::Device;
+use proto::attach_request::Device as GuestDevice;
+
+use crate::{error::Result, plug::Plug, share::Share, skill_disk, sources};
+
+/// The tag of the home's virtiofs device.
+const HOME_TAG: &str = "home";
+
+/// The pod that a container's home belongs to.
+#[derive(Clone, Copy)]
+pub struct PodsHome<'a> {
+    /// The pod's id.
+    pub pod: &'a str,
+    /// containerd's namespace.
+    pub namespace: &'a str,
+    pub home: &'a PodHome,
+}
+
+/// The container that is being created.
+pub struct Creation<'a> {
+    pub id: &'a str,
+    /// The container's root, as the host sees it.
+    pub root: &'a Path,
+    /// The container's root, as the guest sees it.
+    pub guest_root: PathBuf,
+    pub pid_namespace: PidNamespace,
+}
+
+/// Finds everything.
+pub async fn find(
+    wishes: &Wishes,
+    config: &NodeConfig,
+    creation: Creation<'_>,
+    home: PodsHome<'_>,
+) -> Result<(Places, Vec<Plug>)> {
+    let mut plugs = Vec::new();
+    let found = sources::look(wishes.bind_sources()).await?;
+    let skills = find_skills(wishes, config, &mut plugs).await?;
+    let home = find_home(wishes, config, &creation, home, &mut plugs).await?;
+    let places = Places {
+        rootfs: creation.guest_root,
+        shares: SHARES.into(),
+        volumes: Share::guest_volumes(),
+        memory: MEMORY.into(),
+        found,
+        skills,
+        home,
+        pid_namespace: creation.pid_namespace,
+    };
+    Ok((places, plugs))
+}
+
+async fn find_skills(
+    wishes: &Wishes,
+    config: &NodeConfig,
+    plugs: &mut Vec<Plug>,
+) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut places: Vec<(PathBuf, PathBuf)> = Vec::new();
+    let store = SkillStore::new(&config.store_dir);
+    let asker = Asker::Namespace(&wishes.namespace);
+    let obtained = skills::obtain(&store, config, &wishes.annotations.skills, asker);
+    for (name, skill) in obtained.await? {
+        let target = skill.target(name.as_deref());
+        if places.iter().any(|(taken, _)| *taken == target) {
+            return Err(SkillError::SamePlace(target).into());
+        }
+        places.push((target, skills::place(&skill)));
+        plugs.push(skill_disk::plug(&store, &skill)?);
+    }
+    Ok(places)
+}
+
+async fn find_home(
+    wishes: &Wishes,
+    config: &NodeConfig,
+    creation: &Creation<'_>,
+    home: PodsHome<'_>,
+    plugs: &mut Vec<Plug>,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    let Some(wish) = &wishes.annotations.home else {
+        return Ok(None);
+    };
+    let process = wishes.process()?;
+    let target = match &wish.path {
+        Some(path) => path.clone(),
+        None => homes::of_user(process, creation.root).await?,
+    };
+    let (namespace, name) = wishes
+        .pod()?
+        .unwrap_or_else(|| (home.namespace.to_owned(), creation.id.to_owned()));
+    let asker = homes::Asker {
+        id: home.pod.to_owned(),
+        namespace,
+        name,
+        uid: process.user().uid(),
+        gid: process.user().gid(),
+    };
+    let (path, user_namespace) = home.home.obtain(config, asker, wish.clone()).await?;
+    plugs.push(Plug {
+        vm: Device::SharedDir {
+            tag: HOME_TAG.to_owned(),
+            path,
+            read_only: false,
+            user_namespace: Some(user_namespace),
+        },
+        guest: GuestDevice::Share(proto::Share {
+            tag: HOME_TAG.to_owned(),
+            max_inodes: caisson_vmm::max_inodes(),
+            ..Default::default()
+        }),
+        hold: None,
+    });
+    Ok(Some((target, Path::new(SHARES).join(HOME_TAG))))
+}
