@@ -136,6 +136,26 @@ fn guest_uses_no_more_cpus_than_an_updated_limit_needs() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn record_of_the_pod_has_an_updated_limit() -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
+    let container = pod.container("busybox").milli_cpus(2000);
+    let container = container.args(["sleep", "1000"]).start()?;
+    let recorded = || -> Result<Option<u64>> {
+        let folder = pod.node().state_dir().join(pod.id());
+        let record = caisson_node::record::read(&folder)?.context("no record")?;
+        Ok(record.containers[container.id()].cpu_milli)
+    };
+    assert_eq!(recorded()?, Some(2000));
+    container.update(LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        ..Default::default()
+    })?;
+    assert_eq!(recorded()?, Some(500));
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

@@ -1,4 +1,5 @@
-//! Tests what `caisson list` and `caisson gc` say of pods, above all of those whose shim was killed.
+//! Tests what `caisson list` and `caisson gc` say of pods, above all of those whose shim was
+//! killed.
 
 use std::{fs, thread, time::Duration};
 
