@@ -2,7 +2,8 @@
 //!
 //! If the kernel carries the connections, every process of the host can connect to a guest's ports.
 //! So the connections that have not yet sent the secret are limited in number and time. They never
-//! keep the shim out: the oldest of them is closed first.
+//! keep the shim out: the oldest of them is closed first, and the shim connects again if that was
+//! one of its own, which it knows by the answer that it did not get.
 
 use std::{
     collections::VecDeque,
@@ -15,11 +16,11 @@ use std::{
 
 use caisson_protocol::{
     port,
-    secret::{LENGTH, RESERVED},
+    secret::{ADMITTED, LENGTH, RESERVED},
 };
 use subtle::ConstantTimeEq;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc::UnboundedSender,
     task::AbortHandle,
     time::timeout,
@@ -64,14 +65,15 @@ impl Door {
     /// Sends a connection to `admitted` once it has sent the secret; otherwise closes it.
     pub fn ask<C>(self: &Arc<Self>, mut connection: C, admitted: UnboundedSender<C>)
     where
-        C: AsyncRead + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let door = self.clone();
         let asked = tokio::spawn(async move {
-            match door.is_told_by(&mut connection).await {
+            if !door.is_told_by(&mut connection).await {
+                door.refuse("has not said the machine's secret");
+            } else if connection.write_all(&[ADMITTED]).await.is_ok() {
                 // At the end of a test, nothing receives connections any more.
-                true => drop(admitted.send(connection)),
-                false => door.refuse("has not said the machine's secret"),
+                drop(admitted.send(connection));
             }
         });
         let mut strangers = self
@@ -104,10 +106,7 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::{
-        io::{duplex, AsyncWriteExt},
-        sync::mpsc::unbounded_channel,
-    };
+    use tokio::{io::duplex, sync::mpsc::unbounded_channel};
 
     fn door(by_kernel: bool) -> Arc<Door> {
         let bytes = [7; LENGTH];
@@ -121,6 +120,9 @@ mod tests {
         door(false).ask(connection, admitted);
         shim.write_all(&[7; LENGTH]).await.unwrap();
         shim.write_all(b"request").await.unwrap();
+        let mut answer = [0];
+        shim.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, [ADMITTED]);
         let mut next = [0; 7];
         let mut connection = connections.recv().await.unwrap();
         connection.read_exact(&mut next).await.unwrap();
@@ -163,6 +165,21 @@ mod tests {
         shim.write_all(&[7; LENGTH]).await.unwrap();
         assert!(connections.recv().await.is_some());
         drop(strangers);
+    }
+
+    #[tokio::test]
+    async fn connection_that_is_closed_for_others_gets_no_answer() {
+        let (admitted, _connections) = unbounded_channel();
+        let door = door(false);
+        let connect = || {
+            let (shim, connection) = duplex(1000);
+            door.ask(connection, admitted.clone());
+            shim
+        };
+        let mut first = connect();
+        let others: Vec<_> = (0..MOST).map(|_| connect()).collect();
+        assert_eq!(first.read(&mut [0]).await.unwrap(), 0);
+        drop(others);
     }
 
     #[test]

@@ -21,7 +21,6 @@ use async_trait::async_trait;
 use nix::mount::{umount2, MntFlags};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::AsyncWriteExt,
     net::UnixStream,
     sync::watch,
     time::{sleep, timeout_at, Instant},
@@ -235,8 +234,8 @@ impl Vm for FakeVm {
                 let runs = state.wait_for(|state| *state == State::Running);
                 let runs = timeout_at(limit, runs).await.is_ok();
                 if runs {
-                    if let Ok(mut stream) = UnixStream::connect(&path).await {
-                        if stream.write_all(secret.bytes()).await.is_ok() {
+                    if let Ok(stream) = UnixStream::connect(&path).await {
+                        if let Ok(Ok(stream)) = timeout_at(limit, secret.tell(stream)).await {
                             return Ok(stream);
                         }
                     }

@@ -6,6 +6,11 @@ use std::{
     io::{self, Read},
 };
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
 /// The length of a secret in bytes.
 pub const SECRET_LENGTH: usize = 32;
 
@@ -20,6 +25,10 @@ pub const BY_DAEMON: u8 = b'd';
 /// [`crate::SERVICE_PORT`] then come from a reserved port.
 pub const BY_KERNEL: u8 = b'k';
 
+/// The guest's answer to the secret. A connection that ends without it has not been admitted, and is
+/// tried again.
+pub const ADMITTED: u8 = b'+';
+
 /// The secret of one VM, with which each connection to the guest begins. It is never in a log, a
 /// file or an argument.
 #[derive(Clone)]
@@ -33,9 +42,13 @@ impl Secret {
         Ok(Secret(bytes))
     }
 
-    /// The bytes with which a connection begins.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+    /// Begins a connection to the guest with the secret, and waits for the guest's answer.
+    pub(crate) async fn tell(&self, mut stream: UnixStream) -> io::Result<UnixStream> {
+        stream.write_all(&self.0).await?;
+        match stream.read_u8().await? {
+            ADMITTED => Ok(stream),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// The answer to [`SECRET_MARKER`].

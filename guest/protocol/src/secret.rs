@@ -3,11 +3,15 @@
 //! The agent writes [`MARKER`] as a line on its console and reads the answer from the console's
 //! input: one byte, [`BY_DAEMON`] or [`BY_KERNEL`], then the secret. Only the VMM reads the
 //! console, and no container exists yet. From then on, each connection to a port of the agent
-//! begins with the secret. A connection that does not is closed before anything else is read from
-//! it.
+//! begins with the secret, and the agent answers it with [`ADMITTED`]. A connection that does not is
+//! closed before anything else is read from it.
 
 /// The length of a secret in bytes.
 pub const LENGTH: usize = 32;
+
+/// The byte with which the agent answers the secret. A connection that ends without it was closed
+/// for another one's sake, and the shim connects again.
+pub const ADMITTED: u8 = b'+';
 
 /// The line with which the agent asks. The host answers only the first one.
 pub const MARKER: &str = "caisson: the agent waits for its secret";

@@ -13,7 +13,7 @@ use caisson_protocol::{
     agent::*,
     agent_ttrpc::AgentClient,
     port,
-    secret::{BY_DAEMON, LENGTH},
+    secret::{ADMITTED, BY_DAEMON, LENGTH},
     stream,
 };
 use serde_json::{json, Value};
@@ -301,6 +301,7 @@ fn told() -> Vec<u8> {
 async fn admitted(vsock: Option<&Path>, dir: Option<&Path>, port: u32) -> UnixStream {
     let mut stream = connect(vsock, dir, port).await;
     stream.write_all(&secret()).await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), ADMITTED);
     stream
 }
 

@@ -37,6 +37,7 @@ use crate::{
 const _: () = assert!(caisson_vmm::READY_PORT == port::READY);
 const _: () = assert!(caisson_vmm::SERVICE_PORT == port::AGENT);
 const _: () = assert!(caisson_vmm::SECRET_LENGTH == secret::LENGTH);
+const _: () = assert!(caisson_vmm::ADMITTED == secret::ADMITTED);
 const _: () = assert!(caisson_vmm::BY_DAEMON == secret::BY_DAEMON);
 const _: () = assert!(caisson_vmm::BY_KERNEL == secret::BY_KERNEL);
 

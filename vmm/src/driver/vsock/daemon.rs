@@ -38,7 +38,7 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// The name of the daemon's vhost-user socket, in its directory.
 const VHOST_SOCKET: &str = "vhost";
 /// The name of the daemon's socket for connections to the guest, in its directory.
-const HOST_SOCKET: &str = "host";
+pub(super) const HOST_SOCKET: &str = "host";
 
 /// The daemon, and how it is reached.
 pub(super) struct Started {

@@ -62,13 +62,12 @@ impl Dialer {
                 // connection ever after if one is given up that the guest had no time to answer.
                 let dialing = dialer.clone();
                 let dialed = tokio::spawn(async move { dialing.dial(port).await });
-                let dialed = async {
-                    let mut stream = dialed.await.map_err(io::Error::other)??;
-                    stream.write_all(secret.bytes()).await?;
-                    io::Result::Ok(stream)
-                };
+                let dialed = async { dialed.await.map_err(io::Error::other)? };
                 if let Ok(Ok(stream)) = timeout(limit, dialed).await {
-                    return Ok(stream);
+                    let admitted = timeout_at(end, secret.tell(stream)).await;
+                    if let Ok(Ok(stream)) = admitted {
+                        return Ok(stream);
+                    }
                 }
                 if Instant::now() + RETRY >= end {
                     return Err(timed_out());
@@ -126,5 +125,41 @@ impl Readiness {
             () = driver_is_up => {}
         }
         let _ = self.ready.send(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::{driver::vsock::daemon::HOST_SOCKET, ADMITTED, SECRET_LENGTH};
+
+    /// Answers as the daemon does, and reads the secret as the guest does.
+    async fn accept(listener: &UnixListener) -> UnixStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        while stream.read_u8().await.unwrap() != b'\n' {}
+        stream.write_all(b"OK 1\n").await.unwrap();
+        stream.read_exact(&mut [0; SECRET_LENGTH]).await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn connection_that_ends_before_it_is_admitted_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(HOST_SOCKET)).unwrap();
+        let guest = tokio::spawn(async move {
+            drop(accept(&listener).await);
+            let mut second = accept(&listener).await;
+            second.write_all(&[ADMITTED, b'x']).await.unwrap();
+        });
+        let folder = OwnedFd::from(File::open(dir.path()).unwrap());
+        let (_ready, ready) = watch::channel(true);
+        let (_runs, state) = watch::channel(State::Running);
+        let dialer = Dialer::Daemon(Arc::new(folder), ready);
+        let limit = Duration::from_secs(10);
+        let dialing = dialer.connect(7, limit, Secret::random().unwrap(), state);
+        assert_eq!(dialing.await.unwrap().read_u8().await.unwrap(), b'x');
+        guest.await.unwrap();
     }
 }
