@@ -25,7 +25,7 @@ pub const BY_DAEMON: u8 = b'd';
 /// [`crate::SERVICE_PORT`] then come from a reserved port.
 pub const BY_KERNEL: u8 = b'k';
 
-/// The guest's answer to the secret. A connection that ends without it has not been admitted, and is
+/// The guest's answer to the secret. A connection that ends without it has not been admitted and is
 /// tried again.
 pub const ADMITTED: u8 = b'+';
 

@@ -3,7 +3,7 @@
 //! The agent writes [`MARKER`] as a line on its console and reads the answer from the console's
 //! input: one byte, [`BY_DAEMON`] or [`BY_KERNEL`], then the secret. Only the VMM reads the
 //! console, and no container exists yet. From then on, each connection to a port of the agent
-//! begins with the secret, and the agent answers it with [`ADMITTED`]. A connection that does not is
+//! begins with the secret, which the agent answers with [`ADMITTED`]. A connection that does not is
 //! closed before anything else is read from it.
 
 /// The length of a secret in bytes.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use caisson_fuzz::{memory, told};
-use caisson_oci::config::Vm;
+use caisson_oci::{config::Vm, exec::Grants};
 use caisson_protocol::agent::{
     Event, IoStat, ListProcessesResponse, ProcessResponse, StatsResponse, WaitResponse,
 };
@@ -232,7 +232,11 @@ async fn ask(agent: &Agent, call: Call) {
         }),
         Call::Wait => agent.wait(&init).await.map(|status| assert!(status <= 255)),
         Call::Event => agent.next_event().await.map(drop),
-        Call::Exec => agent.exec(&init, Vec::new(), &[], Default::default()).await,
+        Call::Exec => {
+            let process = br#"{"cwd":"/","args":["true"],"user":{"uid":0,"gid":0}}"#;
+            let exec = Grants::default().plan(process).expect("a process");
+            agent.exec(&init, &exec, Default::default()).await
+        }
         Call::Kill => agent.kill(&init, 9, true).await,
     };
     if let Err(error) = asked {

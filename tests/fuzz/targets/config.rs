@@ -2,7 +2,7 @@
 #![no_main]
 
 use caisson_fuzz::{memory, told};
-use caisson_oci::{config::MIN_MEMORY_MIB, home, Limits, NodeConfig, VmSize};
+use caisson_oci::{config::MIN_MEMORY_MIB, home, Limits, Node, NodeConfig};
 use libfuzzer_sys::fuzz_target;
 
 const MAX_TOLD: usize = 64 << 10;
@@ -38,12 +38,17 @@ fn check(text: &str) {
         .uid_base
         .checked_add(config.hypervisor.uid_count)
         .is_some());
+    let node = Node {
+        vm: &config.vm,
+        cpus: 8,
+        memory_mib: 16_384,
+    };
     for memory in [None, Some(1), Some(u64::MAX)] {
         let limits = Limits {
             cpu_milli: memory,
             memory,
         };
-        let size = VmSize::of([limits, Limits::default()], &config.vm, 8);
+        let size = node.size([limits, Limits::default()]);
         assert!((1..=8).contains(&size.cpus) && size.memory_mib >= MIN_MEMORY_MIB);
         // The shim converts these sizes to bytes.
         assert!(

@@ -120,7 +120,7 @@ fuzz_target!(|text: &[u8]| memory::bounded(LIMIT, || check(text)));
 
 fn check(text: &[u8]) {
     match plan(text) {
-        Ok(Some((plan, places))) => check_plan(&plan, &paths),
+        Ok(Some((plan, places))) => check_plan(&plan, &places),
         Ok(None) => {}
         Err(error) => assert!(told(&error).len() <= MAX_TOLD, "a long error"),
     }
