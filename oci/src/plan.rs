@@ -23,8 +23,8 @@ use crate::{
     Error, IdMap, Limits, Node, Result, Role, Volume, Wishes,
 };
 
-/// Where the guest finds what the shim plugs in for a container, and what the shim found on the
-/// host.
+/// The places in the guest of what the shim plugs in for a container, and what the shim found on
+/// the host.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The container's root.

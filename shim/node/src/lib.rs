@@ -2,8 +2,7 @@
 //! folders of pods and the host's resources in them, and the stores of skills and homes.
 //!
 //! From the outside in: [`accelerator`] and [`homes`] → [`state`] → [`cgroup`] and [`record`], and
-//! beside them
-//! [`skills`], [`config`], [`control`] and [`traffic`]; all of them use [`host`].
+//! beside them [`skills`], [`config`], [`control`] and [`traffic`]; all of them use [`host`].
 
 pub mod accelerator;
 pub mod cgroup;

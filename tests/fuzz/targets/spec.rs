@@ -176,7 +176,7 @@ fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, Places)>> {
     Ok(Some((plan, places)))
 }
 
-/// Returns what is at the sources of the mounts, derived from their places.
+/// Returns what is at the sources of the mounts, derived from their paths.
 fn found(sources: BTreeSet<PathBuf>) -> HashMap<PathBuf, Found> {
     let look = |source: &Path| {
         let bytes = source.as_os_str().as_encoded_bytes();

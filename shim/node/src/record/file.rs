@@ -16,7 +16,7 @@ use crate::host::{
 
 /// The record, in the pod's state folder.
 const FILE: &str = "record.json";
-/// Where it is written before it takes the place of the old one.
+/// The file that is written first and then takes the place of the old record.
 const NEW: &str = ".record.json";
 
 /// What can go wrong with a pod's record.
