@@ -168,7 +168,7 @@ impl Agent {
             realtime_nanos: now.as_nanos() as u64,
             entropy,
             hostname: hostname.to_owned(),
-            machine_id: machine_id.iter().map(|b| format!("{b:02x}")).collect(),
+            machine_id: hex::encode(machine_id),
             ..Default::default()
         };
         let answer = call!(self, CONFIGURE, configure, request)?;

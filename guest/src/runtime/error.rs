@@ -5,13 +5,9 @@ use std::{io, path::PathBuf};
 /// A failed task. Its text goes to the host.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{action} {}", path.display())]
-    File {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    /// A file can't be used, or the kernel refused a call.
+    #[error(transparent)]
+    Failed(#[from] crate::Error),
     #[error("{path} is not valid")]
     Parse {
         path: &'static str,
@@ -32,12 +28,6 @@ pub enum Error {
     Create(#[source] libcontainer::error::LibcontainerError),
     #[error("cgroup {}: {message}", path.display())]
     Cgroup { path: PathBuf, message: String },
-    #[error("{call}")]
-    System {
-        call: &'static str,
-        #[source]
-        source: io::Error,
-    },
     /// A failure that the new process itself reports, in the words of runc.
     #[error("{0}")]
     Process(String),
@@ -47,22 +37,18 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// See [`crate::Error::file`].
     pub fn file<E: Into<io::Error>>(
         action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(E) -> Error {
-        let path = path.into();
-        move |source| Error::File {
-            action,
-            path,
-            source: source.into(),
-        }
+        let failed = crate::Error::file(action, path);
+        move |source| failed(source).into()
     }
 
+    /// See [`crate::Error::system`].
     pub fn system<E: Into<io::Error>>(call: &'static str) -> impl FnOnce(E) -> Error {
-        move |source| Error::System {
-            call,
-            source: source.into(),
-        }
+        let failed = crate::Error::system(call);
+        move |source| failed(source).into()
     }
 }

@@ -42,7 +42,7 @@ impl Part {
 
     /// The digest of what has been written: 64 hex digits.
     pub fn digest(&self) -> String {
-        hex(self.hash.clone())
+        hex::encode(self.hash.clone().finalize())
     }
 
     /// Appends bytes.
@@ -90,7 +90,7 @@ impl Part {
 pub(super) fn digest_of(mut file: &File) -> io::Result<String> {
     let mut hash = Sha256::new();
     hash_file(&mut file, &mut hash)?;
-    Ok(hex(hash))
+    Ok(hex::encode(hash.finalize()))
 }
 
 fn hash_file(file: &mut impl Read, hash: &mut Sha256) -> io::Result<u64> {
@@ -105,10 +105,6 @@ fn hash_file(file: &mut impl Read, hash: &mut Sha256) -> io::Result<u64> {
             }
         }
     }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
