@@ -248,8 +248,8 @@ fn guest_namespaces(
 
 fn shared(spec: &Spec, shares: &Path) -> Vec<PathBuf> {
     let root = spec.root().iter().map(|root| root.path().clone());
-    let mounts = spec.mounts().iter().flatten();
-    let sources = mounts.filter_map(|mount| mount.source().clone());
+    let binds = spec.mounts().iter().flatten().filter(|m| rules::is_bind(m));
+    let sources = binds.filter_map(|mount| mount.source().clone());
     let used = root.chain(sources);
     used.filter(|path| path.starts_with(shares)).collect()
 }
@@ -515,7 +515,9 @@ mod tests {
 
     #[test]
     fn places_of_the_shares_are_told() {
-        let plan = plan(&config()).unwrap();
+        let mut config = config();
+        config["mounts"][0]["source"] = json!("/g/shares/only-a-word");
+        let plan = plan(&config).unwrap();
         let volume = Path::new("/g/shares/volumes").join(&plan.volumes[0].name);
         assert_eq!(plan.shared, ["/g/shares/rootfs".into(), volume]);
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Process};
 
-use crate::{error::shorten, Error, Result};
+use crate::{error::shorten, rules, Error, Result};
 
 /// The annotation.
 pub const KEY: &str = "caisson.dev/secret-fd";
@@ -124,7 +124,8 @@ pub fn find(wanted: &[SecretFd], given: &[Mount], translated: &[Mount]) -> Resul
         let origin = format!("{}/{}", secret.volume, secret.key);
         let mut mounts = given.iter().zip(translated);
         let found = mounts.find(|(given, _)| {
-            let source = given.source().as_deref();
+            // The source of another mount is only a word, and no place in the guest.
+            let source = given.source().as_deref().filter(|_| rules::is_bind(given));
             source.is_some_and(|source| is_of_volume(source, &secret.volume))
         });
         let place = found.and_then(|(_, translated)| translated.source().clone());
@@ -246,6 +247,14 @@ mod tests {
         let entries: Vec<_> = (0..17).map(|n| format!("db/key=K{n}")).collect();
         let error = parsed(&entries.join(",")).unwrap_err().to_string();
         assert!(error.contains("at most 16"), "{error}");
+    }
+
+    #[test]
+    fn mount_that_only_says_the_volumes_name_is_not_it() {
+        let named = MountBuilder::default().destination("/c").typ("cgroup");
+        let named = named.source(VOLUME).build().unwrap();
+        let error = refusal("db/password=X", &[named]);
+        assert!(error.contains("mounts no secret"), "{error}");
     }
 
     #[test]
