@@ -23,6 +23,7 @@ use crate::{
     config::guest_image,
     host::{
         error::{FileError, OnFile},
+        file,
         folder::create_private,
     },
     state::{PodDir, StateError},
@@ -147,13 +148,10 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
         key: key(config),
         result: result.clone(),
     };
-    let path = remembered_path(config);
-    let part = path.with_extension(format!("part-{}", std::process::id()));
     create_private(&config.store_dir)
         .map_err(AcceleratorError::file("create", &config.store_dir))?;
     let text = serde_json::to_vec(&remember).unwrap_or_default();
-    fs::write(&part, text).map_err(AcceleratorError::file("write", &part))?;
-    fs::rename(&part, &path).map_err(AcceleratorError::file("write", &path))?;
+    file::replace(&remembered_path(config), &text)?;
     Ok(result)
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{budget::Limits, error::HomeError, image, mount_point};
 use crate::{
-    host::{chain::chain, error::OnFile},
+    host::{chain::chain, error::OnFile, file},
     state,
 };
 
@@ -224,11 +224,10 @@ impl HomeStore {
     }
 
     fn set_holder(&self, folder: &Path, holder: &Holder) -> Result<(), HomeError> {
-        let (part, path) = (folder.join(".pod"), folder.join("pod"));
+        let path = folder.join("pod");
         let text = serde_json::to_vec(holder)
-            .map_err(|error| HomeError::file("write", &part)(error.into()))?;
-        fs::write(&part, text).map_err(HomeError::file("write", &part))?;
-        fs::rename(&part, &path).map_err(HomeError::file("write", &path))
+            .map_err(|error| HomeError::file("write", &path)(error.into()))?;
+        Ok(file::replace(&path, &text)?)
     }
 
     pub(super) fn folder(&self, namespace: &str, name: &str) -> PathBuf {

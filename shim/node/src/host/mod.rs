@@ -4,6 +4,7 @@
 pub mod bind;
 pub mod chain;
 pub mod error;
+pub mod file;
 pub mod folder;
 pub mod id_map;
 pub mod processes;

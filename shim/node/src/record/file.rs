@@ -3,7 +3,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -12,12 +11,11 @@ use super::data::{Record, VERSION};
 use crate::host::{
     chain::chain,
     error::{FileError, OnFile},
+    file,
 };
 
 /// The record, in the pod's state folder.
 const FILE: &str = "record.json";
-/// The file that is written first and then takes the place of the old record.
-const NEW: &str = ".record.json";
 
 /// What can go wrong with a pod's record.
 #[derive(Debug, thiserror::Error)]
@@ -99,21 +97,11 @@ pub fn read(folder: &Path) -> Result<Option<Record>, RecordError> {
 }
 
 fn write(folder: &Path, record: &Record) -> Result<(), RecordError> {
-    let (new, path) = (folder.join(NEW), folder.join(FILE));
-    let text = serde_json::to_vec(record).map_err(|source| RecordError::Malformed {
-        path: path.clone(),
-        source,
-    })?;
-    // The folder is in memory and does not outlive the node's kernel, so nothing is synced.
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)
-        .and_then(|mut file| io::Write::write_all(&mut file, &text));
-    written.map_err(RecordError::file("write", &new))?;
-    fs::rename(&new, &path).map_err(RecordError::file("replace", &path))
+    let path = folder.join(FILE);
+    match serde_json::to_vec(record) {
+        Ok(text) => Ok(file::replace(&path, &text)?),
+        Err(source) => Err(RecordError::Malformed { path, source }),
+    }
 }
 
 #[cfg(test)]
@@ -200,7 +188,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let recorder = recorder(dir.path());
         // A shim that is killed while it writes leaves this.
-        fs::write(dir.path().join(NEW), "{\"version\":").unwrap();
+        fs::write(dir.path().join(".record.json"), "{\"version\":").unwrap();
         let record = read(dir.path()).unwrap().unwrap();
         assert_eq!(record.state, PodState::Starting);
         assert!(recorder.change(|record| record.pod_becomes(PodState::Running)));
