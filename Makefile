@@ -84,7 +84,7 @@ conformance: k8s-ready ## Kubernetes' own end-to-end tests for nodes, with runc 
 	@cargo xtask run conformance
 
 # What a release has is measured; the variable holds for what these targets need, too.
-bench bench-k8s: dist_flags = --shipped
+bench bench-k8s: dist_flags = --release
 
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
 	@cargo xtask run bench

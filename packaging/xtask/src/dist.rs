@@ -21,30 +21,35 @@ type Program = (&'static str, &'static str);
 
 /// Builds the binaries, the guest image and the daemons.
 pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    build_programs(dirs, pins, profile, &[COMMAND, REMOTE])
+    build_programs(dirs, pins, profile, &[SHIM, COMMAND, REMOTE])
 }
 
 /// Builds what a node needs that is in no cluster and has no sources of skills. What is left out
 /// takes as long to build as the rest.
 pub fn build_without_remote(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    build_programs(dirs, pins, profile, &[COMMAND])
+    build_programs(dirs, pins, profile, &[SHIM, COMMAND])
 }
 
-fn build_programs(dirs: &Dirs, pins: Pins, profile: Profile, commands: &[Program]) -> Result<()> {
-    match profile {
-        // One call builds each dependency once, with the features that all of them need.
-        Profile::Release => cargo(dirs, pins, profile, &[&[SHIM], commands].concat())?,
-        // Few instances of the commands run at once, so they need not be small.
-        Profile::Shipped => {
-            cargo(dirs, pins, profile, &[SHIM])?;
-            cargo(dirs, pins, Profile::Release, commands)?;
-        }
+/// Returns the call of cargo that builds the programs of [`build_without_remote`].
+pub fn cargo_without_remote(dirs: &Dirs, pins: Pins, profile: Profile) -> Command {
+    cargo(dirs, pins, profile, &[SHIM, COMMAND])
+}
+
+fn build_programs(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program]) -> Result<()> {
+    let names: Vec<_> = programs.iter().map(|(package, _)| *package).collect();
+    let mut cargo = cargo(dirs, pins, profile, programs);
+    step::run(&dirs.log, &names.join("+"), &mut cargo)?;
+    for (_, binary) in programs {
+        let built = dirs.target.join(profile.folder()).join(binary);
+        files::copy(&built, &dirs.dist.join("bin").join(binary))?;
     }
     image::build(dirs, pins, profile)?;
-    helpers::build(dirs)
+    helpers::build(dirs, profile)
 }
 
-fn cargo(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program]) -> Result<()> {
+/// Builds programs by one call, so that each dependency is built once, with the features that all
+/// of them need.
+fn cargo(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--profile", profile.name(), "--target-dir"])
@@ -56,11 +61,5 @@ fn cargo(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program]) -> Res
     if pins == Pins::Require {
         cargo.arg("--locked");
     }
-    let names: Vec<_> = programs.iter().map(|(package, _)| *package).collect();
-    step::run(&dirs.log, &names.join("+"), &mut cargo)?;
-    for (_, binary) in programs {
-        let built = dirs.target.join(profile.name()).join(binary);
-        files::copy(&built, &dirs.dist.join("bin").join(binary))?;
-    }
-    Ok(())
+    cargo
 }

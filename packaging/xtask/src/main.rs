@@ -32,6 +32,7 @@ mod release;
 mod run;
 mod step;
 mod test_tools;
+mod timings;
 
 use std::process::ExitCode;
 
@@ -46,10 +47,10 @@ const USAGE: &str = "usage: cargo xtask JOB
   image --check-reproducible  build it again from nothing and compare
   image --hostile             an initramfs for tests whose agent lies to the host: target/cache/hostile
   helpers                     virtiofsd and vhost-device-vsock
-  dist [--locked|--shipped]   the programs of a node, image and helpers; --shipped: as small as in a release
+  dist [--locked|--release]   the programs of a node, image and helpers; --release: as small and quick as in a release
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
-  deb                         dist --shipped, and a Debian package of it
-  release                     dist --shipped, node image, Debian package, SBOM, licences and SHA256SUMS of them all
+  deb                         dist --release, and a Debian package of it
+  release                     dist --release, node image, Debian package, SBOM, licences and SHA256SUMS of them all
                               these three with --as-is: of what is in target/dist; with --locked: refuse another
                               kernel than the pinned one
   release --check-reproducible  packs target/dist twice and compares
@@ -62,6 +63,7 @@ const USAGE: &str = "usage: cargo xtask JOB
                               own end-to-end tests
   demo                        builds what it needs of dist, then: two containers in VMs of their own, with a skill and a home, by Debian's containerd
   run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, conformance
+  timings                     which crates the programs of the demo take their time to build for
   prose                       comments and pages have at most 100 characters a line
   deny                        licences, bans and sources of the dependencies
   fuzz SECONDS [TARGET ...]   the fuzz targets under tests/fuzz, each for so many seconds of CPU time
@@ -86,14 +88,14 @@ fn dispatch(args: &[&str]) -> Result<()> {
     let dirs = dirs::Dirs::find()?;
     let lock = dirs.lock()?;
     match args {
-        ["image"] => image::build(&dirs, image::Pins::Prefer, Profile::Release),
-        ["image", "--locked"] => image::build(&dirs, image::Pins::Require, Profile::Release),
+        ["image"] => image::build(&dirs, image::Pins::Prefer, Profile::Dev),
+        ["image", "--locked"] => image::build(&dirs, image::Pins::Require, Profile::Dev),
         ["image", "--update-pins"] => image::update_pins(&dirs),
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
         ["image", "--hostile"] => image::build_hostile(&dirs),
-        ["dist"] => dist::build(&dirs, image::Pins::Prefer, Profile::Release),
-        ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require, Profile::Release),
-        ["dist", "--shipped"] => dist::build(&dirs, image::Pins::Prefer, Profile::Shipped),
+        ["dist"] => dist::build(&dirs, image::Pins::Prefer, Profile::Dev),
+        ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require, Profile::Dev),
+        ["dist", "--release"] => dist::build(&dirs, image::Pins::Prefer, Profile::Release),
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
@@ -101,21 +103,20 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["cluster-tools", "--conformance"] => test_tools::build_conformance(&dirs),
+        ["timings"] => timings::print(&dirs),
         ["deny"] => deny::check(&dirs),
         ["prose"] => prose::check(&dirs),
         ["fuzz", seconds, wanted @ ..] => {
             let seconds = seconds.parse().context("the seconds of a fuzz run")?;
             fuzz::run(&dirs, lock, seconds, wanted)
         }
-        ["node-image", from @ ..] => {
-            release::node_image(&dirs, where_from(from, Profile::Release)?)
-        }
-        ["deb", from @ ..] => release::deb(&dirs, where_from(from, Profile::Shipped)?),
+        ["node-image", from @ ..] => release::node_image(&dirs, where_from(from, Profile::Dev)?),
+        ["deb", from @ ..] => release::deb(&dirs, where_from(from, Profile::Release)?),
         ["release", "--check-reproducible"] => release::check_reproducible(&dirs),
-        ["release", from @ ..] => release::all(&dirs, where_from(from, Profile::Shipped)?),
-        ["helpers"] => helpers::build(&dirs),
+        ["release", from @ ..] => release::all(&dirs, where_from(from, Profile::Release)?),
+        ["helpers"] => helpers::build(&dirs, Profile::Dev),
         ["demo"] => {
-            dist::build_without_remote(&dirs, image::Pins::Prefer, Profile::Release)?;
+            dist::build_without_remote(&dirs, image::Pins::Prefer, Profile::Dev)?;
             drop(lock);
             demo::run(&dirs)
         }

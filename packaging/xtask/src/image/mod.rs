@@ -16,7 +16,10 @@ mod kernel;
 mod modules;
 mod vmlinux;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
@@ -64,13 +67,18 @@ pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
     Ok(())
 }
 
+/// Returns the call of cargo that builds the agent.
+pub fn cargo_of_agent(dirs: &Dirs, pins: Pins, profile: Profile) -> Command {
+    agent::cargo(dirs, Agent::Shipped, pins, profile, &dirs.target)
+}
+
 /// Builds the initramfs with the hostile agent into `target/cache/hostile`. If the image has been
 /// built already, only the agent's own crate is built again.
 pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, Pins::Prefer)?;
     let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
-    let build = |agent| agent::build(dirs, agent, Pins::Prefer, Profile::Release, &dirs.target);
+    let build = |agent| agent::build(dirs, agent, Pins::Prefer, Profile::Dev, &dirs.target);
     let agent = build(Agent::Hostile)?;
     let initramfs = initramfs(&parts, &agent)?;
     let to = dirs.cache.join("hostile");
@@ -105,7 +113,7 @@ pub fn update_pins(dirs: &Dirs) -> Result<()> {
 /// Builds everything again from nothing in another folder, and fails unless that gives the bytes of
 /// `target/dist/guest`.
 pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
-    build(dirs, Pins::Require, Profile::Release)?;
+    build(dirs, Pins::Require, Profile::Dev)?;
     let first = files::read_text(&dirs.dist.join("guest/manifest.json"))?;
 
     let inputs = Inputs::read(&dirs.inputs())?;
@@ -118,7 +126,7 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
         dirs,
         Agent::Shipped,
         Pins::Require,
-        Profile::Release,
+        Profile::Dev,
         &at("target"),
     )?;
     let second = assemble(&parts, &package, &agent, &at("guest"))?;
