@@ -2,60 +2,21 @@
 //! have room for, the directories to share, the disks, and the spec that the guest runs. The guest
 //! follows the plan. It adds only what it alone knows: see [`Plan::spec`].
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use oci_spec::runtime::{
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Spec,
-};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 use crate::{
-    annotations::Annotations,
     devices::{self, BlockDevice},
-    error::shorten,
     exec::Grants,
     guest_devices::GuestDevice,
+    mounts,
+    places::{PidNamespace, Places},
     pod, privileged, rules, runtime,
-    secrets::{self, Descriptor},
-    volume::{self, Found, Memory, Source},
+    secrets::Descriptor,
+    volume::Memory,
     Error, IdMap, Limits, Node, Result, Role, Volume, Wishes,
 };
-
-/// The places in the guest of what the shim plugs in for a container, and what the shim found on
-/// the host.
-#[derive(Debug, Clone)]
-pub struct Places {
-    /// The container's root.
-    pub rootfs: PathBuf,
-    /// The folder of the pod's virtiofs shares.
-    pub shares: PathBuf,
-    /// The folder of the volumes, each at `volumes/<name>`.
-    pub volumes: PathBuf,
-    /// The folder of the pod's memory, each at `memory/<name>`.
-    pub memory: PathBuf,
-    /// What the shim found on the host at the sources of the bind mounts.
-    pub found: HashMap<PathBuf, Found>,
-    /// The skills, in the order of the annotation, each as its mount point in the container and its
-    /// place in the guest.
-    pub skills: Vec<(PathBuf, PathBuf)>,
-    /// The home, as its mount point in the container and its place in the guest.
-    pub home: Option<(PathBuf, PathBuf)>,
-    /// The pid namespace that the container is to be in.
-    pub pid_namespace: PidNamespace,
-}
-
-/// The pid namespace of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PidNamespace {
-    /// One of its own.
-    Own,
-    /// The one that containers of the pod share.
-    Pod,
-    /// The one that the container with this id is in.
-    Of(String),
-}
 
 /// What to do for a container.
 #[derive(Debug)]
@@ -141,7 +102,7 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     let limits = Limits::of(resources);
     node.room_for([limits])?;
 
-    let (volumes, memory, descriptors) = plan_mounts(&mut spec, &role, &annotations, places)?;
+    let (volumes, memory, descriptors) = mounts::translate(&mut spec, &role, &annotations, places)?;
     if let Some(root) = spec.root_mut() {
         root.set_path(places.rootfs.clone());
     }
@@ -164,56 +125,10 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
         descriptors,
         pid_namespace: places.pid_namespace.clone(),
         pod_users,
-        shared: shared(&spec, &places.shares),
+        shared: mounts::shared(&spec, &places.shares),
         spec,
         warnings,
     })
-}
-
-/// Replaces the sources of the mounts by their places in the guest, and adds the mounts of skills
-/// and home.
-fn plan_mounts(
-    spec: &mut Spec,
-    role: &Role,
-    annotations: &Annotations,
-    places: &Places,
-) -> Result<(Vec<Volume>, Vec<Memory>, Vec<Descriptor>)> {
-    let uid = spec
-        .annotations()
-        .as_ref()
-        .and_then(|all| all.get(pod::SANDBOX_UID))
-        .cloned();
-    let mut sources = Sources {
-        pod: volume::Pod {
-            role,
-            uid: uid.as_deref(),
-            found: &places.found,
-        },
-        places,
-        volumes: Vec::new(),
-        memory: Vec::new(),
-    };
-    let mut mounts = Vec::new();
-    let given = spec.mounts().clone().unwrap_or_default();
-    for mount in &given {
-        mounts.push(sources.translate(mount.clone())?);
-    }
-    let descriptors = secrets::find(&annotations.secret_fds, &given, &mounts)?;
-    if let Some(process) = spec.process_mut() {
-        secrets::check_environment(process, &descriptors)?;
-        secrets::set_environment(process, &descriptors);
-    }
-    let Sources {
-        volumes, memory, ..
-    } = sources;
-    for (target, place) in &places.skills {
-        mounts.push(bind(target, place, &["rbind", "ro", "nosuid", "nodev"])?);
-    }
-    if let Some((target, place)) = &places.home {
-        mounts.push(bind(target, place, &["rbind", "rw", "nosuid", "nodev"])?);
-    }
-    spec.set_mounts(Some(mounts));
-    Ok((volumes, memory, descriptors))
 }
 
 /// Adapts the namespaces of a container to the guest. A pod's network, IPC and UTS namespaces are
@@ -246,113 +161,14 @@ fn guest_namespaces(
     Ok(())
 }
 
-fn shared(spec: &Spec, shares: &Path) -> Vec<PathBuf> {
-    let root = spec.root().iter().map(|root| root.path().clone());
-    let binds = spec.mounts().iter().flatten().filter(|m| rules::is_bind(m));
-    let sources = binds.filter_map(|mount| mount.source().clone());
-    let used = root.chain(sources);
-    used.filter(|path| path.starts_with(shares)).collect()
-}
-
-/// File systems that the guest's kernel makes by itself, from nothing of the host.
-const GUEST_FILE_SYSTEMS: &[&str] = &[
-    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
-];
-
-/// The places that the mounts of one container come from.
-struct Sources<'a> {
-    pod: volume::Pod<'a>,
-    places: &'a Places,
-    volumes: Vec<Volume>,
-    memory: Vec<Memory>,
-}
-
-impl Sources<'_> {
-    fn translate(&mut self, mut mount: Mount) -> Result<Mount> {
-        let refuse = |reason| Error::Field {
-            field: "mounts",
-            reason,
-        };
-        let destination = shorten(&mount.destination().to_string_lossy());
-        if !mount.destination().is_absolute() {
-            return Err(refuse(format!(
-                "destination {destination:?} is not absolute"
-            )));
-        }
-        let typ = mount.typ().clone().unwrap_or_default();
-        if rules::is_bind(&mount) {
-            let source = mount.source().clone().ok_or_else(|| {
-                refuse(format!("the bind mount at {destination:?} has no source"))
-            })?;
-            if !source.is_absolute() {
-                // The path is relative to the bundle (OCI runtime spec, config.md "Mounts").
-                // Containerd never uses that.
-                return Err(refuse(format!(
-                    "source {:?} of the bind mount at {destination:?} is not absolute",
-                    shorten(&source.to_string_lossy())
-                )));
-            }
-            let place = match self.pod.source_of(&mount, &source) {
-                Source::Host(volume) => {
-                    let place = self.places.volumes.join(&volume.name);
-                    self.volumes.push(volume);
-                    place
-                }
-                Source::Copy(volume, memory) => {
-                    self.volumes.push(volume);
-                    self.remember(memory)
-                }
-                Source::Memory(memory) => self.remember(memory),
-            };
-            mount.set_source(Some(place));
-            // The host maps the ids.
-            mount.set_uid_mappings(None).set_gid_mappings(None);
-            if let Some(options) = mount.options_mut() {
-                options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
-            }
-            return Ok(mount);
-        }
-        if !GUEST_FILE_SYSTEMS.contains(&typ.as_str()) {
-            return Err(refuse(format!(
-                "type {:?} at {destination:?} can't be mounted in the guest; possible are bind and {}",
-                shorten(&typ),
-                GUEST_FILE_SYSTEMS.join(", ")
-            )));
-        }
-        if let Some(memory) = self.pod.own_shm(&mount) {
-            let place = self.remember(memory);
-            return bind(mount.destination(), &place, &["rbind", "rw"]);
-        }
-        Ok(mount)
-    }
-
-    fn remember(&mut self, memory: Memory) -> PathBuf {
-        let place = self.places.memory.join(&memory.name);
-        if !self.memory.contains(&memory) {
-            self.memory.push(memory);
-        }
-        place
-    }
-}
-
-fn bind(target: &Path, source: &Path, options: &[&str]) -> Result<Mount> {
-    MountBuilder::default()
-        .destination(target)
-        .typ("bind")
-        .source(source)
-        .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
-        .build()
-        .map_err(|error| Error::Field {
-            field: "mounts",
-            reason: error.to_string(),
-        })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, path::Path};
+
+    use serde_json::{json, Value};
+
     use super::*;
     use crate::{config::Vm, volume::ReadOnly, Policy};
-    use serde_json::{json, Value};
 
     fn places() -> Places {
         Places {
@@ -385,13 +201,7 @@ mod tests {
     fn plan(config: &Value) -> Result<Plan> {
         let json = config.to_string().into_bytes();
         let wishes = Wishes::parse(&json, &Policy::default(), "default")?;
-        let vm = Vm::default();
-        let node = Node {
-            vm: &vm,
-            cpus: 4,
-            memory_mib: 16_384,
-        };
-        super::plan(wishes, node, &places())
+        super::plan(wishes, Node::small(&Vm::default()), &places())
     }
 
     fn refusal(field: &str, value: Value) -> String {
@@ -498,16 +308,10 @@ mod tests {
                 {"type": "uts", "path": "/proc/7/ns/uts"},
             ]);
             let wishes = Wishes::parse(config.to_string().as_bytes(), &Policy::default(), "x");
-            let (vm, mut places) = (Vm::default(), places());
+            let mut places = places();
             places.home = None;
-            let node = Node {
-                vm: &vm,
-                cpus: 4,
-                memory_mib: 16_384,
-            };
-            super::plan(wishes.unwrap(), node, &places)
-                .unwrap()
-                .pod_users
+            let plan = super::plan(wishes.unwrap(), Node::small(&Vm::default()), &places);
+            plan.unwrap().pod_users
         };
         assert!(users("/proc/7/ns/user".into()).is_some());
         assert!(users(Value::Null).is_none());

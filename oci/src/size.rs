@@ -121,17 +121,24 @@ impl Node<'_> {
 }
 
 #[cfg(test)]
+impl<'c> Node<'c> {
+    /// Returns a node of 4 cpus and 16 GiB.
+    pub fn small(vm: &'c Vm) -> Self {
+        Self {
+            vm,
+            cpus: 4,
+            memory_mib: 16 << 10,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
 
     fn sum(limits: impl IntoIterator<Item = Limits>) -> VmSize {
-        let node = Node {
-            vm: &Vm::default(),
-            cpus: 4,
-            memory_mib: 16_384,
-        };
-        node.size(limits)
+        Node::small(&Vm::default()).size(limits)
     }
 
     fn size(quota: i64, period: u64, memory: i64) -> VmSize {

@@ -1,0 +1,164 @@
+//! Translates the mounts of a container: what is shared for them, and what the guest mounts.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, MountBuilder, Spec};
+
+use crate::{
+    annotations::Annotations,
+    error::shorten,
+    places::Places,
+    pod, rules,
+    secrets::{self, Descriptor},
+    volume::{self, Memory, Source, Volume},
+    Error, Result, Role,
+};
+
+/// File systems that the guest's kernel makes by itself, from nothing of the host.
+const GUEST_FILE_SYSTEMS: &[&str] = &[
+    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
+];
+
+/// Replaces the sources of a spec's mounts by their places in the guest, and adds the mounts of
+/// skills and home. Returns what the mounts need on the host, and the descriptors of the secrets.
+pub fn translate(
+    spec: &mut Spec,
+    role: &Role,
+    annotations: &Annotations,
+    places: &Places,
+) -> Result<(Vec<Volume>, Vec<Memory>, Vec<Descriptor>)> {
+    let uid = spec
+        .annotations()
+        .as_ref()
+        .and_then(|all| all.get(pod::SANDBOX_UID))
+        .cloned();
+    let mut sources = Sources {
+        pod: volume::Pod {
+            role,
+            uid: uid.as_deref(),
+            found: &places.found,
+        },
+        places,
+        volumes: Vec::new(),
+        memory: Vec::new(),
+    };
+    let mut mounts = Vec::new();
+    let given = spec.mounts().clone().unwrap_or_default();
+    for mount in &given {
+        mounts.push(sources.translate(mount.clone())?);
+    }
+    let descriptors = secrets::find(&annotations.secret_fds, &given, &mounts)?;
+    if let Some(process) = spec.process_mut() {
+        secrets::check_environment(process, &descriptors)?;
+        secrets::set_environment(process, &descriptors);
+    }
+    let Sources {
+        volumes, memory, ..
+    } = sources;
+    for (target, place) in &places.skills {
+        mounts.push(bind(target, place, &["rbind", "ro", "nosuid", "nodev"])?);
+    }
+    if let Some((target, place)) = &places.home {
+        mounts.push(bind(target, place, &["rbind", "rw", "nosuid", "nodev"])?);
+    }
+    spec.set_mounts(Some(mounts));
+    Ok((volumes, memory, descriptors))
+}
+
+/// Returns the places below `shares` that a translated spec's root and bind mounts come from.
+pub fn shared(spec: &Spec, shares: &Path) -> Vec<PathBuf> {
+    let root = spec.root().iter().map(|root| root.path().clone());
+    let binds = spec.mounts().iter().flatten().filter(|m| rules::is_bind(m));
+    let sources = binds.filter_map(|mount| mount.source().clone());
+    let used = root.chain(sources);
+    used.filter(|path| path.starts_with(shares)).collect()
+}
+
+/// The places that the mounts of one container come from.
+struct Sources<'a> {
+    pod: volume::Pod<'a>,
+    places: &'a Places,
+    volumes: Vec<Volume>,
+    memory: Vec<Memory>,
+}
+
+impl Sources<'_> {
+    fn translate(&mut self, mut mount: Mount) -> Result<Mount> {
+        let refuse = |reason| Error::Field {
+            field: "mounts",
+            reason,
+        };
+        let destination = shorten(&mount.destination().to_string_lossy());
+        if !mount.destination().is_absolute() {
+            return Err(refuse(format!(
+                "destination {destination:?} is not absolute"
+            )));
+        }
+        let typ = mount.typ().clone().unwrap_or_default();
+        if rules::is_bind(&mount) {
+            let source = mount.source().clone().ok_or_else(|| {
+                refuse(format!("the bind mount at {destination:?} has no source"))
+            })?;
+            if !source.is_absolute() {
+                // The path is relative to the bundle (OCI runtime spec, config.md "Mounts").
+                // Containerd never uses that.
+                return Err(refuse(format!(
+                    "source {:?} of the bind mount at {destination:?} is not absolute",
+                    shorten(&source.to_string_lossy())
+                )));
+            }
+            let place = match self.pod.source_of(&mount, &source) {
+                Source::Host(volume) => {
+                    let place = self.places.volumes.join(&volume.name);
+                    self.volumes.push(volume);
+                    place
+                }
+                Source::Copy(volume, memory) => {
+                    self.volumes.push(volume);
+                    self.remember(memory)
+                }
+                Source::Memory(memory) => self.remember(memory),
+            };
+            mount.set_source(Some(place));
+            // The host maps the ids.
+            mount.set_uid_mappings(None).set_gid_mappings(None);
+            if let Some(options) = mount.options_mut() {
+                options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
+            }
+            return Ok(mount);
+        }
+        if !GUEST_FILE_SYSTEMS.contains(&typ.as_str()) {
+            return Err(refuse(format!(
+                "type {:?} at {destination:?} can't be mounted in the guest; possible are bind and {}",
+                shorten(&typ),
+                GUEST_FILE_SYSTEMS.join(", ")
+            )));
+        }
+        if let Some(memory) = self.pod.own_shm(&mount) {
+            let place = self.remember(memory);
+            return bind(mount.destination(), &place, &["rbind", "rw"]);
+        }
+        Ok(mount)
+    }
+
+    fn remember(&mut self, memory: Memory) -> PathBuf {
+        let place = self.places.memory.join(&memory.name);
+        if !self.memory.contains(&memory) {
+            self.memory.push(memory);
+        }
+        place
+    }
+}
+
+fn bind(target: &Path, source: &Path, options: &[&str]) -> Result<Mount> {
+    MountBuilder::default()
+        .destination(target)
+        .typ("bind")
+        .source(source)
+        .options(options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
+        .build()
+        .map_err(|error| Error::Field {
+            field: "mounts",
+            reason: error.to_string(),
+        })
+}
