@@ -77,7 +77,7 @@ pub fn dist() -> PathBuf {
 
 /// Returns the guest image's agent, which the fake VMM runs on the host.
 pub fn agent() -> PathBuf {
-    target().join("x86_64-unknown-linux-gnu/release/caisson-agent")
+    target().join("cache/caisson-agent")
 }
 
 /// Returns the `probe` program, built beside the running test.

@@ -62,7 +62,10 @@ pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, pins)?;
     let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
-    let agent = agent::build(dirs, Agent::Shipped, pins, profile, &dirs.target)?;
+    let built = agent::build(dirs, Agent::Shipped, pins, profile, &dirs.target)?;
+    // Tests run it on the host, too, after cargo has built others of the same name.
+    let agent = dirs.cache.join("caisson-agent");
+    files::copy(&built, &agent)?;
     assemble(&parts, &package, &agent, &dirs.dist.join("guest"))?;
     Ok(())
 }
@@ -78,14 +81,12 @@ pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let package = debian::fetch(dirs, &inputs.kernel, Pins::Prefer)?;
     let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
-    let build = |agent| agent::build(dirs, agent, Pins::Prefer, Profile::Dev, &dirs.target);
-    let agent = build(Agent::Hostile)?;
-    let initramfs = initramfs(&parts, &agent)?;
+    let (agent, profile) = (Agent::Hostile, Profile::Dev);
+    let agent = agent::build(dirs, agent, Pins::Prefer, profile, &dirs.target)?;
     let to = dirs.cache.join("hostile");
     files::make_dir(&to)?;
-    files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)?;
-    // Both agents have the same file name; the shipped one is to remain there.
-    build(Agent::Shipped).map(drop)
+    let initramfs = initramfs(&parts, &agent)?;
+    files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)
 }
 
 /// Returns the kernel's package that the image is built from, and its file.
