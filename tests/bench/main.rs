@@ -5,10 +5,12 @@
 //!
 //! Runtimes that are compared are measured in turns in one run, since machines differ, and one
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
-//! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default). The argument `containers`,
-//! `pods`, `homes` or `cluster` selects one part.
+//! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
+//! names the `target/dist` of another build, whose starts are measured in the same turns. The
+//! argument `containers`, `pods`, `homes` or `cluster` selects one part.
 
 mod bare;
+mod before;
 mod cluster_starts;
 mod cold;
 mod home_work;
@@ -81,13 +83,15 @@ fn containers(rounds: usize) -> Result<bool> {
         "containerd {}, {rounds} rounds in turns\n",
         node.containerd_version()?
     );
-    runs(node, rounds)?;
-    let cold_is_kept = cold_starts(node, rounds)?;
+    let before = before::node()?;
+    let runs_are_kept = runs(node, before.as_ref(), rounds)?;
+    let cold_is_kept = cold_starts(node, before.as_ref(), rounds)?;
+    drop(before);
     skill_reads::measure(node, rounds.div_ceil(2))?;
     let shim_is_kept = sizes::memory(node, SHIM_LIMIT)?;
     sizes::binaries()?;
     node.remove();
-    Ok(cold_is_kept && shim_is_kept)
+    Ok(runs_are_kept && cold_is_kept && shim_is_kept)
 }
 
 /// Measures what a kubelet sees, on a separate node.
@@ -99,11 +103,13 @@ fn pods(rounds: usize) -> Result<bool> {
         "\ncontainerd {}, {rounds} rounds in turns",
         node.containerd_version()?
     );
-    let second_is_kept = pod_starts::measure(node, rounds, SECOND_LIMIT)?;
+    let before = before::cri_node()?;
+    let starts_are_kept = pod_starts::measure(node, before.as_ref(), rounds, SECOND_LIMIT)?;
+    drop(before);
     pod_network::measure(node, rounds)?;
     pod_memory::measure(node)?;
     node.remove();
-    Ok(second_is_kept)
+    Ok(starts_are_kept)
 }
 
 /// Measures only one round, since it takes half an hour under emulation.
@@ -115,16 +121,25 @@ fn homes() -> Result<()> {
     Ok(())
 }
 
-/// Measures `ctr run --rm … true` with each runtime.
-fn runs(node: &Node, rounds: usize) -> Result<()> {
+/// Measures `ctr run --rm … true` with each runtime. Returns whether it takes no longer than with
+/// the build before.
+fn runs(node: &Node, before: Option<&Node>, rounds: usize) -> Result<bool> {
     let gvisor = gvisor(node)?;
     let mut runc = Series::new("runc");
     let mut runsc = Series::new("gVisor (runsc, systrap)");
+    let mut old = Series::new("Caisson, the build before");
     let mut caisson = Series::new("Caisson");
+    if let Some(node) = before {
+        // The first start finds out about KVM.
+        run_true(node, Runtime::Caisson, None)?;
+    }
     for _ in 0..rounds {
         runc.add(timed(|| run_true(node, Runtime::Runc, None))?);
         if let Some(wrapper) = &gvisor {
             runsc.add(timed(|| run_true(node, Runtime::Runc, Some(wrapper)))?);
+        }
+        if let Some(node) = before {
+            old.add(timed(|| run_true(node, Runtime::Caisson, None))?);
         }
         caisson.add(timed(|| run_true(node, Runtime::Caisson, None))?);
     }
@@ -135,27 +150,31 @@ fn runs(node: &Node, rounds: usize) -> Result<()> {
         None => println!("  gVisor is not there: cargo xtask test-tools --gvisor"),
     }
     caisson.print();
-    Ok(())
+    Ok(caisson.print_beside(&old))
 }
 
-fn cold_starts(node: &Node, rounds: usize) -> Result<bool> {
+fn cold_starts(node: &Node, before: Option<&Node>, rounds: usize) -> Result<bool> {
     let boot = bare::Boot::like_ours(node)?;
     let mut bare = Series::new("bare QEMU, exec to the first line of init");
+    let mut old = Series::new("the same with the build before");
     let mut cold = Series::new("Caisson, shim to the first byte of the container");
     for _ in 0..rounds {
         bare.add(boot.time()?);
+        if let Some(node) = before {
+            old.add(cold::time(node)?);
+        }
         cold.add(cold::time(node)?);
     }
     table::heading("cold start, the same machine and kernel");
     bare.print();
     cold.print();
-    let ratio = cold.median().as_secs_f64() / bare.median().as_secs_f64();
+    let ratio = cold.ratio_to(&bare);
     let kept = ratio <= COLD_LIMIT;
     println!(
         "  ratio of the medians {ratio:.2}, at most {COLD_LIMIT}: {}",
         table::verdict(kept)
     );
-    Ok(kept)
+    Ok(cold.print_beside(&old) && kept)
 }
 
 fn run_true(node: &Node, runtime: Runtime, runc_binary: Option<&str>) -> Result<()> {

@@ -18,7 +18,6 @@ use crate::{
     table::{heading, verdict, Series},
 };
 
-const RUNTIMES: [(Runtime, &str); 2] = [(Runtime::Runc, "runc"), (Runtime::Caisson, "Caisson")];
 /// The memory limit of the pods that have one.
 pub const LIMIT_MIB: i64 = 256;
 
@@ -31,51 +30,85 @@ struct Times {
 }
 
 /// Prints the times of pods without a limit and of pods with one. Returns whether the second
-/// container of a pod without a limit starts within `limit` times runc's time.
-pub fn measure(node: &CriNode, rounds: usize, limit: f64) -> Result<bool> {
-    let free = rounds_of(node, rounds, None)?;
+/// container of a pod without a limit starts within `limit` times runc's time, and whether nothing
+/// takes longer than with the build before.
+pub fn measure(
+    node: &CriNode,
+    before: Option<&CriNode>,
+    rounds: usize,
+    limit: f64,
+) -> Result<bool> {
+    if let Some(node) = before {
+        // The first start finds out about KVM.
+        drop(node.pod().start()?);
+    }
+    let free = rounds_of(node, before, rounds, None)?;
     heading("\npods by CRI");
-    print(&free);
-    let [runc, caisson] = &free;
-    let ratio = caisson.second.median().as_secs_f64() / runc.second.median().as_secs_f64();
-    let kept = ratio <= limit;
+    let mut kept = free.print();
+    let ratio = free.caisson.second.ratio_to(&free.runc.second);
+    kept &= ratio <= limit;
     println!(
         "  second container, ratio of the medians {ratio:.2}, at most {limit}: {}",
-        verdict(kept)
+        verdict(ratio <= limit)
     );
     pod_unemulated::measure(rounds)?.print();
     heading(&format!("\nthe same pods with a limit of {LIMIT_MIB} MiB"));
-    print(&rounds_of(node, rounds.div_ceil(2), Some(LIMIT_MIB))?);
+    kept &= rounds_of(node, before, rounds.div_ceil(2), Some(LIMIT_MIB))?.print();
     Ok(kept)
 }
 
-fn rounds_of(node: &CriNode, rounds: usize, memory_mib: Option<i64>) -> Result<[Times; 2]> {
-    let mut all = RUNTIMES.map(|(_, name)| Times::of(name));
+/// The times of pods that were started in turns.
+struct Compared {
+    runc: Times,
+    /// Those of the build before, if there is one.
+    before: Times,
+    caisson: Times,
+}
+
+fn rounds_of(
+    node: &CriNode,
+    before: Option<&CriNode>,
+    rounds: usize,
+    memory_mib: Option<i64>,
+) -> Result<Compared> {
+    let mut all = Compared {
+        runc: Times::of("runc"),
+        before: Times::of("Caisson, the build before"),
+        caisson: Times::of("Caisson"),
+    };
     for _ in 0..rounds {
-        for ((runtime, _), times) in RUNTIMES.iter().zip(&mut all) {
-            times.add(node.pod().runtime(*runtime), memory_mib)?;
+        all.runc
+            .add(node.pod().runtime(Runtime::Runc), memory_mib)?;
+        if let Some(node) = before {
+            all.before.add(node.pod(), memory_mib)?;
         }
+        all.caisson.add(node.pod(), memory_mib)?;
     }
     Ok(all)
 }
 
-fn print(all: &[Times; 2]) {
-    type Column = fn(&Times) -> &Series;
-    let columns: [(&str, Column); 4] = [
-        ("RunPodSandbox", |times| &times.sandbox),
-        ("RunPodSandbox to a container's first byte", |times| {
-            &times.first
-        }),
-        ("a second container to its first byte", |times| {
-            &times.second
-        }),
-        ("StopPodSandbox and RemovePodSandbox", |times| &times.end),
-    ];
-    for (what, column) in columns {
-        println!("  {what}");
-        for times in all {
-            column(times).print();
+impl Compared {
+    /// Returns whether nothing takes longer than with the build before.
+    fn print(&self) -> bool {
+        type Column = fn(&Times) -> &Series;
+        let columns: [(&str, Column); 4] = [
+            ("RunPodSandbox", |times| &times.sandbox),
+            ("RunPodSandbox to a container's first byte", |times| {
+                &times.first
+            }),
+            ("a second container to its first byte", |times| {
+                &times.second
+            }),
+            ("StopPodSandbox and RemovePodSandbox", |times| &times.end),
+        ];
+        let mut kept = true;
+        for (what, column) in columns {
+            println!("  {what}");
+            column(&self.runc).print();
+            column(&self.caisson).print();
+            kept &= column(&self.caisson).print_beside(column(&self.before));
         }
+        kept
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// What is measured beside the build before may take at most this many times as long.
+const BEFORE_LIMIT: f64 = 1.03;
+
 /// The times of one measurement.
 pub struct Series {
     name: &'static str,
@@ -27,6 +30,27 @@ impl Series {
             .get(self.times.len() / 2)
             .copied()
             .unwrap_or_default()
+    }
+
+    /// Returns how many times as long as `other` this takes, by the medians.
+    pub fn ratio_to(&self, other: &Series) -> f64 {
+        self.median().as_secs_f64() / other.median().as_secs_f64()
+    }
+
+    /// Prints the times of the build before, and how many times as long this one takes, if there
+    /// are any. Returns whether that is within the limit.
+    pub fn print_beside(&self, before: &Series) -> bool {
+        if before.times.is_empty() {
+            return true;
+        }
+        before.print();
+        let ratio = self.ratio_to(before);
+        let kept = ratio <= BEFORE_LIMIT;
+        println!(
+            "  ratio to the build before {ratio:.3}, at most {BEFORE_LIMIT}: {}",
+            verdict(kept)
+        );
+        kept
     }
 
     pub fn print(&self) {

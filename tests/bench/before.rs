@@ -1,0 +1,64 @@
+//! Another build of Caisson that is measured in turns with this one: `CAISSON_BENCH_BEFORE` names
+//! its `target/dist`. It has a containerd of its own.
+
+use std::{
+    env, fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use caisson_tests::{cri::CriNode, node::Node};
+use serde_json::{json, Value};
+
+/// The keys of the configuration that every build knows.
+const KEYS: [&str; 5] = ["state_dir", "store_dir", "hypervisor", "guest", "vm"];
+/// Where the configuration names a file of the build.
+const FILES: [(&str, &str); 5] = [
+    ("/hypervisor/virtiofsd", "libexec/virtiofsd"),
+    ("/hypervisor/vsock_daemon", "libexec/vhost-device-vsock"),
+    ("/guest/kernel", "guest/vmlinux"),
+    ("/guest/initramfs", "guest/initramfs.cpio"),
+    ("/guest/modules", "guest/modules.squashfs"),
+];
+
+/// Starts a node of the other build, if there is one.
+pub fn node() -> Result<Option<Node>> {
+    let Some(dist) = dist()? else { return Ok(None) };
+    let node = Node::start_with(|config| configure(&dist, config))?;
+    put_programs(&node, &dist)?;
+    Ok(Some(node))
+}
+
+/// Starts a node of the other build that serves CRI, if there is one.
+pub fn cri_node() -> Result<Option<CriNode>> {
+    let Some(dist) = dist()? else { return Ok(None) };
+    let node = CriNode::start_with(|config| configure(&dist, config))?;
+    put_programs(&node, &dist)?;
+    node.image("busybox")?;
+    Ok(Some(node))
+}
+
+fn dist() -> Result<Option<PathBuf>> {
+    let Some(named) = env::var_os("CAISSON_BENCH_BEFORE") else {
+        return Ok(None);
+    };
+    let dist = fs::canonicalize(&named);
+    let dist = dist.with_context(|| format!("CAISSON_BENCH_BEFORE: {}", named.display()))?;
+    Ok(Some(dist))
+}
+
+fn configure(dist: &Path, config: &mut Value) {
+    if let Some(config) = config.as_object_mut() {
+        config.retain(|key, _| KEYS.contains(&key.as_str()));
+    }
+    for (key, file) in FILES {
+        if let Some(value) = config.pointer_mut(key) {
+            *value = json!(dist.join(file));
+        }
+    }
+}
+
+fn put_programs(node: &Node, dist: &Path) -> Result<()> {
+    symlink(dist.join("bin"), node.programs()).context("link the programs of the build before")
+}
