@@ -80,6 +80,8 @@ pub fn cargo(
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)
+        // Incremental builds of the same sources may differ in bytes.
+        .env("CARGO_INCREMENTAL", "0")
         .env("LIBSECCOMP_LINK_TYPE", "static")
         .env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     if profile == Profile::Dev {
