@@ -1,4 +1,5 @@
-//! Where things are for one container: in the guest, and what the shim found on the host.
+//! Tells the plan where the things of one container are in the guest, and what the shim found on
+//! the host.
 
 use std::{collections::HashMap, path::PathBuf};
 

@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 
 /// The keys of the configuration that every build knows.
 const KEYS: [&str; 5] = ["state_dir", "store_dir", "hypervisor", "guest", "vm"];
-/// Where the configuration names a file of the build.
+/// The keys of the configuration that name a file of the build, each with that file.
 const FILES: [(&str, &str); 5] = [
     ("/hypervisor/virtiofsd", "libexec/virtiofsd"),
     ("/hypervisor/vsock_daemon", "libexec/vhost-device-vsock"),
