@@ -130,7 +130,9 @@ fn delete(flags: &Flags) -> Result<Vec<u8>> {
     // A container of a pod leaves nothing outside the pod, and the pod is removed with its sandbox.
     if !matches!(role(), Ok(Role::Container { .. })) {
         state::remove(&state_dir, &flags.id)?;
-        remove_socket();
+        if let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) {
+            remove_socket(&address);
+        }
     }
     let response = DeleteResponse {
         exit_status: KILLED,
@@ -148,11 +150,8 @@ fn encoded(message: protobuf::Result<Vec<u8>>) -> Result<Vec<u8>> {
 }
 
 /// Removes the shim's socket, either when the shim ends or after it died without doing so.
-fn remove_socket() {
-    let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) else {
-        return;
-    };
-    match std::fs::remove_file(socket_path(&address)) {
+fn remove_socket(address: &str) {
+    match std::fs::remove_file(socket_path(address)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             log::warn!("remove socket {address}: {error}");
         }
@@ -189,10 +188,12 @@ async fn serve(flags: Flags) -> Result<()> {
     say_started()?;
     exit.wait().await;
     log::info!("the shim ends");
+    // containerd may remove the bundle while the server still answers, and a shim of the same id
+    // may follow. Hence the socket goes first, and by the name that this process was told.
+    remove_socket(&flags.socket);
     if let Err(error) = server.shutdown().await {
         log::debug!("end of the server: {error}");
     }
-    remove_socket();
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! Tests that impossible requests are refused with an error that names the field.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{bail, Result};
 use caisson::shim::{within, Launch};
-use caisson_tests::{paths, Leftovers, Node};
+use caisson_tests::{command::poll, paths, Leftovers, Node};
 use containerd_shim_protos::{api::CreateTaskRequest, ttrpc};
 use rstest::rstest;
 use serde_json::{json, Value};
@@ -131,26 +131,36 @@ fn id_of_4096_bytes_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// containerd removes the bundle as soon as a shim has answered `Shutdown`.
+#[test]
+fn shim_whose_bundle_is_gone_removes_its_socket() -> Result<()> {
+    let node = Node::shared();
+    let launch = launch_by_hand(node, "{}")?;
+    let address = launch.bundle.join("address");
+    let socket = node.runtime().block_on(async {
+        let shim = launch.start().await?;
+        let socket = std::fs::read_to_string(&address)?;
+        std::fs::remove_file(&address)?;
+        shim.end().await?;
+        anyhow::Ok(socket)
+    })?;
+    let socket = Path::new(socket.trim_start_matches("unix://"));
+    poll("no socket", Duration::from_secs(5), || {
+        (!socket.exists()).then_some(())
+    })
+}
+
 /// Starts a shim in a bundle with this config.json and has it create the task, as containerd would.
 /// Returns the error.
 fn created_by_hand(node: &Node, id: &str, config: &str) -> Result<String> {
-    let bundle = node.dir().join("bundles").join(node.next_id());
-    std::fs::create_dir_all(bundle.join("rootfs"))?;
-    std::fs::write(bundle.join("config.json"), config)?;
-    let launch = Launch {
-        program: paths::dist().join("bin").join(caisson::shim::PROGRAM),
-        bundle: bundle.clone(),
-        namespace: node.tag().to_owned(),
-        id: node.next_id(),
-        config: Some(node.config_file()),
+    let launch = launch_by_hand(node, config)?;
+    let request = CreateTaskRequest {
+        id: id.to_owned(),
+        bundle: launch.bundle.display().to_string(),
+        ..Default::default()
     };
     node.runtime().block_on(async {
         let shim = launch.start().await?;
-        let request = CreateTaskRequest {
-            id: id.to_owned(),
-            bundle: bundle.display().to_string(),
-            ..Default::default()
-        };
         let created = shim
             .tasks
             .create(within(Duration::from_secs(60)), &request)
@@ -161,6 +171,20 @@ fn created_by_hand(node: &Node, id: &str, config: &str) -> Result<String> {
             Err(ttrpc::Error::RpcStatus(status)) => Ok(status.message),
             Err(error) => Err(error.into()),
         }
+    })
+}
+
+/// Makes a bundle with this config.json. Returns how to start a shim in it.
+fn launch_by_hand(node: &Node, config: &str) -> Result<Launch> {
+    let bundle = node.dir().join("bundles").join(node.next_id());
+    std::fs::create_dir_all(bundle.join("rootfs"))?;
+    std::fs::write(bundle.join("config.json"), config)?;
+    Ok(Launch {
+        program: paths::dist().join("bin").join(caisson::shim::PROGRAM),
+        bundle,
+        namespace: node.tag().to_owned(),
+        id: node.next_id(),
+        config: Some(node.config_file()),
     })
 }
 
