@@ -17,15 +17,17 @@ pub struct Arguments {
     all: Vec<OsString>,
 }
 
+/// Returns the command that runs `caisson-remote`.
+pub fn program() -> Command {
+    Command::new(program::beside(PROGRAM))
+}
+
 /// Executes `caisson-remote` instead of this program. Returns only if that fails.
 pub fn execute(subcommand: &[&str], arguments: &Arguments) -> Error {
-    let program = program::beside(PROGRAM);
-    let error = Command::new(&program)
-        .args(subcommand)
-        .args(&arguments.all)
-        .exec();
+    let mut command = program();
+    let error = command.args(subcommand).args(&arguments.all).exec();
     anyhow!(
         "execute {}: {error}; install it beside `caisson`",
-        program.display()
+        command.get_program().display()
     )
 }

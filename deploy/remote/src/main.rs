@@ -1,5 +1,5 @@
 //! `caisson-remote`: the subcommands of `caisson` that speak to servers, which are the cluster's
-//! API server and the sources of skills.
+//! API server, containerd's CRI plugin and the sources of skills.
 //!
 //! `caisson` executes this program for them. It is a program of its own since the clients of these
 //! servers take longer to build than everything else, and since a node without a cluster and

@@ -2,7 +2,6 @@
 //! asks it for its runtime handlers, and restarts it.
 
 use std::{
-    collections::HashMap,
     fmt, fs,
     os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
@@ -14,7 +13,6 @@ use std::{
 
 use anyhow::{bail, ensure, Context, Result};
 use caisson_node::config::CONFIG_ENV;
-use containerd_client::tonic::{self, client::Grpc, transport::Channel};
 use nix::{
     sys::{
         signal::{kill, Signal},
@@ -25,6 +23,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::program::{last_lines, output};
+use crate::remote;
 
 /// The sockets to look for where none is named: containerd's own, then that of k3s and RKE2.
 const SOCKETS: [&str; 2] = [
@@ -32,8 +31,8 @@ const SOCKETS: [&str; 2] = [
     "/run/k3s/containerd/containerd.sock",
 ];
 const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
-/// The limit for one call, and for one run of a program that only reads.
-const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// The limit for one run of a program that only reads.
+const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// The limit for a process to end after SIGTERM, or for systemctl: k3s is up only when its API
 /// server is.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
@@ -305,57 +304,18 @@ impl Containerd {
     }
 }
 
-/// The part of Kubernetes' CRI, runtime.v1 in api.proto, that is asked for.
-#[derive(Clone, PartialEq, prost::Message)]
-struct StatusRequest {
-    #[prost(bool, tag = "1")]
-    verbose: bool,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct StatusResponse {
-    #[prost(map = "string, string", tag = "2")]
-    info: HashMap<String, String>,
-}
-
-/// Reads the runtime handlers from what containerd's CRI plugin says of its configuration
-/// (internal/cri/server/status.go).
+/// Asks for the runtime handlers by `caisson-remote`, which has the client for containerd.
 fn handlers(socket: &Path) -> Result<Vec<String>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let call = async {
-        let channel: Channel = containerd_client::connect(socket)
-            .await
-            .context("connect containerd")?;
-        let mut client = Grpc::new(channel);
-        client.ready().await.context("connect containerd")?;
-        let path = tonic::codegen::http::uri::PathAndQuery::from_static(
-            "/runtime.v1.RuntimeService/Status",
-        );
-        let request = tonic::Request::new(StatusRequest { verbose: true });
-        let codec = tonic_prost::ProstCodec::<StatusRequest, StatusResponse>::default();
-        let response = client.unary(request, path, codec).await;
-        let response = response.map_err(|status| anyhow::anyhow!("{}", status.message()));
-        let response = response.context(
-            "containerd's CRI plugin, without which Kubernetes can't use it, does not answer",
-        )?;
-        let info = response.into_inner().info;
-        let config = info.get("config").context("CRI's status has no config")?;
-        let config: serde_json::Value = serde_json::from_str(config).context("CRI's status")?;
-        let runtimes = config["containerd"]["runtimes"].as_object();
-        Ok(runtimes
-            .into_iter()
-            .flatten()
-            .map(|(name, _)| name.clone())
-            .collect())
-    };
-    runtime.context("start the call")?.block_on(async {
-        let answer = tokio::time::timeout(CALL_LIMIT, call).await;
-        answer.with_context(|| {
-            format!("containerd's CRI plugin does not answer within {CALL_LIMIT:?}")
-        })?
-    })
+    let mut command = remote::program();
+    command.args(["node", "handlers", "--containerd-socket"]);
+    let said = output(command.arg(socket), CALL_LIMIT)
+        .context("ask containerd for its handlers (caisson-remote belongs beside caisson)")?;
+    ensure!(
+        said.status.success(),
+        "{}",
+        last_lines(&said.stderr).trim_start_matches("caisson: ")
+    );
+    serde_json::from_slice(&said.stdout).context("the handlers that caisson-remote prints")
 }
 
 /// Returns the path given to `-c` or `--config`, in any way that Go's flags can be written.

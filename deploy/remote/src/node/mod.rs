@@ -16,6 +16,7 @@
 
 mod api;
 mod drain;
+mod handlers;
 mod host;
 mod kernels;
 mod progress;
@@ -59,6 +60,13 @@ pub enum Command {
     Drain(drain::Arguments),
     /// Fails where this pod has the same kernel as its node, the one that NODE_NAME names
     CompareKernels,
+    /// Prints the runtime handlers that containerd has, for `caisson node`
+    #[command(hide = true)]
+    Handlers {
+        /// containerd's socket
+        #[arg(long, value_name = "PATH")]
+        containerd_socket: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -110,6 +118,7 @@ pub async fn run(command: &Command) -> Result<()> {
             Ok(())
         }
         Command::Drain(arguments) => drain::run(arguments).await,
+        Command::Handlers { containerd_socket } => handlers::run(containerd_socket).await,
         Command::CompareKernels => kernels::compare().await,
     }
 }

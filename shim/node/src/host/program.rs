@@ -1,12 +1,50 @@
 //! Finds the other programs of Caisson.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Returns the path of a program beside this one, or else its name, to be found in `PATH`.
+///
+/// A program that another mount namespace holds is executed as `/proc/PID/root/…`. The kernel then
+/// names it by its path there, which leads nowhere here, and only the path that it was called by
+/// leads to its folder (proc(5), `/proc/pid/exe`).
 pub fn beside(name: &str) -> PathBuf {
-    let beside = std::env::current_exe().map(|own| own.with_file_name(name));
-    beside
-        .ok()
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| name.into())
+    let called = std::env::args_os().next().map(PathBuf::from);
+    find(std::env::current_exe().ok(), called, name).unwrap_or_else(|| name.into())
+}
+
+/// Looks for a program beside the first of two paths of this program that has it there.
+fn find(own: Option<PathBuf>, called: Option<PathBuf>, name: &str) -> Option<PathBuf> {
+    // A name without a folder was looked up in `PATH`.
+    let called = called.filter(|path| path.parent().is_some_and(|dir| dir != Path::new("")));
+    let beside = [own, called].into_iter().flatten();
+    let mut beside = beside.map(|path| path.with_file_name(name));
+    beside.find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_is_found_beside_the_path_of_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("other"), "").unwrap();
+        let own = Some(dir.path().join("this"));
+        assert_eq!(find(own, None, "other"), Some(dir.path().join("other")));
+    }
+
+    #[test]
+    fn program_of_another_mount_namespace_is_found_beside_the_path_it_was_called_by() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("other"), "").unwrap();
+        let own = Some("/no/such/folder/this".into());
+        let called = Some(dir.path().join("this"));
+        assert_eq!(find(own, called, "other"), Some(dir.path().join("other")));
+    }
+
+    #[test]
+    fn program_called_by_its_name_is_not_looked_for_in_the_working_directory() {
+        // Tests run in the folder of their crate.
+        assert_eq!(find(None, Some("caisson".into()), "Cargo.toml"), None);
+    }
 }
