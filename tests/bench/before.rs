@@ -27,6 +27,7 @@ pub fn node() -> Result<Option<Node>> {
     let Some(dist) = dist()? else { return Ok(None) };
     let node = Node::start_with(|config| configure(&dist, config))?;
     put_programs(&node, &dist)?;
+    start_once(&node)?;
     Ok(Some(node))
 }
 
@@ -35,7 +36,7 @@ pub fn cri_node() -> Result<Option<CriNode>> {
     let Some(dist) = dist()? else { return Ok(None) };
     let node = CriNode::start_with(|config| configure(&dist, config))?;
     put_programs(&node, &dist)?;
-    node.image("busybox")?;
+    start_once(&node)?;
     Ok(Some(node))
 }
 
@@ -61,4 +62,11 @@ fn configure(dist: &Path, config: &mut Value) {
 
 fn put_programs(node: &Node, dist: &Path) -> Result<()> {
     symlink(dist.join("bin"), node.programs()).context("link the programs of the build before")
+}
+
+/// Starts a container, since the first start of a node finds out about KVM, which takes time.
+fn start_once(node: &Node) -> Result<()> {
+    node.image("busybox")?;
+    let first = node.container("busybox").args(["true"]);
+    first.run()?.ok().map(drop)
 }

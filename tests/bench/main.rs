@@ -129,10 +129,6 @@ fn runs(node: &Node, before: Option<&Node>, rounds: usize) -> Result<bool> {
     let mut runsc = Series::new("gVisor (runsc, systrap)");
     let mut old = Series::new("Caisson, the build before");
     let mut caisson = Series::new("Caisson");
-    if let Some(node) = before {
-        // The first start finds out about KVM.
-        run_true(node, Runtime::Caisson, None)?;
-    }
     for _ in 0..rounds {
         runc.add(timed(|| run_true(node, Runtime::Runc, None))?);
         if let Some(wrapper) = &gvisor {

@@ -38,10 +38,6 @@ pub fn measure(
     rounds: usize,
     limit: f64,
 ) -> Result<bool> {
-    if let Some(node) = before {
-        // The first start finds out about KVM.
-        drop(node.pod().start()?);
-    }
     let free = rounds_of(node, before, rounds, None)?;
     heading("\npods by CRI");
     let mut kept = free.print();

@@ -12,6 +12,7 @@ use nix::{
 };
 
 /// The checkout's folders.
+#[derive(Clone)]
 pub struct Dirs {
     /// The checkout.
     pub root: PathBuf,

@@ -34,11 +34,8 @@ pub fn print(dirs: &Dirs) -> Result<()> {
     let target = dirs.target.join("timings");
     remove(&target)?;
     let fresh = Dirs {
-        root: dirs.root.clone(),
         target: target.clone(),
-        cache: dirs.cache.clone(),
-        dist: dirs.dist.clone(),
-        log: dirs.log.clone(),
+        ..dirs.clone()
     };
     let programs = dist::cargo_without_remote(&fresh, Pins::Prefer, Profile::Dev);
     let agent = image::cargo_of_agent(&fresh, Pins::Prefer, Profile::Dev);

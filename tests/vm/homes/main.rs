@@ -1,18 +1,16 @@
 //! Tests homes: file systems of the node that are plugged into containers.
 
-use std::{
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+mod archive;
+mod hostile;
 
-use anyhow::{Context, Result};
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+
+use anyhow::Result;
 use caisson_tests::{
     command::{self, Output},
     leftovers::{self, Leftovers},
     node::{caisson, LIMIT},
-    proc, Container, ContainerBuilder, Node, Runtime,
+    proc, Container, ContainerBuilder, Node,
 };
 
 const HOME: &str = "caisson.dev/home";
@@ -248,69 +246,6 @@ fn annotation_of_a_home_that_cannot_be_is_refused_by_its_key() -> Result<()> {
     Ok(())
 }
 
-/// Tries everything that root in the guest can make to lead a path elsewhere.
-#[test]
-fn host_is_not_reached_by_what_root_makes_in_a_home() -> Result<()> {
-    let node = Node::shared();
-    let outside = node.dir().join("outside");
-    fs::create_dir_all(&outside)?;
-    let secret = outside.join("secret");
-    fs::write(&secret, "the host's")?;
-    let up = "../".repeat(40);
-    let line = format!(
-        "cd /root
-        ln -s {secret} absolute; cat absolute; echo taken > absolute
-        ln -s {up}{secret} relative; cat relative; cat {up}{secret}
-        ln {secret} hard; ln /etc/passwd hard; ln -s {outside} folder; ls folder; echo taken > folder/new
-        ls -A /root/..; ls -d 'lost+found' ../lost+found
-        mknod disk b $(cut -d' ' -f1 /proc/self/stat) 0; mknod disk b 254 0; mknod mem c 1 1; cat disk mem
-        probe open-by-handle /root
-        true",
-        secret = secret.display(),
-        outside = outside.display(),
-    );
-    let output = with_home(node, "hostile")
-        .flag("--cap-add", "CAP_SYS_ADMIN")
-        .flag("--cap-add", "CAP_DAC_READ_SEARCH")
-        .sh(&line)
-        .run()?;
-    let text = output.text();
-    assert!(!text.contains("the host's"), "{text}");
-    assert!(!text.contains("lost+found"), "{text}");
-    assert_eq!(fs::read_to_string(&secret)?, "the host's");
-    assert_eq!(fs::read_dir(&outside)?.count(), 1);
-    assert!(
-        output
-            .errors()
-            .contains("mknod: disk: Operation not permitted"),
-        "{}",
-        output.errors()
-    );
-    Ok(())
-}
-
-/// A folder in the home keeps alternating with a symlink to the host's folder while others write
-/// into it.
-#[test]
-fn host_is_not_reached_by_a_rename_race_in_a_home() -> Result<()> {
-    let node = Node::shared();
-    let outside = node.dir().join("raced");
-    fs::create_dir_all(&outside)?;
-    fs::write(outside.join("file"), "the host's")?;
-    let line = format!(
-        "cd /root; mkdir real; echo own > real/file; ln -s {0} link; mkdir -p {0}
-        (i=0; while [ $i -lt 150 ]; do mv real now; mv now real; mv link now; mv now link; i=$((i+1)); done; touch done) &
-        while [ ! -e done ]; do cat now/file; echo taken > now/file; echo taken > now/new; done 2>/dev/null; wait",
-        outside.display()
-    );
-    let output = with_home(node, "raced").sh(&line).run()?;
-    assert!(!output.text().contains("the host's"));
-    assert!(output.text().contains("taken"), "the folder was reached");
-    assert_eq!(fs::read_to_string(outside.join("file"))?, "the host's");
-    assert_eq!(fs::read_dir(&outside)?.count(), 1);
-    Ok(())
-}
-
 #[test]
 fn home_behaves_as_a_file_system_of_posix() -> Result<()> {
     let output = with_home(Node::shared(), "posix")
@@ -321,129 +256,6 @@ fn home_behaves_as_a_file_system_of_posix() -> Result<()> {
         output.line(),
         "lock flock rename mmap direct xattr fsync unlinked append"
     );
-    Ok(())
-}
-
-#[test]
-fn home_is_listed_archived_and_removed() -> Result<()> {
-    let node = Node::shared();
-    let make = "cd /root && echo text > note && chown 1000:2000 note && chmod 640 note && ln -s note link \
-                && probe setxattr note user.colour blue";
-    with_home(node, "archived")
-        .annotation(SIZE, "48Mi")
-        .sh(make)
-        .run()?
-        .ok()?;
-    let name = format!("{}/archived", node.tag());
-    let line = |list: Output| -> Result<String> {
-        let text = list.ok()?.text();
-        let line = text.lines().find(|line| line.contains(&name));
-        Ok(line.context("the home is listed")?.trim().to_owned())
-    };
-    let listed = line(home(node, &["list"])?)?;
-    assert!(
-        listed.starts_with("48 ") && listed.ends_with(&name),
-        "{listed}"
-    );
-    let file = node.dir().join("archived.tar");
-    home(node, &["archive", &name, &file.display().to_string()])?.ok()?;
-    let unpacked = node.dir().join("unpacked");
-    fs::create_dir_all(&unpacked)?;
-    let mut tar = std::process::Command::new("tar");
-    tar.args([
-        "--extract",
-        "--numeric-owner",
-        "--xattrs",
-        "--xattrs-include=*",
-    ]);
-    tar.arg("--directory")
-        .arg(&unpacked)
-        .arg("--file")
-        .arg(&file);
-    command::run(&mut tar, None, LIMIT)?.ok()?;
-    let note = fs::metadata(unpacked.join("note"))?;
-    assert_eq!(
-        (note.uid(), note.gid(), note.mode() & 0o7777),
-        (1000, 2000, 0o640)
-    );
-    assert_eq!(fs::read_link(unpacked.join("link"))?, Path::new("note"));
-    let mut xattr = std::process::Command::new("getfattr");
-    xattr
-        .args(["--only-values", "-n", "user.colour"])
-        .arg(unpacked.join("note"));
-    assert_eq!(command::run(&mut xattr, None, LIMIT)?.ok()?.line(), "blue");
-    home(node, &["remove", &name])?.ok()?;
-    assert!(!image(node, "archived").exists());
-    let next = with_home(node, "archived").args(["ls", "-A", "/root"]);
-    assert_eq!(next.run()?.ok()?.text(), "");
-    Ok(())
-}
-
-#[test]
-fn home_in_use_is_neither_archived_nor_removed() -> Result<()> {
-    let node = Node::shared();
-    let container = with_home(node, "busy").args(["sleep", "1000"]).start()?;
-    let name = format!("{}/busy", node.tag());
-    let used = format!("{name} is in use by {}/{}", node.tag(), container.id());
-    let file = node.dir().join("busy.tar");
-    for arguments in [
-        &["archive", &name, &file.display().to_string()][..],
-        &["remove", &name][..],
-    ] {
-        let refused = home(node, arguments)?;
-        assert_ne!(refused.code, 0);
-        assert!(refused.errors().contains(&used), "{}", refused.errors());
-    }
-    assert!(!file.exists());
-    let list = home(node, &["list"])?.text();
-    assert!(
-        list.contains(&format!("{name} {}/{}", node.tag(), container.id())),
-        "{list}"
-    );
-    container.sh("echo still > /root/note")?;
-    end(&container)
-}
-
-#[test]
-fn home_that_is_not_there_is_named() -> Result<()> {
-    let node = Node::shared();
-    let name = format!("{}/nobody", node.tag());
-    let file = node.dir().join("nobody.tar").display().to_string();
-    for arguments in [&["archive", &name, &file][..], &["remove", &name][..]] {
-        let refused = home(node, arguments)?;
-        assert_ne!(refused.code, 0);
-        let expected = format!("there is no home {name}");
-        assert!(refused.errors().contains(&expected), "{}", refused.errors());
-    }
-    Ok(())
-}
-
-/// Puts everything into a home that a program on the host could trip over.
-#[test]
-fn home_with_odd_files_is_archived_as_it_is() -> Result<()> {
-    let node = Node::shared();
-    let secret = node.dir().join("odd-secret");
-    fs::write(&secret, "the host's")?;
-    let line = format!(
-        "cd /root && ln -s {0} link && ln -s / root && mkfifo fifo && truncate -s 1099511627776 sparse && mkdir -p a/b && ln -s ../.. a/b/up \
-         && printf x > \"$(printf 'a\\033[31m\\nb')\" && probe socket /root/socket",
-        secret.display()
-    );
-    let container = with_home(node, "odd").annotation(SIZE, "32Mi");
-    container.sh(&line).run()?.ok()?;
-    let name = format!("{}/odd", node.tag());
-    let file = node.dir().join("odd.tar");
-    home(node, &["archive", &name, &file.display().to_string()])?.ok()?;
-    let size = fs::metadata(&file)?.len();
-    assert!(size < MIB, "{size} bytes");
-    let mut tar = std::process::Command::new("tar");
-    tar.args(["--list", "--verbose", "--file"]).arg(&file);
-    let listed = command::run(&mut tar, None, LIMIT)?.ok()?.text();
-    for kind in ["prw", "lrwxrwxrwx", "./link -> ", "./root -> /"] {
-        assert!(listed.contains(kind), "{kind} in {listed}");
-    }
-    let text = String::from_utf8_lossy(&fs::read(&file)?).into_owned();
-    assert!(!text.contains("the host's"));
     Ok(())
 }
 
@@ -529,119 +341,6 @@ fn containers_that_ask_at_once_have_no_more_than_the_budget() -> Result<()> {
         }
     }
     assert_eq!(granted, 2);
-    Ok(())
-}
-
-/// The test uses its own program, since no image is known on which e2fsck never ends.
-#[test]
-fn home_whose_check_does_not_end_is_refused_and_the_check_confined() -> Result<()> {
-    let node = &Node::start_with(|config| {
-        config["homes"] = serde_json::json!({ "tool_timeout_secs": 4 });
-    })?;
-    node.image("busybox")?;
-    let with_size = |size: &str| with_home(node, "looped").annotation(SIZE, size);
-    with_size("32Mi").sh("echo kept > /root/note").run()?.ok()?;
-    let program = node.programs().join("e2fsck");
-    fs::create_dir_all(node.programs())?;
-    fs::write(&program, "#!/bin/sh\nwhile :; do :; done\n")?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let container = with_size("64Mi").args(["true"]);
-    let id = container.id().to_owned();
-    let running = container.spawn()?;
-    let check = command::poll("the check", LIMIT, || {
-        let all = proc::all().into_iter();
-        let mut ours = all.filter(|process| process.command.contains("/program/e2fsck"));
-        ours.next().map(|process| process.pid)
-    })?;
-    let status = proc::status(check)?;
-    assert!(
-        !status["Uid"].split_whitespace().any(|id| id == "0"),
-        "{}",
-        status["Uid"]
-    );
-    assert!(proc::capabilities(check, "CapBnd")?.is_empty());
-    assert!(proc::capabilities(check, "CapEff")?.is_empty());
-    assert_eq!(
-        (status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()),
-        ("1", "2")
-    );
-    for kind in ["net", "mnt", "ipc"] {
-        assert_ne!(
-            proc::namespace(check, kind),
-            proc::namespace(std::process::id(), kind)
-        );
-    }
-    let root: Vec<_> = fs::read_dir(format!("/proc/{check}/root"))?
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect::<Result<_>>()?;
-    assert!(
-        !root
-            .iter()
-            .any(|name| ["proc", "root", "var", "run"].contains(&name.as_str())),
-        "{root:?}"
-    );
-    let cgroups = fs::read_to_string(format!("/proc/{check}/cgroup"))?;
-    let memory = cgroups
-        .lines()
-        .find(|line| line.contains(":memory:") || line.starts_with("0::"));
-    assert!(memory.is_some_and(|line| line.contains(&id)), "{cgroups}");
-    let limits = fs::read_to_string(format!("/proc/{check}/limits"))?;
-    assert!(
-        limits
-            .lines()
-            .any(|l| l.starts_with("Max address space") && l.contains("2147483648")),
-        "{limits}"
-    );
-    let output = running.finish(LIMIT)?;
-    let expected = "e2fsck: was killed since it took longer than 4 s (tool_timeout_secs of [homes]";
-    assert!(output.errors().contains(expected), "{}", output.errors());
-    assert!(!proc::is_running(check));
-    fs::remove_file(program)?;
-    let next = with_size("32Mi").args(["cat", "/root/note"]);
-    assert_eq!(next.run()?.ok()?.line(), "kept");
-    Ok(())
-}
-
-/// A container can leave files in its own root for its next start. The shim reads the user's home
-/// from there.
-#[test]
-fn passwd_that_a_guest_replaced_neither_blocks_the_shim_nor_leads_out() -> Result<()> {
-    let node = Node::shared();
-    let image = node.image("busybox")?;
-    let home_of_host = "root:x:0:0::/of-the-host:/bin/sh\n";
-    let outside = node.dir().join("outside-passwd");
-    fs::write(&outside, home_of_host)?;
-    for plant in [
-        "mkfifo /etc/passwd".to_owned(),
-        format!("ln -s {} /etc/passwd", outside.display()),
-        format!("rm -r /etc; ln -s {} /etc", node.dir().display()),
-    ] {
-        let id = node.next_id();
-        let line = format!("test -e /planted && exit; touch /planted; rm /etc/passwd; {plant}");
-        let mut create = vec!["container", "create", "--runtime", Runtime::Caisson.name()];
-        let annotation = format!("{HOME}=ephemeral");
-        create.extend(["--annotation", &annotation]);
-        // containerd 1.6 takes a command's `-c` for its own flag.
-        create.extend(["--", &image, &id, "sh", "-c", &line]);
-        node.ctr(create)?.ok()?;
-        node.ctr(["task", "start", &id])?.ok()?;
-        node.ctr(["task", "delete", &id])?;
-        let started = Instant::now();
-        let again = node.ctr(["task", "start", &id])?;
-        assert_ne!(again.code, 0, "{plant}");
-        assert!(
-            again.errors().contains("/etc/passwd") || again.errors().contains("home of user 0"),
-            "{}",
-            again.errors()
-        );
-        assert!(
-            !again.errors().contains("of-the-host"),
-            "{}",
-            again.errors()
-        );
-        assert!(started.elapsed() < Duration::from_secs(20), "{plant}");
-        node.ctr(["container", "delete", &id])?.ok()?;
-    }
     Ok(())
 }
 
