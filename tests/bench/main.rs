@@ -86,9 +86,9 @@ fn containers(rounds: usize) -> Result<bool> {
     let before = before::node()?;
     let runs_are_kept = runs(node, before.as_ref(), rounds)?;
     let cold_is_kept = cold_starts(node, before.as_ref(), rounds)?;
+    let shim_is_kept = sizes::memory(node, before.as_ref(), SHIM_LIMIT)?;
     drop(before);
     skill_reads::measure(node, rounds.div_ceil(2))?;
-    let shim_is_kept = sizes::memory(node, SHIM_LIMIT)?;
     sizes::binaries()?;
     node.remove();
     Ok(runs_are_kept && cold_is_kept && shim_is_kept)

@@ -10,34 +10,46 @@ use std::{
 use anyhow::{Context, Result};
 use caisson_tests::{command, paths, proc, Node};
 
-use crate::table::{heading, mib, verdict};
+use crate::table::{heading, mib, verdict, BEFORE_LIMIT};
 
 /// Prints the memory of each process of one idle container. Returns whether the shim keeps within
-/// its limit.
-pub fn memory(node: &Node, shim_limit: u64) -> Result<bool> {
-    let container = node.container("busybox").args(["sleep", "1000"]).start()?;
-    container.sh("true")?;
+/// its limit, and takes no more than that of the build before, if there is one.
+pub fn memory(node: &Node, before: Option<&Node>, shim_limit: u64) -> Result<bool> {
     heading("\nmemory of one container that sleeps, and its processes on the host (PSS)");
-    let shim = container.shim()?;
-    println!("  {:<56} {}", "shim", mib(proc::pss(shim)?));
-    for (role, pid) in container.vm_processes()? {
-        println!("  {role:<56} {}", mib(family_pss(pid)?));
-    }
+    let rss = processes(node)?;
+    let mut kept = rss <= shim_limit;
+    println!("  at most {}: {}", mib(shim_limit).trim(), verdict(kept));
     println!(
         "  {:<56} {}",
         "agent (in the guest; here measured on the host, idle)",
         mib(agent(node)?)
     );
-    let rss = proc::rss(shim)?;
-    let kept = rss <= shim_limit;
-    println!(
-        "  {:<56} {}, at most {}: {}",
-        "shim, resident",
-        mib(rss),
-        mib(shim_limit).trim(),
-        verdict(kept)
-    );
+    if let Some(node) = before {
+        heading("\nthe same with the build before");
+        let ratio = rss as f64 / processes(node)? as f64;
+        let as_small = ratio <= BEFORE_LIMIT;
+        println!(
+            "  ratio to the build before {ratio:.3}, at most {BEFORE_LIMIT}: {}",
+            verdict(as_small)
+        );
+        kept &= as_small;
+    }
     Ok(kept)
+}
+
+/// Starts a container and prints the memory of its processes. Returns the shim's resident memory in
+/// bytes.
+fn processes(node: &Node) -> Result<u64> {
+    let container = node.container("busybox").args(["sleep", "1000"]).start()?;
+    container.sh("true")?;
+    let shim = container.shim()?;
+    println!("  {:<56} {}", "shim", mib(proc::pss(shim)?));
+    for (role, pid) in container.vm_processes()? {
+        println!("  {role:<56} {}", mib(family_pss(pid)?));
+    }
+    let rss = proc::rss(shim)?;
+    println!("  {:<56} {}", "shim, resident", mib(rss));
+    Ok(rss)
 }
 
 /// Returns the proportional set size of a process and its descendants. virtiofsd's sandbox is a
