@@ -124,9 +124,11 @@ release: ## target/dist with the node image, the Debian package, SBOM, licences 
 	@packaging/setup demo
 	@cargo xtask release
 
-lint: ## format, clippy, shell syntax, length of prose, licences
+lint: ## format, lock files, clippy, shell syntax, length of prose, licences
 	cargo fmt --all -- --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml -- --check
+	cargo metadata --locked --format-version 1 >/dev/null
+	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package caisson-guest --features hostile -- -D warnings
 	bash -n packaging/setup .ci/run
