@@ -165,6 +165,23 @@ pub fn attack(
     Ok(())
 }
 
+/// Removes a pod. Asks again, as a kubelet does, while containerd is taking in the end of its
+/// container: it forgets the task before it notes that the container has ended
+/// (core/runtime/v2/shim.go, `delete`; internal/cri/server/events.go, `handleContainerExit`), and
+/// refuses to remove the pod between the two.
+fn removed(pod: &Pod<'_>) -> Result<()> {
+    const ENDING: &str = "container is still running, to stop first";
+    let started = Instant::now();
+    loop {
+        match pod.remove() {
+            Err(error) if started.elapsed() < SOON && format!("{error:#}").contains(ENDING) => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            removed => return removed,
+        }
+    }
+}
+
 /// Makes a kubelet's requests. A request that fails does not prevent the next.
 fn live(
     node: &CriNode,
@@ -196,7 +213,7 @@ fn live(
         Err(error) => asked = Err(error),
     }
     life.step("StopPodSandbox", || pod.stop());
-    life.step("RemovePodSandbox", || pod.remove());
+    life.step("RemovePodSandbox", || removed(&pod));
     (life, asked)
 }
 
