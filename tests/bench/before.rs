@@ -36,6 +36,7 @@ pub fn cri_node() -> Result<Option<CriNode>> {
     let Some(dist) = dist()? else { return Ok(None) };
     let node = CriNode::start_with(|config| configure(&dist, config))?;
     put_programs(&node, &dist)?;
+    node.image("busybox")?;
     start_once(&node)?;
     Ok(Some(node))
 }

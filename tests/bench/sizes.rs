@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use caisson_tests::{command, paths, proc, Node};
 
-use crate::table::{heading, mib, verdict, BEFORE_LIMIT};
+use crate::table::{heading, mib, print_ratio_to_before, verdict};
 
 /// Prints the memory of each process of one idle container. Returns whether the shim keeps within
 /// its limit, and takes no more than that of the build before, if there is one.
@@ -26,13 +26,7 @@ pub fn memory(node: &Node, before: Option<&Node>, shim_limit: u64) -> Result<boo
     );
     if let Some(node) = before {
         heading("\nthe same with the build before");
-        let ratio = rss as f64 / processes(node)? as f64;
-        let as_small = ratio <= BEFORE_LIMIT;
-        println!(
-            "  ratio to the build before {ratio:.3}, at most {BEFORE_LIMIT}: {}",
-            verdict(as_small)
-        );
-        kept &= as_small;
+        kept &= print_ratio_to_before(rss as f64 / processes(node)? as f64);
     }
     Ok(kept)
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// What is measured beside the build before may take at most this many times as long.
-pub const BEFORE_LIMIT: f64 = 1.03;
+/// What is measured beside the build before may take at most this many times as much.
+const BEFORE_LIMIT: f64 = 1.03;
 
 /// The times of one measurement.
 pub struct Series {
@@ -44,13 +44,7 @@ impl Series {
             return true;
         }
         before.print();
-        let ratio = self.ratio_to(before);
-        let kept = ratio <= BEFORE_LIMIT;
-        println!(
-            "  ratio to the build before {ratio:.3}, at most {BEFORE_LIMIT}: {}",
-            verdict(kept)
-        );
-        kept
+        print_ratio_to_before(self.ratio_to(before))
     }
 
     pub fn print(&self) {
@@ -70,6 +64,17 @@ impl Series {
             self.times.last().map_or(0, number),
         );
     }
+}
+
+/// Prints how many times as much something takes as with the build before. Returns whether that is
+/// within the limit.
+pub fn print_ratio_to_before(ratio: f64) -> bool {
+    let kept = ratio <= BEFORE_LIMIT;
+    println!(
+        "  ratio to the build before {ratio:.3}, at most {BEFORE_LIMIT}: {}",
+        verdict(kept)
+    );
+    kept
 }
 
 pub fn heading(text: &str) {
