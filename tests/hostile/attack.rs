@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{ensure, Result};
 use caisson_tests::{
+    command::poll,
     cri::{Container, CriNode, Pod},
     hostile::{check_log, check_text, initramfs, Neighbour, Peak, MEMORY, SLOWER},
     leftovers::alone,
@@ -171,15 +172,14 @@ pub fn attack(
 /// refuses to remove the pod between the two.
 fn removed(pod: &Pod<'_>) -> Result<()> {
     const ENDING: &str = "container is still running, to stop first";
-    let started = Instant::now();
-    loop {
-        match pod.remove() {
-            Err(error) if started.elapsed() < SOON && format!("{error:#}").contains(ENDING) => {
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            removed => return removed,
-        }
-    }
+    poll(
+        "containerd to know that the container has ended",
+        SOON,
+        || match pod.remove() {
+            Err(error) if format!("{error:#}").contains(ENDING) => None,
+            removed => Some(removed),
+        },
+    )?
 }
 
 /// Makes a kubelet's requests. A request that fails does not prevent the next.

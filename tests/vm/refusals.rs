@@ -131,7 +131,8 @@ fn id_of_4096_bytes_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// containerd removes the bundle as soon as a shim has answered `Shutdown`.
+/// containerd removes the bundle as soon as a shim has answered `Shutdown`. The test removes the
+/// file that names the socket and no more, since `delete` runs in the bundle.
 #[test]
 fn shim_whose_bundle_is_gone_removes_its_socket() -> Result<()> {
     let node = Node::shared();

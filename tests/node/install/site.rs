@@ -71,7 +71,7 @@ impl Site {
     }
 
     /// Makes a release that is quick to copy. Its shim and daemons are never run.
-    pub fn small_release(&self) -> Result<()> {
+    fn small_release(&self) -> Result<()> {
         for file in [
             "bin/caisson",
             "bin/caisson-remote",
@@ -90,7 +90,7 @@ impl Site {
         Ok(())
     }
 
-    pub fn command(&self, what: &str) -> Result<Command> {
+    fn command(&self, what: &str) -> Result<Command> {
         let mut command = caisson(&self.node)?;
         // containerd's environment has the variable.
         command.env_remove("CAISSON_CONFIG");
@@ -100,7 +100,7 @@ impl Site {
         Ok(command)
     }
 
-    pub fn install_from(&self, release: &Path) -> Result<Command> {
+    fn install_from(&self, release: &Path) -> Result<Command> {
         let mut install = self.command("install")?;
         install.args(["--restart", "signal", "--handler", HANDLER, "--prefix"]);
         install
@@ -207,7 +207,7 @@ impl Site {
 pub struct Snapshot(BTreeMap<PathBuf, String>);
 
 impl Snapshot {
-    pub fn of(dir: &Path) -> Result<Self> {
+    fn of(dir: &Path) -> Result<Self> {
         let containerds = [
             "root",
             "run",
@@ -247,7 +247,7 @@ impl Snapshot {
     }
 
     /// Describes the differences, for an error.
-    pub fn since(&self, before: &Self) -> String {
+    fn since(&self, before: &Self) -> String {
         let differs = |path: &&PathBuf| self.0.get(*path) != before.0.get(*path);
         let mut paths: Vec<_> = self
             .0

@@ -21,20 +21,10 @@ const MIB: u64 = 1 << 20;
 fn home_is_kept_between_containers() -> Result<()> {
     let node = Node::shared();
     let write = "test $HOME = /root && cd && pwd && echo first > note && ln note second && chown 1000:2000 note";
-    let first = node
-        .container("busybox")
-        .annotation(HOME, "persistent/kept")
-        .sh(write)
-        .run()?
-        .ok()?;
+    let first = with_home(node, "kept").sh(write).run()?.ok()?;
     assert_eq!(first.line(), "/root");
     let read = "stat -c '%n %u %g %h' /root/note; cat /root/second; ls /root";
-    let second = node
-        .container("busybox")
-        .annotation(HOME, "persistent/kept")
-        .sh(read)
-        .run()?
-        .ok()?;
+    let second = with_home(node, "kept").sh(read).run()?.ok()?;
     assert_eq!(second.line(), "/root/note 1000 2000 2\nfirst\nnote\nsecond");
     Ok(())
 }
@@ -54,14 +44,11 @@ fn home_belongs_to_the_containers_user() -> Result<()> {
 #[test]
 fn homes_of_other_names_are_apart() -> Result<()> {
     let node = Node::shared();
-    node.container("busybox")
-        .annotation(HOME, "persistent/annas")
+    with_home(node, "annas")
         .sh("echo hers > /root/note")
         .run()?
         .ok()?;
-    let other = node
-        .container("busybox")
-        .annotation(HOME, "persistent/berts");
+    let other = with_home(node, "berts");
     let output = other
         .sh("ls -A /root; ls -A /root/..; cat /root/../annas/note")
         .run()?;
@@ -76,18 +63,12 @@ fn homes_of_other_names_are_apart() -> Result<()> {
 #[test]
 fn home_is_kept_after_the_vm_was_killed() -> Result<()> {
     let node = Node::shared();
-    let container = node
-        .container("busybox")
-        .annotation(HOME, "persistent/killed")
-        .args(["sleep", "1000"])
-        .start()?;
+    let container = with_home(node, "killed").args(["sleep", "1000"]).start()?;
     container.sh("echo before the end | dd of=/root/note conv=fsync")?;
     proc::kill(container.vmm()?, libc::SIGKILL);
     container.wait()?;
     container.delete()?;
-    let next = node
-        .container("busybox")
-        .annotation(HOME, "persistent/killed");
+    let next = with_home(node, "killed");
     assert_eq!(
         next.args(["cat", "/root/note"]).run()?.ok()?.line(),
         "before the end"

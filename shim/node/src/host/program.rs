@@ -16,8 +16,8 @@ pub fn beside(name: &str) -> PathBuf {
 fn find(own: Option<PathBuf>, called: Option<PathBuf>, name: &str) -> Option<PathBuf> {
     // A name without a folder was looked up in `PATH`.
     let called = called.filter(|path| path.parent().is_some_and(|dir| dir != Path::new("")));
-    let beside = [own, called].into_iter().flatten();
-    let mut beside = beside.map(|path| path.with_file_name(name));
+    let programs = [own, called].into_iter().flatten();
+    let mut beside = programs.map(|path| path.with_file_name(name));
     beside.find(|path| path.exists())
 }
 
