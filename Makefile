@@ -1,7 +1,7 @@
 # `make help` lists the targets. Each target installs or builds what it needs: on a fresh Debian 12,
 # as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short image dist release lint deny clean
+.PHONY: help demo test versions unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
 
 # Tests under ctr for which containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run streams)
@@ -112,16 +112,20 @@ cluster: ## a Kubernetes of one node with Caisson in it, or the one that kubectl
 cluster-down: ## nothing is left of it
 	@cargo run --quiet --package caisson-local -- down
 
+machine: ## QEMU and the guest's kernel from their sources: minutes, once
+	@packaging/setup machine
+	@cargo xtask machine
+
 image: ## the guest image alone: target/dist/guest
-	@packaging/setup demo
+	@packaging/setup machine
 	@cargo xtask image
 
 dist: ## what a node gets: target/dist
-	@packaging/setup demo
+	@packaging/setup machine
 	@cargo xtask dist
 
 release: ## target/dist with the node image, the Debian package, SBOM, licences and checksums
-	@packaging/setup demo
+	@packaging/setup machine
 	@cargo xtask release
 
 lint: ## format, lock files, clippy, shell syntax, length of prose, licences

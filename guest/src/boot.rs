@@ -2,8 +2,8 @@
 //! second.
 //!
 //! ```text
-//!   own root -> /proc /sys /dev ... -> caisson.probe? power off -> ask for the secret
-//!     -> modules of the control channel -> the secret -> listen -> serve for ever
+//!   own root -> /proc /sys /dev ... -> caisson.probe? power off
+//!     -> modules of the control channel -> listen -> ask for the secret -> serve for ever
 //! ```
 
 use std::{
@@ -78,7 +78,6 @@ fn boot() -> Result<()> {
             .map_err(Error::file("write", CONSOLE))?;
         power_off();
     }
-    let question = Question::ask(CONSOLE)?;
     modules::load(modules::CONTROL_CHANNEL)?;
     mount_rest()?;
     enable_controllers()?;
@@ -94,7 +93,7 @@ fn boot() -> Result<()> {
         call: "set the limit of open files",
         source: error.into(),
     })?;
-    service::serve(Machine::Guest, question.answer()?)
+    service::serve(Machine::Guest, || Question::ask(CONSOLE)?.answer())
 }
 
 /// Puts a bind mount of the root over the root and moves into it. Containers need pivot_root(2),

@@ -27,8 +27,8 @@ use crate::{cgroup, console, machine::Machine, secret::Secret, service, Error, R
 /// Serves a test on the host. `dir` must exist. SIGTERM ends the service with its containers.
 pub fn serve(dir: &Path) -> ExitCode {
     let served = prepare(dir).and_then(|dir| {
-        let secret = Secret::of_fake(&dir)?;
-        service::serve(Machine::Fake { dir }, secret)
+        let machine = Machine::Fake { dir: dir.clone() };
+        service::serve(machine, || Secret::of_fake(&dir))
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,11 @@
 //! The ttrpc service: one short method for each request. The work is done in other modules.
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use caisson_protocol::{
@@ -39,7 +44,10 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Serves the host, which knows the secret, on this machine for ever.
-pub fn serve(machine: Machine, secret: Secret) -> Result<()> {
+///
+/// `secret` asks for it, and blocks. Everything that takes time comes before it, since a machine
+/// that waits there can be saved and started as another one, which is told another secret.
+pub fn serve(machine: Machine, secret: impl FnOnce() -> Result<Secret>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -60,10 +68,13 @@ pub fn serve(machine: Machine, secret: Secret) -> Result<()> {
             oom,
             containers: containers.clone(),
         });
-        let door = Door::new(secret);
-        let control = listen(&machine, port::AGENT, &door)?;
-        let processes = listen(&machine, port::STREAMS, &door)?;
-        let servers = listen(&machine, port::FORWARD, &door)?;
+        let control = Port::open(&machine, port::AGENT)?;
+        let processes = Port::open(&machine, port::STREAMS)?;
+        let servers = Port::open(&machine, port::FORWARD)?;
+        let door = Door::new(secret()?);
+        let control = control.behind(&door);
+        let processes = processes.behind(&door);
+        let servers = servers.behind(&door);
         #[cfg(feature = "hostile")]
         let (control, processes) = (hostile::service(control), hostile::processes(processes));
         let mut server = Server::new()
@@ -116,14 +127,32 @@ async fn serve_each<F>(
     }
 }
 
-/// Listens for connections of the host only.
-fn listen(machine: &Machine, port: u32, door: &Arc<Door>) -> Result<Listener> {
-    let door = door.clone();
-    match machine {
-        Machine::Guest => {
-            let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
-                .map_err(Error::system("listen on vsock"))?;
-            Ok(admitted(|admitted| async move {
+/// A port to which the host can connect.
+enum Port {
+    Guest(VsockListener, u32),
+    Fake(tokio::net::UnixListener),
+}
+
+impl Port {
+    /// Listens. The machine need not have its vsock device yet.
+    fn open(machine: &Machine, port: u32) -> Result<Port> {
+        match machine {
+            Machine::Guest => VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+                .map(|listener| Port::Guest(listener, port))
+                .map_err(Error::system("listen on vsock")),
+            Machine::Fake { dir } => {
+                let path = dir.join(format!("{port}.sock"));
+                let listener = tokio::net::UnixListener::bind(&path);
+                Ok(Port::Fake(listener.map_err(Error::file("listen on", path))?))
+            }
+        }
+    }
+
+    /// Returns the connections of the host only.
+    fn behind(self, door: &Arc<Door>) -> Listener {
+        let door = door.clone();
+        match self {
+            Port::Guest(listener, port) => admitted(|admitted| async move {
                 loop {
                     match listener.accept().await {
                         Ok((stream, from)) if door.may_come(&from, port) => {
@@ -135,20 +164,15 @@ fn listen(machine: &Machine, port: u32, door: &Arc<Door>) -> Result<Listener> {
                         Err(error) => wait_after(&error).await,
                     }
                 }
-            }))
-        }
-        Machine::Fake { dir } => {
-            let path = dir.join(format!("{port}.sock"));
-            let listener =
-                tokio::net::UnixListener::bind(&path).map_err(Error::file("listen on", path))?;
-            Ok(admitted(|admitted| async move {
+            }),
+            Port::Fake(listener) => admitted(|admitted| async move {
                 loop {
                     match listener.accept().await {
                         Ok((stream, _)) => door.ask(stream, admitted.clone()),
                         Err(error) => wait_after(&error).await,
                     }
                 }
-            }))
+            }),
         }
     }
 }
@@ -172,11 +196,30 @@ async fn wait_after(error: &std::io::Error) {
 }
 
 /// Tells the host that the agent listens. A host that does not want to know refuses the connection.
+/// A machine that was started from a saved one gets its vsock device a moment later.
 async fn say_ready() {
+    /// How long to wait for the device.
+    const LIMIT: Duration = Duration::from_secs(10);
+    const PAUSE: Duration = Duration::from_millis(2);
     let host = VsockAddr::new(VMADDR_CID_HOST, port::READY);
-    if let Err(error) = VsockStream::connect(host).await {
-        log::debug!(error:%; "tell the host that the agent listens");
+    let begin = Instant::now();
+    loop {
+        match VsockStream::connect(host).await {
+            Err(error) if is_without_device(&error) && begin.elapsed() < LIMIT => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => {
+                log::debug!(error:%; "tell the host that the agent listens");
+                return;
+            }
+            Ok(_) => return,
+        }
     }
+}
+
+/// Whether a connection failed because the machine has no vsock device (vsock(7)).
+fn is_without_device(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENETUNREACH))
 }
 
 /// Runs blocking work beside the event loop. The work is finished even if the caller goes away.

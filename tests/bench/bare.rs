@@ -55,8 +55,12 @@ impl Boot {
             "stdio",
         ];
         arguments.extend(rest.map(String::from));
+        let firmware = paths::qemu().with_file_name("roms");
+        if firmware.exists() {
+            arguments.extend(["-L".into(), firmware.display().to_string()]);
+        }
         Ok(Self {
-            qemu: "/usr/bin/qemu-system-x86_64".into(),
+            qemu: paths::qemu(),
             arguments,
         })
     }

@@ -136,7 +136,7 @@ pub fn caisson(dir: &Path) -> Value {
         "state_dir": dir.join("state"),
         "store_dir": dir.join("store"),
         "hypervisor": {
-            "qemu": "/usr/bin/qemu-system-x86_64",
+            "qemu": paths::qemu(),
             "virtiofsd": dist.join("libexec/virtiofsd"),
             "vsock_daemon": dist.join("libexec/vhost-device-vsock"),
             "accelerator": std::env::var("CAISSON_TEST_ACCELERATOR").unwrap_or_else(|_| "auto".into()),

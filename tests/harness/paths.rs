@@ -71,8 +71,19 @@ pub fn accelerator() -> PathBuf {
 }
 
 /// Returns the folder of the shipped files, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.
+/// With `CAISSON_TEST_MACHINE=debian`, that is what `cargo xtask dist --debian` made.
 pub fn dist() -> PathBuf {
-    target().join("dist")
+    let debian = std::env::var_os("CAISSON_TEST_MACHINE").is_some_and(|machine| machine == "debian");
+    target().join(if debian { "dist-debian" } else { "dist" })
+}
+
+/// Returns Caisson's own QEMU, or Debian's for what is shipped without.
+pub fn qemu() -> PathBuf {
+    let own = dist().join("libexec/qemu-system-x86_64");
+    match own.exists() {
+        true => own,
+        false => "/usr/bin/qemu-system-x86_64".into(),
+    }
 }
 
 /// Returns the guest image's agent, which the fake VMM runs on the host.

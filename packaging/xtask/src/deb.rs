@@ -7,7 +7,12 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{dirs::Dirs, files, payload, step};
+use crate::{
+    dirs::Dirs,
+    files,
+    machine::{self, Machine},
+    payload, step,
+};
 
 /// The folder of the package's files that are in the checkout.
 const SOURCES: &str = "packaging/debian";
@@ -42,9 +47,14 @@ pub fn build(dirs: &Dirs) -> Result<()> {
         link(&root.join("usr/bin").join(program), &target)?;
     }
 
+    let qemu = match machine::installed(dirs) {
+        Machine::Own => "",
+        Machine::Debian => ", qemu-system-x86 (>= 1:7.2)",
+    };
     let control = files::read_text(&sources.join("control"))?;
     let control = control
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@QEMU@", qemu)
         .replace("@SIZE@", &kib.to_string());
     files::write(&root.join("DEBIAN/control"), control.as_bytes(), 0o644)?;
     files::write(

@@ -50,6 +50,14 @@ impl Dirs {
         Ok(dirs)
     }
 
+    /// Returns the same folders, with another one for what is shipped: the build for Debian's QEMU.
+    pub fn debian(&self) -> Self {
+        Self {
+            dist: self.target.join("dist-debian"),
+            ..self.clone()
+        }
+    }
+
     /// Waits until no other xtask works on these folders, and keeps others out until the lock is
     /// dropped.
     pub fn lock(&self) -> Result<Flock<File>> {

@@ -8,6 +8,7 @@ use crate::{
     dirs::Dirs,
     files, helpers,
     image::{self, Pins},
+    machine::{self, Machine},
     profile::Profile,
     step,
 };
@@ -19,19 +20,21 @@ const REMOTE: Program = ("caisson-remote", "caisson-remote");
 /// A package and its binary.
 type Program = (&'static str, &'static str);
 
-/// Builds the binaries, the guest image and the daemons.
-pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    build_programs(dirs, pins, profile, &[SHIM, COMMAND, REMOTE])
+/// Builds the binaries, the machine, the guest image and the daemons.
+pub fn build(dirs: &Dirs, machine: Machine, pins: Pins, profile: Profile) -> Result<()> {
+    build_programs(dirs, pins, profile, &[SHIM, COMMAND, REMOTE])?;
+    build_rest(dirs, machine, pins, profile)
 }
 
-/// Builds what a node needs that is in no cluster and has no sources of skills. What is left out
-/// takes as long to build as the rest.
-pub fn build_without_remote(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
-    build_programs(dirs, pins, profile, &[SHIM, COMMAND])
+/// Builds what a node needs that is in no cluster, has no sources of skills and has Debian's QEMU.
+/// What is left out takes several times as long to build as the rest.
+pub fn build_for_demo(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
+    build_programs(dirs, pins, profile, &[SHIM, COMMAND])?;
+    build_rest(dirs, Machine::Debian, pins, profile)
 }
 
-/// Returns the call of cargo that builds the programs of [`build_without_remote`].
-pub fn cargo_without_remote(dirs: &Dirs, pins: Pins, profile: Profile) -> Command {
+/// Returns the call of cargo that builds the programs of [`build_for_demo`].
+pub fn cargo_for_demo(dirs: &Dirs, pins: Pins, profile: Profile) -> Command {
     cargo(dirs, pins, profile, &[SHIM, COMMAND])
 }
 
@@ -43,7 +46,12 @@ fn build_programs(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program
         let built = dirs.target.join(profile.folder()).join(binary);
         files::copy(&built, &dirs.dist.join("bin").join(binary))?;
     }
-    image::build(dirs, pins, profile)?;
+    Ok(())
+}
+
+fn build_rest(dirs: &Dirs, machine: Machine, pins: Pins, profile: Profile) -> Result<()> {
+    machine::install(dirs, machine, pins)?;
+    image::build(dirs, machine, pins, profile)?;
     helpers::build(dirs, profile)
 }
 

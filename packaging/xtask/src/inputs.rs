@@ -6,13 +6,14 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{apt::Package, files};
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Inputs {
     pub kernel: Kernel,
+    pub machine: Machine,
     pub initramfs: Initramfs,
     /// Maps a crate's name to its version.
     pub helpers: BTreeMap<String, String>,
@@ -29,6 +30,19 @@ pub struct Kernel {
     pub version: String,
     /// The sha256 of the .deb.
     pub sha256: String,
+}
+
+/// The sources of our own machine.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// The Debian release that has them.
+    pub release: String,
+    /// QEMU's source package; the digest is that of its .dsc.
+    pub qemu: Package,
+    /// The package with the kernel's source.
+    pub linux: Package,
+    pub seabios: Package,
 }
 
 /// What the initramfs holds beside the agent.
@@ -83,7 +97,9 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "# a comment\n[kernel]\nmeta_package = \"m\"\npackage = \"p\"\nversion = \"1\"\n\
-                        sha256 = \"0\"\n\n[initramfs]\nboot_modules = []\n[helpers]\nversion = \"kept\"\n\
+                        sha256 = \"0\"\n\n[machine]\nrelease = \"r\"\nqemu = { package = \"q\", version = \"1\", sha256 = \"0\" }\n\
+                        linux = { package = \"l\", version = \"1\", sha256 = \"0\" }\n\
+                        seabios = { package = \"s\", version = \"1\", sha256 = \"0\" }\n[initramfs]\nboot_modules = []\n[helpers]\nversion = \"kept\"\n\
                         [checks]\ncargo_deny = \"1\"\n";
 
     #[test]

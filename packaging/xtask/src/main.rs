@@ -1,15 +1,17 @@
 //! `cargo xtask JOB`: builds what is shipped and what the tests need. Each job has its own file.
 //!
 //! ```text
+//! machine ----> ~/.cache/caisson/machine: QEMU and the guest's kernel, built from their sources
 //! image ------> target/dist/guest/{vmlinux,initramfs.cpio,modules.squashfs,manifest.json}
 //! helpers ----> target/dist/libexec/{virtiofsd,vhost-device-vsock}
 //! dist -------> target/dist/bin/{containerd-shim-caisson-v2,caisson,caisson-remote},
-//!              image and helpers
+//!              target/dist/libexec/{qemu-system-x86_64,roms}, image and helpers
 //! release ----> target/dist/{node-image.tar,caisson_VERSION_amd64.deb,
 //!                            sbom.cdx.json,licences.txt,SHA256SUMS}
 //! test-tools, cluster-tools -> target/cache/tools/
 //! ```
 
+mod apt;
 mod archive;
 mod deb;
 mod demo;
@@ -22,6 +24,7 @@ mod helpers;
 mod image;
 mod inputs;
 mod libraries;
+mod machine;
 mod node_image;
 mod oci_image;
 mod papers;
@@ -37,22 +40,27 @@ mod timings;
 use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
+use machine::Machine;
 use profile::Profile;
 use test_tools::Further;
 
 const USAGE: &str = "usage: cargo xtask JOB
 
-  image [--locked]            the guest image; --locked: refuse another kernel than the pinned one
-  image --update-pins         pin the kernel that Debian has now
+  machine                     QEMU and the guest's kernel from their sources, into ~/.cache/caisson/machine. Once they
+                              are there, they take the place of Debian's in all that follows, except the demo
+  image [--locked]            the guest image; --locked: refuse other sources than the pinned ones
+  image --update-pins         pin the kernel that Debian 12 has now
   image --check-reproducible  build it again from nothing and compare
   image --hostile             an initramfs for tests whose agent lies to the host: target/cache/hostile
   helpers                     virtiofsd and vhost-device-vsock
-  dist [--locked|--release]   the programs of a node, image and helpers; --release: as small and quick as in a release
+  dist [--locked|--release]   the programs of a node, machine, image and helpers; --release: as small and quick as in
+                              a release
+  dist --debian               the same for Debian's QEMU and with Debian's kernel: target/dist-debian
   node-image                  dist, and the image of the chart's pods: target/dist/node-image.tar
   deb                         dist --release, and a Debian package of it
   release                     dist --release, node image, Debian package, SBOM, licences and SHA256SUMS of them all
-                              these three with --as-is: of what is in target/dist; with --locked: refuse another
-                              kernel than the pinned one
+                              these three with --as-is: of what is in target/dist; with --locked: refuse other
+                              sources than the pinned ones
   release --check-reproducible  packs target/dist twice and compares
   test-tools [--chart|--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
@@ -88,14 +96,32 @@ fn dispatch(args: &[&str]) -> Result<()> {
     let dirs = dirs::Dirs::find()?;
     let lock = dirs.lock()?;
     match args {
-        ["image"] => image::build(&dirs, image::Pins::Prefer, Profile::Dev),
-        ["image", "--locked"] => image::build(&dirs, image::Pins::Require, Profile::Dev),
+        ["machine"] => machine::build(&dirs, image::Pins::Prefer),
+        ["image"] => {
+            let machine = machine::built(&dirs)?;
+            image::build(&dirs, machine, image::Pins::Prefer, Profile::Dev)
+        }
+        ["image", "--locked"] => {
+            image::build(&dirs, Machine::Own, image::Pins::Require, Profile::Dev)
+        }
         ["image", "--update-pins"] => image::update_pins(&dirs),
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
         ["image", "--hostile"] => image::build_hostile(&dirs),
-        ["dist"] => dist::build(&dirs, image::Pins::Prefer, Profile::Dev),
-        ["dist", "--locked"] => dist::build(&dirs, image::Pins::Require, Profile::Dev),
-        ["dist", "--release"] => dist::build(&dirs, image::Pins::Prefer, Profile::Release),
+        ["dist"] => {
+            let machine = machine::built(&dirs)?;
+            dist::build(&dirs, machine, image::Pins::Prefer, Profile::Dev)
+        }
+        ["dist", "--locked"] => {
+            dist::build(&dirs, Machine::Own, image::Pins::Require, Profile::Dev)
+        }
+        ["dist", "--release"] => {
+            let machine = machine::built(&dirs)?;
+            dist::build(&dirs, machine, image::Pins::Prefer, Profile::Release)
+        }
+        ["dist", "--debian"] => {
+            let dirs = dirs.debian();
+            dist::build(&dirs, Machine::Debian, image::Pins::Prefer, Profile::Dev)
+        }
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
@@ -116,7 +142,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["release", from @ ..] => release::all(&dirs, where_from(from, Profile::Release)?),
         ["helpers"] => helpers::build(&dirs, Profile::Dev),
         ["demo"] => {
-            dist::build_without_remote(&dirs, image::Pins::Prefer, Profile::Dev)?;
+            dist::build_for_demo(&dirs, image::Pins::Prefer, Profile::Dev)?;
             drop(lock);
             demo::run(&dirs)
         }

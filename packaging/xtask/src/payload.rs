@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::{dirs::Dirs, files, papers};
 
-/// The folders of `target/dist` that go to a node.
+/// The folders of `target/dist` that go to a node, with those below them.
 pub const FOLDERS: [&str; 3] = ["bin", "guest", "libexec"];
 /// Where they are in the node image and in the Debian package, without the leading slash.
 pub const PLACE: &str = "usr/lib/caisson";
@@ -32,20 +32,32 @@ pub struct Entry {
 pub fn entries(dirs: &Dirs) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for folder in FOLDERS {
-        let dir = dirs.dist.join(folder);
-        for found in fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
-            let from = found
-                .with_context(|| format!("read {}", dir.display()))?
-                .path();
-            let name = files::name(&from);
-            entries.push(entry(&from, format!("{PLACE}/{folder}/{name}"))?);
-        }
+        collect(
+            &dirs.dist.join(folder),
+            &format!("{PLACE}/{folder}"),
+            &mut entries,
+        )?;
     }
-    for paper in papers::ALL {
+    for paper in papers::all(dirs) {
         entries.push(entry(&dirs.dist.join(paper), format!("{PAPERS}/{paper}"))?);
     }
     entries.sort();
     Ok(entries)
+}
+
+/// Adds the files below a folder.
+fn collect(dir: &Path, to: &str, entries: &mut Vec<Entry>) -> Result<()> {
+    for found in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let from = found
+            .with_context(|| format!("read {}", dir.display()))?
+            .path();
+        let to = format!("{to}/{}", files::name(&from));
+        match from.is_dir() {
+            true => collect(&from, &to, entries)?,
+            false => entries.push(entry(&from, to)?),
+        }
+    }
+    Ok(())
 }
 
 /// Returns the entry that puts `from` at `to`. Of its mode, only whether it is executable is kept.

@@ -9,6 +9,7 @@ use crate::{
     dirs::Dirs,
     dist, files,
     image::Pins,
+    machine::{self, Machine},
     node_image::{self, FILE},
     papers,
     profile::Profile,
@@ -67,7 +68,11 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
 
 fn contents(dirs: &Dirs, from: From) -> Result<()> {
     if let From::Built(pins, profile) = from {
-        dist::build(dirs, pins, profile)?;
+        let machine = match profile {
+            Profile::Release => Machine::Own,
+            Profile::Dev => machine::built(dirs)?,
+        };
+        dist::build(dirs, machine, pins, profile)?;
     }
     papers::build(dirs)
 }

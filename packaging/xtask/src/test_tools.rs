@@ -4,14 +4,14 @@
 //! the same way. None of this is shipped or installed.
 
 use std::{
-    ffi::OsString,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{bail, Context, Result};
 
 use crate::{
+    apt::{Kind, Release},
     dirs::Dirs,
     files,
     helpers::{self, Build},
@@ -351,80 +351,29 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
     files::write(&stamp_path, stamp.as_bytes(), 0o644)
 }
 
-/// Unpacks Debian 13's package, whose binaries run on Debian 12 unchanged. apt gets lists and a
-/// cache of its own, so that this machine's stay those of Debian 12; it checks the signatures as
-/// usual.
+/// Unpacks Debian 13's package, whose binaries run on Debian 12 unchanged.
 fn unpack_containerd_1_7(dirs: &Dirs) -> Result<()> {
     let bin = dirs.cache.join("tools/containerd-1.7/bin");
     if bin.join("containerd").exists() {
         return Ok(());
     }
-    let (release, version) = DEBIAN_13;
+    let (name, wanted) = DEBIAN_13;
     files::make_dir(&dirs.cache.join("tools"))?;
     let temp = tempfile::tempdir_in(dirs.cache.join("tools")).context("make a folder for apt")?;
-    let temp = temp.path();
-    let mirror = debian_mirror()?;
-    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let source = format!("deb [signed-by={keys}] {mirror} {release} main\n");
-    files::write(&temp.join("sources.list"), source.as_bytes(), 0o644)?;
-    files::make_dir(&temp.join("lists/partial"))?;
-    files::make_dir(&temp.join("archives/partial"))?;
-    // dpkg's own status would list what is installed here.
-    files::write(&temp.join("status"), b"", 0o644)?;
-    let apt_get = |step: &str, args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        for (option, value) in [
-            ("Dir::Etc::sourcelist", temp.join("sources.list")),
-            ("Dir::Etc::sourceparts", "-".into()),
-            ("Dir::State::lists", temp.join("lists")),
-            ("Dir::State::status", temp.join("status")),
-            ("Dir::Cache", temp.to_owned()),
-            // The sandbox user can't write into the checkout.
-            ("APT::Sandbox::User", "root".into()),
-        ] {
-            let mut setting = OsString::from(format!("{option}="));
-            setting.push(value);
-            command.arg("-o").arg(setting);
-        }
-        step::run(&dirs.log, step, command.args(args).current_dir(temp))
-    };
-    apt_get("apt-update-debian-13", &["update"])?;
-    apt_get("containerd-1.7-download", &["download", "containerd"])?;
-    let deb = std::fs::read_dir(temp)
-        .context("look at the download")?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
-        .context("apt-get download left no .deb")?;
-    let name = deb.file_name().unwrap_or_default().to_string_lossy();
-    if !name.starts_with(&format!("containerd_{version}")) {
-        bail!("Debian's {release} has {name}, wanted is {version}x");
+    let release = Release::open(&dirs.log, name, temp.path())?;
+    let version = release.newest("containerd", Kind::Binary)?;
+    if !version.starts_with(wanted) {
+        bail!("Debian's {name} has containerd {version}, wanted is {wanted}x");
     }
+    let deb = release.download("containerd", &version, Kind::Binary)?;
+    let package = temp.path().join("package");
     let mut unpack = Command::new("dpkg");
-    unpack.arg("-x").arg(&deb).arg(temp.join("package"));
+    unpack.arg("-x").arg(&deb).arg(&package);
     step::run(&dirs.log, "containerd-1.7", &mut unpack)?;
     for program in ["ctr", "containerd-shim-runc-v2", "containerd"] {
-        files::copy(
-            &temp.join("package/usr/bin").join(program),
-            &bin.join(program),
-        )?;
+        files::copy(&package.join("usr/bin").join(program), &bin.join(program))?;
     }
     Ok(())
-}
-
-/// Returns the mirror that apt uses for Debian 12; it has every release.
-fn debian_mirror() -> Result<String> {
-    let output = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(SITE) $(RELEASE)"])
-        .arg("Created-By: Packages")
-        .stdin(Stdio::null())
-        .output()
-        .context("start apt-get")?;
-    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-    let site = lines.lines().find_map(|line| {
-        let site = line.strip_suffix(" bookworm")?;
-        (!site.contains("security")).then(|| site.to_owned())
-    });
-    site.context("found no Debian 12 mirror in apt's sources, for containerd 1.7")
 }
 
 fn go() -> &'static str {

@@ -37,7 +37,7 @@ pub fn print(dirs: &Dirs) -> Result<()> {
         target: target.clone(),
         ..dirs.clone()
     };
-    let programs = dist::cargo_without_remote(&fresh, Pins::Prefer, Profile::Dev);
+    let programs = dist::cargo_for_demo(&fresh, Pins::Prefer, Profile::Dev);
     let agent = image::cargo_of_agent(&fresh, Pins::Prefer, Profile::Dev);
     for (name, mut cargo) in [("shim and command", programs), ("agent", agent)] {
         // Alone, a crate has a whole cpu: its seconds are seconds of CPU time.

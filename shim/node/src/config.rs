@@ -75,8 +75,8 @@ pub fn load_with(main: &Path, drop_in: Option<(&Path, &str)>) -> Result<NodeConf
     Ok(NodeConfig::parse(&files)?)
 }
 
-/// Returns settings for the daemons and the guest image that lie beside the running program, as in
-/// a release: in `../libexec` and `../guest`. The configuration files override them. A process thus
+/// Returns settings for QEMU, the daemons and the guest image that lie beside the running program,
+/// as in a release: in `../libexec` and `../guest`. The configuration files override them. A process thus
 /// keeps using the version that it was started with, whatever is installed meanwhile.
 fn beside() -> Option<(String, String)> {
     let program = env::current_exe().ok()?;
@@ -94,7 +94,9 @@ fn release_at(dir: &Path) -> Option<String> {
         (plain && Path::new(&path).is_file()).then(|| format!("{key} = '{path}'\n"))
     };
     let hypervisor = file("virtiofsd", "libexec/virtiofsd")?
-        + &file("vsock_daemon", "libexec/vhost-device-vsock")?;
+        + &file("vsock_daemon", "libexec/vhost-device-vsock")?
+        // A build for Debian's QEMU has none.
+        + &file("qemu", "libexec/qemu-system-x86_64").unwrap_or_default();
     let guest = file("kernel", "guest/vmlinux")? + &file("initramfs", "guest/initramfs.cpio")?;
     let modules = file("modules", "guest/modules.squashfs").unwrap_or_default();
     Some(format!(

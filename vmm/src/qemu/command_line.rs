@@ -11,6 +11,9 @@ pub(crate) const KERNEL: &str = "guest/kernel";
 /// The path of the initramfs inside QEMU's jail.
 pub(crate) const INITRAMFS: &str = "guest/initramfs";
 
+/// The path of the folder with QEMU's firmware inside its jail.
+pub(crate) const FIRMWARE: &str = "roms";
+
 /// The size of the pluggable region is a multiple of this many bytes: Linux adds memory in blocks
 /// of 128 MiB.
 const MEMORY_STEP: u64 = 128 * 1024 * 1024;

@@ -31,7 +31,8 @@ use crate::{
 /// The programs of a QEMU VM.
 #[derive(Debug, Clone)]
 pub struct QemuConfig {
-    /// `qemu-system-x86_64`, 7.2 or later.
+    /// `qemu-system-x86_64`, 7.2 or later. A folder `roms` beside it has its firmware, if it is
+    /// not in `/usr/share`.
     pub qemu: PathBuf,
     /// The Rust virtiofsd, 1.11 or later.
     pub virtiofsd: PathBuf,
@@ -136,6 +137,13 @@ fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program>
         move |source| Error::File { what, path, source }
     };
     program.path = jail.program(qemu).map_err(failed("find QEMU", qemu))?;
+    let firmware = qemu.with_file_name("roms");
+    if firmware.is_dir() {
+        jail.bind(&firmware, Path::new(command_line::FIRMWARE))
+            .map_err(failed("find firmware", &firmware))?;
+        let option = ["-L".to_owned(), format!("/{}", command_line::FIRMWARE)];
+        program.arguments.extend(option);
+    }
     jail.seccomp(seccomp::filter().map_err(|e| failed("confine", qemu)(io::Error::other(e)))?);
     jail.dir(c"guest");
     let guest = [

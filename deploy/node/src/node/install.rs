@@ -82,7 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let qemu = &config.hypervisor.qemu;
     ensure!(
         qemu.is_file(),
-        "no QEMU at {}: install it from the node's packages (Debian, Ubuntu: qemu-system-x86; Fedora, RHEL: qemu-kvm), or set hypervisor.qemu",
+        "no QEMU at {}: install a release that has its own (`make release`) or the node's (Debian, Ubuntu: qemu-system-x86; Fedora, RHEL: qemu-kvm), or set hypervisor.qemu",
         qemu.display()
     );
     let from = match &arguments.from {

@@ -1,5 +1,5 @@
-//! Makes what is taken from the kernel package: the ELF, the boot modules and the disk with all
-//! modules. They are made once per package and kept in `target/cache/guest`.
+//! Makes what is taken from a kernel: the ELF, the boot modules and the disk with all modules. They
+//! are made once per kernel and kept in `target/cache/guest-MACHINE`.
 
 use std::{
     os::unix::ffi::OsStrExt,
@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::{bail, Context, Result};
 
-use super::{debian::Package, modules, vmlinux};
+use super::{modules, origin::Origin};
 use crate::{dirs::Dirs, files, step};
 
 /// Identifies the recipe that the cached parts were made with.
 const RECIPE: &str = concat!(
     include_str!("kernel.rs"),
     include_str!("modules.rs"),
+    include_str!("origin.rs"),
     include_str!("vmlinux.rs")
 );
 
@@ -23,11 +24,11 @@ const RECIPE: &str = concat!(
 pub struct Parts(PathBuf);
 
 impl Parts {
-    /// Returns the cached parts. Makes them anew if the package, the list of modules or the recipe
+    /// Returns the cached parts. Makes them anew if the kernel, the list of modules or the recipe
     /// has changed.
-    pub fn cached(dirs: &Dirs, package: &Package, boot_modules: &[String]) -> Result<Self> {
-        let stamp = format!("{:?}\n{boot_modules:?}\n{RECIPE}", package.kernel);
-        let dir = dirs.cache.join("guest");
+    pub fn cached(dirs: &Dirs, origin: &Origin, boot_modules: &[String]) -> Result<Self> {
+        let stamp = format!("{}\n{boot_modules:?}\n{RECIPE}", origin.identity());
+        let dir = dirs.cache.join(format!("guest-{}", origin.name()));
         let stamp_path = dir.join("stamp");
         if std::fs::read_to_string(&stamp_path).is_ok_and(|old| old == stamp) {
             return Ok(Self(dir));
@@ -35,32 +36,29 @@ impl Parts {
         if dir.exists() {
             std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
         }
-        let parts = Self::make(dirs, package, boot_modules, &dir)?;
+        let parts = Self::make(dirs, origin, boot_modules, &dir)?;
         files::write(&stamp_path, stamp.as_bytes(), 0o644)?;
         Ok(parts)
     }
 
     /// Makes the parts in `dir`.
-    pub fn make(dirs: &Dirs, package: &Package, wanted: &[String], dir: &Path) -> Result<Self> {
+    pub fn make(dirs: &Dirs, origin: &Origin, wanted: &[String], dir: &Path) -> Result<Self> {
         files::make_dir(dir)?;
-        let unpacked = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("-x").arg(&package.deb).arg(unpacked.path());
-        step::run(&dirs.log, "kernel-unpack", &mut unpack)?;
-
-        let tree = only_entry(&unpacked.path().join("lib/modules"))?;
+        let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
+        let root = origin.modules(dirs, temp.path())?;
+        let tree = only_entry(&root.join("lib/modules"))?;
         let release = tree.file_name().context("the kernel has no release")?;
         let release = String::from_utf8_lossy(release.as_bytes()).into_owned();
-        let bzimage = unpacked.path().join(format!("boot/vmlinuz-{release}"));
-        let elf = vmlinux::extract(&files::read(&bzimage)?)
-            .with_context(|| format!("unpack {}", bzimage.display()))?;
+        let elf = origin.vmlinux(&root, &release)?;
         files::write(&dir.join("vmlinux"), &elf, 0o644)?;
         files::write(&dir.join("release"), release.as_bytes(), 0o644)?;
 
         // Debian's package runs depmod only in its postinst.
-        let mut depmod = Command::new("depmod");
-        depmod.arg("-b").arg(unpacked.path()).arg(&release);
-        step::run(&dirs.log, "depmod", &mut depmod)?;
+        if !tree.join("modules.dep").exists() {
+            let mut depmod = Command::new("depmod");
+            depmod.arg("-b").arg(&root).arg(&release);
+            step::run(&dirs.log, "depmod", &mut depmod)?;
+        }
         copy_boot_modules(&tree, wanted, &dir.join("boot"))?;
         make_squashfs(dirs, &tree, &dir.join("modules.squashfs"))?;
         Ok(Self(dir.to_owned()))

@@ -1,10 +1,10 @@
-//! `cargo xtask image`: builds the guest image from one Debian package and the agent.
+//! `cargo xtask image`: builds the guest image from a kernel and the agent.
 //!
 //! ```text
-//! inputs.toml --apt--> .deb --+-- vmlinux            (the PVH ELF inside the bzImage)
-//!                             +-- modules.squashfs   (all modules)
-//!                             `-- boot modules --+
-//!               agent (cargo, static) -----------+-- initramfs.cpio
+//! kernel of Debian or ours --+-- vmlinux            (an ELF with a PVH entry)
+//!                            +-- modules.squashfs   (all modules)
+//!                            `-- boot modules --+
+//!              agent (cargo, static) -----------+-- initramfs.cpio
 //! ```
 //!
 //! The same inputs give the same bytes: no times, no owners, no paths of the building machine.
@@ -14,6 +14,7 @@ mod cpio;
 mod debian;
 mod kernel;
 mod modules;
+mod origin;
 mod vmlinux;
 
 use std::{
@@ -30,11 +31,13 @@ use crate::{
     dirs::Dirs,
     files,
     inputs::{self, Inputs, Kernel},
+    machine::{self, Machine},
     profile::Profile,
 };
 use agent::Agent;
 use cpio::Archive;
 use kernel::Parts;
+use origin::Origin;
 
 /// The content of a guest image, written to `manifest.json` beside it.
 #[derive(Serialize)]
@@ -58,15 +61,15 @@ struct Digests {
 }
 
 /// Builds the image into `target/dist/guest`.
-pub fn build(dirs: &Dirs, pins: Pins, profile: Profile) -> Result<()> {
+pub fn build(dirs: &Dirs, machine: Machine, pins: Pins, profile: Profile) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
-    let package = debian::fetch(dirs, &inputs.kernel, pins)?;
-    let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
+    let origin = Origin::find(dirs, machine, pins)?;
+    let parts = Parts::cached(dirs, &origin, &inputs.initramfs.boot_modules)?;
     let built = agent::build(dirs, Agent::Shipped, pins, profile, &dirs.target)?;
     // Tests run it on the host, too, after cargo has built others of the same name.
     let agent = dirs.cache.join("caisson-agent");
     files::copy(&built, &agent)?;
-    assemble(&parts, &package, &agent, &dirs.dist.join("guest"))?;
+    assemble(&parts, &origin, &agent, &dirs.dist.join("guest"))?;
     Ok(())
 }
 
@@ -79,8 +82,8 @@ pub fn cargo_of_agent(dirs: &Dirs, pins: Pins, profile: Profile) -> Command {
 /// built already, only the agent's own crate is built again.
 pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
-    let package = debian::fetch(dirs, &inputs.kernel, Pins::Prefer)?;
-    let parts = Parts::cached(dirs, &package, &inputs.initramfs.boot_modules)?;
+    let origin = Origin::find(dirs, machine::built(dirs)?, Pins::Prefer)?;
+    let parts = Parts::cached(dirs, &origin, &inputs.initramfs.boot_modules)?;
     let (agent, profile) = (Agent::Hostile, Profile::Dev);
     let agent = agent::build(dirs, agent, Pins::Prefer, profile, &dirs.target)?;
     let to = dirs.cache.join("hostile");
@@ -89,7 +92,7 @@ pub fn build_hostile(dirs: &Dirs) -> Result<()> {
     files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)
 }
 
-/// Returns the kernel's package that the image is built from, and its file.
+/// Returns the package of Debian's kernel, and its file.
 pub fn kernel_package(dirs: &Dirs, inputs: &Inputs, pins: Pins) -> Result<(Kernel, PathBuf)> {
     let package = debian::fetch(dirs, &inputs.kernel, pins)?;
     Ok((package.kernel, package.deb))
@@ -114,15 +117,16 @@ pub fn update_pins(dirs: &Dirs) -> Result<()> {
 /// Builds everything again from nothing in another folder, and fails unless that gives the bytes of
 /// `target/dist/guest`.
 pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
-    build(dirs, Pins::Require, Profile::Dev)?;
+    let machine = machine::built(dirs)?;
+    build(dirs, machine, Pins::Require, Profile::Dev)?;
     let first = files::read_text(&dirs.dist.join("guest/manifest.json"))?;
 
     let inputs = Inputs::read(&dirs.inputs())?;
-    let package = debian::fetch(dirs, &inputs.kernel, Pins::Require)?;
+    let origin = Origin::find(dirs, machine, Pins::Require)?;
     // Use another path, so that a path in the bytes would be noticed.
     let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
     let at = |name: &str| temp.path().join(name);
-    let parts = Parts::make(dirs, &package, &inputs.initramfs.boot_modules, &at("parts"))?;
+    let parts = Parts::make(dirs, &origin, &inputs.initramfs.boot_modules, &at("parts"))?;
     let agent = agent::build(
         dirs,
         Agent::Shipped,
@@ -130,7 +134,7 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
         Profile::Dev,
         &at("target"),
     )?;
-    let second = assemble(&parts, &package, &agent, &at("guest"))?;
+    let second = assemble(&parts, &origin, &agent, &at("guest"))?;
     if first != second {
         bail!("two builds of the same inputs differ:\n{first}{second}");
     }
@@ -139,23 +143,24 @@ pub fn check_reproducible(dirs: &Dirs) -> Result<()> {
 }
 
 /// Puts the image together in `to`; returns its manifest.
-fn assemble(parts: &Parts, package: &debian::Package, agent: &Path, to: &Path) -> Result<String> {
+fn assemble(parts: &Parts, origin: &Origin, agent: &Path, to: &Path) -> Result<String> {
     files::copy(&parts.vmlinux(), &to.join("vmlinux"))?;
     files::copy(&parts.squashfs(), &to.join("modules.squashfs"))?;
     let initramfs = initramfs(parts, agent)?;
     files::write(&to.join("initramfs.cpio"), &initramfs, 0o644)?;
 
+    let package = origin.package();
     let manifest = Manifest {
         kernel_release: parts.release()?,
-        kernel_package: package.kernel.package.clone(),
-        kernel_version: package.kernel.version.clone(),
+        kernel_package: package.package,
+        kernel_version: package.version,
         caisson_version: env!("CARGO_PKG_VERSION"),
         sha256: Digests {
             vmlinux: files::sha256(&to.join("vmlinux"))?,
             initramfs: files::sha256(&to.join("initramfs.cpio"))?,
             modules: files::sha256(&to.join("modules.squashfs"))?,
             agent: files::sha256(agent)?,
-            kernel_deb: package.kernel.sha256.clone(),
+            kernel_deb: package.sha256,
         },
     };
     let mut text = serde_json::to_string_pretty(&manifest)?;

@@ -13,6 +13,7 @@ use crate::{
     files,
     image::{self, Pins},
     inputs::Inputs,
+    machine::Source,
     step,
 };
 
@@ -57,7 +58,17 @@ pub fn installed(name: &str) -> Result<Package> {
     })
 }
 
-/// Returns the package of the guest's kernel and its modules.
+/// Returns a source of our own machine.
+pub fn source(of: &Source) -> Package {
+    Package {
+        name: of.package.package.clone(),
+        version: of.package.version.clone(),
+        copyright: of.copyright.clone(),
+        sha256: Some(of.package.sha256.clone()),
+    }
+}
+
+/// Returns the package of Debian's kernel and its modules.
 pub fn kernel(dirs: &Dirs) -> Result<Package> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let (kernel, deb) = image::kernel_package(dirs, &inputs, Pins::Prefer)?;

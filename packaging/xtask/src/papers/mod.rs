@@ -9,19 +9,37 @@ use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
 
 use anyhow::Result;
 
-use crate::{dirs::Dirs, files, inputs::Inputs, libraries};
+use crate::{
+    dirs::Dirs,
+    files,
+    image::Pins,
+    inputs::Inputs,
+    libraries,
+    machine::{self, Machine},
+};
 use crates::Crate;
 use debian::Package;
 
-/// The files in `target/dist`.
-pub const ALL: [&str; 3] = ["LICENSE", LICENCES, SBOM];
 const LICENCES: &str = "licences.txt";
 const SBOM: &str = "sbom.cdx.json";
+/// With which options the programs under the GPL were built.
+const CONFIGURATIONS: [&str; 2] = [machine::KERNEL_CONFIG, machine::QEMU_CONFIG];
 
 /// The workspace's crates that become binaries.
 const ROOTS: [&str; 4] = ["caisson", "caisson-guest", "caisson-remote", "caisson-shim"];
 /// The packages of the building machine that the agent is statically linked with.
 const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
+
+/// Returns the names of the papers in `target/dist`.
+pub fn all(dirs: &Dirs) -> Vec<&'static str> {
+    let mut all = vec!["LICENSE", LICENCES, SBOM];
+    all.extend(
+        CONFIGURATIONS
+            .iter()
+            .filter(|name| dirs.dist.join(name).exists()),
+    );
+    all
+}
 
 /// Writes the papers; the binaries have to be in `target/dist`.
 pub fn build(dirs: &Dirs) -> Result<()> {
@@ -38,7 +56,24 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     for name in STATIC {
         packages.push(debian::installed(name)?);
     }
-    packages.push(debian::kernel(dirs)?);
+    match machine::installed(dirs) {
+        Machine::Debian => packages.push(debian::kernel(dirs)?),
+        Machine::Own => {
+            let (kernel, qemu) = (
+                machine::kernel(dirs, Pins::Prefer)?,
+                machine::qemu(dirs, Pins::Prefer)?,
+            );
+            for name in machine::LINKED {
+                packages.push(debian::installed(name)?);
+            }
+            for source in kernel.sources.iter().chain(&qemu.sources) {
+                packages.push(debian::source(source));
+            }
+            for (part, name) in [&kernel, &qemu].into_iter().zip(CONFIGURATIONS) {
+                files::copy(&part.dir.join(name), &dirs.dist.join(name))?;
+            }
+        }
+    }
     packages.sort();
     packages.dedup();
 

@@ -1,0 +1,149 @@
+//! Builds the guest's kernel and its modules.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{ensure, Context, Result};
+
+use super::{jobs, sources, Part, Recipe};
+use crate::{apt::Kind, dirs::Dirs, files, image::Pins, inputs, step};
+
+/// The packages of this machine that decide about the bytes.
+const TOOLS: [&str; 2] = ["binutils", "gcc"];
+/// The configuration: its options in the checkout, the whole of it in the part's folder.
+pub const CONFIG: &str = "kernel.config";
+
+/// Returns the kernel, built if needed.
+pub fn part(dirs: &Dirs, pins: &inputs::Machine, strict: Pins) -> Result<Part> {
+    recipe(dirs, pins)?.part(dirs, &pins.release, strict)
+}
+
+/// Returns whether it is there already.
+pub fn is_built(dirs: &Dirs, pins: &inputs::Machine) -> Result<bool> {
+    recipe(dirs, pins)?.is_built()
+}
+
+fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> {
+    let config = sources(dirs).join(CONFIG);
+    Ok(Recipe {
+        name: "kernel",
+        pinned: vec![(&pins.linux, Kind::Binary)],
+        texts: vec![
+            files::read_text(&config)?,
+            include_str!("kernel.rs").to_owned(),
+        ],
+        tools: &TOOLS,
+        make,
+    })
+}
+
+/// Makes `vmlinux`, `lib/modules` and the whole configuration in `to`. Returns the copyright text.
+fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec<String>> {
+    let config = &sources(dirs).join(CONFIG);
+    let deb = &packages[0];
+    let (package, source, build) = (work.join("deb"), work.join("source"), work.join("build"));
+    let mut unpack = Command::new("dpkg-deb");
+    unpack.arg("-x").arg(deb).arg(&package);
+    step::run(&dirs.log, "kernel-package", &mut unpack)?;
+    let name = files::name(deb);
+    let name = name.split('_').next().unwrap_or_default();
+    for dir in [&source, &build] {
+        files::make_dir(dir)?;
+    }
+    let mut unpack = Command::new("tar");
+    unpack
+        .arg("-xf")
+        .arg(package.join(format!("usr/src/{name}.tar.xz")))
+        .arg("--strip-components=1")
+        .current_dir(&source);
+    step::run(&dirs.log, "kernel-source", &mut unpack)?;
+
+    let kbuild = || {
+        let mut make = Command::new("make");
+        make.arg("-C")
+            .arg(&source)
+            .arg(format!("O={}", build.display()));
+        // The same inputs give the same bytes (Documentation/kbuild/reproducible-builds.rst).
+        make.env("KBUILD_BUILD_TIMESTAMP", "2026-01-01")
+            .env("KBUILD_BUILD_USER", "caisson")
+            .env("KBUILD_BUILD_HOST", "caisson")
+            .env("KBUILD_BUILD_VERSION", "1")
+            .env("LC_ALL", "C");
+        make
+    };
+    let mut configure = kbuild();
+    configure
+        .arg("allnoconfig")
+        .env("KCONFIG_ALLCONFIG", config);
+    step::run(&dirs.log, "kernel-configure", &mut configure)?;
+    let result = build.join(".config");
+    let ignored = ignored(&files::read_text(config)?, &files::read_text(&result)?);
+    ensure!(
+        ignored.is_empty(),
+        "kconfig ignores lines of {}, since something that they depend on is missing: {}",
+        config.display(),
+        ignored.join(", ")
+    );
+    let mut compile = kbuild();
+    compile.args([&jobs(), "vmlinux", "modules"]);
+    step::run(&dirs.log, "kernel-compile", &mut compile)?;
+
+    let mut strip = Command::new("strip");
+    strip
+        .arg("-o")
+        .arg(to.join("vmlinux"))
+        .arg(build.join("vmlinux"));
+    step::run(&dirs.log, "kernel-strip", &mut strip)?;
+    let mut install = kbuild();
+    install
+        .arg("modules_install")
+        .arg(format!("INSTALL_MOD_PATH={}", to.display()))
+        .arg("INSTALL_MOD_STRIP=1");
+    step::run(&dirs.log, "kernel-modules", &mut install)?;
+    remove_link_to_build(&to.join("lib/modules"))?;
+    files::copy(&result, &to.join(CONFIG))?;
+    let copyright = package.join(format!("usr/share/doc/{name}/copyright"));
+    Ok(vec![files::read_text(&copyright)?])
+}
+
+/// Returns the lines of a configuration that kconfig did not take over.
+fn ignored(wanted: &str, result: &str) -> Vec<String> {
+    let set = |line: &str| result.lines().any(|found| found == line);
+    let taken = |line: &str| match line.strip_suffix("=n") {
+        Some(option) => !result.contains(&format!("\n{option}=")),
+        None => set(line),
+    };
+    wanted
+        .lines()
+        .filter(|line| line.starts_with("CONFIG_") && !taken(line))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `modules_install` leaves a link to the folder that it was built in.
+fn remove_link_to_build(modules: &Path) -> Result<()> {
+    for release in std::fs::read_dir(modules).context("list the kernel's modules")? {
+        let link = release
+            .context("list the kernel's modules")?
+            .path()
+            .join("build");
+        if link.is_symlink() {
+            std::fs::remove_file(&link).with_context(|| format!("remove {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_that_kconfig_does_not_take_over_is_ignored() {
+        let result = "# comment\nCONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_D=y\n";
+        let wanted = "# why\nCONFIG_A=y\nCONFIG_B=y\nCONFIG_C=n\nCONFIG_D=n\nCONFIG_E=n\n";
+        assert_eq!(ignored(wanted, result), ["CONFIG_B=y", "CONFIG_D=n"]);
+    }
+}
