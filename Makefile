@@ -73,11 +73,11 @@ cri: ready ## containerd's own CRI tests, with runc and with Caisson
 	@cargo xtask run cri-integration
 
 test-k8s: k8s-ready ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart
-	cargo test -p caisson-tests --test k8s -- --test-threads 3
+	cargo test -p caisson-tests --test k8s -- --test-threads 2
 	cargo test -p caisson-tests --test k8s_chart
 
 test-k8s-short: k8s-ready ## of these, what fits into .ci/run
-	cargo test -p caisson-tests --test k8s -- --test-threads 3 deployments kubectl services errors
+	cargo test -p caisson-tests --test k8s -- --test-threads 2 deployments kubectl services errors
 
 conformance: k8s-ready ## Kubernetes' own end-to-end tests for nodes, with runc and with Caisson: docs/conformance.md
 	@cargo xtask cluster-tools --conformance

@@ -143,7 +143,9 @@ impl Port {
             Machine::Fake { dir } => {
                 let path = dir.join(format!("{port}.sock"));
                 let listener = tokio::net::UnixListener::bind(&path);
-                Ok(Port::Fake(listener.map_err(Error::file("listen on", path))?))
+                Ok(Port::Fake(
+                    listener.map_err(Error::file("listen on", path))?,
+                ))
             }
         }
     }

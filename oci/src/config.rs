@@ -91,6 +91,9 @@ pub struct Vm {
     /// The longest time that the guest's agent may take to answer any one request, in seconds. The
     /// default is 8 with KVM and 65 under emulation, where starting a process may take that long.
     pub answer_timeout_secs: Option<u64>,
+    /// Whether VMs start from a template, a saved machine that has booted already. The node makes
+    /// one after its first pod has started.
+    pub templates: bool,
 }
 
 /// `[skills]`: the node's store of skills and where it fetches those that it does not have.
@@ -223,6 +226,7 @@ impl Default for Vm {
             max_memory_mib: 8192,
             boot_timeout_secs: 60,
             answer_timeout_secs: None,
+            templates: true,
         }
     }
 }

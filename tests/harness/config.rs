@@ -146,7 +146,7 @@ pub fn caisson(dir: &Path) -> Value {
             "initramfs": dist.join("guest/initramfs.cpio"),
             "modules": dist.join("guest/modules.squashfs"),
         },
-        "vm": { "default_cpus": 1, "default_memory_mib": 256 },
+        "vm": { "default_cpus": 1, "default_memory_mib": 256, "templates": false },
         "skills": { "sources": { "shelf": { "type": "directory", "path": dir.join("shelf") } } },
         // Allows what the tests ask for: pods are in the namespace `tests`, containers of `ctr` in
         // the node's namespace.

@@ -73,7 +73,8 @@ pub fn accelerator() -> PathBuf {
 /// Returns the folder of the shipped files, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.
 /// With `CAISSON_TEST_MACHINE=debian`, that is what `cargo xtask dist --debian` made.
 pub fn dist() -> PathBuf {
-    let debian = std::env::var_os("CAISSON_TEST_MACHINE").is_some_and(|machine| machine == "debian");
+    let debian =
+        std::env::var_os("CAISSON_TEST_MACHINE").is_some_and(|machine| machine == "debian");
     target().join(if debian { "dist-debian" } else { "dist" })
 }
 

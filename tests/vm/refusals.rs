@@ -76,7 +76,10 @@ fn vm_without_memory_on_the_host_says_what_qemu_said() -> Result<()> {
     )?;
     std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755))?;
     let text = std::fs::read_to_string(node.config_file())?;
-    let text = text.replace(paths::qemu().to_str().unwrap_or_default(), &qemu.display().to_string());
+    let text = text.replace(
+        paths::qemu().to_str().unwrap_or_default(),
+        &qemu.display().to_string(),
+    );
     std::fs::write(node.config_file(), text)?;
     let output = node.container("busybox").args(["true"]).run()?;
     assert_ne!(output.code, 0);

@@ -28,6 +28,9 @@ pub struct VmSpec {
     pub credentials: Credentials,
     /// The place of the VM's processes on the host.
     pub placement: Placement,
+    /// What [`crate::Vmm::make_template`] wrote for the same guest, cpus, memory and accelerator.
+    /// The VM starts from it instead of booting.
+    pub template: Option<PathBuf>,
     /// The secret that the guest gets on its console and with which each connection to it begins.
     pub secret: Secret,
 }

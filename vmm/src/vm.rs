@@ -12,10 +12,23 @@ use crate::{Device, DeviceId, EndReason, Error, Result, VmSpec};
 /// A kind of hypervisor: QEMU, or the fake for tests.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Starts a bare VM and returns once it runs. The guest is then still booting.
+    /// Starts a bare VM and returns once it runs. The guest is then still booting, or, with
+    /// [`VmSpec::template`], about to ask for its secret.
     ///
     /// If this is cancelled or fails, no process is left, and no file outside `spec.dir`.
     async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>>;
+
+    /// Boots a VM until its guest asks for the secret, and writes it to the file `to`, for
+    /// [`VmSpec::template`]. The file must exist, empty. `spec.secret` is not used.
+    ///
+    /// An optional ability: [`Error::NotPossible`] by default. If this is cancelled or fails, no
+    /// process is left, and what is in the file is of no use.
+    async fn make_template(&self, spec: VmSpec, to: &Path) -> Result<()> {
+        let _ = (spec, to);
+        Err(Error::NotPossible {
+            what: "making templates of VMs",
+        })
+    }
 
     /// Starts a VM from what [`Vm::save`] wrote to `from`, and returns it paused. The files in
     /// `from` are only read, so any number of VMs can start from them. `spec` must have the saved

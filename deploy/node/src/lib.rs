@@ -11,6 +11,7 @@ mod remote;
 mod run;
 pub mod shim;
 mod skill;
+mod template;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,9 @@ enum Command {
     /// Lists, archives and removes the persistent homes of this node
     #[command(subcommand)]
     Home(home::Command),
+    /// Makes, lists and removes the templates from which this node's VMs start instead of booting
+    #[command(subcommand)]
+    Template(template::Command),
     /// Shows what this node has for running VMs, and what to do where it falls short
     Check(check::Arguments),
     /// Puts Caisson on a node and takes it off again
@@ -74,6 +78,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::List => list::run(&config)?,
         Command::Skill(command) => skill::run(command, &config)?,
         Command::Home(command) => home::run(command, &config)?,
+        Command::Template(command) => template::run(command, &config)?,
         Command::Gc => gc::run(&config)?,
         Command::Check(_) | Command::Node(_) => {}
     }

@@ -133,6 +133,7 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
         accelerator: Accelerator::Kvm,
         credentials: dir.credentials,
         placement: dir.placement.clone(),
+        template: None,
         secret: Secret::random().map_err(AcceleratorError::file("read", "/dev/urandom"))?,
     };
     let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;

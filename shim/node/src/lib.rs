@@ -1,7 +1,7 @@
 //! What a node's shims and the operator's command share: the node's configuration, the state
 //! folders of pods and the host's resources in them, and the stores of skills and homes.
 //!
-//! From the outside in: [`accelerator`] and [`homes`] → [`state`] → [`cgroup`] and [`record`], and
+//! From the outside in: [`accelerator`], [`homes`] and [`templates`] → [`state`] → [`cgroup`] and [`record`], and
 //! beside them [`skills`], [`config`], [`control`] and [`traffic`]; all of them use [`host`].
 
 pub mod accelerator;
@@ -14,4 +14,5 @@ pub mod oom_score;
 pub mod record;
 pub mod skills;
 pub mod state;
+pub mod templates;
 pub mod traffic;

@@ -25,7 +25,7 @@ use caisson_node::{
     state::PodDir,
 };
 use caisson_oci::VmSize;
-use caisson_vmm::EndReason;
+use caisson_vmm::{EndReason, VmSpec};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -50,6 +50,10 @@ pub struct Machine {
     /// The roots that are disks, by container.
     roots: Mutex<HashMap<String, LateDisk>>,
     hostname: String,
+    /// The template that the VM started from.
+    template: Option<PathBuf>,
+    /// The VM that a template is to be made of, if there was none.
+    missing: Mutex<Option<VmSpec>>,
     boot_timeout: Duration,
     patience: Patience,
     agent: OnceCell<Agent>,

@@ -1,23 +1,21 @@
 //! Boots the VM of a pod, and greets the agent in its guest.
 
 use std::{
+    path::Path,
     sync::{atomic::AtomicBool, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use caisson_node::{
-    accelerator, config,
-    host::{
-        chain::chain,
-        error::OnFile,
-        size::{host_cpus, host_memory_mib},
-    },
+    accelerator,
+    host::{chain::chain, size::host_memory_mib},
     record::MachineState,
     state::PodDir,
+    templates,
 };
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port, secret};
-use caisson_vmm::{Device, Secret, VmSpec, Vmm};
+use caisson_vmm::{Device, Vm, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 use tokio::sync::OnceCell;
 
@@ -44,6 +42,8 @@ const _: () = assert!(caisson_vmm::BY_KERNEL == secret::BY_KERNEL);
 impl Machine {
     /// Starts a bare VM and plugs the shared folder in. The guest is still booting when this
     /// returns.
+    ///
+    /// A VM that starts from a template has the size of the template; see [`Machine::resize`].
     pub async fn boot(
         vmm: &dyn Vmm,
         config: &NodeConfig,
@@ -54,35 +54,30 @@ impl Machine {
         size: VmSize,
     ) -> Result<Self> {
         let started = Instant::now();
-        let guest = config::guest_image(config);
-        let modules = guest.modules.clone();
-        let memory = size.memory_mib << 20;
         let accelerator = accelerator::choose(config).await?;
-        let spec = VmSpec {
+        let mut spec = VmSpec {
             id: id.to_owned(),
             dir: dir.vm(),
-            accelerator,
-            guest,
-            cpus: size.cpus,
-            max_cpus: host_cpus().max(size.cpus),
-            memory,
-            max_memory: memory.max(config.vm.max_memory_mib.min(host_memory_mib()) << 20),
             credentials: dir.credentials,
             placement: dir.placement.clone(),
-            secret: Secret::random().map_err(Error::file("read", "/dev/urandom"))?,
+            ..templates::bare(config, accelerator)?
         };
-        let vm = vmm.boot(spec).await.map_err(|source| {
-            let node_mib = host_memory_mib();
-            if size.memory_mib <= node_mib {
-                return VmError::from(source).into();
+        let modules = spec.guest.modules.clone();
+        let mut missing = None;
+        let mut vm = None;
+        if config.vm.templates && fits(&spec, size) {
+            spec.template = templates::find(config, &spec);
+            match &spec.template {
+                Some(template) => vm = from_template(vmm, &spec, template).await,
+                None => missing = Some(spec.clone()),
             }
-            Error::TooLarge {
-                vm_mib: size.memory_mib,
-                node_mib,
-                source,
-            }
-        });
-        let vm = VmHandle::new(vm?);
+        }
+        let template = spec.template.clone().filter(|_| vm.is_some());
+        let (vm, size) = match vm {
+            Some(vm) => (vm, templates::SIZE),
+            None => (cold(vmm, spec, size).await?, size),
+        };
+        let vm = VmHandle::new(vm);
         let class = dir.class;
         let pids = vm.pids().await?;
         let machine = Self {
@@ -94,6 +89,8 @@ impl Machine {
             holds: Mutex::default(),
             roots: Mutex::default(),
             hostname,
+            template,
+            missing: Mutex::new(missing),
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             patience: Patience::new(&config.vm, accelerator),
             agent: OnceCell::new(),
@@ -127,6 +124,22 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Makes the template that the VM could not start from, unless another process does.
+    pub async fn make_template(&self, config: &NodeConfig, vmm: &dyn Vmm) {
+        let missing = self
+            .missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(spec) = missing else { return };
+        let started = Instant::now();
+        match templates::make(config, vmm, &spec).await {
+            Ok(true) => stage(&spec.id, "template", started),
+            Ok(false) => {}
+            Err(error) => log::info!("VMs of this node boot: {}", chain(&error)),
+        }
+    }
+
     /// Returns the agent, once the guest has booted and has its identity. If the guest does not get
     /// that far, its VM is stopped, so that nobody waits for it a second time.
     pub async fn agent(&self) -> Result<&Agent> {
@@ -134,6 +147,9 @@ impl Machine {
             .get_or_try_init(|| async {
                 let greeted = self.greet().await;
                 if let Err(error) = &greeted {
+                    if let Some(template) = &self.template {
+                        discard(template);
+                    }
                     if self.end().await.is_none() {
                         self.break_off(&error.chain()).await;
                     }
@@ -193,6 +209,58 @@ impl Machine {
             log::info!("the guest's free pages stay its own: {}", error.chain());
         }
     }
+}
+
+/// Whether a VM of the template's shape can grow to a size.
+fn fits(bare: &VmSpec, size: VmSize) -> bool {
+    let memory = size.memory_mib << 20;
+    size.cpus <= bare.max_cpus && (bare.memory..=bare.max_memory).contains(&memory)
+}
+
+/// Starts a VM from a template. `None`, with the reason in the log, if that fails: the template is
+/// of no use to anybody then.
+async fn from_template(vmm: &dyn Vmm, spec: &VmSpec, template: &Path) -> Option<Box<dyn Vm>> {
+    let error = match vmm.boot(spec.clone()).await {
+        Ok(vm) => return Some(vm),
+        Err(error) => error,
+    };
+    log::warn!(
+        "the VM boots, since it can't start from the template {}: {}",
+        template.display(),
+        chain(&error)
+    );
+    discard(template);
+    None
+}
+
+fn discard(template: &Path) {
+    if let Err(error) = templates::discard(template) {
+        log::warn!("{}", chain(&error));
+    }
+}
+
+/// Boots a VM of a size.
+async fn cold(vmm: &dyn Vmm, bare: VmSpec, size: VmSize) -> Result<Box<dyn Vm>> {
+    let memory = size.memory_mib << 20;
+    let spec = VmSpec {
+        cpus: size.cpus,
+        max_cpus: bare.max_cpus.max(size.cpus),
+        memory,
+        max_memory: bare.max_memory.max(memory),
+        template: None,
+        ..bare
+    };
+    vmm.boot(spec).await.map_err(|source| {
+        let node_mib = host_memory_mib();
+        if size.memory_mib <= node_mib {
+            return VmError::from(source).into();
+        }
+        Error::TooLarge {
+            vm_mib: size.memory_mib,
+            node_mib,
+            source,
+        }
+    })
 }
 
 #[cfg(test)]

@@ -103,10 +103,12 @@ impl Pod {
         let machine = self
             .boot(hostname, dir, share, prepared.plan.limits)
             .await?;
-        // Both have a host's half and a guest's half, which wait for the guest to boot.
+        // All have a host's half and a guest's half, which wait for the guest to boot.
+        let limits = [prepared.plan.limits];
         tokio::try_join!(
             machine.join_network(network.as_deref()),
-            machine.plug(std::mem::take(&mut prepared.plugs))
+            machine.plug(std::mem::take(&mut prepared.plugs)),
+            self.make_room(&machine, &limits),
         )?;
         let container = self.bring_in(&machine, request, prepared, started).await?;
         Ok((machine, container))

@@ -94,6 +94,7 @@ impl Pod {
             }
         }
         machine.plug_the_rest().await;
+        machine.make_template(&self.config, self.vmm.as_ref()).await;
     }
 
     async fn start_exec(&self, machine: &Machine, process: &Process, exec: &Exec) -> Result<()> {

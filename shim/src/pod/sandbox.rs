@@ -65,9 +65,13 @@ impl Pod {
             dir.name(&format!("{namespace}/{name}"))?;
         }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
-        // Without limits, the VM begins with the node's default size, and grows.
+        // Without limits, the VM gets the node's default size, and grows.
         let machine = self.boot(hostname, dir, share, asked.limits).await?;
-        machine.join_network(asked.network.as_deref()).await?;
+        let limits = [asked.limits];
+        tokio::try_join!(
+            machine.join_network(asked.network.as_deref()),
+            self.make_room(&machine, &limits),
+        )?;
         // Some sysctls belong to one network card, so this comes after the network.
         let sysctls = asked.sysctls.into_iter().collect();
         machine.agent().await?.set_sysctls(sysctls).await?;

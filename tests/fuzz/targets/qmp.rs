@@ -140,6 +140,7 @@ fn spec() -> VmSpec {
         accelerator: Accelerator::Tcg,
         credentials: Credentials { uid: 1, gid: 1 },
         placement: Placement::default(),
+        template: None,
         secret: Secret::random().expect("randomness"),
     }
 }

@@ -49,8 +49,20 @@ pub(crate) struct Descriptors {
     pub console: i32,
 }
 
-/// The arguments for a bare VM. With `probe`, the VM only boots to show that it can.
-pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) -> Vec<String> {
+/// What a VM is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A pod.
+    Pod,
+    /// A template, which is saved when the guest asks for its secret.
+    Template,
+    /// To show that it boots.
+    Probe,
+}
+
+/// The arguments for a bare VM.
+pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpose) -> Vec<String> {
+    let probe = purpose == Purpose::Probe;
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| {
         arguments.push(option.to_owned());
@@ -115,6 +127,12 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, probe: bool) ->
     add("-serial", "chardev:console".to_owned());
     if !probe {
         arguments.extend(Ports::arguments());
+        // By its new id, the kernel of a VM that starts from a template learns that it is another
+        // machine, and reseeds its random numbers.
+        arguments.extend(["-device".to_owned(), "vmgenid,guid=auto".to_owned()]);
+    }
+    if purpose == Purpose::Pod && spec.template.is_some() {
+        arguments.extend(["-incoming".to_owned(), "defer".to_owned()]);
     }
     arguments
 }
@@ -193,6 +211,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             credentials: Credentials { uid: 1, gid: 1 },
             placement: Default::default(),
+            template: None,
             secret: Secret::random().unwrap(),
         }
     }
@@ -202,7 +221,7 @@ mod tests {
             monitor: 3,
             console: 4,
         };
-        arguments(spec, descriptors, false)
+        arguments(spec, descriptors, Purpose::Pod)
     }
 
     fn value<'a>(line: &'a [String], option: &str) -> &'a str {

@@ -4,13 +4,17 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
-use tokio::{net::UnixStream, sync::watch};
+use tokio::{
+    net::{unix::OwnedWriteHalf, UnixStream},
+    sync::watch,
+};
 
 use super::{
-    command_line::{self, Descriptors},
+    command_line::{self, Descriptors, Purpose},
     events::{self, Pause},
     qmp::{Event, Qmp},
     seccomp,
@@ -46,15 +50,20 @@ pub(super) struct Qemu {
     pub child: Child,
     pub qmp: Qmp,
     pub console: Tail,
+    pub question: Question,
     /// What QEMU said about the machine's end. Closed when it can't say more.
     pub end: watch::Receiver<Option<Said>>,
     pub pause: Pause,
 }
 
 impl Qemu {
-    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it. A VM without
-    /// one is a probe.
-    pub(super) async fn start(qemu: &Path, spec: &VmSpec, answer: Option<Vec<u8>>) -> Result<Qemu> {
+    /// Starts QEMU. `answer` goes to the console's input when the guest asks for it.
+    pub(super) async fn start(
+        qemu: &Path,
+        spec: &VmSpec,
+        purpose: Purpose,
+        answer: Option<Vec<u8>>,
+    ) -> Result<Qemu> {
         let started = Instant::now();
         let sockets = || -> io::Result<_> {
             let (monitor, monitor_end) = UnixStream::pair()?;
@@ -76,7 +85,7 @@ impl Qemu {
                     monitor: FIRST_DESCRIPTOR,
                     console: FIRST_DESCRIPTOR + 1,
                 },
-                answer.is_none(),
+                purpose,
             ),
             descriptors,
             confinement: Confinement::Jail(Jail::new(&spec.dir, spec.credentials).map_err(
@@ -95,14 +104,13 @@ impl Qemu {
         let tail = Tail::default();
         let pod = spec.id.clone();
         let (output, input) = console.into_split();
-        let mut answer = answer;
+        let question = Question::new(input, answer);
+        let asking = question.clone();
         let tell = move |line: &str| {
             let asked = line.contains(SECRET_MARKER);
-            if let Some(answer) = asked.then(|| answer.take()).flatten() {
-                // A socket that nothing has been written to takes all of it.
-                if let Err(error) = input.try_write(&answer) {
-                    log::error!(error = error.to_string().as_str(); "tell the guest its secret");
-                }
+            if asked {
+                asking.asked.send_replace(true);
+                asking.answer();
             }
             asked
         };
@@ -121,9 +129,45 @@ impl Qemu {
             child,
             qmp,
             console: tail,
+            question,
             end,
             pause,
         })
+    }
+}
+
+/// The guest's question for its secret. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Question {
+    console: Arc<OwnedWriteHalf>,
+    answer: Arc<Mutex<Option<Vec<u8>>>>,
+    asked: Arc<watch::Sender<bool>>,
+}
+
+impl Question {
+    fn new(console: OwnedWriteHalf, answer: Option<Vec<u8>>) -> Question {
+        Question {
+            console: Arc::new(console),
+            answer: Arc::new(Mutex::new(answer)),
+            asked: Arc::new(watch::Sender::new(false)),
+        }
+    }
+
+    /// Waits until the guest has asked.
+    pub(super) async fn asked(&self) {
+        // The sender is in `self`.
+        let _ = self.asked.subscribe().wait_for(|asked| *asked).await;
+    }
+
+    /// Gives the answer, once.
+    pub(super) fn answer(&self) {
+        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = answer.take() {
+            // A socket that nothing has been written to takes all of it.
+            if let Err(error) = self.console.try_write(&answer) {
+                log::error!(error = error.to_string().as_str(); "tell the guest its secret");
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! - `machine`: QEMU's process and the stopped machine in it;
 //! - `devices`: makes QEMU's objects for each [`crate::Device`];
 //! - `resize`: cpus and memory;
+//! - `template`: machines saved to a file, and started from there;
 //! - `command_line`, `ports`: the bare machine;
 //! - `qmp`, `error`, `events`: the monitor's protocol, and what QEMU's events mean for the VM;
 //! - `seccomp`: the system calls that QEMU may make.
@@ -20,9 +21,10 @@ mod probe;
 pub mod qmp;
 pub mod resize;
 mod seccomp;
+mod template;
 mod vm;
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 
@@ -30,6 +32,7 @@ use crate::{
     driver::{stage::log_stage, user_namespace, vsock::Carrier},
     Error, Result, Vm, VmSpec, Vmm,
 };
+use command_line::Purpose;
 pub use error::QmpError;
 use machine::Qemu;
 pub use machine::QemuConfig;
@@ -57,12 +60,20 @@ impl Vmm for QemuVmm {
         let carrier = Carrier::find();
         let answer = spec.secret.answer(carrier.name());
         let vsock = carrier.start(&self.config.vsock_daemon, &spec);
-        let qemu = Qemu::start(&self.config.qemu, &spec, Some(answer));
+        let qemu = Qemu::start(&self.config.qemu, &spec, Purpose::Pod, Some(answer));
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
         let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
         vm.start().await?;
         log_stage("boot", started);
         Ok(Box::new(vm))
+    }
+
+    async fn make_template(&self, spec: VmSpec, to: &Path) -> Result<()> {
+        let qemu = Qemu::start(&self.config.qemu, &spec, Purpose::Template, None).await?;
+        let saved = template::save(&qemu, to).await;
+        qemu.child.kill();
+        qemu.child.stop().await?;
+        saved
     }
 }

@@ -15,7 +15,10 @@ use std::{
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use super::machine::{Qemu, QemuConfig};
+use super::{
+    command_line::Purpose,
+    machine::{Qemu, QemuConfig},
+};
 use crate::{driver::end::Said, Accelerator, Result, VmSpec};
 
 /// What the agent prints for a kernel command line with `caisson.probe`, before it powers off.
@@ -51,7 +54,7 @@ pub async fn probe_kvm(config: &QemuConfig, spec: &VmSpec, limit: Duration) -> R
     (spec.max_cpus, spec.max_memory) = (spec.cpus, spec.memory);
     let started = Instant::now();
     let booted = async {
-        let qemu = match Qemu::start(&config.qemu, &spec, None).await {
+        let qemu = match Qemu::start(&config.qemu, &spec, Purpose::Probe, None).await {
             Err(error @ crate::Error::File { .. }) => return Err(error),
             Err(error) => return Ok(Err(error.to_string())),
             Ok(qemu) => qemu,

@@ -17,7 +17,7 @@ use super::{
     machine::{Qemu, QemuConfig},
     ports::{Port, Ports},
     qmp::shortened,
-    resize,
+    resize, template,
 };
 use crate::{
     driver::{
@@ -75,6 +75,7 @@ impl QemuVm {
         vsock: Vsock,
         user_namespace: Arc<OwnedFd>,
     ) -> Result<QemuVm> {
+        let started = Instant::now();
         let (vsock_daemon, readiness) = vsock.daemon.unzip();
         let mut vm = QemuVm {
             virtiofsd: config.virtiofsd.clone(),
@@ -92,6 +93,10 @@ impl QemuVm {
         if let Some(daemon) = &vm.vsock {
             vm.end.comes_with(daemon);
         }
+        if let Some(template) = &vm.spec.template {
+            template::load(&vm.qemu.qmp, template).await?;
+            log_stage("template", started);
+        }
         let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
         vm.plug("vsock", backend, properties, None).await?;
         if let Some(readiness) = readiness {
@@ -104,6 +109,10 @@ impl QemuVm {
     /// Starts the machine.
     pub(super) async fn start(&self) -> Result<()> {
         self.qemu.qmp.execute("cont", json!({})).await?;
+        if self.spec.template.is_some() {
+            // The guest has asked already, before it was saved.
+            self.qemu.question.answer();
+        }
         Ok(())
     }
 

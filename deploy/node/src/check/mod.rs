@@ -54,6 +54,7 @@ pub fn run(arguments: &Arguments, config: Result<NodeConfig, ConfigError>) -> Re
         ),
         vsock(&config),
         guest(&config),
+        templates(&config),
         shim(),
         containerd(),
         host::cgroups(),
@@ -229,6 +230,24 @@ fn guest(config: &NodeConfig) -> Line {
             format!("{found}, no modules.squashfs"),
             "put it beside the kernel for containers that load kernel modules",
         ),
+    }
+}
+
+fn templates(config: &NodeConfig) -> Line {
+    let name = "templates";
+    if !config.vm.templates {
+        return Line::ok(name, "none: vm.templates = false, every VM boots");
+    }
+    match caisson_node::templates::list(config) {
+        Ok(found) if found.is_empty() => Line::ok(
+            name,
+            "none yet: one is made after the first pod's start, or by `caisson template build`",
+        ),
+        Ok(found) => {
+            let mib: u64 = found.iter().map(|template| template.used >> 20).sum();
+            Line::ok(name, format!("{}, {mib} MiB", found.len()))
+        }
+        Err(error) => Line::warn(name, chain(&error), "make the folder readable"),
     }
 }
 

@@ -1,0 +1,356 @@
+//! Keeps the templates of this node's bare VMs, from which pods start instead of booting.
+//!
+//! A template is a folder of the store, named by a digest of everything that its VM depends on:
+//!
+//! ```text
+//! <store_dir>/templates/<key>/machine       what caisson_vmm::Vmm::make_template wrote
+//! <store_dir>/templates/<key>/about.json    when it was made, its size and its sha256
+//! <store_dir>/templates/.<key>              being made; its maker holds a lock on it
+//! ```
+//!
+//! If no template can be made, `about.json` says why, and it is not tried again for a day.
+//!
+//! It holds nothing of a pod: its guest has done nothing but boot. A template whose files do not
+//! fit together is not used, and one that no VM starts from is [discarded](discard). Nothing hashes
+//! a template when a pod starts; `caisson template list` does.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use caisson_oci::{NodeConfig, VmSize};
+use caisson_vmm::{Accelerator, Credentials, Guest, Placement, Secret, VmSpec, Vmm};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config::guest_image,
+    host::{
+        chain::chain,
+        error::{FileError, OnFile},
+        file,
+        folder::make_private,
+        size::{host_cpus, host_memory_mib},
+    },
+    state::{PodDir, StateError},
+};
+
+/// What can go wrong with a template.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The state folder of the template's VM can't be made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its VM failed.
+    #[error("the template's VM")]
+    Vm(#[from] caisson_vmm::Error),
+    /// An operation on a file or folder failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// No template has that name.
+    #[error("no template {0}")]
+    Missing(String),
+}
+
+type Result<T> = std::result::Result<T, TemplateError>;
+
+const MACHINE: &str = "machine";
+const ABOUT: &str = "about.json";
+/// How long it is not tried again after a failure.
+const RETRY: Duration = Duration::from_secs(24 * 3600);
+/// How long a template is kept beside one that was made later.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What is known about a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The version of Caisson that made it.
+    pub version: String,
+    /// In seconds since 1970.
+    pub made: u64,
+    /// The length of its file in bytes.
+    pub length: u64,
+    /// The sha256 of its file, in hex digits.
+    pub sha256: String,
+    /// What its VM is like, for people.
+    pub shape: String,
+    /// Why it could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+impl About {
+    fn age(&self) -> Duration {
+        Duration::from_secs(now().saturating_sub(self.made))
+    }
+}
+
+/// A template in the store.
+#[derive(Debug)]
+pub struct Template {
+    /// The folder's name.
+    pub key: String,
+    pub about: About,
+    /// Bytes on the disk.
+    pub used: u64,
+}
+
+/// The size of a VM that starts from a template. One size serves every pod, which gets its own
+/// afterwards. Nearly no pod has less, since it has `vm.memory_overhead_mib` in any case.
+pub const SIZE: VmSize = VmSize {
+    cpus: 1,
+    memory_mib: 128,
+};
+
+/// Returns a bare VM of that size, of no pod and without a place on the host yet.
+pub fn bare(
+    config: &NodeConfig,
+    accelerator: Accelerator,
+) -> std::result::Result<VmSpec, FileError> {
+    Ok(VmSpec {
+        id: String::new(),
+        dir: PathBuf::new(),
+        guest: guest_image(config),
+        cpus: SIZE.cpus,
+        max_cpus: host_cpus(),
+        memory: SIZE.memory_mib << 20,
+        max_memory: config.vm.max_memory_mib.min(host_memory_mib()) << 20,
+        accelerator,
+        credentials: Credentials { uid: 0, gid: 0 },
+        placement: Placement::default(),
+        template: None,
+        secret: Secret::random().map_err(FileError::file("read", "/dev/urandom"))?,
+    })
+}
+
+/// Returns the file of the template for VMs like `spec`, if there is one.
+pub fn find(config: &NodeConfig, spec: &VmSpec) -> Option<PathBuf> {
+    let dir = store(config).join(key(config, spec));
+    let machine = dir.join(MACHINE);
+    let about = about(&dir)?;
+    let length = fs::metadata(&machine).ok()?.len();
+    (length == about.length).then_some(machine)
+}
+
+/// Makes the template for VMs like `spec`, and returns whether it did: there may be one, or another
+/// process may be making it.
+pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<bool> {
+    let key = key(config, spec);
+    let dir = store(config).join(&key);
+    make_private(&store(config)).map_err(TemplateError::file("create", store(config)))?;
+    let part = store(config).join(format!(".{key}"));
+    let Some(file) = begin(&part)? else {
+        return Ok(false);
+    };
+    let tried = about(&dir).is_some_and(|about| about.failed.is_some() && about.age() < RETRY);
+    if tried || find(config, spec).is_some() {
+        fs::remove_file(&part).map_err(TemplateError::file("remove", &part))?;
+        return Ok(false);
+    }
+    let pod = PodDir::create(config, &format!("template-{}", std::process::id()))?;
+    let spec = VmSpec {
+        id: "template".to_owned(),
+        dir: pod.vm(),
+        credentials: pod.credentials,
+        placement: pod.placement.clone(),
+        template: None,
+        ..spec.clone()
+    };
+    let made = vmm.make_template(spec.clone(), &part).await;
+    let failed = made.as_ref().err().map(|error| chain(error));
+    let about = describe(&part, &spec, failed)?;
+    // What is there does not fit together.
+    remove_folder(&dir)?;
+    let whole = store(config).join(format!(".{key}.new"));
+    remove_folder(&whole)?;
+    fs::create_dir(&whole).map_err(TemplateError::file("create", &whole))?;
+    let text = serde_json::to_vec_pretty(&about).unwrap_or_default();
+    file::replace(&whole.join(ABOUT), &text)?;
+    let machine = whole.join(MACHINE);
+    match made {
+        Ok(()) => file
+            .set_permissions(fs::Permissions::from_mode(0o400))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&part, &machine)),
+        Err(_) => fs::remove_file(&part),
+    }
+    .map_err(TemplateError::file("write", &machine))?;
+    fs::rename(&whole, &dir).map_err(TemplateError::file("write", &dir))?;
+    made?;
+    retire(config, &key)?;
+    Ok(true)
+}
+
+/// Takes a template away whose VM did not start. VMs that started from it go on.
+pub fn discard(machine: &Path) -> Result<()> {
+    match machine.parent() {
+        Some(dir) => remove_folder(dir),
+        None => Ok(()),
+    }
+}
+
+/// Returns the templates of the node, the newest first.
+pub fn list(config: &NodeConfig) -> Result<Vec<Template>> {
+    let dir = store(config);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(TemplateError::file("list", dir)(error)),
+    };
+    let mut templates: Vec<Template> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let machine = fs::metadata(entry.path().join(MACHINE));
+            let used = machine.map_or(0, |machine| machine.blocks() * 512);
+            Some(Template {
+                key: entry.file_name().into_string().ok()?,
+                about: about(&entry.path())?,
+                used,
+            })
+        })
+        .collect();
+    templates.sort_by_key(|template| std::cmp::Reverse(template.about.made));
+    Ok(templates)
+}
+
+/// Returns whether the file of a template is as it was made.
+pub fn is_whole(config: &NodeConfig, template: &Template) -> Result<bool> {
+    let machine = store(config).join(&template.key).join(MACHINE);
+    Ok(digest(&machine)? == template.about.sha256)
+}
+
+/// Removes a template. VMs that started from it go on.
+pub fn remove(config: &NodeConfig, key: &str) -> Result<()> {
+    let known = list(config)?.into_iter().any(|found| found.key == key);
+    match known {
+        true => remove_folder(&store(config).join(key)),
+        false => Err(TemplateError::Missing(key.to_owned())),
+    }
+}
+
+/// Removes the templates that were made long ago, of VMs that this node has no more.
+fn retire(config: &NodeConfig, kept: &str) -> Result<()> {
+    for template in list(config)? {
+        if template.about.age() > KEPT && template.key != kept {
+            remove_folder(&store(config).join(&template.key))?;
+        }
+    }
+    Ok(())
+}
+
+fn store(config: &NodeConfig) -> PathBuf {
+    config.store_dir.join("templates")
+}
+
+fn about(dir: &Path) -> Option<About> {
+    serde_json::from_slice(&fs::read(dir.join(ABOUT)).ok()?).ok()
+}
+
+/// Opens the file that a template is made in, empty and locked. `None` if another process makes it.
+fn begin(path: &Path) -> Result<Option<File>> {
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(TemplateError::file("open", path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => {
+            return Err(TemplateError::file("lock", path)(error))
+        }
+    }
+    // The maker before may have been done in between, and its file moved away.
+    let same = fs::metadata(path).is_ok_and(|there| {
+        file.metadata()
+            .is_ok_and(|opened| (opened.dev(), opened.ino()) == (there.dev(), there.ino()))
+    });
+    if !same {
+        return Ok(None);
+    }
+    file.set_len(0)
+        .map_err(TemplateError::file("write", path))?;
+    Ok(Some(file))
+}
+
+fn describe(machine: &Path, spec: &VmSpec, failed: Option<String>) -> Result<About> {
+    let length = fs::metadata(machine).map_err(TemplateError::file("look at", machine))?;
+    Ok(About {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        made: now(),
+        length: length.len(),
+        sha256: digest(machine)?,
+        shape: format!(
+            "{} of {} cpus, {} of {} MiB, {:?}",
+            spec.cpus,
+            spec.max_cpus,
+            spec.memory >> 20,
+            spec.max_memory >> 20,
+            spec.accelerator
+        ),
+        failed,
+    })
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    File::open(path)
+        .and_then(|mut file| io::copy(&mut file, &mut hash))
+        .map_err(TemplateError::file("read", path))?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(TemplateError::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// Identifies what the state of a bare VM depends on: QEMU, its guest, its shape, the accelerator,
+/// the host's cpu and its kernel.
+fn key(config: &NodeConfig, spec: &VmSpec) -> String {
+    let Guest {
+        kernel,
+        initramfs,
+        modules,
+        log_level,
+    } = &spec.guest;
+    // A file that was replaced has another inode, or another time.
+    let identity = |path: &Path| {
+        let found = fs::metadata(path);
+        let found = found.map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
+        format!("{found:?}")
+    };
+    let files = [&config.hypervisor.qemu, kernel, initramfs].map(|path| identity(path));
+    let shape = (spec.cpus, spec.max_cpus, spec.memory, spec.max_memory);
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = |key: &str| {
+        let line = cpus.lines().find(|line| line.starts_with(key));
+        line.unwrap_or_default().to_owned()
+    };
+    let host = fs::read_to_string("/proc/version").unwrap_or_default();
+    let all = format!(
+        "{} {files:?} {shape:?} {:?} {} {log_level} {} {} {host}",
+        env!("CARGO_PKG_VERSION"),
+        spec.accelerator,
+        modules.is_some(),
+        cpu("model name"),
+        cpu("flags"),
+    );
+    hex::encode(Sha256::digest(all))[..16].to_owned()
+}

@@ -1,0 +1,140 @@
+//! Tests containers whose VMs start from the node's template.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::LazyLock,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{ensure, Context, Result};
+use caisson_tests::{
+    command::{self, LIMIT},
+    Container, Leftovers, Node,
+};
+use rstest::rstest;
+
+/// A node with a template.
+static NODE: LazyLock<&Node> = LazyLock::new(|| Node::keep(with_template().unwrap_or_else(fail)));
+
+fn fail<T>(error: anyhow::Error) -> T {
+    panic!("{error:?}")
+}
+
+fn with_template() -> Result<Node> {
+    let node = node()?;
+    caisson(&node, &["template", "build"])?;
+    Ok(node)
+}
+
+fn node() -> Result<Node> {
+    Node::start_with(|config| config["vm"]["templates"] = true.into())
+}
+
+fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
+    let mut caisson = caisson_tests::node::caisson(node)?;
+    let output = command::run(caisson.args(arguments), None, LIMIT)?;
+    Ok(output.ok()?.text())
+}
+
+/// The file of the only template.
+fn template(node: &Node) -> Result<PathBuf> {
+    let entries = fs::read_dir(node.store_dir().join("templates"))?;
+    let machines = entries.flatten().map(|entry| entry.path().join("machine"));
+    let found: Vec<PathBuf> = machines.filter(|path| path.exists()).collect();
+    ensure!(found.len() == 1, "{found:?}");
+    Ok(found[0].clone())
+}
+
+/// How QEMU was started for a container's VM.
+fn command_line(container: &Container<'_>) -> Result<String> {
+    let line = fs::read(format!("/proc/{}/cmdline", container.vmm()?))?;
+    Ok(String::from_utf8_lossy(&line).replace('\0', " "))
+}
+
+fn sleeping(node: &Node) -> Result<Container<'_>> {
+    node.container("busybox").args(["sleep", "1000"]).start()
+}
+
+#[test]
+fn vm_starts_from_the_template() -> Result<()> {
+    let container = sleeping(&NODE)?;
+    let line = command_line(&container)?;
+    assert!(line.contains("-incoming"), "{line}");
+    container.remove()
+}
+
+#[test]
+fn first_start_without_a_template_boots_and_makes_one() -> Result<()> {
+    let node = node()?;
+    let first = sleeping(&node)?;
+    let line = command_line(&first)?;
+    assert!(!line.contains("-incoming"), "{line}");
+    command::poll("the template", LIMIT, || template(&node).ok())?;
+    let second = sleeping(&node)?;
+    assert!(command_line(&second)?.contains("-incoming"));
+    first.remove()?;
+    second.remove()
+}
+
+/// What a machine has that no other has.
+#[rstest]
+#[case::boot_id("cat /proc/sys/kernel/random/boot_id")]
+#[case::machine_id("cat /etc/machine-id 2>/dev/null || cat /proc/sys/kernel/random/uuid")]
+#[case::urandom("head -c 1048576 /dev/urandom | md5sum")]
+#[case::uuid("cat /proc/sys/kernel/random/uuid")]
+#[case::addresses_of_a_program("grep -m1 stack /proc/self/maps")]
+fn clones_differ(#[case] command: &str) -> Result<()> {
+    let (one, two) = (sleeping(&NODE)?, sleeping(&NODE)?);
+    let said = (one.sh(command)?, two.sh(command)?);
+    one.remove()?;
+    two.remove()?;
+    assert_ne!(said.0, said.1);
+    Ok(())
+}
+
+#[test]
+fn clock_of_a_clone_is_the_hosts() -> Result<()> {
+    let container = sleeping(&NODE)?;
+    let before = SystemTime::now();
+    let said: f64 = container.sh("date +%s.%N")?.trim().parse()?;
+    let after = SystemTime::now();
+    container.remove()?;
+    let seconds =
+        |time: SystemTime| Ok::<_, anyhow::Error>(time.duration_since(UNIX_EPOCH)?.as_secs_f64());
+    let slack = 0.05;
+    assert!(said > seconds(before)? - slack && said < seconds(after)? + slack);
+    Ok(())
+}
+
+#[rstest]
+#[case::damaged_state(|path| overwrite(path, 4096))]
+#[case::cut_short(|path| Ok(fs::File::options().write(true).open(path)?.set_len(100_000)?))]
+#[case::empty(|path| Ok(fs::write(path, "")?))]
+fn container_starts_without_its_template(#[case] damage: fn(&PathBuf) -> Result<()>) -> Result<()> {
+    let node = with_template()?;
+    let before = Leftovers::count(&node);
+    damage(&template(&node)?)?;
+    let output = node.container("busybox").args(["echo", "alive"]).run()?;
+    assert_eq!(output.ok()?.line(), "alive");
+    Leftovers::none_since(&node, &before)
+}
+
+/// Overwrites what follows the header of the file.
+fn overwrite(path: &PathBuf, at: u64) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::options().write(true).open(path)?;
+    file.write_all_at(&[0xa5; 4096], at).context("overwrite")
+}
+
+#[test]
+fn list_says_which_template_is_damaged() -> Result<()> {
+    let node = with_template()?;
+    assert!(caisson(&node, &["template", "list"])?.contains("whole"));
+    let path = template(&node)?;
+    let length = fs::metadata(&path)?.len();
+    overwrite(&path, length / 2)?;
+    let list = caisson(&node, &["template", "list"])?;
+    assert!(list.contains("damaged"), "{list}");
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Templates: a machine whose guest waits for its secret, saved to a file, from which others start.
+//!
+//! The file is a migration stream whose pages of memory each have a place of their own
+//! (`mapped-ram`, QEMU 9.0 and later), so that several threads of QEMU read them at once. A page
+//! that the guest never wrote takes no room. A machine that starts from the file has a copy: the
+//! daemons of its devices need to see what the guest writes, so its memory can't be shared with
+//! others' until it is written.
+
+use std::{fs::File, path::Path, time::Duration};
+
+use serde_json::{json, Value};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    error::QmpError,
+    machine::Qemu,
+    qmp::{shortened, Qmp},
+};
+use crate::{Error, Result};
+
+/// How long a guest may take to boot, under emulation on a busy host.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a guest that has asked for its secret goes on before it is saved: what the kernel has
+/// put off is then done, once for all that start from the template.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How long the machine may take to be written or read.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The interval between two looks at how far that is.
+const POLL: Duration = Duration::from_millis(1);
+/// How many threads write or read memory.
+const CHANNELS: u32 = 2;
+
+/// Lets a machine boot until its guest asks for the secret, and writes it to a file.
+pub(super) async fn save(qemu: &Qemu, to: &Path) -> Result<()> {
+    let file = open(to, File::options().write(true))?;
+    // Before anything that takes time: QEMU may be too old.
+    prepare(&qemu.qmp).await?;
+    qemu.qmp.execute("cont", json!({})).await?;
+    let asked = async {
+        qemu.question.asked().await;
+        Ok(())
+    };
+    let asked = qemu.child.unless_it_ends(asked);
+    timeout(BOOT_LIMIT, asked)
+        .await
+        .map_err(|_| QmpError::TimedOut {
+            what: "the boot of a template's guest".to_owned(),
+            limit: BOOT_LIMIT,
+        })??;
+    sleep(SETTLE).await;
+    qemu.pause.set(true);
+    qemu.qmp.execute("stop", json!({})).await?;
+    migrate(&qemu.qmp, "migrate", file).await
+}
+
+/// Gives a machine that was started with `-incoming defer` the state in a file.
+pub(super) async fn load(qmp: &Qmp, from: &Path) -> Result<()> {
+    let file = open(from, File::options().read(true))?;
+    prepare(qmp).await?;
+    migrate(qmp, "migrate-incoming", file).await
+}
+
+fn open(path: &Path, options: &std::fs::OpenOptions) -> Result<File> {
+    options.open(path).map_err(|source| Error::File {
+        what: "open template",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Chooses the format of the file.
+async fn prepare(qmp: &Qmp) -> Result<()> {
+    let capabilities = ["mapped-ram", "multifd"];
+    let capabilities = capabilities.map(|name| json!({ "capability": name, "state": true }));
+    let arguments = json!({ "capabilities": capabilities });
+    qmp.execute("migrate-set-capabilities", arguments).await?;
+    let parameters = json!({ "multifd-channels": CHANNELS, "max-bandwidth": 0 });
+    qmp.execute("migrate-set-parameters", parameters).await?;
+    Ok(())
+}
+
+/// Writes the machine to a file or reads it from there.
+async fn migrate(qmp: &Qmp, command: &str, file: File) -> Result<()> {
+    let added = qmp.pass("add-fd", json!({}), file.into()).await?;
+    let set = added["fdset-id"]
+        .as_u64()
+        .ok_or_else(|| QmpError::Protocol(format!("add-fd: {}", shortened(&added))))?;
+    let uri = format!("file:/dev/fdset/{set}");
+    qmp.execute(command, json!({ "uri": uri })).await?;
+    let done = timeout(LIMIT, done(qmp, command)).await;
+    done.map_err(|_| QmpError::TimedOut {
+        what: format!("QEMU's {command}"),
+        limit: LIMIT,
+    })??;
+    qmp.execute("remove-fd", json!({ "fdset-id": set })).await?;
+    Ok(())
+}
+
+async fn done(qmp: &Qmp, command: &str) -> Result<()> {
+    loop {
+        let info = qmp.execute("query-migrate", json!({})).await?;
+        match info["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") => {
+                let why = info["error-desc"].as_str().unwrap_or("it does not say why");
+                let text = Value::from(why);
+                return Err(QmpError::Protocol(format!("{command}: {}", shortened(&text))).into());
+            }
+            _ => sleep(POLL).await,
+        }
+    }
+}
