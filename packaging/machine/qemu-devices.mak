@@ -4,6 +4,8 @@
 # The board, and the slots that devices are plugged into
 CONFIG_Q35=y
 CONFIG_PCIE_PORT=y
+CONFIG_PCI_BRIDGE=y
+CONFIG_PCIE_PCI_BRIDGE=y
 CONFIG_SERIAL_ISA=y
 
 # What the shim plugs in
