@@ -2,17 +2,18 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     sync::LazyLock,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{ensure, Context, Result};
-use caisson_tests::{
-    command::{self, LIMIT},
-    Container, Leftovers, Node,
-};
+use anyhow::{ensure, Result};
+use caisson_tests::{command, node, Container, Leftovers, Node};
 use rstest::rstest;
+
+/// How long a template may take to be made.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A node with a template.
 static NODE: LazyLock<&Node> = LazyLock::new(|| Node::keep(with_template().unwrap_or_else(fail)));
@@ -32,7 +33,7 @@ fn node() -> Result<Node> {
 }
 
 fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
-    let mut caisson = caisson_tests::node::caisson(node)?;
+    let mut caisson = node::caisson(node)?;
     let output = command::run(caisson.args(arguments), None, LIMIT)?;
     Ok(output.ok()?.text())
 }
@@ -107,24 +108,37 @@ fn clock_of_a_clone_is_the_hosts() -> Result<()> {
     Ok(())
 }
 
+/// What can have become of a template's file.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    State,
+    Cut,
+    Empty,
+}
+
+impl Damage {
+    fn is_done_to(self, path: &Path) -> Result<()> {
+        let file = fs::File::options().write(true).open(path)?;
+        match self {
+            Self::State => file.write_all_at(&[0xa5; 4096], 0)?,
+            Self::Cut => file.set_len(100_000)?,
+            Self::Empty => file.set_len(0)?,
+        }
+        Ok(())
+    }
+}
+
 #[rstest]
-#[case::damaged_state(|path| overwrite(path, 4096))]
-#[case::cut_short(|path| Ok(fs::File::options().write(true).open(path)?.set_len(100_000)?))]
-#[case::empty(|path| Ok(fs::write(path, "")?))]
-fn container_starts_without_its_template(#[case] damage: fn(&PathBuf) -> Result<()>) -> Result<()> {
+#[case::state(Damage::State)]
+#[case::cut(Damage::Cut)]
+#[case::empty(Damage::Empty)]
+fn container_starts_without_a_damaged_template(#[case] damage: Damage) -> Result<()> {
     let node = with_template()?;
     let before = Leftovers::count(&node);
-    damage(&template(&node)?)?;
+    damage.is_done_to(&template(&node)?)?;
     let output = node.container("busybox").args(["echo", "alive"]).run()?;
     assert_eq!(output.ok()?.line(), "alive");
     Leftovers::none_since(&node, &before)
-}
-
-/// Overwrites what follows the header of the file.
-fn overwrite(path: &PathBuf, at: u64) -> Result<()> {
-    use std::os::unix::fs::FileExt;
-    let file = fs::File::options().write(true).open(path)?;
-    file.write_all_at(&[0xa5; 4096], at).context("overwrite")
 }
 
 #[test]
@@ -132,8 +146,9 @@ fn list_says_which_template_is_damaged() -> Result<()> {
     let node = with_template()?;
     assert!(caisson(&node, &["template", "list"])?.contains("whole"));
     let path = template(&node)?;
-    let length = fs::metadata(&path)?.len();
-    overwrite(&path, length / 2)?;
+    let middle = fs::metadata(&path)?.len() / 2;
+    let file = fs::File::options().write(true).open(&path)?;
+    file.write_all_at(&[0xa5; 4096], middle)?;
     let list = caisson(&node, &["template", "list"])?;
     assert!(list.contains("damaged"), "{list}");
     Ok(())
