@@ -1,6 +1,7 @@
 //! Boots the VM of a pod, and greets the agent in its guest.
 
 use std::{
+    io,
     path::Path,
     sync::{atomic::AtomicBool, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -8,7 +9,7 @@ use std::{
 
 use caisson_node::{
     accelerator,
-    host::{chain::chain, size::host_memory_mib},
+    host::{chain::chain, folder::Folder, size::host_memory_mib},
     record::MachineState,
     state::PodDir,
     templates,
@@ -230,7 +231,19 @@ async fn from_template(vmm: &dyn Vmm, spec: &VmSpec, template: &Path) -> Option<
         chain(&error)
     );
     discard(template);
+    if let Err(error) = empty(&spec.dir) {
+        log::warn!("empty {}: {error}", spec.dir.display());
+    }
     None
+}
+
+/// Removes what a VM that did not start left in its folder.
+fn empty(dir: &Path) -> io::Result<()> {
+    let folder = Folder::open(dir)?;
+    folder
+        .names()?
+        .iter()
+        .try_for_each(|name| folder.remove(name))
 }
 
 fn discard(template: &Path) {
