@@ -1,7 +1,7 @@
 # `make help` lists the targets. Each target installs or builds what it needs: on a fresh Debian 12,
 # as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
+.PHONY: help demo test versions clones unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
 
 # Tests under ctr for which containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run streams)
@@ -46,6 +46,14 @@ versions: ready ## what `make test` leaves out of other versions of containerd a
 	CAISSON_TEST_CONTAINERD=1.6 cargo test --no-fail-fast -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=1.7 cargo test --no-fail-fast -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test --no-fail-fast -p caisson-tests $(pods) --test cri_surroundings $(shim_skip)
+
+clones: ## VMs that start from a template, on our own QEMU and kernel
+	@packaging/setup test
+	@cargo xtask machine
+	@cargo xtask dist
+	@cargo xtask test-tools
+	cargo test -p caisson-vmm --test template
+	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test clones
 
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
