@@ -55,8 +55,9 @@ async fn template_of_a_qemu_that_is_too_old_is_refused_with_a_reason() {
     };
     let path = fixture.dir.path().join("template");
     File::create(&path).unwrap();
-    let made = QemuVmm::new(config).make_template(fixture.spec(), &path);
-    let error = made.await.unwrap_err().to_string();
+    let vmm = QemuVmm::new(config);
+    let made = vmm.make_template(fixture.spec(), &path).await;
+    let error = made.unwrap_err().to_string();
     assert!(error.contains("mapped-ram"), "{error}");
 }
 
