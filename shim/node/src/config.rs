@@ -76,8 +76,8 @@ pub fn load_with(main: &Path, drop_in: Option<(&Path, &str)>) -> Result<NodeConf
 }
 
 /// Returns settings for QEMU, the daemons and the guest image that lie beside the running program,
-/// as in a release: in `../libexec` and `../guest`. The configuration files override them. A process thus
-/// keeps using the version that it was started with, whatever is installed meanwhile.
+/// as in a release: in `../libexec` and `../guest`. The configuration files override them. A
+/// process thus keeps using the version that it was started with, whatever is installed meanwhile.
 fn beside() -> Option<(String, String)> {
     let program = env::current_exe().ok()?;
     let release = program.parent()?.parent()?;
