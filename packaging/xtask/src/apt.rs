@@ -10,7 +10,7 @@ use std::{
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{files, image::Pins, step};
+use crate::{files, pins::Pins, step};
 
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 

@@ -6,9 +6,9 @@ use anyhow::Result;
 
 use crate::{
     dirs::Dirs,
-    files, helpers,
-    image::{self, Pins},
+    files, helpers, image,
     machine::{self, Machine},
+    pins::Pins,
     profile::Profile,
     step,
 };

@@ -29,6 +29,7 @@ mod node_image;
 mod oci_image;
 mod papers;
 mod payload;
+mod pins;
 mod profile;
 mod prose;
 mod release;
@@ -41,6 +42,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
 use machine::Machine;
+use pins::Pins;
 use profile::Profile;
 use test_tools::Further;
 
@@ -96,31 +98,27 @@ fn dispatch(args: &[&str]) -> Result<()> {
     let dirs = dirs::Dirs::find()?;
     let lock = dirs.lock()?;
     match args {
-        ["machine"] => machine::build(&dirs, image::Pins::Prefer),
+        ["machine"] => machine::build(&dirs, Pins::Prefer),
         ["image"] => {
             let machine = machine::built(&dirs)?;
-            image::build(&dirs, machine, image::Pins::Prefer, Profile::Dev)
+            image::build(&dirs, machine, Pins::Prefer, Profile::Dev)
         }
-        ["image", "--locked"] => {
-            image::build(&dirs, Machine::Own, image::Pins::Require, Profile::Dev)
-        }
+        ["image", "--locked"] => image::build(&dirs, Machine::Own, Pins::Require, Profile::Dev),
         ["image", "--update-pins"] => image::update_pins(&dirs),
         ["image", "--check-reproducible"] => image::check_reproducible(&dirs),
         ["image", "--hostile"] => image::build_hostile(&dirs),
         ["dist"] => {
             let machine = machine::built(&dirs)?;
-            dist::build(&dirs, machine, image::Pins::Prefer, Profile::Dev)
+            dist::build(&dirs, machine, Pins::Prefer, Profile::Dev)
         }
-        ["dist", "--locked"] => {
-            dist::build(&dirs, Machine::Own, image::Pins::Require, Profile::Dev)
-        }
+        ["dist", "--locked"] => dist::build(&dirs, Machine::Own, Pins::Require, Profile::Dev),
         ["dist", "--release"] => {
             let machine = machine::built(&dirs)?;
-            dist::build(&dirs, machine, image::Pins::Prefer, Profile::Release)
+            dist::build(&dirs, machine, Pins::Prefer, Profile::Release)
         }
         ["dist", "--debian"] => {
             let dirs = dirs.debian();
-            dist::build(&dirs, Machine::Debian, image::Pins::Prefer, Profile::Dev)
+            dist::build(&dirs, Machine::Debian, Pins::Prefer, Profile::Dev)
         }
         ["test-tools"] => test_tools::build(&dirs, Further::Nothing),
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
@@ -142,7 +140,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["release", from @ ..] => release::all(&dirs, where_from(from, Profile::Release)?),
         ["helpers"] => helpers::build(&dirs, Profile::Dev),
         ["demo"] => {
-            dist::build_for_demo(&dirs, image::Pins::Prefer, Profile::Dev)?;
+            dist::build_for_demo(&dirs, Pins::Prefer, Profile::Dev)?;
             drop(lock);
             demo::run(&dirs)
         }
@@ -157,8 +155,8 @@ fn dispatch(args: &[&str]) -> Result<()> {
 
 fn where_from(args: &[&str], profile: Profile) -> Result<release::From> {
     match args {
-        [] => Ok(release::From::Built(image::Pins::Prefer, profile)),
-        ["--locked"] => Ok(release::From::Built(image::Pins::Require, profile)),
+        [] => Ok(release::From::Built(Pins::Prefer, profile)),
+        ["--locked"] => Ok(release::From::Built(Pins::Require, profile)),
         ["--as-is"] => Ok(release::From::AsIs),
         _ => bail!("don't know `{}`\n{USAGE}", args.join(" ")),
     }

@@ -8,10 +8,10 @@ use crate::{
     deb,
     dirs::Dirs,
     dist, files,
-    image::Pins,
     machine::{self, Machine},
     node_image::{self, FILE},
     papers,
+    pins::Pins,
     profile::Profile,
 };
 

@@ -5,13 +5,7 @@ use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::{
-    dirs::Dirs,
-    dist, files,
-    image::{self, Pins},
-    profile::Profile,
-    step,
-};
+use crate::{dirs::Dirs, dist, files, image, pins::Pins, profile::Profile, step};
 
 /// The report that cargo writes, below its target folder.
 const REPORT: &str = "cargo-timings/cargo-timing.html";

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::Pins;
+use crate::pins::Pins;
 use crate::{dirs::Dirs, profile::Profile, step};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -7,16 +7,7 @@ use std::{
 
 use anyhow::{bail, Context, Result};
 
-use crate::{dirs::Dirs, files, inputs::Kernel, step};
-
-/// How strictly the pins are applied.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Pins {
-    /// Takes the pinned version, or, if that is gone, the one that Debian has now, with a warning.
-    Prefer,
-    /// Takes the pinned version only.
-    Require,
-}
+use crate::{dirs::Dirs, files, inputs::Kernel, pins::Pins, step};
 
 /// A kernel package on disk whose digest was checked.
 pub struct Package {

@@ -25,13 +25,12 @@ use std::{
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
 
-pub use debian::Pins;
-
 use crate::{
     dirs::Dirs,
     files,
     inputs::{self, Inputs, Kernel},
     machine::{self, Machine},
+    pins::Pins,
     profile::Profile,
 };
 use agent::Agent;

@@ -7,16 +7,14 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{
-    debian::{self, Pins},
-    vmlinux,
-};
+use super::{debian, vmlinux};
 use crate::{
     apt::Package,
     dirs::Dirs,
     files,
     inputs::Inputs,
     machine::{self, Machine, Part},
+    pins::Pins,
     step,
 };
 

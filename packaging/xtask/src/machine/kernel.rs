@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 
-use super::{jobs, sources, Part, Recipe};
-use crate::{apt::Kind, dirs::Dirs, files, image::Pins, inputs, step};
+use super::part::{jobs, sources, Part, Recipe};
+use crate::{apt::Kind, dirs::Dirs, files, inputs, pins::Pins, step};
 
 /// The packages of this machine that decide about the bytes.
 const TOOLS: [&str; 2] = ["binutils", "gcc"];

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Result;
 
-use super::{jobs, sources, Part, Recipe};
-use crate::{apt::Kind, dirs::Dirs, files, image::Pins, inputs, step};
+use super::part::{jobs, sources, Part, Recipe};
+use crate::{apt::Kind, dirs::Dirs, files, inputs, pins::Pins, step};
 
 /// The program, in the part's folder and in `libexec`.
 pub const PROGRAM: &str = "qemu-system-x86_64";

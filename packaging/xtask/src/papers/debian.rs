@@ -8,14 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{
-    dirs::Dirs,
-    files,
-    image::{self, Pins},
-    inputs::Inputs,
-    machine::Source,
-    step,
-};
+use crate::{dirs::Dirs, files, image, inputs::Inputs, machine::Source, pins::Pins, step};
 
 /// One package.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -12,10 +12,10 @@ use anyhow::Result;
 use crate::{
     dirs::Dirs,
     files,
-    image::Pins,
     inputs::Inputs,
     libraries,
     machine::{self, Machine},
+    pins::Pins,
 };
 use crates::Crate;
 use debian::Package;

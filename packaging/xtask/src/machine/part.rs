@@ -1,0 +1,186 @@
+//! Makes a part of the machine from its recipe, unless the cache has it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    apt::{Kind, Package, Release},
+    dirs::Dirs,
+    files,
+    pins::Pins,
+    step,
+};
+
+/// A part of the machine in the cache.
+pub struct Part {
+    pub dir: PathBuf,
+    pub sources: Vec<Source>,
+}
+
+/// A package that a part is built from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Source {
+    pub package: Package,
+    /// Its `copyright` file.
+    pub copyright: String,
+}
+
+/// What went into a part, and how to make it.
+pub struct Recipe<'a> {
+    pub name: &'static str,
+    /// Pinned packages: of the part's sources, and of what is copied from them.
+    pub pinned: Vec<(&'a Package, Kind)>,
+    /// Configurations and the code of the recipe.
+    pub texts: Vec<String>,
+    /// Packages of this machine that the result depends on.
+    pub tools: &'static [&'static str],
+    pub make: Make,
+}
+
+/// Makes a part in the second folder, with the first one for what is in between, from the files of
+/// the pinned packages. Returns their copyright texts.
+pub type Make = fn(&Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec<String>>;
+
+/// The folder of the configurations in the checkout.
+pub fn sources(dirs: &Dirs) -> PathBuf {
+    dirs.root.join("packaging/machine")
+}
+
+impl Recipe<'_> {
+    /// Returns the part from the cache, and makes it there first if needed.
+    pub fn part(&self, dirs: &Dirs, release: &str, pins: Pins) -> Result<Part> {
+        let cache = cache()?;
+        if let Some(part) = self.cached(&cache, &self.pinned())? {
+            return Ok(part);
+        }
+        let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
+        let debian = Release::open(&dirs.log, release, &temp.path().join("apt"))?;
+        let mut packages = Vec::new();
+        let mut paths = Vec::new();
+        for (pinned, kind) in &self.pinned {
+            let (package, path) = debian.fetch(pinned, *kind, pins)?;
+            packages.push(package);
+            paths.push(path);
+        }
+        if let Some(part) = self.cached(&cache, &packages)? {
+            return Ok(part);
+        }
+        eprintln!("  {}: building it takes minutes, once", self.name);
+        let made = tempfile::tempdir_in(&cache).context("make a folder in the cache")?;
+        let work = temp.path().join("work");
+        files::make_dir(&work)?;
+        let texts = (self.make)(dirs, &work, made.path(), &paths)?;
+        let sources: Vec<Source> = packages
+            .iter()
+            .zip(texts)
+            .map(|(package, copyright)| Source {
+                package: package.clone(),
+                copyright,
+            })
+            .collect();
+        let text = serde_json::to_string_pretty(&sources)?;
+        files::write(&made.path().join(SOURCES), text.as_bytes(), 0o644)?;
+        let dir = self.dir(&cache, &packages)?;
+        if let Err(error) = fs::rename(made.path(), &dir) {
+            // Another checkout was quicker, with the same result.
+            if !dir.exists() {
+                return Err(error).with_context(|| format!("make {}", dir.display()));
+            }
+        }
+        remove_old(&cache)?;
+        self.cached(&cache, &packages)?
+            .with_context(|| format!("{} is not there", dir.display()))
+    }
+
+    /// Returns whether the part is in the cache. Without the tools to build it, it is not.
+    pub fn is_built(&self) -> Result<bool> {
+        let tools = Command::new("dpkg-query")
+            .arg("-W")
+            .args(self.tools)
+            .output();
+        let tools = tools.is_ok_and(|output| output.status.success());
+        Ok(tools && self.cached(&cache()?, &self.pinned())?.is_some())
+    }
+
+    fn pinned(&self) -> Vec<Package> {
+        let packages = self.pinned.iter().map(|(package, _)| *package);
+        packages.cloned().collect()
+    }
+
+    fn cached(&self, cache: &Path, packages: &[Package]) -> Result<Option<Part>> {
+        let dir = self.dir(cache, packages)?;
+        // It is written last.
+        let Ok(text) = fs::read_to_string(dir.join(SOURCES)) else {
+            return Ok(None);
+        };
+        let now = SystemTime::now();
+        let used = fs::File::open(&dir).and_then(|dir| dir.set_modified(now));
+        used.with_context(|| format!("set the time of {}", dir.display()))?;
+        let sources = serde_json::from_str(&text)
+            .with_context(|| format!("read {}", dir.join(SOURCES).display()))?;
+        Ok(Some(Part { dir, sources }))
+    }
+
+    /// Returns the folder that is named by all that goes in.
+    fn dir(&self, cache: &Path, packages: &[Package]) -> Result<PathBuf> {
+        let mut all = format!("{packages:?}\n");
+        for text in &self.texts {
+            all.push_str(text);
+            all.push('\0');
+        }
+        let mut query = Command::new("dpkg-query");
+        query.args(["-W", "-f", "${Package} ${Version}\n"]);
+        let tools = step::output(query.args(self.tools))
+            .context("packages are missing: run `packaging/setup machine`")?;
+        all.push_str(&String::from_utf8_lossy(&tools));
+        let file = tempfile::NamedTempFile::new().context("make a file")?;
+        files::write(file.path(), all.as_bytes(), 0o600)?;
+        let digest = files::sha256(file.path())?;
+        Ok(cache.join(format!("{}-{}", self.name, &digest[..16])))
+    }
+}
+
+/// The file in a part's folder that lists its sources.
+const SOURCES: &str = "sources.json";
+/// How long a part is kept after its last use.
+const KEPT: Duration = Duration::from_secs(60 * 24 * 3600);
+
+/// Returns the folder that is shared by all checkouts of this user.
+fn cache() -> Result<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base
+        .filter(|path| path.is_absolute())
+        .or_else(home)
+        .context("neither XDG_CACHE_HOME nor HOME is set")?;
+    let cache = base.join("caisson/machine");
+    files::make_dir(&cache)?;
+    Ok(cache)
+}
+
+/// Removes the parts that no checkout has used for long, and what an interrupted build left.
+fn remove_old(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache).with_context(|| format!("list {}", cache.display()))? {
+        let entry = entry.with_context(|| format!("list {}", cache.display()))?;
+        let used = entry.metadata().and_then(|meta| meta.modified());
+        let idle = used.map(|used| used.elapsed().unwrap_or_default());
+        if idle.is_ok_and(|idle| idle > KEPT) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the number of compilers that run at once, as an option of make and ninja.
+pub fn jobs() -> String {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("-j{count}")
+}
