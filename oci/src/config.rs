@@ -226,7 +226,7 @@ impl Default for Vm {
             max_memory_mib: 8192,
             boot_timeout_secs: 60,
             answer_timeout_secs: None,
-            templates: true,
+            templates: false,
         }
     }
 }
