@@ -108,7 +108,6 @@ impl Release {
         let Package {
             package, version, ..
         } = pinned;
-        let newest = self.newest(package, kind)?;
         if let Ok(path) = self.download(package, version, kind) {
             let sha256 = files::sha256(&path)?;
             if sha256 != pinned.sha256 {
@@ -119,6 +118,7 @@ impl Release {
             }
             return Ok((pinned.clone(), path));
         }
+        let newest = self.newest(package, kind)?;
         if pins == Pins::Require {
             bail!(
                 "{package} {version} is gone from Debian's {}, which has {newest} now: pin that in packaging/guest/inputs.toml",

@@ -55,6 +55,34 @@ pub fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))
 }
 
+/// Returns every file below a folder, by its path there, sorted.
+pub fn below(dir: &Path) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
+    collect(dir, "", &mut paths)?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn collect(top: &Path, below: &str, paths: &mut Vec<String>) -> Result<()> {
+    let dir = top.join(below);
+    let context = || format!("read {}", dir.display());
+    for found in fs::read_dir(&dir).with_context(context)? {
+        let found = found.with_context(context)?;
+        let name = found.file_name().to_string_lossy().into_owned();
+        let path = if below.is_empty() {
+            name
+        } else {
+            format!("{below}/{name}")
+        };
+        if found.file_type().with_context(context)?.is_dir() {
+            collect(top, &path, paths)?;
+        } else {
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
 /// Returns the last part of a path.
 pub fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();

@@ -32,32 +32,17 @@ pub struct Entry {
 pub fn entries(dirs: &Dirs) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for folder in FOLDERS {
-        collect(
-            &dirs.dist.join(folder),
-            &format!("{PLACE}/{folder}"),
-            &mut entries,
-        )?;
+        let dir = dirs.dist.join(folder);
+        for path in files::below(&dir)? {
+            let to = format!("{PLACE}/{folder}/{path}");
+            entries.push(entry(&dir.join(path), to)?);
+        }
     }
     for paper in papers::all(dirs) {
         entries.push(entry(&dirs.dist.join(paper), format!("{PAPERS}/{paper}"))?);
     }
     entries.sort();
     Ok(entries)
-}
-
-/// Adds the files below a folder.
-fn collect(dir: &Path, to: &str, entries: &mut Vec<Entry>) -> Result<()> {
-    for found in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
-        let from = found
-            .with_context(|| format!("read {}", dir.display()))?
-            .path();
-        let to = format!("{to}/{}", files::name(&from));
-        match from.is_dir() {
-            true => collect(&from, &to, entries)?,
-            false => entries.push(entry(&from, to)?),
-        }
-    }
-    Ok(())
 }
 
 /// Returns the entry that puts `from` at `to`. Of its mode, only whether it is executable is kept.

@@ -80,34 +80,11 @@ fn contents(dirs: &Dirs, from: From) -> Result<()> {
 /// Returns the checksums in the format of `sha256sum -c`: every file below `dist`, by its path
 /// there, sorted.
 fn sums(dist: &Path) -> Result<String> {
-    let mut paths = Vec::new();
-    collect(dist, "", &mut paths)?;
-    paths.sort();
     let mut text = String::new();
-    for path in paths.iter().filter(|path| *path != SUMS) {
+    for path in files::below(dist)?.iter().filter(|path| *path != SUMS) {
         let _ = writeln!(text, "{}  {path}", files::sha256(&dist.join(path))?);
     }
     Ok(text)
-}
-
-fn collect(dist: &Path, below: &str, paths: &mut Vec<String>) -> Result<()> {
-    let dir = dist.join(below);
-    let context = || format!("read {}", dir.display());
-    for found in fs::read_dir(&dir).with_context(context)? {
-        let found = found.with_context(context)?;
-        let name = found.file_name().to_string_lossy().into_owned();
-        let path = if below.is_empty() {
-            name
-        } else {
-            format!("{below}/{name}")
-        };
-        if found.file_type().with_context(context)?.is_dir() {
-            collect(dist, &path, paths)?;
-        } else {
-            paths.push(path);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

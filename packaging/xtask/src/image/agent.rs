@@ -7,8 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::pins::Pins;
-use crate::{dirs::Dirs, profile::Profile, step};
+use crate::{dirs::Dirs, pins::Pins, profile::Profile, step};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

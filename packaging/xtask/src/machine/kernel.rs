@@ -7,25 +7,16 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 
-use super::part::{jobs, sources, Part, Recipe};
-use crate::{apt::Kind, dirs::Dirs, files, inputs, pins::Pins, step};
+use super::part::{jobs, sources, Recipe};
+use crate::{apt::Kind, dirs::Dirs, files, inputs, step};
 
 /// The packages of this machine that decide about the bytes.
 const TOOLS: [&str; 2] = ["binutils", "gcc"];
 /// The configuration: its options in the checkout, the whole of it in the part's folder.
 pub const CONFIG: &str = "kernel.config";
 
-/// Returns the kernel, built if needed.
-pub fn part(dirs: &Dirs, pins: &inputs::Machine, strict: Pins) -> Result<Part> {
-    recipe(dirs, pins)?.part(dirs, &pins.release, strict)
-}
-
-/// Returns whether it is there already.
-pub fn is_built(dirs: &Dirs, pins: &inputs::Machine) -> Result<bool> {
-    recipe(dirs, pins)?.is_built()
-}
-
-fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> {
+/// Says how the kernel is made, and of what.
+pub fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> {
     let config = sources(dirs).join(CONFIG);
     Ok(Recipe {
         name: "kernel",

@@ -39,20 +39,21 @@ pub fn build(dirs: &Dirs, pins: Pins) -> Result<()> {
 /// Returns our own machine if it has been built, otherwise Debian's.
 pub fn built(dirs: &Dirs) -> Result<Machine> {
     let inputs = Inputs::read(&dirs.inputs())?;
-    let both = qemu::is_built(dirs, &inputs.machine)? && kernel::is_built(dirs, &inputs.machine)?;
+    let both = qemu::recipe(dirs, &inputs.machine)?.is_built()?
+        && kernel::recipe(dirs, &inputs.machine)?.is_built()?;
     Ok(if both { Machine::Own } else { Machine::Debian })
 }
 
 /// Returns the part with QEMU: `qemu-system-x86_64`, the firmware in `roms`, and `qemu.config`.
 pub fn qemu(dirs: &Dirs, pins: Pins) -> Result<Part> {
     let inputs = Inputs::read(&dirs.inputs())?;
-    qemu::part(dirs, &inputs.machine, pins)
+    qemu::recipe(dirs, &inputs.machine)?.part(dirs, &inputs.machine.release, pins)
 }
 
 /// Returns the part with the kernel: `vmlinux`, `lib/modules` and `kernel.config`.
 pub fn kernel(dirs: &Dirs, pins: Pins) -> Result<Part> {
     let inputs = Inputs::read(&dirs.inputs())?;
-    kernel::part(dirs, &inputs.machine, pins)
+    kernel::recipe(dirs, &inputs.machine)?.part(dirs, &inputs.machine.release, pins)
 }
 
 /// Puts the QEMU of a machine into `libexec`, with its firmware, or takes ours away from there, so

@@ -15,7 +15,6 @@ use crate::{
     dirs::Dirs,
     files,
     pins::Pins,
-    step,
 };
 
 /// A part of the machine in the cache.
@@ -57,7 +56,10 @@ impl Recipe<'_> {
     /// Returns the part from the cache, and makes it there first if needed.
     pub fn part(&self, dirs: &Dirs, release: &str, pins: Pins) -> Result<Part> {
         let cache = cache()?;
-        if let Some(part) = self.cached(&cache, &self.pinned())? {
+        let tools = self
+            .tools()
+            .context("packages are missing: run `packaging/setup machine`")?;
+        if let Some(part) = self.cached(&cache, &self.pinned(), &tools)? {
             return Ok(part);
         }
         let temp = tempfile::tempdir_in(&dirs.cache).context("make a folder in the cache")?;
@@ -69,7 +71,7 @@ impl Recipe<'_> {
             packages.push(package);
             paths.push(path);
         }
-        if let Some(part) = self.cached(&cache, &packages)? {
+        if let Some(part) = self.cached(&cache, &packages, &tools)? {
             return Ok(part);
         }
         eprintln!("  {}: building it takes minutes, once", self.name);
@@ -87,7 +89,7 @@ impl Recipe<'_> {
             .collect();
         let text = serde_json::to_string_pretty(&sources)?;
         files::write(&made.path().join(SOURCES), text.as_bytes(), 0o644)?;
-        let dir = self.dir(&cache, &packages)?;
+        let dir = self.dir(&cache, &packages, &tools)?;
         if let Err(error) = fs::rename(made.path(), &dir) {
             // Another checkout was quicker, with the same result.
             if !dir.exists() {
@@ -95,18 +97,25 @@ impl Recipe<'_> {
             }
         }
         remove_old(&cache)?;
-        self.cached(&cache, &packages)?
+        self.cached(&cache, &packages, &tools)?
             .with_context(|| format!("{} is not there", dir.display()))
     }
 
     /// Returns whether the part is in the cache. Without the tools to build it, it is not.
     pub fn is_built(&self) -> Result<bool> {
-        let tools = Command::new("dpkg-query")
-            .arg("-W")
-            .args(self.tools)
-            .output();
-        let tools = tools.is_ok_and(|output| output.status.success());
-        Ok(tools && self.cached(&cache()?, &self.pinned())?.is_some())
+        match self.tools() {
+            Some(tools) => Ok(self.cached(&cache()?, &self.pinned(), &tools)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// Returns the versions of the packages of this machine. `None` if one is missing.
+    fn tools(&self) -> Option<String> {
+        let mut query = Command::new("dpkg-query");
+        query.args(["-W", "-f", "${Package} ${Version}\n"]);
+        let said = query.args(self.tools).output().ok()?;
+        let said = said.status.success().then_some(said.stdout)?;
+        String::from_utf8(said).ok()
     }
 
     fn pinned(&self) -> Vec<Package> {
@@ -114,8 +123,8 @@ impl Recipe<'_> {
         packages.cloned().collect()
     }
 
-    fn cached(&self, cache: &Path, packages: &[Package]) -> Result<Option<Part>> {
-        let dir = self.dir(cache, packages)?;
+    fn cached(&self, cache: &Path, packages: &[Package], tools: &str) -> Result<Option<Part>> {
+        let dir = self.dir(cache, packages, tools)?;
         // It is written last.
         let Ok(text) = fs::read_to_string(dir.join(SOURCES)) else {
             return Ok(None);
@@ -129,17 +138,13 @@ impl Recipe<'_> {
     }
 
     /// Returns the folder that is named by all that goes in.
-    fn dir(&self, cache: &Path, packages: &[Package]) -> Result<PathBuf> {
+    fn dir(&self, cache: &Path, packages: &[Package], tools: &str) -> Result<PathBuf> {
         let mut all = format!("{packages:?}\n");
         for text in &self.texts {
             all.push_str(text);
             all.push('\0');
         }
-        let mut query = Command::new("dpkg-query");
-        query.args(["-W", "-f", "${Package} ${Version}\n"]);
-        let tools = step::output(query.args(self.tools))
-            .context("packages are missing: run `packaging/setup machine`")?;
-        all.push_str(&String::from_utf8_lossy(&tools));
+        all.push_str(tools);
         let file = tempfile::NamedTempFile::new().context("make a file")?;
         files::write(file.path(), all.as_bytes(), 0o600)?;
         let digest = files::sha256(file.path())?;

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Result;
 
-use super::part::{jobs, sources, Part, Recipe};
-use crate::{apt::Kind, dirs::Dirs, files, inputs, pins::Pins, step};
+use super::part::{jobs, sources, Recipe};
+use crate::{apt::Kind, dirs::Dirs, files, inputs, step};
 
 /// The program, in the part's folder and in `libexec`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -59,17 +59,8 @@ const BIOS: &str = "bios-256k.bin";
 /// The files in the folder with the firmware.
 pub const FIRMWARE: [&str; 4] = [BIOS, OPTION_ROMS[0], OPTION_ROMS[1], OPTION_ROMS[2]];
 
-/// Returns QEMU, built if needed.
-pub fn part(dirs: &Dirs, pins: &inputs::Machine, strict: Pins) -> Result<Part> {
-    recipe(dirs, pins)?.part(dirs, &pins.release, strict)
-}
-
-/// Returns whether it is there already.
-pub fn is_built(dirs: &Dirs, pins: &inputs::Machine) -> Result<bool> {
-    recipe(dirs, pins)?.is_built()
-}
-
-fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> {
+/// Says how QEMU is made, and of what.
+pub fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> {
     let from = sources(dirs);
     Ok(Recipe {
         name: "qemu",

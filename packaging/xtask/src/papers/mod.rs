@@ -22,7 +22,7 @@ use debian::Package;
 
 const LICENCES: &str = "licences.txt";
 const SBOM: &str = "sbom.cdx.json";
-/// With which options the programs under the GPL were built.
+/// The configurations of the kernel and of QEMU, which the GPL asks for beside their sources.
 const CONFIGURATIONS: [&str; 2] = [machine::KERNEL_CONFIG, machine::QEMU_CONFIG];
 
 /// The workspace's crates that become binaries.
@@ -33,11 +33,9 @@ const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
 /// Returns the names of the papers in `target/dist`.
 pub fn all(dirs: &Dirs) -> Vec<&'static str> {
     let mut all = vec!["LICENSE", LICENCES, SBOM];
-    all.extend(
-        CONFIGURATIONS
-            .iter()
-            .filter(|name| dirs.dist.join(name).exists()),
-    );
+    if machine::installed(dirs) == Machine::Own {
+        all.extend(CONFIGURATIONS);
+    }
     all
 }
 
