@@ -11,7 +11,6 @@ use caisson_vmm::{
     Device, Secret, VmSpec, Vmm,
 };
 use fixture::Fixture;
-use tokio::time::Instant;
 
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -71,10 +70,8 @@ async fn machines_from_one_template_answer_side_by_side() {
     let vmm = fixture.vmm();
     let mut machines = Vec::new();
     for name in ["one", "two"] {
-        let started = Instant::now();
         let spec = spec(&fixture, name, template.clone());
         let mut vm = vmm.boot(spec).await.unwrap();
-        println!("{name}: {:?} to run", started.elapsed());
         vm.attach(Device::SharedDir {
             tag: "pod".to_owned(),
             path: fixture.out(),
@@ -83,9 +80,7 @@ async fn machines_from_one_template_answer_side_by_side() {
         })
         .await
         .unwrap();
-        println!("{name}: {:?} to the share", started.elapsed());
         vm.connect(1024, ANSWER).await.unwrap();
-        println!("{name}: {:?} to the answer", started.elapsed());
         machines.push(vm);
     }
     for vm in &machines {

@@ -4,11 +4,7 @@ use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 
 use serde_json::{json, Value};
 
-use super::{
-    error::QmpError,
-    ports::Port,
-    qmp::{shortened, Qmp},
-};
+use super::{ports::Port, qmp::Qmp};
 use crate::{driver::vsock::VsockDevice, Error, Result};
 
 /// The time limit for a guest to let go of a device.
@@ -31,8 +27,7 @@ pub(crate) enum Backend {
 
 /// Gives QEMU a vhost-user connection as the chardev `id`.
 pub(crate) async fn add_vhost_user(qmp: &Qmp, id: &str, connection: OwnedFd) -> Result<Backend> {
-    qmp.pass("getfd", json!({ "fdname": id }), connection)
-        .await?;
+    qmp.pass(id, connection).await?;
     let address = json!({ "type": "fd", "data": { "str": id } });
     let backend = json!({
         "type": "socket",
@@ -52,8 +47,7 @@ pub(crate) async fn add_vsock(qmp: &Qmp, device: VsockDevice) -> Result<(Backend
             Ok((backend, properties))
         }
         VsockDevice::Kernel(device, cid) => {
-            qmp.pass("getfd", json!({ "fdname": "vsock" }), device)
-                .await?;
+            qmp.pass("vsock", device).await?;
             let properties = json!({
                 "driver": "vhost-vsock-pci",
                 "vhostfd": "vsock",
@@ -104,10 +98,7 @@ pub(crate) async fn add_block(
         true => "host_device",
         false => "file",
     };
-    let added = qmp.pass("add-fd", json!({}), file.into()).await?;
-    let fdset = added["fdset-id"]
-        .as_u64()
-        .ok_or_else(|| QmpError::Protocol(format!("add-fd: {}", shortened(&added))))?;
+    let fdset = qmp.add_file(file).await?;
     let backend = Backend::Block {
         node: id.to_owned(),
         fdset,
@@ -141,11 +132,11 @@ pub(crate) async fn add_tap(
     tap: OwnedFd,
     vhost: Option<OwnedFd>,
 ) -> Result<Backend> {
-    qmp.pass("getfd", json!({ "fdname": id }), tap).await?;
+    qmp.pass(id, tap).await?;
     let mut arguments = json!({ "type": "tap", "id": id, "fd": id, "vhost": vhost.is_some() });
     if let Some(vhost) = vhost {
         let name = format!("vhost-{id}");
-        qmp.pass("getfd", json!({ "fdname": name }), vhost).await?;
+        qmp.pass(&name, vhost).await?;
         arguments["vhostfd"] = json!(name);
     }
     qmp.execute("netdev_add", arguments).await?;
@@ -192,17 +183,20 @@ pub(crate) async fn unplug(qmp: &Qmp, id: &str, backend: &Backend) -> Result<()>
 
 /// Removes the backend of a device that is not there. What QEMU keeps goes with the VM.
 async fn remove_backend(qmp: &Qmp, backend: &Backend) {
+    let remove = async |command: &str, id: &str| {
+        let removed = qmp.execute(command, json!({ "id": id })).await;
+        removed.map(drop)
+    };
     let removed = match backend {
-        Backend::Chardev(id) => qmp.execute("chardev-remove", json!({ "id": id })).await,
+        Backend::Chardev(id) => remove("chardev-remove", id).await,
         Backend::Block { node, fdset } => {
             let node = json!({ "node-name": node });
             // This fails if the node was never made.
             let _ = qmp.execute("blockdev-del", node).await;
-            let fdset = json!({ "fdset-id": fdset });
-            qmp.execute("remove-fd", fdset).await
+            qmp.remove_file(*fdset).await
         }
-        Backend::Netdev(id) => qmp.execute("netdev_del", json!({ "id": id })).await,
-        Backend::Object(id) => qmp.execute("object-del", json!({ "id": id })).await,
+        Backend::Netdev(id) => remove("netdev_del", id).await,
+        Backend::Object(id) => remove("object-del", id).await,
         Backend::None => return,
     };
     if let Err(error) = removed {

@@ -50,7 +50,7 @@ pub(super) struct Qemu {
     pub child: Child,
     pub qmp: Qmp,
     pub console: Tail,
-    pub question: Question,
+    pub question: Arc<Question>,
     /// What QEMU said about the machine's end. Closed when it can't say more.
     pub end: watch::Receiver<Option<Said>>,
     pub pause: Pause,
@@ -104,7 +104,7 @@ impl Qemu {
         let tail = Tail::default();
         let pod = spec.id.clone();
         let (output, input) = console.into_split();
-        let question = Question::new(input, answer);
+        let question = Arc::new(Question::new(input, answer));
         let asking = question.clone();
         let tell = move |line: &str| {
             let asked = line.contains(SECRET_MARKER);
@@ -136,20 +136,20 @@ impl Qemu {
     }
 }
 
-/// The guest's question for its secret. Clones share it.
-#[derive(Debug, Clone)]
+/// The guest's question for its secret.
+#[derive(Debug)]
 pub(super) struct Question {
-    console: Arc<OwnedWriteHalf>,
-    answer: Arc<Mutex<Option<Vec<u8>>>>,
-    asked: Arc<watch::Sender<bool>>,
+    console: OwnedWriteHalf,
+    answer: Mutex<Option<Vec<u8>>>,
+    asked: watch::Sender<bool>,
 }
 
 impl Question {
     fn new(console: OwnedWriteHalf, answer: Option<Vec<u8>>) -> Question {
         Question {
-            console: Arc::new(console),
-            answer: Arc::new(Mutex::new(answer)),
-            asked: Arc::new(watch::Sender::new(false)),
+            console,
+            answer: Mutex::new(answer),
+            asked: watch::Sender::new(false),
         }
     }
 

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io::{self, IoSlice},
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
@@ -109,15 +110,29 @@ impl Qmp {
         self.execute_with(command, arguments, None).await
     }
 
-    /// Runs a command that takes a descriptor: `getfd` or `add-fd`.
-    pub async fn pass(
-        &self,
-        command: &str,
-        arguments: Value,
-        descriptor: OwnedFd,
-    ) -> Result<Value> {
-        self.execute_with(command, arguments, Some(descriptor))
-            .await
+    /// Gives QEMU a descriptor, which other commands call by its name.
+    pub async fn pass(&self, name: &str, descriptor: OwnedFd) -> Result<()> {
+        let name = json!({ "fdname": name });
+        self.execute_with("getfd", name, Some(descriptor)).await?;
+        Ok(())
+    }
+
+    /// Gives QEMU an open file, and returns the number of its fdset: other commands call it
+    /// `/dev/fdset/NUMBER`, until [`Qmp::remove_file`].
+    pub async fn add_file(&self, file: File) -> Result<u64> {
+        let added = self
+            .execute_with("add-fd", json!({}), Some(file.into()))
+            .await?;
+        added["fdset-id"]
+            .as_u64()
+            .ok_or_else(|| QmpError::Protocol(format!("add-fd: {}", shortened(&added))))
+    }
+
+    /// Takes the file away. What has it open keeps it.
+    pub async fn remove_file(&self, fdset: u64) -> Result<()> {
+        self.execute("remove-fd", json!({ "fdset-id": fdset }))
+            .await?;
+        Ok(())
     }
 
     async fn execute_with(
@@ -454,8 +469,7 @@ mod tests {
         });
         let stream = UnixStream::from_std(ours).unwrap();
         let qmp = Qmp::connect(stream, |_| {}).await.unwrap();
-        let arguments = json!({ "fdname": "x" });
-        qmp.pass("getfd", arguments, writer.into()).await.unwrap();
+        qmp.pass("x", writer.into()).await.unwrap();
         peer.join().unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();

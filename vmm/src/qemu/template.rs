@@ -81,19 +81,15 @@ async fn prepare(qmp: &Qmp) -> Result<()> {
 
 /// Writes the machine to a file or reads it from there.
 async fn migrate(qmp: &Qmp, command: &str, file: File) -> Result<()> {
-    let added = qmp.pass("add-fd", json!({}), file.into()).await?;
-    let set = added["fdset-id"]
-        .as_u64()
-        .ok_or_else(|| QmpError::Protocol(format!("add-fd: {}", shortened(&added))))?;
-    let uri = format!("file:/dev/fdset/{set}");
+    let fdset = qmp.add_file(file).await?;
+    let uri = format!("file:/dev/fdset/{fdset}");
     qmp.execute(command, json!({ "uri": uri })).await?;
     let done = timeout(LIMIT, done(qmp, command)).await;
     done.map_err(|_| QmpError::TimedOut {
         what: format!("QEMU's {command}"),
         limit: LIMIT,
     })??;
-    qmp.execute("remove-fd", json!({ "fdset-id": set })).await?;
-    Ok(())
+    Ok(qmp.remove_file(fdset).await?)
 }
 
 async fn done(qmp: &Qmp, command: &str) -> Result<()> {
