@@ -24,9 +24,7 @@ use nix::{
     },
 };
 
-use crate::{
-    cgroup, console, kernel::modules, machine::Machine, secret::Question, service, Error, Result,
-};
+use crate::{cgroup, console, kernel::modules, machine::Machine, secret, service, Error, Result};
 
 const CONSOLE: &str = "/dev/console";
 
@@ -93,7 +91,7 @@ fn boot() -> Result<()> {
         call: "set the limit of open files",
         source: error.into(),
     })?;
-    service::serve(Machine::Guest, || Question::ask(CONSOLE)?.answer())
+    service::serve(Machine::Guest, || secret::ask(CONSOLE))
 }
 
 /// Puts a bind mount of the root over the root and moves into it. Containers need pivot_root(2),

@@ -45,6 +45,7 @@ mod id;
 mod identity;
 mod kernel;
 mod launch;
+mod listen;
 mod machine;
 mod modprobe;
 mod pause;

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::Path,
     time::{Duration, Instant},
@@ -64,79 +64,62 @@ impl Secret {
     }
 }
 
-/// A question that the host may have answered by now.
-pub struct Question {
-    console: File,
+/// Asks the question, waits for the answer and returns the secret.
+pub fn ask(console: &str) -> Result<Secret> {
+    let console = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open(console)
+        .map_err(Error::file("open", console))?;
+    take_bytes_as_they_are(&console).map_err(Error::system("prepare the console"))?;
+    write_question(&console)?;
+    let mut told = [0; 1 + LENGTH];
+    let mut length = 0;
+    let end = Instant::now() + LIMIT;
+    while length < told.len() {
+        if Instant::now() >= end {
+            return Err(Error::Slow {
+                what: "the host's answer with the machine's secret",
+                waited: LIMIT,
+            });
+        }
+        match (&console).read(&mut told[length..]) {
+            Ok(0) => return Err(unreadable()),
+            Ok(read) => length += read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if !readable(&console).map_err(Error::system("read the console"))? && length == 0 {
+                    write_question(&console)?;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::system("read the console")(error)),
+        }
+    }
+    Secret::parse(&told).ok_or_else(unreadable)
 }
 
-impl Question {
-    /// Asks the question. The answer stays in the terminal until it is read, so the boot can go on
-    /// meanwhile.
-    pub fn ask(console: &str) -> Result<Question> {
-        let console = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
-            .open(console)
-            .map_err(Error::file("open", console))?;
-        let mut question = Question { console };
-        question
-            .take_bytes_as_they_are()
-            .map_err(Error::system("prepare the console"))?;
-        question.write()?;
-        Ok(question)
-    }
+/// Turns off echo, line editing, signals and conversion of the input. The output stays as it was.
+fn take_bytes_as_they_are(console: &File) -> nix::Result<()> {
+    let mut terminal = tcgetattr(console)?;
+    terminal.input_flags = InputFlags::empty();
+    terminal.local_flags = LocalFlags::empty();
+    terminal.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+    terminal.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+    tcsetattr(console, SetArg::TCSANOW, &terminal)?;
+    tcflush(console, FlushArg::TCIFLUSH)
+}
 
-    /// Turns off echo, line editing, signals and conversion of the input. The output stays as it
-    /// was.
-    fn take_bytes_as_they_are(&self) -> nix::Result<()> {
-        let mut terminal = tcgetattr(&self.console)?;
-        terminal.input_flags = InputFlags::empty();
-        terminal.local_flags = LocalFlags::empty();
-        terminal.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
-        terminal.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
-        tcsetattr(&self.console, SetArg::TCSANOW, &terminal)?;
-        tcflush(&self.console, FlushArg::TCIFLUSH)
-    }
+fn write_question(mut console: &File) -> Result<()> {
+    let written = console.write_all(format!("{MARKER}\n").as_bytes());
+    written.map_err(Error::system("ask for the secret"))
+}
 
-    fn write(&mut self) -> Result<()> {
-        let written = self.console.write_all(format!("{MARKER}\n").as_bytes());
-        written.map_err(Error::system("ask for the secret"))
-    }
-
-    /// Waits for the answer and returns the secret.
-    pub fn answer(mut self) -> Result<Secret> {
-        let mut told = [0; 1 + LENGTH];
-        let mut length = 0;
-        let end = Instant::now() + LIMIT;
-        while length < told.len() {
-            if Instant::now() >= end {
-                return Err(Error::Slow {
-                    what: "the host's answer with the machine's secret",
-                    waited: LIMIT,
-                });
-            }
-            match self.console.read(&mut told[length..]) {
-                Ok(0) => return Err(unreadable()),
-                Ok(read) => length += read,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if !self.readable().map_err(Error::system("read the console"))? && length == 0 {
-                        self.write()?;
-                    }
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::system("read the console")(error)),
-            }
-        }
-        Secret::parse(&told).ok_or_else(unreadable)
-    }
-
-    /// Returns whether input has come within [`ASK_AGAIN`].
-    fn readable(&self) -> nix::Result<bool> {
-        let mut polled = [PollFd::new(self.console.as_fd(), PollFlags::POLLIN)];
-        let limit = PollTimeout::try_from(ASK_AGAIN).unwrap_or(PollTimeout::MAX);
-        Ok(poll(&mut polled, limit)? > 0)
-    }
+/// Returns whether input has come within [`ASK_AGAIN`].
+fn readable(console: &File) -> nix::Result<bool> {
+    let mut polled = [PollFd::new(console.as_fd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(ASK_AGAIN).unwrap_or(PollTimeout::MAX);
+    Ok(poll(&mut polled, limit)? > 0)
 }
 
 fn unreadable() -> Error {
