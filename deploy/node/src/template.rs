@@ -29,11 +29,7 @@ pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
 }
 
 fn build(config: &NodeConfig) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("start threads")?;
+    let runtime = tokio::runtime::Runtime::new().context("start threads")?;
     runtime.block_on(async {
         let accelerator = accelerator::choose(config).await?;
         let spec = templates::bare(config, accelerator)?;

@@ -166,12 +166,13 @@ fn remembered(path: &Path, key: &str) -> Option<ProbeResult> {
 }
 
 /// Identifies the host's kernel, QEMU and the guest image. A probe's result holds for these alone.
-fn key(config: &NodeConfig) -> String {
+pub(crate) fn key(config: &NodeConfig) -> String {
     let guest = guest_image(config);
     let file = |path: &Path| {
-        let metadata = fs::metadata(path);
-        let identity = metadata.map(|m| (m.dev(), m.ino(), m.mtime(), m.len()));
-        format!("{identity:?}")
+        // A file that was replaced has another inode, or another time.
+        let found = fs::metadata(path);
+        let found = found.map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
+        format!("{found:?}")
     };
     let kernel = fs::read_to_string("/proc/version").unwrap_or_default();
     let files = [&config.hypervisor.qemu, &guest.kernel, &guest.initramfs].map(|path| file(path));

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    accelerator,
     config::guest_image,
     host::{
         chain::chain,
@@ -129,9 +130,13 @@ pub fn bare(
 
 /// Returns the file of the template for VMs like `spec`, if there is one.
 pub fn find(config: &NodeConfig, spec: &VmSpec) -> Option<PathBuf> {
-    let dir = store(config).join(key(config, spec));
+    whole(&store(config).join(key(config, spec)))
+}
+
+/// Returns the file of the template in a folder, if the two files there fit together.
+fn whole(dir: &Path) -> Option<PathBuf> {
     let machine = dir.join(MACHINE);
-    let about = about(&dir)?;
+    let about = about(dir)?;
     let length = fs::metadata(&machine).ok()?.len();
     (length == about.length).then_some(machine)
 }
@@ -140,14 +145,15 @@ pub fn find(config: &NodeConfig, spec: &VmSpec) -> Option<PathBuf> {
 /// process may be making it.
 pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<bool> {
     let key = key(config, spec);
-    let dir = store(config).join(&key);
-    make_private(&store(config)).map_err(TemplateError::file("create", store(config)))?;
-    let part = store(config).join(format!(".{key}"));
+    let store = store(config);
+    let dir = store.join(&key);
+    make_private(&store).map_err(TemplateError::file("create", &store))?;
+    let part = store.join(format!(".{key}"));
     let Some(file) = begin(&part)? else {
         return Ok(false);
     };
     let tried = about(&dir).is_some_and(|about| about.failed.is_some() && about.age() < RETRY);
-    if tried || find(config, spec).is_some() {
+    if tried || whole(&dir).is_some() {
         fs::remove_file(&part).map_err(TemplateError::file("remove", &part))?;
         return Ok(false);
     }
@@ -165,12 +171,12 @@ pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<b
     let about = describe(&part, &spec, failed)?;
     // What is there does not fit together.
     remove_folder(&dir)?;
-    let whole = store(config).join(format!(".{key}.new"));
-    remove_folder(&whole)?;
-    fs::create_dir(&whole).map_err(TemplateError::file("create", &whole))?;
+    let new = store.join(format!(".{key}.new"));
+    remove_folder(&new)?;
+    fs::create_dir(&new).map_err(TemplateError::file("create", &new))?;
     let text = serde_json::to_vec_pretty(&about).unwrap_or_default();
-    file::replace(&whole.join(ABOUT), &text)?;
-    let machine = whole.join(MACHINE);
+    file::replace(&new.join(ABOUT), &text)?;
+    let machine = new.join(MACHINE);
     match made {
         Ok(()) => file
             .set_permissions(fs::Permissions::from_mode(0o400))
@@ -179,7 +185,7 @@ pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<b
         Err(_) => fs::remove_file(&part),
     }
     .map_err(TemplateError::file("write", &machine))?;
-    fs::rename(&whole, &dir).map_err(TemplateError::file("write", &dir))?;
+    fs::rename(&new, &dir).map_err(TemplateError::file("write", &dir))?;
     made?;
     retire(config, &key)?;
     Ok(true)
@@ -204,10 +210,11 @@ pub fn list(config: &NodeConfig) -> Result<Vec<Template>> {
     let mut templates: Vec<Template> = entries
         .flatten()
         .filter_map(|entry| {
+            let key = entry.file_name().into_string().ok()?;
             let machine = fs::metadata(entry.path().join(MACHINE));
             let used = machine.map_or(0, |machine| machine.blocks() * 512);
-            Some(Template {
-                key: entry.file_name().into_string().ok()?,
+            (!key.starts_with('.')).then_some(Template {
+                key,
                 about: about(&entry.path())?,
                 used,
             })
@@ -321,32 +328,22 @@ fn now() -> u64 {
     now.unwrap_or_default().as_secs()
 }
 
-/// Identifies what the state of a bare VM depends on: QEMU, its guest, its shape, the accelerator,
-/// the host's cpu and its kernel.
+/// Identifies what the state of a bare VM depends on: what [`accelerator::key`] has, its shape, the
+/// accelerator and the host's cpu.
 fn key(config: &NodeConfig, spec: &VmSpec) -> String {
     let Guest {
-        kernel,
-        initramfs,
-        modules,
-        log_level,
+        modules, log_level, ..
     } = &spec.guest;
-    // A file that was replaced has another inode, or another time.
-    let identity = |path: &Path| {
-        let found = fs::metadata(path);
-        let found = found.map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
-        format!("{found:?}")
-    };
-    let files = [&config.hypervisor.qemu, kernel, initramfs].map(|path| identity(path));
     let shape = (spec.cpus, spec.max_cpus, spec.memory, spec.max_memory);
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = |key: &str| {
         let line = cpus.lines().find(|line| line.starts_with(key));
         line.unwrap_or_default().to_owned()
     };
-    let host = fs::read_to_string("/proc/version").unwrap_or_default();
     let all = format!(
-        "{} {files:?} {shape:?} {:?} {} {log_level} {} {} {host}",
+        "{} {} {shape:?} {:?} {} {log_level} {} {}",
         env!("CARGO_PKG_VERSION"),
+        accelerator::key(config),
         spec.accelerator,
         modules.is_some(),
         cpu("model name"),

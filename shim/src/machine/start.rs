@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{atomic::AtomicBool, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -56,29 +56,16 @@ impl Machine {
     ) -> Result<Self> {
         let started = Instant::now();
         let accelerator = accelerator::choose(config).await?;
-        let mut spec = VmSpec {
+        let bare = VmSpec {
             id: id.to_owned(),
             dir: dir.vm(),
             credentials: dir.credentials,
             placement: dir.placement.clone(),
             ..templates::bare(config, accelerator)?
         };
-        let modules = spec.guest.modules.clone();
-        let mut missing = None;
-        let mut vm = None;
-        if config.vm.templates && fits(&spec, size) {
-            spec.template = templates::find(config, &spec);
-            match &spec.template {
-                Some(template) => vm = from_template(vmm, &spec, template).await,
-                None => missing = Some(spec.clone()),
-            }
-        }
-        let template = spec.template.clone().filter(|_| vm.is_some());
-        let (vm, size) = match vm {
-            Some(vm) => (vm, templates::SIZE),
-            None => (cold(vmm, spec, size).await?, size),
-        };
-        let vm = VmHandle::new(vm);
+        let modules = bare.guest.modules.clone();
+        let booted = boot(vmm, config, bare, size).await?;
+        let vm = VmHandle::new(booted.vm);
         let class = dir.class;
         let pids = vm.pids().await?;
         let machine = Self {
@@ -90,12 +77,12 @@ impl Machine {
             holds: Mutex::default(),
             roots: Mutex::default(),
             hostname,
-            template,
-            missing: Mutex::new(missing),
+            template: booted.template,
+            missing: Mutex::new(booted.missing),
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             patience: Patience::new(&config.vm, accelerator),
             agent: OnceCell::new(),
-            size: tokio::sync::Mutex::new(size),
+            size: tokio::sync::Mutex::new(booted.size),
             recorder: dir.recorder.clone(),
             dir: Mutex::new(Some(dir)),
             network: Mutex::default(),
@@ -212,6 +199,39 @@ impl Machine {
     }
 }
 
+/// A VM that has started.
+struct Booted {
+    vm: Box<dyn Vm>,
+    size: VmSize,
+    /// What it started from, if it did not boot.
+    template: Option<PathBuf>,
+    /// What it would have started from, if there were a template of it.
+    missing: Option<VmSpec>,
+}
+
+/// Starts a VM from a template if there is one for it. Otherwise, boots it with the size.
+async fn boot(vmm: &dyn Vmm, config: &NodeConfig, bare: VmSpec, size: VmSize) -> Result<Booted> {
+    let wanted = config.vm.templates && fits(&bare, size);
+    let found = wanted.then(|| templates::find(config, &bare)).flatten();
+    let missing = (wanted && found.is_none()).then(|| bare.clone());
+    if let Some(template) = found {
+        if let Some(vm) = from_template(vmm, &bare, &template).await {
+            return Ok(Booted {
+                vm,
+                size: templates::SIZE,
+                template: Some(template),
+                missing,
+            });
+        }
+    }
+    Ok(Booted {
+        vm: cold(vmm, bare, size).await?,
+        size,
+        template: None,
+        missing,
+    })
+}
+
 /// Whether a VM of the template's shape can grow to a size.
 fn fits(bare: &VmSpec, size: VmSize) -> bool {
     let memory = size.memory_mib << 20;
@@ -220,8 +240,12 @@ fn fits(bare: &VmSpec, size: VmSize) -> bool {
 
 /// Starts a VM from a template. `None`, with the reason in the log, if that fails: the template is
 /// of no use to anybody then.
-async fn from_template(vmm: &dyn Vmm, spec: &VmSpec, template: &Path) -> Option<Box<dyn Vm>> {
-    let error = match vmm.boot(spec.clone()).await {
+async fn from_template(vmm: &dyn Vmm, bare: &VmSpec, template: &Path) -> Option<Box<dyn Vm>> {
+    let spec = VmSpec {
+        template: Some(template.to_owned()),
+        ..bare.clone()
+    };
+    let error = match vmm.boot(spec).await {
         Ok(vm) => return Some(vm),
         Err(error) => error,
     };
@@ -231,8 +255,8 @@ async fn from_template(vmm: &dyn Vmm, spec: &VmSpec, template: &Path) -> Option<
         chain(&error)
     );
     discard(template);
-    if let Err(error) = empty(&spec.dir) {
-        log::warn!("empty {}: {error}", spec.dir.display());
+    if let Err(error) = empty(&bare.dir) {
+        log::warn!("empty {}: {error}", bare.dir.display());
     }
     None
 }
@@ -260,7 +284,6 @@ async fn cold(vmm: &dyn Vmm, bare: VmSpec, size: VmSize) -> Result<Box<dyn Vm>> 
         max_cpus: bare.max_cpus.max(size.cpus),
         memory,
         max_memory: bare.max_memory.max(memory),
-        template: None,
         ..bare
     };
     vmm.boot(spec).await.map_err(|source| {

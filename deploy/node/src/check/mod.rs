@@ -129,11 +129,7 @@ fn kvm(config: &NodeConfig) -> Result<Line> {
             "run `caisson check` as root",
         ));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("start threads")?;
+    let runtime = tokio::runtime::Runtime::new().context("start threads")?;
     let only_kvm = config.hypervisor.accelerator == Accelerator::Kvm;
     Ok(match runtime.block_on(accelerator::probe(config)) {
         Ok(result) if result.accelerator == caisson_vmm::Accelerator::Kvm => {

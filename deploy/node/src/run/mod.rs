@@ -45,10 +45,7 @@ const FAILED: u8 = 125;
 
 /// Runs the command to its end.
 pub fn run(arguments: Arguments, config: &NodeConfig) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Runtime::new();
     let result = runtime.context("start threads").and_then(|runtime| {
         let result = runtime.block_on(session(arguments, config));
         // A thread may still read stdin.
