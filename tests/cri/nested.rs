@@ -8,20 +8,18 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use anyhow::Result;
 use caisson_tests::{
     command,
     cri::{Container, CriNode, Pod},
-    fixture, Runtime,
+    fixture,
+    node::LIMIT,
+    Runtime,
 };
 use rstest::rstest;
 
-/// Under emulation, podman's commands take seconds, and the iptables commands for its network half
-/// a minute.
-const LIMIT: Duration = Duration::from_secs(90);
 /// The port of the pod that podman forwards to the inner container's port 80.
 const PUBLISHED: u16 = 8080;
 
@@ -108,7 +106,7 @@ fn outer(runtime: Runtime) -> Result<&'static Container<'static>> {
              sh -c 'mkdir /srv; echo inner > /srv/name; exec httpd -f -p 80 -h /srv'"
         ),
     )?;
-    command::poll("the inner server", Duration::from_secs(30), || {
+    command::poll("the inner server", LIMIT, || {
         let line = format!("busybox wget -qO- http://127.0.0.1:{PUBLISHED}/name");
         container.sh(&line).ok()
     })?;
@@ -118,7 +116,7 @@ fn outer(runtime: Runtime) -> Result<&'static Container<'static>> {
 }
 
 fn podman(outer: &Container, words: &str) -> Result<String> {
-    let output = outer.exec_within(["sh", "-c", &format!("podman {words}")], LIMIT)?;
+    let output = outer.exec(["sh", "-c", &format!("podman {words}")])?;
     Ok(output.ok()?.line())
 }
 

@@ -10,12 +10,10 @@ use anyhow::{Context, Result};
 use caisson_tests::{
     command,
     cri::{Container, CriNode, Pod},
+    node::LIMIT,
     Runtime,
 };
 use rstest::rstest;
-
-/// How long a step may take with other tests beside it.
-const LIMIT: Duration = Duration::from_secs(240);
 
 #[rstest]
 #[case::runc(Runtime::Runc)]
@@ -33,10 +31,7 @@ fn pip_installs_a_wheel_from_an_index_in_another_pod(#[case] runtime: Runtime) -
          PYTHONPATH=/opt/site python3 -c 'import greeting; print(greeting.TEXT)'"
     );
     let container = shared(runtime)?.container("python").sh(&line);
-    assert_eq!(
-        container.run_within(LIMIT)?.ok()?.line(),
-        "hello from a wheel"
-    );
+    assert_eq!(container.run()?.ok()?.line(), "hello from a wheel");
     Ok(())
 }
 
@@ -57,7 +52,7 @@ fn git_clones_from_another_pod(#[case] runtime: Runtime) -> Result<()> {
         far.ipv4()?
     );
     let container = shared(runtime)?.container("python").sh(&line);
-    let text = container.run_within(LIMIT)?.ok()?.text();
+    let text = container.run()?.ok()?.text();
     let head = server.sh("git -C /srv/repo rev-parse HEAD")?;
     assert_eq!(text, format!("second\nfirst\n20\n{head}\n"));
     Ok(())
@@ -76,10 +71,7 @@ fn cargo_builds_a_program_on_an_empty_dir(#[case] runtime: Runtime) -> Result<()
         .mount(&pod.folder("build")?, "/build")
         .env("HOME", "/build")
         .sh(line);
-    assert_eq!(
-        container.run_within(LIMIT)?.ok()?.line(),
-        "2432902008176640000"
-    );
+    assert_eq!(container.run()?.ok()?.line(), "2432902008176640000");
     Ok(())
 }
 
@@ -101,7 +93,7 @@ fn nginx_answers_every_request_of_wrk_in_another_pod(#[case] runtime: Runtime) -
     let client = shared(runtime)?.container("nginx");
     let output = client
         .args(["wrk", "-t2", "-c20", "-d5s", "--timeout=10s", &url])
-        .run_within(LIMIT)?
+        .run()?
         .ok()?;
     let text = output.text();
     println!("{runtime:?}: {}", line_with(&text, "Requests/sec")?);
@@ -147,7 +139,7 @@ fn redis_serves_its_benchmark_from_another_pod(#[case] runtime: Runtime) -> Resu
             "-t",
             "set,get,incr,lpush,mset",
         ])
-        .run_within(LIMIT)?
+        .run()?
         .ok()?;
     for command in ["SET", "GET", "INCR", "LPUSH", "MSET"] {
         let text = output.text().replace('\r', "\n");
@@ -251,10 +243,7 @@ with open('/srv/greeting/index.html', 'w') as page:
     page.write(f'<html><body><a href=\"{wheel}\">{wheel}</a></body></html>')
 ";
     let init = pod.container("python").mount(folder, "/srv");
-    init.args(["python3", "-c", script])
-        .run_within(LIMIT)?
-        .ok()
-        .map(drop)
+    init.args(["python3", "-c", script]).run()?.ok().map(drop)
 }
 
 fn line_with<'t>(text: &'t str, part: &str) -> Result<&'t str> {

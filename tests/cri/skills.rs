@@ -7,20 +7,19 @@ use std::{
     io::{self, Read},
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     cri::{CriNode, Pod},
-    image, skill, Node,
+    image,
+    node::LONG,
+    skill, Node,
 };
 use rstest::rstest;
 
 const SKILLS: &str = "caisson.dev/skills";
 const MIB: usize = 1 << 20;
-/// The time within which a pod with a skill has ended, even if the skill is bad.
-const IN_TIME: Duration = Duration::from_secs(300);
 
 #[rstest]
 fn skills_of_a_pod_are_those_that_were_packed(#[values(1, 5, 16)] count: usize) -> Result<()> {
@@ -109,7 +108,7 @@ fn skill_that_is_broken_harms_its_own_pod_alone(
     let neighbours = sleeping(&neighbour)?;
     let pod = pod_with(node, &digest)?;
     let line = format!("find /opt/skills/{name} -type f -exec md5sum {{}} + && echo unharmed");
-    let told = match pod.container("busybox").sh(&line).run_within(IN_TIME) {
+    let told = match pod.container("busybox").sh(&line).run_within(LONG) {
         Ok(output) => format!("{}{}", output.text(), output.errors()),
         Err(error) => format!("{error:#}"),
     };
@@ -182,7 +181,7 @@ fn skill_that_unpacks_to_more_than_the_pods_memory_is_read() -> Result<()> {
     // Reads as much of it as emulation manages in time.
     let output = container
         .sh("head -c 300000000 /opt/skills/bomb/zeros | wc -c")
-        .run_within(IN_TIME)?
+        .run_within(LONG)?
         .ok()?;
     assert_eq!(output.line(), "300000000");
     Ok(())
@@ -197,7 +196,7 @@ fn skill_of_a_hundred_thousand_files_is_listed() -> Result<()> {
     }
     let pod = pod_with(node, &skill::pack(node, "many", &tree)?)?;
     let container = pod.container("busybox").sh("ls /opt/skills/many | wc -l");
-    assert_eq!(container.run_within(IN_TIME)?.ok()?.line(), "100000");
+    assert_eq!(container.run_within(LONG)?.ok()?.line(), "100000");
     Ok(())
 }
 

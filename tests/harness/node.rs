@@ -27,8 +27,11 @@ use crate::{
     sweep,
 };
 
-/// How long `ctr` may take if a test does not set a limit.
-pub const LIMIT: Duration = Duration::from_secs(90);
+/// How long `ctr` may take if a test does not set a limit. It ends what hangs, on the slowest
+/// machine too; no test measures by it.
+pub const LIMIT: Duration = Duration::from_secs(240);
+/// The same for work with gigabytes or with many thousand files.
+pub const LONG: Duration = Duration::from_secs(900);
 
 /// A running containerd, its folder and its namespace. Dropping it stops containerd and removes
 /// everything that belongs to the node.
@@ -370,7 +373,7 @@ impl Node {
     /// Starts containerd on this node's folder and waits until it answers.
     pub fn start_containerd(&self) -> Result<()> {
         self.spawn_containerd()?;
-        let answers = command::poll("containerd to answer", Duration::from_secs(30), || {
+        let answers = command::poll("containerd to answer", LIMIT, || {
             self.ctr(["version"]).ok().filter(|output| output.code == 0)
         });
         answers.map(drop).with_context(|| self.log())

@@ -4,12 +4,11 @@ use std::{
     fs::{self, File},
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::{ensure, Context, Result};
 
-use crate::command;
+use crate::{command, node::LIMIT};
 
 const PROGRAM: &str = "/usr/bin/docker-registry";
 /// The registries that this one stands in for. A short name such as `busybox` is docker.io's.
@@ -69,7 +68,7 @@ impl Registry {
             address: String::new(),
             process,
         };
-        registry.address = command::poll("the registry", Duration::from_secs(20), || {
+        registry.address = command::poll("the registry", LIMIT, || {
             logged_address(&fs::read_to_string(&log).ok()?)
         })?;
         Ok(registry)
@@ -104,7 +103,7 @@ impl Registry {
             .context("no registry in the image's name")?;
         let here = format!("{}/{path}", self.address);
         ctr.args(["images", "push", "--plain-http", &here, full]);
-        let output = command::run(&mut ctr, None, Duration::from_secs(120))?;
+        let output = command::run(&mut ctr, None, LIMIT)?;
         output
             .ok()
             .map(drop)

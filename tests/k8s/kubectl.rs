@@ -35,7 +35,7 @@ fn exec_on_a_terminal_follows_the_window_and_gives_the_exit_code(
     terminal.write("stty size; tty && echo a-$((6 * 7))-b\n")?;
     assert!(terminal.wait_for("a-42-b")?.contains("31 91"));
     terminal.resize(101, 41)?;
-    command::poll("the new size", Duration::from_secs(30), || {
+    command::poll("the new size", LIMIT, || {
         terminal.write("stty size\n").ok()?;
         std::thread::sleep(Duration::from_millis(300));
         terminal.shown().contains("41 101").then_some(())

@@ -9,11 +9,12 @@ use std::{
 };
 
 use anyhow::{ensure, Result};
-use caisson_tests::{command, node, Container, Leftovers, Node};
+use caisson_tests::{
+    command,
+    node::{self, LIMIT},
+    Container, Leftovers, Node,
+};
 use rstest::rstest;
-
-/// How long a template may take to be made.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// How far a guest's clock may be from the host's.
 const CLOCK_SLACK: Duration = Duration::from_millis(50);
@@ -83,7 +84,6 @@ fn first_start_without_a_template_boots_and_makes_one() -> Result<()> {
 /// What a machine has that no other has.
 #[rstest]
 #[case::boot_id("cat /proc/sys/kernel/random/boot_id")]
-#[case::machine_id("cat /etc/machine-id 2>/dev/null || cat /proc/sys/kernel/random/uuid")]
 #[case::urandom("head -c 1048576 /dev/urandom | md5sum")]
 #[case::uuid("cat /proc/sys/kernel/random/uuid")]
 #[case::addresses_of_a_program("grep -m1 stack /proc/self/maps")]

@@ -2,7 +2,7 @@
 //! error as with runc.
 
 use anyhow::Result;
-use caisson_tests::{Node, Runtime};
+use caisson_tests::{node::LIMIT, Node, Runtime};
 use rstest::rstest;
 
 #[rstest]
@@ -50,7 +50,7 @@ fn exec_after_a_signal_gives_128_and_its_number(#[case] runtime: Runtime) -> Res
         let running = process.spawn()?;
         container.wait_for_exec(&id)?;
         container.kill_exec(&id, signal)?;
-        let output = running.finish(std::time::Duration::from_secs(30))?;
+        let output = running.finish(LIMIT)?;
         assert_eq!(output.code, code, "signal {signal}: {}", output.errors());
     }
     container.kill("SIGTERM")?;

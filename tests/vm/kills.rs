@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
-use caisson_tests::{command, leftovers::alone, proc, task, Container, Leftovers, Node, Runtime};
+use caisson_tests::{
+    command, leftovers::alone, node::LIMIT, proc, task, Container, Leftovers, Node, Runtime,
+};
 use containerd_client::types::v1::Status;
 use rstest::rstest;
 
@@ -99,7 +101,7 @@ fn vm_that_stands_still_is_found_and_its_task_ends_with_an_error() -> Result<()>
     let before = settled(node)?;
     let container = running(node)?;
     proc::kill(container.vmm()?, libc::SIGSTOP);
-    assert_eq!(container.wait_within(Duration::from_secs(60))?, 255);
+    assert_eq!(container.wait_within(LIMIT)?, 255);
     container.delete()?;
     let told = "its agent has not answered 3 pings in a row";
     ensure!(node.log().contains(told), "the log does not say why");
@@ -156,7 +158,7 @@ fn shim_killed_while_the_vm_boots_leaves_nothing() -> Result<()> {
     let starting = builder.spawn()?;
     let qemu = command::poll("QEMU", Duration::from_secs(10), || container.vmm().ok())?;
     proc::kill(container.shim()?, libc::SIGKILL);
-    assert_ne!(starting.finish(Duration::from_secs(30))?.code, 0);
+    assert_ne!(starting.finish(LIMIT)?.code, 0);
     command::poll("QEMU's end", SOON, || {
         (!proc::is_running(qemu)).then_some(())
     })?;

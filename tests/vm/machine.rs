@@ -1,9 +1,7 @@
 //! Tests that the container's machine is not the host's and has the size of its limits.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
-use caisson_tests::{command, proc, Node, Runtime};
+use caisson_tests::{command, node::LIMIT, proc, Node, Runtime};
 use rstest::rstest;
 
 /// How many KiB the guest's kernel, its agent and the rounding to what can be plugged may add to a
@@ -107,7 +105,7 @@ fn memory_that_is_freed_goes_back_to_the_host() -> Result<()> {
     container.exec(fill)?.ok()?;
     let after = proc::rss(qemu)?;
     assert!(after > before + 250 * MIB, "{before} {after}");
-    let back = command::poll("the memory to be back", Duration::from_secs(60), || {
+    let back = command::poll("the memory to be back", LIMIT, || {
         let now = proc::rss(qemu).ok()?;
         (now < after - 200 * MIB).then_some(())
     });

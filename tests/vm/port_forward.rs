@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use caisson_tests::{
     bridge::{Bridge, Namespace},
-    command, Container, Node, Runtime,
+    command,
+    node::LIMIT,
+    Container, Node, Runtime,
 };
 use rstest::rstest;
 
@@ -97,7 +99,7 @@ fn direction_that_ended_leaves_the_other_open(#[case] runtime: Runtime) -> Resul
         .spawn()?;
     let asked = "dd if=/dev/zero bs=1M count=8 2>/dev/null";
     let sum = pod.sh(&format!("{asked} | md5sum"))?.ok()?.line();
-    let answer = command::poll("an answer", Duration::from_secs(20), || {
+    let answer = command::poll("an answer", LIMIT, || {
         let answer = pod.sh(&format!("{asked} | nc 127.0.0.1 8080")).ok()?;
         (answer.code == 0).then(|| answer.line())
     })?;

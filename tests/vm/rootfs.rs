@@ -4,11 +4,14 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
-use caisson_tests::{command, fixture, image, Node, Runtime};
+use caisson_tests::{
+    command, fixture, image,
+    node::{LIMIT, LONG},
+    Node, Runtime,
+};
 use rstest::rstest;
 
 #[rstest]
@@ -17,7 +20,7 @@ use rstest::rstest;
 fn image_of_50000_files_is_there_to_the_last_byte(#[case] runtime: Runtime) -> Result<()> {
     let line = "find /many -type f | wc -l; for d in /many/*; do cat $d/*; done | sha256sum";
     let container = Node::shared().container("many").runtime(runtime).sh(line);
-    let output = container.within(Duration::from_secs(300)).run()?.ok()?;
+    let output = container.within(LONG).run()?.ok()?;
     // The shell sorts the results of `*` by bytes.
     let mut dirs: Vec<_> = (0..fixture::MANY_DIRS).map(|n| n.to_string()).collect();
     let mut files: Vec<_> = (0..fixture::MANY_FILES / fixture::MANY_DIRS)
@@ -142,7 +145,7 @@ fn file_of_2_gib_is_written_and_read(#[case] runtime: Runtime) -> Result<()> {
         .runtime(runtime)
         .memory_mib(128)
         .sh(line);
-    let output = container.within(Duration::from_secs(240)).run()?.ok()?;
+    let output = container.within(LONG).run()?.ok()?;
     assert_eq!(output.line(), "written\n2147483648\noverhead\n2147483648");
     Ok(())
 }
@@ -304,12 +307,12 @@ fn hosts_files_are_not_reached_by_an_open_directory_moved_away() -> Result<()> {
         .bind(&dir.join("shared"), "/mnt", "rbind:rw")
         .sh(line)
         .spawn()?;
-    command::poll("the container's word", Duration::from_secs(60), || {
+    command::poll("the container's word", LIMIT, || {
         fs::metadata(dir.join("shared/ready")).ok()
     })?;
     fs::rename(dir.join("shared/inside"), dir.join("outside"))?;
     fs::remove_file(dir.join("shared/go"))?;
-    let output = running.finish(Duration::from_secs(60))?;
+    let output = running.finish(LIMIT)?;
     assert!(
         output.text().ends_with("end\n"),
         "{}{}",

@@ -64,7 +64,7 @@ fn run_on_a_terminal_gives_the_command_one() -> Result<()> {
     terminal.write("stty size\r")?;
     terminal.wait_for("20 70")?;
     terminal.write("exit 6\r")?;
-    assert_eq!(terminal.wait(Duration::from_secs(30))?, 6);
+    assert_eq!(terminal.wait(LIMIT)?, 6);
     Ok(())
 }
 
@@ -76,7 +76,7 @@ fn run_passes_signals_on_and_leaves_nothing() -> Result<()> {
     let running = command::spawn(&mut run, None)?;
     running.wait_for_output("ready")?;
     proc::kill(running.pid(), libc::SIGTERM);
-    let output = running.finish(Duration::from_secs(30))?;
+    let output = running.finish(LIMIT)?;
     assert_eq!(
         (output.code, output.text().as_str()),
         (5, "ready\ntold\n"),

@@ -1,7 +1,7 @@
 //! Tests that many containers leave nothing behind.
 
 use anyhow::Result;
-use caisson_tests::{Leftovers, Node};
+use caisson_tests::{node::LIMIT, Leftovers, Node};
 
 /// The number is 15 in CI. `make soak` sets `CAISSON_TEST_SOAK=200`.
 fn containers() -> Result<usize> {
@@ -36,7 +36,7 @@ fn containers_in_a_row_and_ten_at_once_succeed_and_leave_nothing() -> Result<()>
         })
         .collect::<Result<_>>()?;
     for (number, running) in together.into_iter().enumerate() {
-        let output = running.finish(std::time::Duration::from_secs(180))?.ok()?;
+        let output = running.finish(LIMIT)?.ok()?;
         assert_eq!(output.line(), number.to_string());
     }
     Leftovers::none_since(node, &before)

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use caisson_tests::{
-    command, image, leftovers, proc, terminal::Terminal, Container, Node, Runtime,
+    command, image, leftovers, node::LIMIT, proc, terminal::Terminal, Container, Node, Runtime,
 };
 use rstest::rstest;
 
@@ -71,7 +71,7 @@ fn stream_through_cat_is_unchanged_and_memory_bounded(#[case] runtime: Runtime) 
     });
     let received = image::sha256(first.as_slice().chain(&mut counted));
     writer.join().map_err(|_| anyhow::anyhow!("writer"))??;
-    let status = command::wait(&mut child, Duration::from_secs(60))?.context("cat does not end")?;
+    let status = command::wait(&mut child, LIMIT)?.context("cat does not end")?;
     assert_eq!(status.code(), Some(0));
     assert_eq!(counted.bytes, stream_mib() * MIB);
     assert_eq!(received?, image::sha256(Noise::new(stream_mib() * MIB))?);
@@ -106,7 +106,7 @@ fn output_that_is_read_after_the_end_is_whole() -> Result<()> {
     thread::sleep(Duration::from_millis(400));
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest)?;
-    command::wait(&mut child, Duration::from_secs(60))?.context("ctr does not end")?;
+    command::wait(&mut child, LIMIT)?.context("ctr does not end")?;
     assert_eq!(rest.len(), 200 * 1024 - 1);
     Ok(())
 }
@@ -141,7 +141,7 @@ fn terminal_of_init_follows_the_window(#[case] runtime: Runtime) -> Result<()> {
     terminal.resize(71, 19)?;
     resized(&mut terminal, 71, 19)?;
     terminal.write("exit 5\r")?;
-    assert_eq!(terminal.wait(Duration::from_secs(30))?, 5);
+    assert_eq!(terminal.wait(LIMIT)?, 5);
     Ok(())
 }
 
@@ -161,7 +161,7 @@ fn terminal_of_exec_follows_the_window_and_interrupts(#[case] runtime: Runtime) 
     terminal.write("echo code-$?-\r")?;
     terminal.wait_for("code-130-")?;
     terminal.write("exit 6\r")?;
-    assert_eq!(terminal.wait(Duration::from_secs(30))?, 6);
+    assert_eq!(terminal.wait(LIMIT)?, 6);
     Ok(())
 }
 
@@ -181,7 +181,7 @@ fn hundred_execs_side_by_side_each_have_their_own_streams() -> Result<()> {
         })
         .collect::<Result<_>>()?;
     for (n, exec) in execs.into_iter().enumerate() {
-        let output = exec.finish(Duration::from_secs(120))?;
+        let output = exec.finish(LIMIT)?;
         let got = (output.code, output.text(), output.errors());
         assert_eq!(
             got,
@@ -222,7 +222,7 @@ fn stdin_that_nobody_reads_leaves_the_guest_idle() -> Result<()> {
     thread::sleep(Duration::from_secs(3));
     let busy = proc::cpu_time(vcpus)? - before;
     assert!(busy < Duration::from_secs(1), "{busy:?} of 3 s");
-    exec.finish(Duration::from_secs(60))?.ok()?;
+    exec.finish(LIMIT)?.ok()?;
     Ok(())
 }
 

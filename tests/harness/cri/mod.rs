@@ -24,7 +24,6 @@ use std::{
         atomic::{AtomicU32, Ordering},
         Mutex, OnceLock, PoisonError,
     },
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -131,7 +130,7 @@ impl CriNode {
             pods: AtomicU32::new(1),
             shared_pods: Mutex::default(),
         };
-        command::poll("CRI to answer", Duration::from_secs(30), || {
+        command::poll("CRI to answer", LIMIT, || {
             let version = |mut cri: RuntimeServiceClient<Channel>| async move {
                 cri.version(VersionRequest::default()).await
             };
@@ -167,7 +166,7 @@ impl CriNode {
     pub fn image(&self, name: &str) -> Result<String> {
         let full = self.node.image_in(NAMESPACE, name)?;
         // An event tells CRI of the import.
-        command::poll(&format!("image {full}"), Duration::from_secs(20), || {
+        command::poll(&format!("image {full}"), LIMIT, || {
             self.image_id(&full).ok().flatten()
         })?;
         Ok(full)

@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How long a test waits for something in the cluster. VMs on a busy machine are slow.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(240);
 /// The prefix of every cluster's folder. The pid of the run follows.
 const FOLDERS: &str = "/var/tmp/csl";
 
