@@ -8,7 +8,7 @@ use serde_json::{json, Value};
 use crate::{
     cri::{network, registry},
     fixture,
-    paths::{self, Containerd},
+    paths::{self, Containerd, Start},
     Runtime,
 };
 
@@ -130,7 +130,7 @@ path = "{dir}/opt"
 
 /// Returns Caisson's configuration as a value, so that a test can change a key before it is written
 /// as TOML.
-pub fn caisson(dir: &Path) -> Value {
+pub fn caisson(dir: &Path, start: Start) -> Value {
     let dist = paths::dist();
     json!({
         "state_dir": dir.join("state"),
@@ -146,7 +146,7 @@ pub fn caisson(dir: &Path) -> Value {
             "initramfs": dist.join("guest/initramfs.cpio"),
             "modules": dist.join("guest/modules.squashfs"),
         },
-        "vm": { "default_cpus": 1, "default_memory_mib": 256, "templates": false },
+        "vm": { "default_cpus": 1, "default_memory_mib": 256, "templates": start == Start::Clone },
         "skills": { "sources": { "shelf": { "type": "directory", "path": dir.join("shelf") } } },
         // Allows what the tests ask for: pods are in the namespace `tests`, containers of `ctr` in
         // the node's namespace.

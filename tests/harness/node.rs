@@ -23,7 +23,7 @@ use crate::{
     container::ContainerBuilder,
     cri::network,
     fixture, leftovers,
-    paths::{self, Containerd},
+    paths::{self, Containerd, Start},
     sweep,
 };
 
@@ -122,7 +122,9 @@ impl Node {
         );
         version.checked_bin()?;
         let (tag, dir, lock) = sweep::claim_folder()?;
-        let mut caisson = config::caisson(&dir);
+        let start = Start::from_environment()?;
+        let plain = config::caisson(&dir, start);
+        let mut caisson = plain.clone();
         edit(&mut caisson);
         // Created as `caisson` does. The shim creates the state folder itself.
         fs::DirBuilder::new()
@@ -150,6 +152,16 @@ impl Node {
                 .build()?,
             _lock: lock,
         };
+        if start == Start::Clone {
+            fs::create_dir_all(paths::templates())?;
+            symlink(paths::templates(), node.store_dir().join("templates"))?;
+            // A node that a test has changed makes its own, if it can, when its first pod has
+            // started.
+            if caisson == plain {
+                let mut build = self::caisson(&node)?;
+                command::run(build.args(["template", "build"]), None, LIMIT)?.ok()?;
+            }
+        }
         node.start_containerd()?;
         Ok(node)
     }

@@ -52,6 +52,27 @@ impl Containerd {
     }
 }
 
+/// How the VMs of a test node start. `CAISSON_TEST_START` selects it: `cold` (the default) or
+/// `clone`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// They boot.
+    Cold,
+    /// From a template, which the node has from the beginning.
+    Clone,
+}
+
+impl Start {
+    /// Returns the way that the environment names.
+    pub fn from_environment() -> Result<Self> {
+        match std::env::var("CAISSON_TEST_START").as_deref() {
+            Ok("cold") | Err(_) => Ok(Self::Cold),
+            Ok("clone") => Ok(Self::Clone),
+            Ok(other) => bail!("CAISSON_TEST_START={other}: none of cold and clone"),
+        }
+    }
+}
+
 /// Returns the workspace's folder.
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -68,6 +89,12 @@ pub fn target() -> PathBuf {
 /// Returns the file that keeps what a probe VM found out about KVM: a new probe takes seconds.
 pub fn accelerator() -> PathBuf {
     target().join("accelerator.json")
+}
+
+/// Returns the folder with the templates of the nodes whose VMs start from one: a new one takes
+/// seconds.
+pub fn templates() -> PathBuf {
+    target().join("templates")
 }
 
 /// Returns the folder of the shipped files, made by `cargo xtask dist`: `bin`, `libexec`, `guest`.

@@ -32,8 +32,13 @@ fn with_template() -> Result<Node> {
     Ok(node)
 }
 
+/// A node that makes its templates itself, and has none yet.
 fn node() -> Result<Node> {
-    Node::start_with(|config| config["vm"]["templates"] = true.into())
+    Node::start_with(|config| {
+        config["vm"]["templates"] = true.into();
+        let store = config["store_dir"].as_str().unwrap_or_default();
+        config["store_dir"] = format!("{store}/of-its-own").into();
+    })
 }
 
 fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
@@ -44,7 +49,7 @@ fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
 
 /// The file of the only template.
 fn template(node: &Node) -> Result<PathBuf> {
-    let entries = fs::read_dir(node.store_dir().join("templates"))?;
+    let entries = fs::read_dir(node.store_dir().join("of-its-own/templates"))?;
     let machines = entries.flatten().map(|entry| entry.path().join("machine"));
     let found: Vec<PathBuf> = machines.filter(|path| path.exists()).collect();
     ensure!(found.len() == 1, "{found:?}");
