@@ -36,6 +36,7 @@ mod stand_in;
 pub mod stats;
 pub mod streams;
 mod task;
+mod trace;
 mod vm;
 
 pub use error::{Error, Result};

@@ -6,28 +6,35 @@ use caisson_node::host::error::OnFile;
 use containerd_shim::logger::FifoLogger;
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    trace,
+};
 
 /// The module of ttrpc that logs an error if a client has left before its answer was sent.
 /// containerd leaves whenever a request of its own has been cancelled. If the shim is the client,
 /// its call returns the error.
 const CONNECTIONS: &str = "ttrpc::asynchronous::connection";
 
-struct Logger(FifoLogger);
+struct Logger {
+    fifo: FifoLogger,
+    level: LevelFilter,
+}
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        self.0.enabled(metadata) && metadata.target() != CONNECTIONS
+        metadata.level() <= self.level && metadata.target() != CONNECTIONS
     }
 
     fn log(&self, record: &Record) {
+        trace::note(record);
         if self.enabled(record.metadata()) {
-            self.0.log(record);
+            self.fifo.log(record);
         }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.fifo.flush();
     }
 }
 
@@ -45,9 +52,12 @@ pub(crate) fn init(debug: bool, level: &str, namespace: &str, id: &str) -> Resul
     } else {
         LevelFilter::Off
     };
-    log::set_max_level(level.max(least));
+    let level = level.max(least);
+    // The stages of a start are kept, whatever the level.
+    log::set_max_level(level.max(LevelFilter::Debug));
+    trace::begin();
     // A process logs to one place, and nothing has logged before.
-    let _ = log::set_boxed_logger(Box::new(Logger(fifo)));
+    let _ = log::set_boxed_logger(Box::new(Logger { fifo, level }));
     Ok(())
 }
 
@@ -64,8 +74,10 @@ mod tests {
     use super::*;
 
     fn is_logged(target: &str) -> bool {
-        log::set_max_level(LevelFilter::Info);
-        let logger = Logger(FifoLogger::with_file(tempfile::tempfile().unwrap()));
+        let logger = Logger {
+            fifo: FifoLogger::with_file(tempfile::tempfile().unwrap()),
+            level: LevelFilter::Info,
+        };
         let metadata = Metadata::builder()
             .level(Level::Error)
             .target(target)

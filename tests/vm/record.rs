@@ -1,5 +1,5 @@
-//! Tests what `caisson list` and `caisson gc` say of pods, above all of those whose shim was
-//! killed.
+//! Tests what `caisson list`, `caisson trace` and `caisson gc` say of pods, above all of those whose
+//! shim was killed.
 
 use std::{fs, thread, time::Duration};
 
@@ -39,6 +39,23 @@ fn list_of_a_container_that_has_ended_counts_it_until_it_is_removed() -> Result<
     assert!(listed.line.contains("0, 1 ended"), "{listed:?}");
     container.delete()?;
     assert!(listed_as(node, container.id()).is_err());
+    Ok(())
+}
+
+#[test]
+fn trace_of_a_container_has_the_stages_of_its_start() -> Result<()> {
+    let node = Node::shared();
+    let container = node.container("busybox").args(["sleep", "1000"]).start()?;
+    let mut trace = caisson(node)?;
+    trace.args(["trace", container.id()]);
+    let said = command::run(&mut trace, None, LIMIT)?.ok()?.text();
+    // Of the VMM, of the shim's side of the VM, of the guest, and of the container.
+    for stage in ["qemu answers", "vmm", "guest", "created"] {
+        let has = said
+            .lines()
+            .any(|line| line.ends_with(&format!("  {stage}")));
+        assert!(has, "no {stage} in:\n{said}");
+    }
     Ok(())
 }
 

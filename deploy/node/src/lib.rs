@@ -3,6 +3,7 @@
 //! It is a library too, so that tests can drive a shim through [`shim`] as `caisson run` does.
 
 mod check;
+mod find;
 mod gc;
 mod home;
 mod list;
@@ -12,6 +13,7 @@ mod run;
 pub mod shim;
 mod skill;
 mod template;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,11 @@ enum Command {
     Run(run::Arguments),
     /// Lists the pods of this node that run in VMs
     List,
+    /// Prints what the start of a running pod was spent on
+    Trace {
+        /// Its NAMESPACE/NAME or its id
+        pod: String,
+    },
     /// Packs, adds and lists skills: tool folders that pods plug in as read-only disks
     #[command(subcommand)]
     Skill(skill::Command),
@@ -76,6 +83,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(arguments) => return Ok(run::run(arguments, &config)),
         Command::List => list::run(&config)?,
+        Command::Trace { pod } => trace::run(&config, &pod)?,
         Command::Skill(command) => skill::run(command, &config)?,
         Command::Home(command) => home::run(command, &config)?,
         Command::Template(command) => template::run(command, &config)?,

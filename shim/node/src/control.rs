@@ -1,5 +1,5 @@
 //! Gives the operator access to a pod's shim by a socket in the pod's state folder. The commands
-//! `caisson skill attach` and `caisson skill detach` use it.
+//! `caisson skill attach`, `caisson skill detach` and `caisson trace` use it.
 //!
 //! A connection carries one request and one answer, each a line of JSON. Only root can connect,
 //! since only the socket's owner may write to it.
@@ -42,6 +42,8 @@ pub enum Request {
         skill: String,
         container: Option<String>,
     },
+    /// Asks for the stages of the pod's start.
+    Trace,
 }
 
 /// The shim's answer.
@@ -53,7 +55,18 @@ pub enum Answer {
         target: PathBuf,
         containers: Vec<String>,
     },
+    Trace(Vec<Stage>),
     Failed(String),
+}
+
+/// A stage of a pod's start. Times are in milliseconds since the shim began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    pub name: String,
+    /// The id of the container or pod that it was for, if it was for one.
+    pub of: Option<String>,
+    pub begin: f64,
+    pub end: f64,
 }
 
 /// Sends a request to the shim of a pod. Blocks, at most for `limit`.

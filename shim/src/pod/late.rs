@@ -1,5 +1,4 @@
-//! Attaches skills to a pod whose containers already exist, and detaches them again: `caisson skill
-//! attach` and `detach`, by way of [`caisson_node::control`].
+//! Attaches skills to a pod whose containers already exist, and detaches them again.
 //!
 //! The node's operator asks for this, so `[policy]` does not apply.
 //!
@@ -12,11 +11,8 @@ use std::{
     sync::Arc,
 };
 
-use caisson_node::{
-    control::{Answer, Request},
-    skills::{self, Asker, SkillError, SkillStore},
-};
-use caisson_oci::annotations::{is_plain_name, SkillRef, SkillWish};
+use caisson_node::skills::{self, Asker, SkillError, SkillStore};
+use caisson_oci::annotations::{SkillRef, SkillWish};
 use containerd_shim::protos::ttrpc;
 
 use super::{base::Pod, late_skill::LateSkill};
@@ -38,44 +34,6 @@ pub struct Shown {
 }
 
 impl Pod {
-    /// Does what the operator asks for.
-    pub(super) async fn answer(&self, request: Request) -> Answer {
-        let answer = self.handle(request).await;
-        answer.unwrap_or_else(|error| Answer::Failed(error.chain()))
-    }
-
-    async fn handle(&self, request: Request) -> Result<Answer> {
-        let shown = match request {
-            Request::AttachSkill {
-                skill,
-                name,
-                container,
-            } => {
-                if name.as_ref().is_some_and(|name| !is_plain_name(name)) {
-                    return Err(Error::Request {
-                        field: "name",
-                        reason: "is no plain name".to_owned(),
-                    });
-                }
-                let wish = SkillWish {
-                    name,
-                    skill: parse(&skill)?,
-                };
-                log::info!(skill, container:?; "attach skill");
-                self.attach_skill(&wish, container.as_deref()).await?
-            }
-            Request::DetachSkill { skill, container } => {
-                log::info!(skill, container:?; "detach skill");
-                self.detach_skill(&parse(&skill)?, container.as_deref())
-                    .await?
-            }
-        };
-        Ok(Answer::Done {
-            target: shown.target,
-            containers: shown.containers,
-        })
-    }
-
     /// Plugs in a skill and shows it in the pod's containers, or only in the container with this
     /// name or id. Idempotent; a failure leaves nothing of it.
     pub async fn attach_skill(&self, wish: &SkillWish, container: Option<&str>) -> Result<Shown> {
@@ -312,11 +270,4 @@ fn missing(what: &'static str, wanted: &SkillRef) -> Error {
         what,
         id: wanted.to_string(),
     }
-}
-
-fn parse(skill: &str) -> Result<SkillRef> {
-    SkillRef::parse(skill).ok_or_else(|| Error::Request {
-        field: "skill",
-        reason: "is not of the form sha256:HEX or SKILL@VERSION".to_owned(),
-    })
 }

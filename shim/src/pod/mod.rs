@@ -10,6 +10,7 @@ mod base;
 mod create;
 mod late;
 mod late_skill;
+mod operator;
 mod processes;
 mod request;
 mod sandbox;

@@ -67,11 +67,8 @@ impl Pod {
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without limits, the VM gets the node's default size, and grows.
         let machine = self.boot(hostname, dir, share, asked.limits).await?;
-        let limits = [asked.limits];
-        tokio::try_join!(
-            machine.join_network(asked.network.as_deref()),
-            self.make_room(&machine, &limits),
-        )?;
+        machine.join_network(asked.network.as_deref()).await?;
+        self.make_room_soon(&machine, asked.limits);
         // Some sysctls belong to one network card, so this comes after the network.
         let sysctls = asked.sysctls.into_iter().collect();
         machine.agent().await?.set_sysctls(sysctls).await?;

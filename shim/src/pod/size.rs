@@ -1,5 +1,7 @@
 //! Fits the VM's size to what the pod's containers may use.
 
+use std::sync::Arc;
+
 use caisson_oci::{spec::LinuxResources, Limits, VmSize};
 
 use super::base::Pod;
@@ -36,6 +38,17 @@ impl Pod {
                 memory_mib: wanted.memory_mib.max(current.memory_mib),
             })
             .await
+    }
+
+    /// Grows the VM for containers that are announced. Nobody waits for that here: a container that
+    /// is created waits until there is room for it, and says why if there is none.
+    pub(super) fn make_room_soon(self: &Arc<Self>, machine: &Arc<Machine>, announced: Limits) {
+        let (pod, machine) = (self.clone(), machine.clone());
+        tokio::spawn(async move {
+            if let Err(error) = pod.make_room(&machine, &[announced]).await {
+                log::info!("the VM does not grow yet: {}", error.chain());
+            }
+        });
     }
 
     /// Shrinks the VM to what its containers need.

@@ -1,0 +1,68 @@
+//! `caisson trace`: prints the stages of a pod's start, which its shim has kept.
+
+use std::time::Duration;
+
+use anyhow::{bail, Result};
+use caisson_node::{
+    config::NodeConfig,
+    control::{self, Answer, Request, Stage},
+};
+
+use crate::find;
+
+/// The time limit for the shim's answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Prints one line for each stage, in the order in which they began.
+pub fn run(config: &NodeConfig, pod: &str) -> Result<()> {
+    let id = find::running(config, pod)?;
+    let mut stages = match control::ask(&config.state_dir, &id, &Request::Trace, LIMIT)? {
+        Answer::Trace(stages) => stages,
+        Answer::Failed(reason) => bail!("pod {pod}: {reason}"),
+        Answer::Done { .. } => bail!("pod {pod}: its shim answers something else"),
+    };
+    stages.sort_by(|one, other| one.begin.total_cmp(&other.begin));
+    println!(
+        "{:>10} {:>10} {:>10}  STAGE",
+        "BEGIN ms", "END ms", "TOOK ms"
+    );
+    for stage in stages {
+        println!("{}", line(&stage, &id));
+    }
+    Ok(())
+}
+
+fn line(stage: &Stage, pod: &str) -> String {
+    let Stage {
+        name,
+        of,
+        begin,
+        end,
+    } = stage;
+    let of = match of {
+        Some(of) if of != pod => format!(" of {of}"),
+        _ => String::new(),
+    };
+    format!(
+        "{begin:>10.1} {end:>10.1} {:>10.1}  {name}{of}",
+        end - begin
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stage_of_a_container_is_named_with_it() {
+        let stage = |of: &str| Stage {
+            name: "created".to_owned(),
+            of: Some(of.to_owned()),
+            begin: 12.0,
+            end: 20.5,
+        };
+        let expected = "      12.0       20.5        8.5  created";
+        assert_eq!(line(&stage("pod"), "pod"), expected);
+        assert_eq!(line(&stage("web"), "pod"), format!("{expected} of web"));
+    }
+}
