@@ -1,4 +1,5 @@
-//! The ports that the guest listens on: who may come in, and how the host learns that they are open.
+//! The ports that the guest listens on: who may come in, and how the host learns that they are
+//! open.
 
 use std::{
     future::Future,

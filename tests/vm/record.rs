@@ -1,5 +1,5 @@
-//! Tests what `caisson list`, `caisson trace` and `caisson gc` say of pods, above all of those whose
-//! shim was killed.
+//! Tests what `caisson list`, `caisson trace` and `caisson gc` say of pods, above all of those
+//! whose shim was killed.
 
 use std::{fs, thread, time::Duration};
 
