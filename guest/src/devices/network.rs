@@ -40,7 +40,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Waits for a card and sets it up. Idempotent.
 pub fn attach(network: &Network) -> Result<()> {
     modules::load(modules::NETWORK)?;
-    let card = wait_for(&format!("network card {}", network.mac), || {
+    let card = wait_for("net", &format!("network card {}", network.mac), || {
         Ok(find(&network.mac))
     })?;
     if network.name.is_empty() {

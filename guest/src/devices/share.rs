@@ -1,6 +1,6 @@
 //! Mounts shares, the directories that the host lends to the guest over virtio-fs.
 
-use std::{collections::BTreeSet, fs, time::Instant};
+use std::fs;
 
 use caisson_protocol::agent::Share;
 use nix::mount::{mount, MsFlags};
@@ -10,7 +10,7 @@ use crate::{
     kernel::{
         modules,
         mounts::is_mount_point,
-        sysfs::{names_in, wait_for, POLL},
+        sysfs::{names_in, wait_for},
     },
     Error, Result,
 };
@@ -25,16 +25,11 @@ pub fn attach(share: &Share) -> Result<()> {
     fs::create_dir_all(&target).map_err(Error::file("create directory", &target))?;
     let mut flags = MsFlags::empty();
     flags.set(MsFlags::MS_RDONLY, share.read_only);
-    let mut devices = BTreeSet::new();
-    let mut last = None::<Instant>;
-    wait_for(&format!("share {}", share.tag), || {
-        // Each attempt for a tag that does not exist adds a line to the kernel's log.
-        let now = names_in("/sys/bus/virtio/drivers/virtiofs");
-        if now == devices && last.is_some_and(|last| last.elapsed() < 50 * POLL) {
+    wait_for("virtio", &format!("share {}", share.tag), || {
+        // An attempt for a tag that does not exist adds a line to the kernel's log.
+        if names_in("/sys/bus/virtio/drivers/virtiofs").is_empty() {
             return Ok(None);
         }
-        devices = now;
-        last = Some(Instant::now());
         match mount(
             Some(share.tag.as_str()),
             &target,

@@ -13,7 +13,7 @@ use crate::{
 /// Brings the number of CPUs that are online to `total`.
 pub fn online_cpus(total: u32) -> Result<()> {
     let path = "/sys/devices/system/cpu/online";
-    wait_for(&format!("cpu number {total}"), || {
+    wait_for("cpu", &format!("cpu number {total}"), || {
         let online = fs::read_to_string(path).map_err(Error::file("read", path))?;
         let online = parse_cpu_list(&online);
         if online.len() == total as usize {
@@ -53,7 +53,7 @@ pub fn online_memory(total: u64) -> Result<()> {
         .unwrap_or(128 << 20)
         .max(1);
     modules::load(modules::MEMORY)?;
-    wait_for(&format!("memory of {total} bytes"), || {
+    wait_for("memory", &format!("memory of {total} bytes"), || {
         let mut online = 0_u64;
         for name in names_in("/sys/devices/system/memory") {
             let path = Path::new("/sys/devices/system/memory")

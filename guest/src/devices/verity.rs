@@ -48,7 +48,7 @@ pub fn open(serial: &str, disk: &Path, verity: &Verity) -> Result<PathBuf> {
         return Err(failed("set the verity device up")(error));
     }
     let path = PathBuf::from(format!("/dev/dm-{}", minor(create.header.dev)));
-    sysfs::wait_for(&format!("verity device of {serial}"), || {
+    sysfs::wait_for("block", &format!("verity device of {serial}"), || {
         Ok(path.exists().then(|| path.clone()))
     })
 }

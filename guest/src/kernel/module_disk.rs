@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use caisson_protocol::path::MODULES_SERIAL;
@@ -15,7 +15,10 @@ use nix::{
     mount::{mount, MsFlags},
 };
 
-use super::{module_files, sysfs::find_disk};
+use super::{
+    module_files,
+    sysfs::{find_disk, wait_within},
+};
 use crate::{Error, Result};
 
 /// How long a promised disk may take to appear.
@@ -40,19 +43,16 @@ pub fn load(name: &str) -> Result<bool> {
 
 /// Returns the device of the disk, if the machine has it. If the kernel's command line promises the
 /// disk, this waits: the host plugs it in a moment after the first start.
-fn disk() -> Option<PathBuf> {
+fn disk() -> Result<Option<PathBuf>> {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let promised = line
         .split_whitespace()
         .any(|word| word == "caisson.modules");
-    let end = Instant::now() + PLUG_LIMIT;
-    loop {
-        let found = find_disk(MODULES_SERIAL);
-        if found.is_some() || !promised || Instant::now() > end {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let limit = match promised {
+        true => PLUG_LIMIT,
+        false => Duration::ZERO,
+    };
+    wait_within(limit, "block", || Ok(find_disk(MODULES_SERIAL)))
 }
 
 /// Returns where the disk is mounted, if the machine has it. Mounts it if need be.
@@ -64,7 +64,7 @@ fn mounted() -> Result<Option<PathBuf>> {
     for module in module_files::DISK {
         module_files::insert_if_there(module)?;
     }
-    let Some(device) = disk() else {
+    let Some(device) = disk()? else {
         return Ok(None);
     };
     fs::create_dir_all(&root).map_err(Error::file("create directory", &root))?;
