@@ -17,13 +17,14 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_vmm::{Accelerator, Credentials, Guest, Placement, Secret, VmSpec, Vmm};
+use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -75,7 +76,7 @@ pub struct About {
     pub made: u64,
     /// The length of its file in bytes.
     pub length: u64,
-    /// The sha256 of its file, in hex digits.
+    /// The sha256 of what its file holds, in hex digits.
     pub sha256: String,
     /// What its VM is like, for people.
     pub shape: String,
@@ -306,11 +307,33 @@ fn describe(machine: &Path, spec: &VmSpec, failed: Option<String>) -> Result<Abo
     })
 }
 
+/// Hashes the pages of a file that are not zero, each with its number. Most of a template's file is
+/// a hole, as long as the memory that its VM may be given.
 fn digest(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    File::open(path)
-        .and_then(|mut file| io::copy(&mut file, &mut hash))
-        .map_err(TemplateError::file("read", path))?;
+    const PAGE: usize = 4096;
+    let hashed = || -> io::Result<_> {
+        let file = File::open(path)?;
+        let mut hash = Sha256::new();
+        let mut pages = vec![0; 256 * PAGE];
+        let mut at = 0;
+        loop {
+            at = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+                Ok(data) => data - data % PAGE as u64,
+                // Nothing but a hole is left (lseek(2)).
+                Err(rustix::io::Errno::NXIO) => return Ok(hash),
+                Err(error) => return Err(error.into()),
+            };
+            let read = file.read_at(&mut pages, at)?;
+            for (number, page) in (at / PAGE as u64..).zip(pages[..read].chunks(PAGE)) {
+                if page.iter().any(|byte| *byte != 0) {
+                    hash.update(number.to_le_bytes());
+                    hash.update(page);
+                }
+            }
+            at += read as u64;
+        }
+    };
+    let hash = hashed().map_err(TemplateError::file("read", path))?;
     Ok(hex::encode(hash.finalize()))
 }
 
@@ -350,4 +373,37 @@ fn key(config: &NodeConfig, spec: &VmSpec) -> String {
         cpu("flags"),
     );
     hex::encode(Sha256::digest(all))[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of 1 GiB whose pages with these numbers hold something.
+    fn sparse(pages: &[u64]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 30).unwrap();
+        for page in pages {
+            file.as_file()
+                .write_all_at(&[7; 4096], page * 4096)
+                .unwrap();
+        }
+        file
+    }
+
+    #[test]
+    fn digest_tells_files_of_other_pages_apart() {
+        let one = digest(sparse(&[3, 200_000]).path()).unwrap();
+        assert_eq!(one, digest(sparse(&[3, 200_000]).path()).unwrap());
+        assert_ne!(one, digest(sparse(&[3, 200_001]).path()).unwrap());
+        assert_ne!(one, digest(sparse(&[3]).path()).unwrap());
+    }
+
+    #[test]
+    fn digest_is_the_same_for_zeros_and_holes() {
+        let file = sparse(&[3]);
+        let before = digest(file.path()).unwrap();
+        file.as_file().write_all_at(&[0; 8192], 5 * 4096).unwrap();
+        assert_eq!(before, digest(file.path()).unwrap());
+    }
 }

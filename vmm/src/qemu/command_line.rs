@@ -3,7 +3,10 @@
 //! Only numbers and the id, which is filtered, come from a user. All paths are fixed names in
 //! QEMU's jail, and all devices of a pod come later as JSON. So no value can become another option.
 
-use super::ports::Ports;
+use super::{
+    ports::{Port, Ports},
+    resize,
+};
 use crate::{Accelerator, VmSpec};
 
 /// The path of the kernel inside QEMU's jail.
@@ -13,10 +16,6 @@ pub(crate) const INITRAMFS: &str = "guest/initramfs";
 
 /// The path of the folder with QEMU's firmware inside its jail.
 pub(crate) const FIRMWARE: &str = "roms";
-
-/// The size of the pluggable region is a multiple of this many bytes: Linux adds memory in blocks
-/// of 128 MiB.
-const MEMORY_STEP: u64 = 128 * 1024 * 1024;
 
 /// The guest kernel's command line.
 ///
@@ -100,7 +99,7 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
     add("-initrd", format!("/{INITRAMFS}"));
     let level = spec.guest.log_level.as_str().to_lowercase();
     let mut command_line = format!("{KERNEL_COMMAND_LINE} caisson.log={level}");
-    if pluggable_memory(spec) > 0 {
+    if resize::pluggable_memory(spec) > 0 {
         // Puts most of it into the movable zone, from which it can be taken back.
         command_line
             .push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
@@ -131,10 +130,26 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
         // machine, and reseeds its random numbers.
         arguments.extend(["-device".to_owned(), "vmgenid,guid=auto".to_owned()]);
     }
-    if purpose == Purpose::Pod && spec.template.is_some() {
+    let is_clone = purpose == Purpose::Pod && spec.template.is_some();
+    if (is_clone || purpose == Purpose::Template) && resize::pluggable_memory(spec) > 0 {
+        arguments.extend(memory_of_a_template(spec));
+    }
+    if is_clone {
         arguments.extend(["-incoming".to_owned(), "defer".to_owned()]);
     }
     arguments
+}
+
+/// The pluggable memory, in the first port: nearly every machine that starts from a template needs
+/// it.
+fn memory_of_a_template(spec: &VmSpec) -> [String; 4] {
+    let device = Port::first().with(resize::MEMORY, resize::memory_device());
+    [
+        "-object".to_owned(),
+        resize::memory_backend(spec).to_string(),
+        "-device".to_owned(),
+        device.to_string(),
+    ]
 }
 
 fn cpus(spec: &VmSpec) -> String {
@@ -146,7 +161,7 @@ fn cpus(spec: &VmSpec) -> String {
 
 fn memory(spec: &VmSpec) -> String {
     let size = spec.memory;
-    match pluggable_memory(spec) {
+    match resize::pluggable_memory(spec) {
         0 => format!("size={size}B"),
         pluggable => format!("size={size}B,maxmem={}B", size + pluggable),
     }
@@ -169,13 +184,6 @@ fn delay_loop() -> String {
         Some(mhz) => format!(" lpj={:.0}", mhz * 1e6 / HZ),
         None => String::new(),
     }
-}
-
-/// The number of bytes that can be plugged in later.
-pub(crate) fn pluggable_memory(spec: &VmSpec) -> u64 {
-    spec.max_memory
-        .saturating_sub(spec.memory)
-        .next_multiple_of(MEMORY_STEP)
 }
 
 /// Makes an id a value for QEMU's options by replacing all characters but these.
@@ -264,5 +272,16 @@ mod tests {
         let line = line(&fixed);
         assert_eq!(value(&line, "-smp"), "cpus=1");
         assert_eq!(value(&line, "-m"), "size=268435456B");
+    }
+
+    #[test]
+    fn machine_of_a_template_has_the_memory_that_can_be_plugged_in() {
+        let mut spec = spec();
+        let has = |line: Vec<String>| line.join(" ").contains("virtio-mem-pci");
+        assert!(!has(line(&spec)));
+        spec.template = Some("/t,foo=bar".into());
+        assert!(has(line(&spec)));
+        spec.max_memory = spec.memory;
+        assert!(!has(line(&spec)));
     }
 }

@@ -149,12 +149,10 @@ pub(crate) async fn plug(
     id: &str,
     port: &Port,
     backend: &Backend,
-    mut properties: Value,
+    properties: Value,
 ) -> Result<()> {
-    properties["id"] = json!(id);
-    properties["bus"] = json!(port.bus());
-    properties["addr"] = json!(port.address());
-    let plugged = qmp.execute("device_add", properties).await;
+    let device = port.with(id, properties);
+    let plugged = qmp.execute("device_add", device).await;
     if plugged.is_err() {
         remove_backend(qmp, backend).await;
     }

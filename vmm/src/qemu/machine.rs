@@ -17,7 +17,7 @@ use super::{
     command_line::{self, Descriptors, Purpose},
     events::{self, Pause},
     qmp::{Event, Qmp},
-    seccomp,
+    resize, seccomp,
 };
 use crate::{
     driver::{
@@ -210,7 +210,7 @@ fn confined(mut program: Program, qemu: &Path, spec: &VmSpec) -> Result<Program>
     }
     // QEMU looks here for the size of a huge page, which is virtio-mem's block size.
     let huge_pages = Path::new("/sys/kernel/mm/transparent_hugepage");
-    if command_line::pluggable_memory(spec) > 0 && huge_pages.exists() {
+    if resize::pluggable_memory(spec) > 0 && huge_pages.exists() {
         for dir in [c"sys", c"sys/kernel", c"sys/kernel/mm"] {
             jail.dir(dir);
         }

@@ -60,7 +60,15 @@ impl Vmm for QemuVmm {
         let carrier = Carrier::find();
         let answer = spec.secret.answer(carrier.name());
         let vsock = carrier.start(&self.config.vsock_daemon, &spec);
-        let qemu = Qemu::start(&self.config.qemu, &spec, Purpose::Pod, Some(answer));
+        let qemu = async {
+            let qemu = Qemu::start(&self.config.qemu, &spec, Purpose::Pod, Some(answer)).await?;
+            if let Some(template) = &spec.template {
+                let started = Instant::now();
+                template::load(&qemu.qmp, template).await?;
+                log_stage("template", started);
+            }
+            Ok(qemu)
+        };
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
         let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;

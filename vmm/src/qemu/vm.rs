@@ -17,7 +17,7 @@ use super::{
     machine::{Qemu, QemuConfig},
     ports::{Port, Ports},
     qmp::shortened,
-    resize, template,
+    resize,
 };
 use crate::{
     driver::{
@@ -75,7 +75,6 @@ impl QemuVm {
         vsock: Vsock,
         user_namespace: Arc<OwnedFd>,
     ) -> Result<QemuVm> {
-        let started = Instant::now();
         let (vsock_daemon, readiness) = vsock.daemon.unzip();
         let mut vm = QemuVm {
             virtiofsd: config.virtiofsd.clone(),
@@ -93,9 +92,11 @@ impl QemuVm {
         if let Some(daemon) = &vm.vsock {
             vm.end.comes_with(daemon);
         }
-        if let Some(template) = &vm.spec.template {
-            template::load(&vm.qemu.qmp, template).await?;
-            log_stage("template", started);
+        if vm.spec.template.is_some() && resize::pluggable_memory(&vm.spec) > 0 {
+            let port = vm.ports.take(resize::MEMORY)?;
+            let backend = Backend::Object(resize::MEMORY_BACKEND);
+            let plugged = Plugged { port, backend };
+            vm.devices.add(resize::MEMORY, plugged, None, &vm.end);
         }
         let (backend, properties) = devices::add_vsock(&vm.qemu.qmp, vsock.device).await?;
         vm.plug("vsock", backend, properties, None).await?;
@@ -147,14 +148,11 @@ impl QemuVm {
             if total <= self.spec.memory {
                 return Ok(());
             }
-            let properties = resize::add_memory(&self.qemu.qmp, &self.spec).await?;
-            self.plug(
-                resize::MEMORY,
-                Backend::Object(resize::MEMORY_BACKEND),
-                properties,
-                None,
-            )
-            .await?;
+            let backend = resize::memory_backend(&self.spec);
+            self.qemu.qmp.execute("object-add", backend).await?;
+            let backend = Backend::Object(resize::MEMORY_BACKEND);
+            self.plug(resize::MEMORY, backend, resize::memory_device(), None)
+                .await?;
         }
         resize::resize_memory(&self.qemu.qmp, &self.spec, total).await
     }
