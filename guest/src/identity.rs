@@ -1,19 +1,14 @@
-//! Gives a machine, whether freshly booted or cloned, its own identity: clock, random numbers, host
-//! name, machine-id and kernel parameters.
+//! Gives a machine, whether freshly booted or cloned, its own identity: random numbers, host name,
+//! machine-id and kernel parameters.
 
 use std::{
     collections::HashMap,
     fs::{self, OpenOptions},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use caisson_protocol::agent::ConfigureRequest;
-use nix::{
-    sys::time::TimeSpec,
-    time::{clock_settime, ClockId},
-};
 
 use crate::{Error, Result};
 
@@ -26,10 +21,6 @@ const MAX_SEED: usize = 512;
 
 /// Applies the fields of the request that are set. An empty field changes nothing.
 pub fn apply(request: &ConfigureRequest) -> Result<()> {
-    if request.realtime_nanos != 0 {
-        let now = TimeSpec::from_duration(Duration::from_nanos(request.realtime_nanos));
-        clock_settime(ClockId::CLOCK_REALTIME, now).map_err(Error::system("set the clock"))?;
-    }
     if !request.entropy.is_empty() {
         seed(&request.entropy)?;
     }

@@ -32,6 +32,7 @@
 
 mod boot;
 mod cgroup;
+mod clock;
 mod console;
 mod containers;
 mod devices;

@@ -1,6 +1,6 @@
 //! The ttrpc service: one short method for each request. The work is done in other modules.
 
-use std::{future::Future, path::Path, sync::Arc};
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use caisson_protocol::{
@@ -18,6 +18,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 #[cfg(feature = "hostile")]
 use crate::hostile;
 use crate::{
+    clock::Clock,
     containers::{oom::Oom, streams::Streams, Containers},
     devices::{disk, inodes, network, share, size, target},
     door::Door,
@@ -54,6 +55,7 @@ pub fn serve(machine: Machine, secret: impl FnOnce() -> Result<Secret>) -> Resul
             reaper,
             oom,
             containers: containers.clone(),
+            clock: Clock::default(),
         });
         let control = Port::open(&machine, port::AGENT)?;
         let processes = Port::open(&machine, port::STREAMS)?;
@@ -124,6 +126,7 @@ struct Service {
     reaper: Reaper,
     oom: Oom,
     containers: Arc<Containers>,
+    clock: Clock,
 }
 
 #[async_trait]
@@ -135,6 +138,8 @@ impl agent_ttrpc::Agent for Service {
     ) -> ttrpc::Result<ConfigureResponse> {
         if let Machine::Guest = self.machine {
             identity::apply(&request)?;
+            self.clock
+                .set(Duration::from_nanos(request.realtime_nanos))?;
         }
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
             .map_err(Error::file("read", "/proc/sys/kernel/osrelease"))?;
@@ -339,7 +344,11 @@ impl agent_ttrpc::Agent for Service {
         Ok(self.containers.stats(&request.container_id)?)
     }
 
-    async fn ping(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+    async fn ping(&self, _: &TtrpcContext, request: agent::PingRequest) -> ttrpc::Result<Empty> {
+        if let Machine::Guest = self.machine {
+            let host = Duration::from_nanos(request.realtime_nanos);
+            self.clock.follow(host, request.stepped)?;
+        }
         Ok(Empty::new())
     }
 

@@ -161,11 +161,8 @@ impl Agent {
         random::fill(&mut entropy)?;
         let mut machine_id = [0; 16];
         random::fill(&mut machine_id)?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         let request = proto::ConfigureRequest {
-            realtime_nanos: now.as_nanos() as u64,
+            realtime_nanos: realtime_nanos(),
             entropy,
             hostname: hostname.to_owned(),
             machine_id: hex::encode(machine_id),
@@ -368,9 +365,15 @@ impl Agent {
         call!(self, NEXT_EVENT, next_event, proto::Empty::new())
     }
 
-    /// Checks that the agent is alive. Any answer counts, even an error.
-    pub async fn ping(&self) -> Result<()> {
-        match call!(self, PING, ping, proto::Empty::new()) {
+    /// Checks that the agent is alive, and tells it the time. Any answer counts, even an error.
+    /// `stepped` says that the host's clock was just set.
+    pub async fn ping(&self, stepped: bool) -> Result<()> {
+        let request = proto::PingRequest {
+            realtime_nanos: realtime_nanos(),
+            stepped,
+            ..Default::default()
+        };
+        match call!(self, PING, ping, request) {
             Ok(_) | Err(AgentError::Refused { .. }) => Ok(()),
             Err(silent) => Err(silent),
         }
@@ -380,6 +383,12 @@ impl Agent {
     pub async fn shutdown(&self) -> Result<()> {
         call!(self, SHUTDOWN, shutdown, proto::Empty::new()).map(drop)
     }
+}
+
+/// The clock, in nanoseconds since 1970.
+fn realtime_nanos() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos() as u64
 }
 
 fn to_streams(tokens: Tokens, terminal: bool) -> proto::Streams {

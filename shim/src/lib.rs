@@ -12,6 +12,7 @@
 pub mod agent;
 mod block;
 mod bundle;
+mod clock;
 mod container;
 pub mod cri;
 pub mod error;

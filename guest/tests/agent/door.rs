@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use caisson_protocol::{agent::Empty, agent_ttrpc::AgentClient, port, secret::LENGTH, stream};
+use caisson_protocol::{
+    agent::PingRequest, agent_ttrpc::AgentClient, port, secret::LENGTH, stream,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
@@ -22,14 +24,14 @@ async fn call_without_the_secret_is_not_answered() {
         let mut stranger = guest.stranger(port::AGENT).await;
         stranger.write_all(&said).await.unwrap();
         let client = AgentClient::new(Client::new(Socket::new(stranger)));
-        let request = Empty::new();
+        let request = PingRequest::new();
         let answer = timeout(CLOSED, client.ping(ctx(), &request)).await.unwrap();
         assert!(
             !matches!(answer, Ok(_) | Err(ttrpc::Error::RpcStatus(_))),
             "{answer:?}"
         );
     }
-    guest.client.ping(ctx(), &Empty::new()).await.unwrap();
+    guest.client.ping(ctx(), &PingRequest::new()).await.unwrap();
 }
 
 #[tokio::test]

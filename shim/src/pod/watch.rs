@@ -20,6 +20,7 @@ use tokio::time::{timeout, Instant};
 use super::base::{Pod, UNKNOWN_STATUS};
 use crate::{
     agent::{Agent, AgentError},
+    clock::Clock,
     container::Container,
     error::Error,
     limits,
@@ -134,7 +135,7 @@ impl Pod {
                 "its agent has left more than {} calls without an answer",
                 limits::MOST_OVERDUE
             ),
-            () = silence(|| agent.ping()) => format!(
+            () = silence(|stepped| agent.ping(stepped)) => format!(
                 "its agent has not answered {} pings in a row, each within {:?}",
                 limits::PINGS_MISSED, agent.limit(limits::PING)
             ),
@@ -174,12 +175,22 @@ impl Pod {
     }
 }
 
-/// Resolves when [`limits::PINGS_MISSED`] pings in a row were not answered.
-async fn silence<F: Future<Output = Result<(), AgentError>>>(ping: impl Fn() -> F) {
+/// Resolves when [`limits::PINGS_MISSED`] pings in a row were not answered. A ping is due when some
+/// time has passed, and when the host's clock was set.
+async fn silence<F: Future<Output = Result<(), AgentError>>>(ping: impl Fn(bool) -> F) {
+    let clock = Clock::watch().inspect_err(|error| {
+        log::warn!("guests learn late that the clock was set: {error}");
+    });
     let mut missed = 0;
     while missed < limits::PINGS_MISSED {
-        tokio::time::sleep(limits::PING_EVERY).await;
-        missed = match ping().await {
+        let set = async {
+            let Ok(clock) = &clock else {
+                return std::future::pending().await;
+            };
+            clock.stepped().await.is_ok()
+        };
+        let stepped = timeout(limits::PING_EVERY, set).await.unwrap_or(false);
+        missed = match ping(stepped).await {
             Ok(()) => 0,
             Err(_) => missed + 1,
         };
@@ -258,7 +269,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn agent_that_misses_pings_now_and_then_is_alive() {
         let count = Cell::new(0_u32);
-        let asked = silence(|| {
+        let asked = silence(|_| {
             count.set(count.get() + 1);
             let missed = !count.get().is_multiple_of(limits::PINGS_MISSED);
             async move {
@@ -277,7 +288,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn agent_that_misses_three_in_a_row_is_dead() {
         let started = Instant::now();
-        silence(|| async { silent() }).await;
+        silence(|_| async { silent() }).await;
         let most = limits::PINGS_MISSED * (limits::PING_EVERY + limits::PING.limit);
         assert!(started.elapsed() <= most);
     }
