@@ -4,10 +4,10 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 
 use crate::{
     command::{self, Output, Running, Stdin},
@@ -245,6 +245,30 @@ impl<'n> Container<'n> {
             .ok()
             .with_context(|| line.to_owned())?
             .line())
+    }
+
+    /// Returns by how many seconds the container's clock is ahead of the host's, by busybox.
+    ///
+    /// The host's is taken before and after: 0 if the container's is between the two.
+    pub fn clock_off(&self) -> Result<f64> {
+        let host = || Ok::<_, anyhow::Error>(SystemTime::now().duration_since(UNIX_EPOCH)?);
+        let before = host()?.as_secs_f64();
+        let said = self.sh("adjtimex | grep time.tv_")?;
+        let after = host()?.as_secs_f64();
+        let numbers = said.lines().map(|line| {
+            let number = line.split_whitespace().nth(1).context("no number")?;
+            Ok(number.parse::<f64>()?)
+        });
+        let numbers: Vec<f64> = numbers.collect::<Result<_>>().context(said)?;
+        let [seconds, microseconds] = numbers[..] else {
+            bail!("adjtimex says {numbers:?}");
+        };
+        let own = seconds + microseconds / 1e6;
+        Ok(match own {
+            own if own < before => own - before,
+            own if own > after => own - after,
+            _ => 0.0,
+        })
     }
 
     /// Begins building a further process.

@@ -113,6 +113,19 @@ fn memory_that_is_freed_goes_back_to_the_host() -> Result<()> {
 }
 
 #[rstest]
+#[case::back("- 3600")]
+#[case::forth("+ 3600")]
+fn clock_that_a_container_sets_goes_back_to_the_hosts(#[case] by: &str) -> Result<()> {
+    let container = Node::shared().container("busybox");
+    let container = container.flag("--cap-add", "CAP_SYS_TIME");
+    let container = container.args(["sleep", "1000"]).start()?;
+    container.sh(&format!("date -s @$(($(date +%s) {by}))"))?;
+    assert!(container.clock_off()?.abs() > 3000.0);
+    let right = || (container.clock_off().ok()?.abs() < 0.05).then_some(());
+    command::poll("the right clock", LIMIT, right)
+}
+
+#[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
 fn container_sees_only_its_own_processes(#[case] runtime: Runtime) -> Result<()> {
