@@ -1,5 +1,6 @@
-//! The kernel modules of the initramfs. They are files `/lib/modules/<name>.ko`, and
-//! `/lib/modules/order` has their load order.
+//! The kernel modules of the initramfs. They are files `/lib/modules/<name>.ko`. Two lists are
+//! beside them: `order` has them in their load order, and `others` has the modules that only the
+//! disk with all modules has.
 
 use std::{
     fs::{self, File},
@@ -60,7 +61,16 @@ pub fn insert_if_there(name: &str) -> Result<()> {
 
 /// Returns the modules of the initramfs in their load order; empty if the file does not exist.
 pub fn order() -> Vec<String> {
-    fs::read_to_string(Path::new(DIR).join("order"))
+    list("order")
+}
+
+/// Returns the modules that only the disk has; empty if the file does not exist.
+pub fn others() -> Vec<String> {
+    list("others")
+}
+
+fn list(name: &str) -> Vec<String> {
+    fs::read_to_string(Path::new(DIR).join(name))
         .unwrap_or_default()
         .split_whitespace()
         .map(str::to_string)

@@ -3,7 +3,7 @@
 //! Each module costs 10 to 30 ms under emulation. So the boot loads only those of the control
 //! channel, and [`crate::devices`] loads the others when a device that needs them is plugged in.
 
-use std::{collections::HashSet, path::Path, sync::Mutex};
+use std::{collections::HashSet, sync::Mutex};
 
 use super::{module_disk, module_files};
 use crate::{Error, Result};
@@ -34,7 +34,7 @@ static LOADED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
 /// Loads modules in the order given. A module that is already loaded or built into the kernel
 /// counts as a success.
 ///
-/// If the initramfs does not have a module, the disk with all modules is searched, if there is one.
+/// A module that only the disk has is loaded from there, if there is a disk.
 pub fn load(names: &[&str]) -> Result<()> {
     let mut loaded = match LOADED.lock() {
         Ok(loaded) => loaded,
@@ -52,8 +52,8 @@ pub fn load(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Loads one module. Returns `false` if neither the initramfs nor the disk has it (it may be built
-/// into the kernel).
+/// Loads one module. One that neither the initramfs nor the disk has is built into the kernel, or
+/// does not exist for it. Returns `false` if the machine has no disk yet.
 fn load_one(name: &str) -> Result<bool> {
     let failed = |source| Error::Module {
         name: name.to_string(),
@@ -63,8 +63,6 @@ fn load_one(name: &str) -> Result<bool> {
     if path.exists() {
         return module_files::insert(&path).map_err(failed).map(|()| true);
     }
-    if Path::new("/sys/module").join(name).exists() {
-        return Ok(true);
-    }
-    module_disk::load(name)
+    let is_on_disk = module_files::others().iter().any(|other| other == name);
+    Ok(!is_on_disk || module_disk::load(name)?)
 }

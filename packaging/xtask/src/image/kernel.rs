@@ -20,7 +20,12 @@ const RECIPE: &str = concat!(
     include_str!("vmlinux.rs")
 );
 
-/// A folder with `vmlinux`, `modules.squashfs`, `release` and `boot/` (modules and their `order`).
+/// The names of the initramfs' modules in their load order.
+const ORDER: &str = "order";
+/// The names of the modules that only the disk has.
+const OTHERS: &str = "others";
+
+/// A folder with `vmlinux`, `modules.squashfs`, `release` and `boot/`: modules, and the two lists.
 pub struct Parts(PathBuf);
 
 impl Parts {
@@ -79,8 +84,12 @@ impl Parts {
     /// Returns name and content of the files for `/lib/modules` of the initramfs.
     pub fn boot_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let dir = self.0.join("boot");
-        let order = files::read_text(&dir.join("order"))?;
-        let mut found = vec![("order".to_owned(), order.clone().into_bytes())];
+        let order = files::read_text(&dir.join(ORDER))?;
+        let others = files::read(&dir.join(OTHERS))?;
+        let mut found = vec![
+            (ORDER.to_owned(), order.clone().into_bytes()),
+            (OTHERS.to_owned(), others),
+        ];
         for name in order.lines() {
             let file = format!("{name}.ko");
             let content = files::read(&dir.join(&file))?;
@@ -91,7 +100,8 @@ impl Parts {
 }
 
 fn copy_boot_modules(tree: &Path, wanted: &[String], to: &Path) -> Result<()> {
-    let order = modules::Tables::read(tree)?.load_order(wanted)?;
+    let tables = modules::Tables::read(tree)?;
+    let order = tables.load_order(wanted)?;
     let mut names = String::new();
     for module in &order {
         let from = tree.join(&module.path);
@@ -105,7 +115,9 @@ fn copy_boot_modules(tree: &Path, wanted: &[String], to: &Path) -> Result<()> {
         names.push_str(&module.name);
         names.push('\n');
     }
-    files::write(&to.join("order"), names.as_bytes(), 0o644)
+    files::write(&to.join(ORDER), names.as_bytes(), 0o644)?;
+    let others = tables.others(&order).join("\n");
+    files::write(&to.join(OTHERS), others.as_bytes(), 0o644)
 }
 
 fn make_squashfs(dirs: &Dirs, tree: &Path, to: &Path) -> Result<()> {

@@ -68,6 +68,14 @@ impl Tables {
         Ok(order)
     }
 
+    /// Returns the names of the modules that are not among these, sorted.
+    pub fn others(&self, modules: &[Module]) -> Vec<&str> {
+        let names = self.by_name.keys().map(String::as_str);
+        names
+            .filter(|name| modules.iter().all(|module| module.name != **name))
+            .collect()
+    }
+
     fn add(&self, path: &str, order: &mut Vec<Module>) {
         if order.iter().any(|module| module.path == path) {
             return;
@@ -127,6 +135,13 @@ mod tests {
     fn load_order_puts_each_after_what_it_needs_and_once() {
         let order = names(&["fs", "vio_blk", "vio"]).unwrap();
         assert_eq!(order, ["fs", "ring", "vio", "vio_blk"]);
+    }
+
+    #[test]
+    fn others_are_neither_in_the_order_nor_built_in() {
+        let tables = Tables::parse(DEP, BUILTIN);
+        let order = tables.load_order(&["vio".to_owned()]).unwrap();
+        assert_eq!(tables.others(&order), ["fs", "vio_blk"]);
     }
 
     #[test]
