@@ -150,6 +150,19 @@ fn file_of_2_gib_is_written_and_read(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// Their instructions are at the same addresses, and at each turn in other pages of the guest.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn programs_that_take_turns_run_unharmed(#[case] runtime: Runtime) -> Result<()> {
+    let line = "for turn in $(seq 40); do sh -c 'echo one' && probe segments /bin/busybox; done | \
+                sort | uniq -c | wc -l";
+    let container = Node::shared().container("busybox").runtime(runtime);
+    let output = container.sh(line).run()?.ok()?;
+    assert_eq!(output.line(), "2");
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

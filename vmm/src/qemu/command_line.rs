@@ -33,6 +33,13 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_time
     random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd i8042.nopnp \
     swiotlb=noforce";
 
+/// Makes a guest under TCG write to each page that it takes into use.
+///
+/// QEMU does not see what a daemon writes into the guest's memory, such as the pages of a file. If
+/// there were instructions in such a page before, QEMU would go on with their translation: programs
+/// that are loaded in turns crash. What the guest writes, QEMU does see.
+const ZERO_ON_ALLOCATION: &str = " init_on_alloc=1";
+
 /// The size in MiB of the translated code that an emulated VM's QEMU keeps. It is outside the
 /// guest's memory but in the pod's cgroup.
 ///
@@ -104,8 +111,11 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
         command_line
             .push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
     }
-    if spec.accelerator == Accelerator::Tcg && spec.max_cpus > 1 {
-        command_line.push_str(&delay_loop());
+    if spec.accelerator == Accelerator::Tcg {
+        command_line.push_str(ZERO_ON_ALLOCATION);
+        if spec.max_cpus > 1 {
+            command_line.push_str(&delay_loop());
+        }
     }
     if spec.guest.modules.is_some() {
         command_line.push_str(" caisson.modules");
