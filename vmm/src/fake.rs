@@ -69,10 +69,14 @@ struct Saved {
 
 #[async_trait]
 impl Vmm for FakeVmm {
-    async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
+    async fn boot(&self, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>> {
         let (cpus, memory) = (spec.cpus, spec.memory);
         let vm = self.start(spec, State::Running, Saved { cpus, memory });
-        Ok(Box::new(vm.await?))
+        let mut vm = vm.await?;
+        for device in devices {
+            vm.attach(device).await?;
+        }
+        Ok(Box::new(vm))
     }
 
     async fn restore(&self, spec: VmSpec, from: &Path) -> Result<Box<dyn Vm>> {

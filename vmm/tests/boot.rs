@@ -20,7 +20,11 @@ async fn booted_guest_answers_and_its_processes_are_confined_until_they_are_gone
     let Some(fixture) = Fixture::with_agent() else {
         return;
     };
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     let path = fixture.out();
     vm.attach(Device::SharedDir {
         tag: "pod".to_owned(),
@@ -62,7 +66,11 @@ async fn guest_that_has_no_time_for_a_while_is_connected_to_later() {
     let Some(fixture) = Fixture::with_agent() else {
         return;
     };
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     vm.connect(1024, Duration::from_secs(30)).await.unwrap();
     let vmm = vm.pids()[0].1 as i32;
     // SAFETY: the pid of a child that is not reaped while its value lives.

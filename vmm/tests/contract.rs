@@ -58,7 +58,7 @@ impl Driver {
     }
 
     async fn boot(&self) -> Box<dyn Vm> {
-        self.vmm.boot(self.spec()).await.unwrap()
+        self.vmm.boot(self.spec(), Vec::new()).await.unwrap()
     }
 
     /// A VM whose guest has booted, and the connection that showed it. That may not be closed

@@ -60,7 +60,11 @@ async fn shared_directories_have_the_host_s_files_and_what_is_mounted_there_late
     mount(&["--bind", out.to_str().unwrap()], &out);
     mount(&["--make-shared"], &out);
 
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     share(&mut vm, "out", &out, false).await;
     share(&mut vm, "ro", &read_only, true).await;
     mount(&["-t", "tmpfs", "tmpfs"], &out.join("sub"));
@@ -110,7 +114,11 @@ async fn disks_are_found_by_serial_and_read_only_ones_can_t_be_written() {
         read_only,
     };
 
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     share(&mut vm, "out", &fixture.out(), false).await;
     let id = vm.attach(disk("ro", &image, true)).await.unwrap();
     vm.attach(disk("rw", &writable, false)).await.unwrap();
@@ -136,7 +144,11 @@ async fn device_that_can_t_be_made_is_refused_and_the_vm_goes_on() {
     let Some(fixture) = Fixture::with_script("echo end > /out/log; sleep 100") else {
         return;
     };
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     let missing = |serial: &str| Device::Disk {
         serial: serial.to_owned(),
         path: "/nonexistent".into(),
@@ -164,7 +176,11 @@ async fn network_card_has_the_address_and_mtu_that_were_given() {
     ) else {
         return;
     };
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     share(&mut vm, "out", &fixture.out(), false).await;
     let card = Device::Network {
         tap: tap(),

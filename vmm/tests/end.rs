@@ -10,7 +10,11 @@ use caisson_vmm::{Device, EndReason, Error, Vm, Vmm};
 use fixture::Fixture;
 
 async fn booted(fixture: &Fixture) -> Box<dyn Vm> {
-    let mut vm = fixture.vmm().boot(fixture.spec()).await.unwrap();
+    let mut vm = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .unwrap();
     vm.attach(Device::SharedDir {
         tag: "out".to_owned(),
         path: fixture.out(),
@@ -103,7 +107,7 @@ async fn vm_that_can_t_start_says_why() {
         change(&mut spec);
         let vmm = fixture.vmm();
         async move {
-            let booted = vmm.boot(spec.clone()).await;
+            let booted = vmm.boot(spec.clone(), Vec::new()).await;
             let _ = std::fs::remove_dir_all(spec.dir.join("vsock"));
             booted.err().unwrap()
         }
@@ -157,7 +161,12 @@ async fn boots_without() {
     let Some(fixture) = Fixture::with_agent() else {
         return;
     };
-    let error = fixture.vmm().boot(fixture.spec()).await.err().unwrap();
+    let error = fixture
+        .vmm()
+        .boot(fixture.spec(), Vec::new())
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::UserNamespace(_)), "{error:?}");
     let todo = "sysctl user.max_user_namespaces";
     assert!(error.to_string().contains(todo), "{error}");

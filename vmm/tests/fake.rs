@@ -18,7 +18,10 @@ async fn fake_serves_the_agent_s_ports_and_keeps_devices_until_they_go() {
         return;
     };
     let spec = fixture.spec();
-    let mut vm = FakeVmm::new(agent).boot(spec.clone()).await.unwrap();
+    let mut vm = FakeVmm::new(agent)
+        .boot(spec.clone(), Vec::new())
+        .await
+        .unwrap();
     vm.connect(1024, Duration::from_secs(10)).await.unwrap();
     let share = |tag: &str| Device::SharedDir {
         tag: tag.to_owned(),

@@ -28,7 +28,7 @@ async fn cpus_and_memory_grow_and_shrink_and_the_share_works_on() {
     let mut spec = fixture.spec();
     spec.max_cpus = 3;
     spec.max_memory = 1 << 30;
-    let mut vm = fixture.vmm().boot(spec).await.unwrap();
+    let mut vm = fixture.vmm().boot(spec, Vec::new()).await.unwrap();
     vm.attach(Device::SharedDir {
         tag: "out".to_owned(),
         path: fixture.out(),

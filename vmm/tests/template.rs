@@ -71,15 +71,13 @@ async fn machines_from_one_template_answer_side_by_side() {
     let mut machines = Vec::new();
     for name in ["one", "two"] {
         let spec = spec(&fixture, name, template.clone());
-        let mut vm = vmm.boot(spec).await.unwrap();
-        vm.attach(Device::SharedDir {
+        let share = Device::SharedDir {
             tag: "pod".to_owned(),
             path: fixture.out(),
             read_only: false,
             user_namespace: None,
-        })
-        .await
-        .unwrap();
+        };
+        let vm = vmm.boot(spec, vec![share]).await.unwrap();
         vm.connect(1024, ANSWER).await.unwrap();
         machines.push(vm);
     }

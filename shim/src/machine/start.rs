@@ -41,8 +41,7 @@ const _: () = assert!(caisson_vmm::BY_DAEMON == secret::BY_DAEMON);
 const _: () = assert!(caisson_vmm::BY_KERNEL == secret::BY_KERNEL);
 
 impl Machine {
-    /// Starts a bare VM and plugs the shared folder in. The guest is still booting when this
-    /// returns.
+    /// Starts a VM with the shared folder. The guest is still booting when this returns.
     ///
     /// A VM that starts from a template has the size of the template; see [`Machine::resize`].
     pub async fn boot(
@@ -64,7 +63,15 @@ impl Machine {
             ..templates::bare(config, accelerator)?
         };
         let modules = bare.guest.modules.clone();
-        let booted = boot(vmm, config, bare, size).await?;
+        let devices = || {
+            vec![Device::SharedDir {
+                tag: share::TAG.to_owned(),
+                path: share.view(),
+                read_only: false,
+                user_namespace: None,
+            }]
+        };
+        let booted = boot(vmm, config, bare, size, devices).await?;
         let vm = VmHandle::new(booted.vm);
         let class = dir.class;
         let pids = vm.pids().await?;
@@ -94,21 +101,10 @@ impl Machine {
             recorder.change(|record| record.machine_becomes(MachineState::Running));
         }
         stage(id, "vmm", started);
-        let shared = Device::SharedDir {
-            tag: share::TAG.to_owned(),
-            path: machine.share.view(),
-            read_only: false,
-            user_namespace: None,
-        };
-        let plugged = async {
-            machine.vm.attach(shared).await?;
-            machine.record().await
-        };
-        if let Err(error) = plugged.await {
+        if let Err(error) = machine.record().await {
             machine.shutdown().await;
             return Err(error);
         }
-        stage(id, "share", started);
         Ok(machine)
     }
 
@@ -210,12 +206,18 @@ struct Booted {
 }
 
 /// Starts a VM from a template if there is one for it. Otherwise, boots it with the size.
-async fn boot(vmm: &dyn Vmm, config: &NodeConfig, bare: VmSpec, size: VmSize) -> Result<Booted> {
+async fn boot(
+    vmm: &dyn Vmm,
+    config: &NodeConfig,
+    bare: VmSpec,
+    size: VmSize,
+    devices: impl Fn() -> Vec<Device>,
+) -> Result<Booted> {
     let wanted = config.vm.templates && fits(&bare, size);
     let found = wanted.then(|| templates::find(config, &bare)).flatten();
     let missing = (wanted && found.is_none()).then(|| bare.clone());
     if let Some(template) = found {
-        if let Some(vm) = from_template(vmm, &bare, &template).await {
+        if let Some(vm) = from_template(vmm, &bare, &template, devices()).await {
             return Ok(Booted {
                 vm,
                 size: templates::SIZE,
@@ -225,7 +227,7 @@ async fn boot(vmm: &dyn Vmm, config: &NodeConfig, bare: VmSpec, size: VmSize) ->
         }
     }
     Ok(Booted {
-        vm: cold(vmm, bare, size).await?,
+        vm: cold(vmm, bare, size, devices()).await?,
         size,
         template: None,
         missing,
@@ -240,12 +242,17 @@ fn fits(bare: &VmSpec, size: VmSize) -> bool {
 
 /// Starts a VM from a template. `None`, with the reason in the log, if that fails: the template is
 /// of no use to anybody then.
-async fn from_template(vmm: &dyn Vmm, bare: &VmSpec, template: &Path) -> Option<Box<dyn Vm>> {
+async fn from_template(
+    vmm: &dyn Vmm,
+    bare: &VmSpec,
+    template: &Path,
+    devices: Vec<Device>,
+) -> Option<Box<dyn Vm>> {
     let spec = VmSpec {
         template: Some(template.to_owned()),
         ..bare.clone()
     };
-    let error = match vmm.boot(spec).await {
+    let error = match vmm.boot(spec, devices).await {
         Ok(vm) => return Some(vm),
         Err(error) => error,
     };
@@ -277,7 +284,12 @@ fn discard(template: &Path) {
 }
 
 /// Boots a VM of a size.
-async fn cold(vmm: &dyn Vmm, bare: VmSpec, size: VmSize) -> Result<Box<dyn Vm>> {
+async fn cold(
+    vmm: &dyn Vmm,
+    bare: VmSpec,
+    size: VmSize,
+    devices: Vec<Device>,
+) -> Result<Box<dyn Vm>> {
     let memory = size.memory_mib << 20;
     let spec = VmSpec {
         cpus: size.cpus,
@@ -286,7 +298,7 @@ async fn cold(vmm: &dyn Vmm, bare: VmSpec, size: VmSize) -> Result<Box<dyn Vm>> 
         max_memory: bare.max_memory.max(memory),
         ..bare
     };
-    vmm.boot(spec).await.map_err(|source| {
+    vmm.boot(spec, devices).await.map_err(|source| {
         let node_mib = host_memory_mib();
         if size.memory_mib <= node_mib {
             return VmError::from(source).into();

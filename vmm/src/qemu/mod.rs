@@ -30,7 +30,7 @@ use async_trait::async_trait;
 
 use crate::{
     driver::{stage::log_stage, user_namespace, vsock::Carrier},
-    Error, Result, Vm, VmSpec, Vmm,
+    Device, Error, Result, Vm, VmSpec, Vmm,
 };
 use command_line::Purpose;
 pub use error::QmpError;
@@ -54,7 +54,7 @@ impl QemuVmm {
 
 #[async_trait]
 impl Vmm for QemuVmm {
-    async fn boot(&self, spec: VmSpec) -> Result<Box<dyn Vm>> {
+    async fn boot(&self, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>> {
         let started = Instant::now();
         let user_namespace = user_namespace::identity().map_err(Error::UserNamespace)?;
         let carrier = Carrier::find();
@@ -71,7 +71,11 @@ impl Vmm for QemuVmm {
         };
         let (vsock, qemu) = tokio::try_join!(vsock, qemu)?;
         log_stage("qemu and vsock daemon", started);
-        let vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
+        let mut vm = QemuVm::new(&self.config, spec, qemu, vsock, Arc::new(user_namespace)).await?;
+        // Before the start, so that the guest finds all at once.
+        for device in devices {
+            vm.attach(device).await?;
+        }
         vm.start().await?;
         log_stage("boot", started);
         Ok(Box::new(vm))
