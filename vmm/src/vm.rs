@@ -12,8 +12,8 @@ use crate::{Device, DeviceId, EndReason, Error, Result, VmSpec};
 /// A kind of hypervisor: QEMU, or the fake for tests.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Starts a VM with these devices and returns once it runs. The guest is then still booting, or,
-    /// with [`VmSpec::template`], about to read its secret.
+    /// Starts a VM with these devices and returns once it runs. The guest is then still booting,
+    /// or, with [`VmSpec::template`], about to read its secret.
     ///
     /// If this is cancelled or fails, no process is left, and no file outside `spec.dir`.
     async fn boot(&self, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>>;
