@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = rest.iter().filter_map(|word| word.to_str()).collect();
     match words[..] {
         ["--fake", dir] => fake::serve(&PathBuf::from(dir)),
-        ["runtime", _] => runtime::run(),
+        ["runtime"] => runtime::run(),
         ["--version"] => {
             println!("caisson-agent {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

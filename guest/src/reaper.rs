@@ -105,6 +105,11 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// Returns the reaper that it is of.
+    pub fn reaper(&self) -> &Reaper {
+        &self.reaper
+    }
+
     /// Returns the exit of a child, which may have ended already, and a descriptor to signal it if
     /// it has not.
     pub fn watch(&self, pid: i32) -> (Exit, Option<OwnedFd>) {

@@ -24,6 +24,7 @@ use crate::{
     door::Door,
     forward, identity,
     kernel::{modules, mounts},
+    launch,
     listen::{say_ready, serve_each, Port},
     machine::Machine,
     reaper::Reaper,
@@ -52,7 +53,7 @@ pub fn serve(machine: Machine, secret: impl FnOnce() -> Result<Secret>) -> Resul
         ));
         let service = Arc::new(Service {
             machine: machine.clone(),
-            reaper,
+            reaper: reaper.clone(),
             oom,
             containers: containers.clone(),
             clock: Clock::default(),
@@ -60,6 +61,7 @@ pub fn serve(machine: Machine, secret: impl FnOnce() -> Result<Secret>) -> Resul
         let control = Port::open(&machine, port::AGENT)?;
         let processes = Port::open(&machine, port::STREAMS)?;
         let servers = Port::open(&machine, port::FORWARD)?;
+        launch::prepare(&reaper)?;
         let door = Door::new(secret()?);
         let control = control.behind(&door);
         let processes = processes.behind(&door);

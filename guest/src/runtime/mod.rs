@@ -2,7 +2,7 @@
 //! container.
 //!
 //! libcontainer clones, changes directory and drops rights, which a process with threads must not
-//! do. So the agent ([`crate::launch`]) starts `/proc/self/exe runtime <verb>` for each such task.
+//! do. So the agent ([`crate::launch`]) starts `/proc/self/exe runtime` for each such task.
 //! Descriptor 0 of this process is a socket. It receives one [`task::Request`] with the container's
 //! stdin, stdout and stderr, and sends one [`task::Answer`], with the master of the terminal if
 //! there is one. The processes that it makes become children of PID 1 when it ends.
@@ -40,7 +40,7 @@ use self::{
     task::{Answer, Made, Request},
 };
 
-/// Runs the program `caisson-agent runtime <verb>`.
+/// Runs the program `caisson-agent runtime`.
 pub fn run() -> ExitCode {
     // Without a socket, the program was called by hand.
     let Ok((socket, request, stdio)) = take_over() else {
