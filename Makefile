@@ -47,13 +47,15 @@ versions: ready ## what `make test` leaves out of other versions of containerd a
 	CAISSON_TEST_CONTAINERD=1.7 cargo test --no-fail-fast -p caisson-tests $(pods)
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_SANDBOXER=shim cargo test --no-fail-fast -p caisson-tests $(pods) --test cri_surroundings $(shim_skip)
 
-clones: ## VMs that start from a template, on our own QEMU and kernel
+clones: ## VMs that start from a template, on our own QEMU and kernel: their own tests, and those of `make test`
 	@packaging/setup test
 	@cargo xtask machine
 	@cargo xtask dist
 	@cargo xtask test-tools
 	cargo test -p caisson-vmm --test template
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test clones
+	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_START=clone cargo test --no-fail-fast -p caisson-tests
+	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_START=clone cargo test --no-fail-fast -p caisson-tests $(pods) $(more_pods) $(pods_of_2)
 
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
