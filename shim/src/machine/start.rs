@@ -216,18 +216,37 @@ async fn boot(
     let wanted = config.vm.templates && fits(&bare, size);
     let found = wanted.then(|| templates::find(config, &bare)).flatten();
     let missing = (wanted && found.is_none()).then(|| bare.clone());
-    if let Some(template) = found {
-        if let Some(vm) = from_template(vmm, &bare, &template, devices()).await {
-            return Ok(Booted {
-                vm,
-                size: templates::SIZE,
-                template: Some(template),
-                missing,
-            });
+    if let Some(template) = &found {
+        let spec = VmSpec {
+            template: Some(template.clone()),
+            ..bare.clone()
+        };
+        match vmm.boot(spec, devices()).await {
+            Ok(vm) => {
+                return Ok(Booted {
+                    vm,
+                    size: templates::SIZE,
+                    template: found,
+                    missing,
+                })
+            }
+            Err(error) => log::warn!(
+                "the VM boots, since it can't start from the template {}: {}",
+                template.display(),
+                chain(&error)
+            ),
+        }
+        if let Err(error) = empty(&bare.dir) {
+            log::warn!("empty {}: {error}", bare.dir.display());
         }
     }
+    let vm = cold(vmm, bare, size, devices()).await?;
+    // If a VM boots, what the other one could not start from is of no use to anybody.
+    if let Some(template) = found {
+        discard(&template);
+    }
     Ok(Booted {
-        vm: cold(vmm, bare, size, devices()).await?,
+        vm,
         size,
         template: None,
         missing,
@@ -238,34 +257,6 @@ async fn boot(
 fn fits(bare: &VmSpec, size: VmSize) -> bool {
     let memory = size.memory_mib << 20;
     size.cpus <= bare.max_cpus && (bare.memory..=bare.max_memory).contains(&memory)
-}
-
-/// Starts a VM from a template. `None`, with the reason in the log, if that fails: the template is
-/// of no use to anybody then.
-async fn from_template(
-    vmm: &dyn Vmm,
-    bare: &VmSpec,
-    template: &Path,
-    devices: Vec<Device>,
-) -> Option<Box<dyn Vm>> {
-    let spec = VmSpec {
-        template: Some(template.to_owned()),
-        ..bare.clone()
-    };
-    let error = match vmm.boot(spec, devices).await {
-        Ok(vm) => return Some(vm),
-        Err(error) => error,
-    };
-    log::warn!(
-        "the VM boots, since it can't start from the template {}: {}",
-        template.display(),
-        chain(&error)
-    );
-    discard(template);
-    if let Err(error) = empty(&bare.dir) {
-        log::warn!("empty {}: {error}", bare.dir.display());
-    }
-    None
 }
 
 /// Removes what a VM that did not start left in its folder.
