@@ -12,8 +12,10 @@ const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
 
 /// The interval between two checks whether the guest drives a device.
 const DRIVER_POLL: Duration = Duration::from_millis(20);
-/// How long the daemon behind a device may take to notice that the guest drives the device.
-const DRIVER_GRACE: Duration = Duration::from_millis(100);
+/// How long the daemon behind a device may take to notice that the guest drives the device, and how
+/// long a guest that says when it listens is waited for. Who connects before then costs the guest
+/// time that it needs for its start.
+const DRIVER_GRACE: Duration = Duration::from_secs(1);
 
 /// The object of QEMU's behind a device, which is removed after the device.
 #[derive(Debug, Clone)]
