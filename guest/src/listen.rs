@@ -17,7 +17,7 @@ use tokio::{
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream, VMADDR_CID_ANY, VMADDR_CID_HOST};
 use ttrpc::r#async::transport::{Listener, Socket};
 
-use crate::{door::Door, machine::Machine, Error, Result};
+use crate::{door::Door, machine::Machine, packets::Packets, Error, Result};
 
 /// The pause before a retry, after a failure that may pass.
 const RETRY: Duration = Duration::from_millis(50);
@@ -66,7 +66,7 @@ impl Port {
                 loop {
                     match listener.accept().await {
                         Ok((stream, from)) if door.may_come(&from, port) => {
-                            door.ask(stream, admitted.clone());
+                            door.ask(Packets(stream), admitted.clone());
                         }
                         // Others that can use vsock: containers through its loopback, and
                         // unprivileged processes of the host.

@@ -49,6 +49,7 @@ mod launch;
 mod listen;
 mod machine;
 mod modprobe;
+mod packets;
 mod pause;
 mod reaper;
 mod runtime;
