@@ -1,8 +1,7 @@
 //! Writes to a vsock connection in small packets.
 //!
-//! Linux makes a packet of more than 32 KiB of several pieces (6.12.y, net/vmw_vsock, "Allocate
-//! nonlinear SKBs"), and `vhost-device-vsock` 0.3.0 knows packets of one piece only: the connection
-//! stands still.
+//! With Linux 6.12.117 in the guest and `vhost-device-vsock` 0.3.0 on the host, a connection stands
+//! still after a write of 60,000 bytes, and passes on 30,000. With Linux 6.1, it passes on both.
 
 use std::{
     io,

@@ -2,8 +2,8 @@
 //!
 //! It is a library too, so that tests can drive a shim through [`shim`] as `caisson run` does.
 
+mod ask;
 mod check;
-mod find;
 mod gc;
 mod home;
 mod list;

@@ -5,21 +5,18 @@ use std::time::Duration;
 use anyhow::{bail, Result};
 use caisson_node::{
     config::NodeConfig,
-    control::{self, Answer, Request, Stage},
+    control::{Answer, Request, Stage},
 };
 
-use crate::find;
+use crate::ask;
 
 /// The time limit for the shim's answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Prints one line for each stage, in the order in which they began.
 pub fn run(config: &NodeConfig, pod: &str) -> Result<()> {
-    let id = find::running(config, pod)?;
-    let mut stages = match control::ask(&config.state_dir, &id, &Request::Trace, LIMIT)? {
-        Answer::Trace(stages) => stages,
-        Answer::Failed(reason) => bail!("pod {pod}: {reason}"),
-        Answer::Done { .. } => bail!("pod {pod}: its shim answers something else"),
+    let (found, Answer::Trace(mut stages)) = ask::ask(config, pod, &Request::Trace, LIMIT)? else {
+        bail!("pod {pod}: its shim answers something else");
     };
     stages.sort_by(|one, other| one.begin.total_cmp(&other.begin));
     println!(
@@ -27,7 +24,7 @@ pub fn run(config: &NodeConfig, pod: &str) -> Result<()> {
         "BEGIN ms", "END ms", "TOOK ms"
     );
     for stage in stages {
-        println!("{}", line(&stage, &id));
+        println!("{}", line(&stage, &found.id));
     }
     Ok(())
 }

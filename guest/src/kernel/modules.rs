@@ -3,7 +3,7 @@
 //! Each module costs 10 to 30 ms under emulation. So the boot loads only those of the control
 //! channel, and [`crate::devices`] loads the others when a device that needs them is plugged in.
 
-use std::{collections::HashSet, sync::Mutex};
+use std::{cell::LazyCell, collections::HashSet, sync::Mutex};
 
 use super::{module_disk, module_files};
 use crate::{Error, Result};
@@ -41,11 +41,12 @@ pub fn load(names: &[&str]) -> Result<()> {
         Err(poisoned) => poisoned.into_inner(),
     };
     let loaded = loaded.get_or_insert_with(HashSet::new);
+    let others: LazyCell<_> = LazyCell::new(module_files::others);
     for name in names {
         if loaded.contains(*name) {
             continue;
         }
-        if load_one(name)? {
+        if load_one(name, &others)? {
             loaded.insert(name.to_string());
         }
     }
@@ -54,7 +55,7 @@ pub fn load(names: &[&str]) -> Result<()> {
 
 /// Loads one module. One that neither the initramfs nor the disk has is built into the kernel, or
 /// does not exist for it. Returns `false` if the machine has no disk yet.
-fn load_one(name: &str) -> Result<bool> {
+fn load_one(name: &str, others: &LazyCell<Vec<String>>) -> Result<bool> {
     let failed = |source| Error::Module {
         name: name.to_string(),
         source,
@@ -63,6 +64,6 @@ fn load_one(name: &str) -> Result<bool> {
     if path.exists() {
         return module_files::insert(&path).map_err(failed).map(|()| true);
     }
-    let is_on_disk = module_files::others().iter().any(|other| other == name);
+    let is_on_disk = others.iter().any(|other| other == name);
     Ok(!is_on_disk || module_disk::load(name)?)
 }

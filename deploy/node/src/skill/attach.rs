@@ -6,26 +6,22 @@ use std::time::Duration;
 use anyhow::{bail, Result};
 use caisson_node::{
     config::NodeConfig,
-    control::{self, Answer, Request},
+    control::{Answer, Request},
 };
 
-use crate::find;
+use crate::ask;
 
 /// The time that plugging and mounting may take, in addition to fetching a skill.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Has the shim carry out a request. Prints where the skill is or was, one line for each container.
 pub fn ask(config: &NodeConfig, pod: &str, request: &Request) -> Result<()> {
-    let id = find::running(config, pod)?;
     let limit = LIMIT + Duration::from_secs(config.skills.fetch_timeout_secs);
-    match control::ask(&config.state_dir, &id, request, limit)? {
-        Answer::Done { target, containers } => {
-            for container in containers {
-                println!("{container} {}", target.display());
-            }
-            Ok(())
-        }
-        Answer::Failed(reason) => bail!("pod {pod}: {reason}"),
-        Answer::Trace(_) => bail!("pod {pod}: its shim answers something else"),
+    let (_, Answer::Done { target, containers }) = ask::ask(config, pod, request, limit)? else {
+        bail!("pod {pod}: its shim answers something else");
+    };
+    for container in containers {
+        println!("{container} {}", target.display());
     }
+    Ok(())
 }
