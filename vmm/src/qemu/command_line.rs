@@ -40,6 +40,10 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_time
 /// that are loaded in turns crash. What the guest writes, QEMU does see.
 const ZERO_ON_ALLOCATION: &str = " init_on_alloc=1";
 
+/// The model of an emulated cpu: all that QEMU can do. Only the hints that copying byte by byte is
+/// fast are left out, since under emulation it is not. Without them, a start takes 3 to 5 % less.
+const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
+
 /// The size in MiB of the translated code that an emulated VM's QEMU keeps. It is outside the
 /// guest's memory but in the pod's cgroup.
 ///
@@ -92,7 +96,10 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
     );
     let (accelerator, cpu) = match spec.accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
-        Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"), "max"),
+        Accelerator::Tcg => (
+            format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"),
+            EMULATED_CPU,
+        ),
     };
     add("-accel", accelerator);
     add("-cpu", cpu.to_owned());
