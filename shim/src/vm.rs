@@ -4,10 +4,10 @@
 //! the VM's end does not hold up the queue. A stop does not queue either: it interrupts whatever
 //! the VM is doing, which would never end if the guest does not run.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use caisson_node::host::chain::chain;
-use caisson_vmm::{Device, DeviceId, EndReason, Vm};
+use caisson_vmm::{Device, DeviceId, EndReason, Placement, Vm};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
@@ -44,6 +44,7 @@ enum Request {
     Detach(DeviceId, oneshot::Sender<caisson_vmm::Result<()>>),
     Connect(u32, Duration, oneshot::Sender<caisson_vmm::Connecting>),
     OomScoreAdj(i32, oneshot::Sender<()>),
+    Relocate(PathBuf, Placement, oneshot::Sender<caisson_vmm::Result<()>>),
     Pids(oneshot::Sender<Vec<(String, u32)>>),
     Devices(oneshot::Sender<Vec<(DeviceId, Option<String>)>>),
 }
@@ -93,6 +94,12 @@ impl VmHandle {
     /// Gives the VM's processes another score, see [`Vm::set_oom_score_adj`].
     pub async fn set_oom_score_adj(&self, score: i32) -> Result<()> {
         self.ask(|reply| Request::OomScoreAdj(score, reply)).await
+    }
+
+    /// Gives the VM another place on the host, see [`Vm::relocate`].
+    pub async fn relocate(&self, dir: PathBuf, placement: Placement) -> Result<()> {
+        let relocated = self.ask(|reply| Request::Relocate(dir, placement, reply));
+        Ok(relocated.await??)
     }
 
     /// Returns the VM's processes on the host: role and pid.
@@ -172,6 +179,9 @@ async fn serve(vm: &mut dyn Vm, queue: &mut mpsc::Receiver<Request>) {
             Request::OomScoreAdj(score, reply) => {
                 vm.set_oom_score_adj(score);
                 let _ = reply.send(());
+            }
+            Request::Relocate(dir, placement, reply) => {
+                drop(reply.send(vm.relocate(dir, placement).await));
             }
             Request::Pids(reply) => drop(reply.send(vm.pids())),
             Request::Devices(reply) => drop(reply.send(vm.devices())),

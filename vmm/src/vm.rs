@@ -2,12 +2,15 @@
 //!
 //! `tests/contract.rs` holds every driver to it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 
-use crate::{Device, DeviceId, EndReason, Error, Result, VmSpec};
+use crate::{Device, DeviceId, EndReason, Error, Placement, Result, VmSpec};
 
 /// A kind of hypervisor: QEMU, or the fake for tests.
 #[async_trait]
@@ -122,6 +125,20 @@ pub trait Vm: Send {
 
     /// Gives the VM's present and future processes another [`crate::Placement::oom_score_adj`].
     fn set_oom_score_adj(&mut self, score: i32);
+
+    /// Gives the VM another place on the host: its present and future processes get the placement,
+    /// and its directory, which the caller has renamed, is `dir` from now on.
+    ///
+    /// What the processes have used before stays charged to where they were. After a failure, some
+    /// of them may have moved.
+    ///
+    /// An optional ability: [`Error::NotPossible`] by default.
+    async fn relocate(&mut self, dir: PathBuf, placement: Placement) -> Result<()> {
+        let _ = (dir, placement);
+        Err(Error::NotPossible {
+            what: "moving a VM to another place on the host",
+        })
+    }
 
     /// The host's processes of this VM by role, the VMM first. The VMM's role is the driver's own
     /// name (`qemu`); daemons are `vsock` and `virtiofsd-<tag>`.

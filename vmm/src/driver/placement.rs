@@ -101,6 +101,39 @@ pub(crate) fn note_oom_score_adj(role: &str, pid: u32, wanted: i32) {
     }
 }
 
+/// Moves a process that the caller has not reaped, and its descendants, to another place.
+pub(crate) fn relocate(role: &str, pid: u32, placement: &Placement) -> Result<()> {
+    for folder in &placement.cgroups {
+        let path = folder.join("cgroup.procs");
+        // Parents come first, so a child that is born meanwhile is in one of the two.
+        for pid in family(pid) {
+            match fs::write(&path, pid.to_string()) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                written => written.map_err(|source| Error::File {
+                    what: "move a process of the VM by",
+                    path: path.clone(),
+                    source,
+                })?,
+            }
+        }
+    }
+    set_oom_score_adj(role, pid, placement.oom_score_adj);
+    Ok(())
+}
+
+/// Returns a process and its descendants, parents first.
+fn family(pid: u32) -> Vec<u32> {
+    let mut pids = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = pids.get(next) {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        pids.extend(children.split_whitespace().flat_map(str::parse::<u32>));
+        next += 1;
+    }
+    pids
+}
+
 /// Sets the score of a process that the caller has not reaped, and of its descendants.
 pub(crate) fn set_oom_score_adj(role: &str, pid: u32, score: i32) {
     // The folder stays that of the process that it was opened for, even if another process gets the

@@ -22,7 +22,7 @@ use super::{
     placement,
     spawn::{exit_text, fork, signal, Program},
 };
-use crate::{Error, Result};
+use crate::{Error, Placement, Result};
 
 /// How long a killed process may take to go: it may be in the middle of a large write.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -92,6 +92,21 @@ impl Child {
         // Once the process has ended, another may have its pid.
         if self.ended.borrow().is_none() {
             placement::set_oom_score_adj(&self.role, self.pid, score);
+        }
+    }
+
+    /// Begins to move the process and its descendants to another place. Returns a future that
+    /// resolves when they are there: the kernel takes its time, see [`placement`].
+    pub(crate) fn relocate(
+        &self,
+        placement: &Placement,
+    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+        let (role, pid, placement) = (self.role.clone(), self.pid, placement.clone());
+        let moving = move || placement::relocate(&role, pid, &placement);
+        let moved = tokio::task::spawn_blocking(moving);
+        async move {
+            let moved = moved.await;
+            moved.unwrap_or_else(|error| Err(Error::Io("move a process", error.into())))
         }
     }
 

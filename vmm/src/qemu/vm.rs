@@ -30,7 +30,7 @@ use crate::{
         virtiofsd,
         vsock::{Dialer, Vsock},
     },
-    Accelerator, Connecting, Device, DeviceId, Ended, Error, Result, Vm, VmSpec,
+    Accelerator, Connecting, Device, DeviceId, Ended, Error, Placement, Result, Vm, VmSpec,
 };
 
 /// Names the cpus beyond those at boot.
@@ -394,6 +394,18 @@ impl Vm for QemuVm {
             self.children()
                 .for_each(|child| child.set_oom_score_adj(score));
         }
+    }
+
+    async fn relocate(&mut self, dir: PathBuf, placement: Placement) -> Result<()> {
+        self.end.not_yet()?;
+        self.spec.dir = dir;
+        self.spec.placement = placement;
+        let placement = &self.spec.placement;
+        let moves: Vec<_> = self.children().map(|c| c.relocate(placement)).collect();
+        for moved in moves {
+            moved.await?;
+        }
+        Ok(())
     }
 
     fn pids(&self) -> Vec<(String, u32)> {
