@@ -32,6 +32,7 @@ pub struct NodeConfig {
     pub hypervisor: Hypervisor,
     pub guest: Guest,
     pub vm: Vm,
+    pub pool: Pool,
     pub skills: Skills,
     pub homes: Homes,
     /// Which namespaces may use which annotation, skill and source of skills.
@@ -94,6 +95,15 @@ pub struct Vm {
     /// Whether VMs start from a template, a saved machine that has booted already. The node makes
     /// one after its first pod has started.
     pub templates: bool,
+}
+
+/// `[pool]`: VMs that wait for their pods.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// The number of VMs that are kept ready. Each takes some 100 MiB of the node's memory, which
+    /// no pod accounts for. The first ones are made after the node's first pod has started.
+    pub size: u32,
 }
 
 /// `[skills]`: the node's store of skills and where it fetches those that it does not have.
@@ -195,6 +205,7 @@ impl Default for NodeConfig {
             hypervisor: Hypervisor::default(),
             guest: Guest::default(),
             vm: Vm::default(),
+            pool: Pool::default(),
             skills: Skills::default(),
             homes: Homes::default(),
             policy: Policy::default(),
@@ -226,7 +237,7 @@ impl Default for Vm {
             max_memory_mib: 8192,
             boot_timeout_secs: 60,
             answer_timeout_secs: None,
-            templates: false,
+            templates: true,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
 use caisson_node::{
     accelerator, config,
+    control::{Answer, Claim},
     host::{chain::chain, error::OnFile},
     state,
 };
@@ -18,7 +19,7 @@ use containerd_shim::{
         shim_async::create_task,
         ttrpc::r#async::{transport::Listener, Server},
     },
-    Flags, StartOpts,
+    socket_address, Flags, StartOpts,
 };
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use tokio::signal::unix::{signal, SignalKind};
@@ -28,7 +29,9 @@ use crate::{
     error::{Error, Result},
     events::Events,
     features, logger,
+    machine::Site,
     pod::Pod,
+    pool,
     sandbox::SandboxService,
     stats::timestamp,
     task::TaskService,
@@ -70,7 +73,8 @@ pub async fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => answer(start(flags).await?.as_bytes()),
         "delete" => answer(&delete(&flags)?),
-        _ => serve(flags).await,
+        pool::ACTION => live_in_the_pool(&flags.id).await,
+        _ => serve_new(flags).await,
     }
 }
 
@@ -93,6 +97,13 @@ async fn start(flags: Flags) -> Result<String> {
         Role::Container { sandbox_id } => pod_address(&sandbox_id)?,
         Role::Sandbox | Role::Alone => {
             let grouping = flags.id.clone();
+            let socket = socket_address(&flags.address, &flags.namespace, &grouping);
+            let bundle = std::env::current_dir().map_err(Error::file("find", "the bundle"))?;
+            // If the configuration is refused, the shim tells the user.
+            let config = config::load();
+            if config.is_ok_and(|config| pool::claim(&config, &flags, &socket, bundle)) {
+                return bootstrap(socket);
+            }
             let options = StartOpts {
                 id: flags.id,
                 publish_binary: flags.publish_binary,
@@ -105,6 +116,11 @@ async fn start(flags: Flags) -> Result<String> {
             spawned.map_err(|error| Error::Spawn(Box::new(error)))?
         }
     };
+    bootstrap(address)
+}
+
+/// Notes the address of a pod's shim. Returns how containerd reaches it.
+fn bootstrap(address: String) -> Result<String> {
     std::fs::write(ADDRESS_FILE, &address).map_err(Error::file("write", ADDRESS_FILE))?;
     if Path::new(SPEC_FILE).exists() {
         return Ok(address);
@@ -163,44 +179,98 @@ fn socket_path(address: &str) -> &Path {
     Path::new(address.strip_prefix("unix://").unwrap_or(address))
 }
 
-/// Serves containerd until the pod ends.
-async fn serve(flags: Flags) -> Result<()> {
+/// Serves a new pod.
+async fn serve_new(flags: Flags) -> Result<()> {
+    let address = std::env::var(pool::TTRPC_ADDRESS).unwrap_or_default();
     // If the configuration was refused, the first request returns the reason, where the user sees
     // it.
     let config = config::load().map_err(|error| chain(&error));
     let level = config.as_ref().map_or("info", |config| &config.log.level);
     logger::init(flags.debug, level, &flags.namespace, &flags.id)?;
-    ignore_signals()?;
-
-    let exit = Arc::new(ExitSignal::default());
-    let task = Arc::new(TaskService {
-        pod: config.map(|config| pod(&flags, config)),
-        exit: exit.clone(),
-    });
-    let mut server = Server::new().add_listener(listen(&flags.socket)?);
-    for name in TASK_SERVICES {
-        let service = create_task(task.clone()).into_values();
-        server = server.register_service(service.map(|s| (name.to_owned(), s)).collect());
-    }
-    server = server.register_service(create_sandbox(Arc::new(SandboxService::new(task))));
-    let started = server.start().await;
-    started.map_err(|error| Error::Spawn(Box::new(error.into())))?;
-    say_started()?;
-    exit.wait().await;
-    log::info!("the shim ends");
-    // containerd may remove the bundle while the server still answers, and a shim of the same id
-    // may follow. Hence the socket goes first, and by the name that this process was told.
-    remove_socket(&flags.socket);
-    if let Err(error) = server.shutdown().await {
-        log::debug!("end of the server: {error}");
-    }
-    Ok(())
+    let pod = config.map(|config| pod(&flags, address, config));
+    let serving = Serving::start(&flags.socket, pod).await?;
+    close(nix::unistd::dup2_stdout)?;
+    serving.until_the_end().await
 }
 
-fn pod(flags: &Flags, config: NodeConfig) -> Arc<Pod> {
-    /// The environment variable with the address of containerd's socket for events.
-    const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
-    let containerd = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
+/// Lives in the pool until a pod claims this process, and serves the pod.
+async fn live_in_the_pool(id: &str) -> Result<()> {
+    let born = || close(nix::unistd::dup2_stderr);
+    let Some(claimed) = pool::member(id, born).await? else {
+        return Ok(());
+    };
+    let serving = serve_claimed(&claimed.claim, claimed.site).await;
+    let answer = match &serving {
+        Ok(_) => Answer::Claimed,
+        Err(error) => Answer::Failed(error.chain()),
+    };
+    // If the process that asked is gone, containerd asks for the pod's end.
+    let _ = claimed.answer.send(answer);
+    serving?.until_the_end().await
+}
+
+/// Takes a pod's name and serves it, in its bundle.
+async fn serve_claimed(claim: &Claim, mut site: Site) -> Result<Serving> {
+    let flags = Flags {
+        id: claim.id.clone(),
+        namespace: claim.namespace.clone(),
+        debug: claim.debug,
+        ..Default::default()
+    };
+    site.rename(&claim.id)?;
+    std::env::set_current_dir(&claim.bundle).map_err(Error::file("enter", &claim.bundle))?;
+    let config = config::load()?;
+    logger::init(flags.debug, &config.log.level, &flags.namespace, &flags.id)?;
+    let pod = pod(&flags, claim.ttrpc_address.clone(), config);
+    pod.give(site);
+    Serving::start(&claim.socket, Ok(pod)).await
+}
+
+/// A server that containerd can reach.
+struct Serving {
+    server: Server,
+    socket: String,
+    exit: Arc<ExitSignal>,
+}
+
+impl Serving {
+    async fn start(socket: &str, pod: std::result::Result<Arc<Pod>, String>) -> Result<Self> {
+        ignore_signals()?;
+        let exit = Arc::new(ExitSignal::default());
+        let task = Arc::new(TaskService {
+            pod,
+            exit: exit.clone(),
+        });
+        let mut server = Server::new().add_listener(listen(socket)?);
+        for name in TASK_SERVICES {
+            let service = create_task(task.clone()).into_values();
+            server = server.register_service(service.map(|s| (name.to_owned(), s)).collect());
+        }
+        server = server.register_service(create_sandbox(Arc::new(SandboxService::new(task))));
+        let started = server.start().await;
+        started.map_err(|error| Error::Spawn(Box::new(error.into())))?;
+        Ok(Self {
+            server,
+            socket: socket.to_owned(),
+            exit,
+        })
+    }
+
+    /// Serves containerd until the pod ends.
+    async fn until_the_end(mut self) -> Result<()> {
+        self.exit.wait().await;
+        log::info!("the shim ends");
+        // containerd may remove the bundle while the server still answers, and a shim of the same
+        // id may follow. Hence the socket goes first, and by the name that this process was told.
+        remove_socket(&self.socket);
+        if let Err(error) = self.server.shutdown().await {
+            log::debug!("end of the server: {error}");
+        }
+        Ok(())
+    }
+}
+
+fn pod(flags: &Flags, containerd: String, config: NodeConfig) -> Arc<Pod> {
     let events = Events::new(containerd, flags.namespace.clone());
     let vmm = Arc::new(accelerator::qemu(&config));
     Pod::new(
@@ -247,10 +317,11 @@ fn listen(address: &str) -> Result<Listener> {
     listening.map_err(Error::file("listen on", path))
 }
 
-/// Closes stdout, whose end containerd waits for. The process that spawned this one holds the other
-/// end.
-fn say_started() -> Result<()> {
-    nix::unistd::dup2_stdout(std::io::stderr())
+/// Closes stdout or stderr, whose end the process that started this one waits for.
+fn close(stream: impl FnOnce(std::fs::File) -> nix::Result<()>) -> Result<()> {
+    let null = std::fs::File::options().write(true).open("/dev/null");
+    let null = null.map_err(Error::file("open", "/dev/null"))?;
+    stream(null)
         .map_err(std::io::Error::from)
-        .map_err(Error::file("close", "stdout"))
+        .map_err(Error::file("close", "the standard streams"))
 }

@@ -28,6 +28,7 @@ pub mod network;
 mod places;
 mod plug;
 pub mod pod;
+mod pool;
 pub mod process;
 pub mod sandbox;
 mod share;

@@ -138,6 +138,7 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             json!("[vm]\ndefault_cpus = 2\n"),
             "default_cpus = 2",
         ),
+        ("pool", json!({ "size": 2, "memoryMiB": 100 }), "size = 2"),
         (
             "policy.annotations",
             json!({ "caisson.dev/devices=fuse": ["ci", "build-*"] }),
@@ -182,6 +183,7 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("install.selfTest", json!("yes")),
         ("install.retrySeconds", json!(0)),
         ("config", json!({ "vm": { "default_cpus": 2 } })),
+        ("pool.size", json!(-1)),
         ("policy.annotations", json!({ "caisson.dev/nosuch": ["*"] })),
         ("policy.skills", json!({ "docx": "team-a" })),
         ("policy.sources", json!({ "company": ["Team A"] })),
@@ -221,6 +223,20 @@ fn every_value_changes_what_is_rendered_and_fits_the_schemas() -> Result<()> {
         );
         check(&text).with_context(|| path.to_owned())?;
     }
+    Ok(())
+}
+
+#[test]
+fn memory_of_the_pool_is_asked_for_and_allowed() -> Result<()> {
+    let values = json!({ "pool": { "size": 2, "memoryMiB": 100 } });
+    let text = render(None, Some(values.clone()))?;
+    for memory in ["memory: 232Mi", "memory: 1224Mi"] {
+        ensure!(text.contains(memory), "no {memory} in\n{text}");
+    }
+    let mut unknown = values;
+    unknown["node"] = json!({ "resources": { "requests": { "memory": "1G" } } });
+    let error = refuse(unknown)?;
+    ensure!(error.contains("say it in Mi or Gi"), "{error}");
     Ok(())
 }
 

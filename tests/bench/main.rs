@@ -7,7 +7,7 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `homes` or `cluster` selects one part.
+//! argument `containers`, `pods`, `ways`, `homes` or `cluster` selects one part.
 
 mod bare;
 mod before;
@@ -21,6 +21,7 @@ mod pod_unemulated;
 mod sizes;
 mod skill_reads;
 mod table;
+mod ways;
 
 use std::{
     process::ExitCode,
@@ -64,11 +65,14 @@ fn bench() -> Result<bool> {
         return Ok(true);
     }
     ensure!(
-        asked("containers") || asked("pods") || asked("homes"),
-        "bench [containers|pods|homes|cluster]"
+        asked("containers") || asked("pods") || asked("ways") || asked("homes"),
+        "bench [containers|pods|ways|homes|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
+    if asked("ways") {
+        ways::measure(rounds)?;
+    }
     if asked("homes") {
         homes()?;
     }

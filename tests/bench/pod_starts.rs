@@ -157,7 +157,7 @@ pub fn limited(container: ContainerBuilder<'_>, memory_mib: Option<i64>) -> Cont
 }
 
 /// Starts a container and waits for the first byte in its log.
-fn first_byte<'p>(pod: &'p Pod<'_>, memory_mib: Option<i64>) -> Result<Container<'p>> {
+pub fn first_byte<'p>(pod: &'p Pod<'_>, memory_mib: Option<i64>) -> Result<Container<'p>> {
     // The pod has two containers.
     let half = memory_mib.map(|mib| mib / 2);
     let container = limited(pod.container("busybox"), half);

@@ -21,15 +21,45 @@ impl Series {
 
     pub fn add(&mut self, time: Duration) {
         self.times.push(time);
-        self.times.sort();
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Returns the times in the order in which they were measured.
+    pub fn in_order(&self) -> impl Iterator<Item = Duration> + '_ {
+        self.times.iter().copied()
     }
 
     /// Returns the median; of two, the longer.
     pub fn median(&self) -> Duration {
-        self.times
-            .get(self.times.len() / 2)
-            .copied()
-            .unwrap_or_default()
+        self.quantile(0.5)
+    }
+
+    /// Returns the time that this share of all times are below.
+    pub fn quantile(&self, share: f64) -> Duration {
+        quantile(self.times.clone(), share)
+    }
+
+    /// Returns [`Series::ratio_to`] and the interval in which it is with 95 % confidence, by the
+    /// bootstrap: rounds are drawn again and again, each with both of its times.
+    pub fn interval_of_ratio_to(&self, other: &Series, resamples: usize) -> (f64, f64, f64) {
+        let rounds = self.times.len().min(other.times.len());
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut ratios: Vec<f64> = (0..resamples)
+            .map(|_| {
+                let drawn: Vec<_> = (0..rounds).map(|_| random.usize(..rounds)).collect();
+                let median = |series: &Series| {
+                    let times = drawn.iter().map(|round| series.times[*round]);
+                    quantile(times.collect(), 0.5).as_secs_f64()
+                };
+                median(self) / median(other)
+            })
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |share: f64| ratios[(share * (resamples - 1) as f64) as usize];
+        (self.ratio_to(other), at(0.025), at(0.975))
     }
 
     /// Returns how many times as long as `other` this takes, by the medians.
@@ -60,10 +90,17 @@ impl Series {
             "  {:<56} median {:>6} {unit}   {:>6} to {:>6}",
             self.name,
             number(&self.median()),
-            self.times.first().map_or(0, number),
-            self.times.last().map_or(0, number),
+            self.times.iter().min().map_or(0, number),
+            self.times.iter().max().map_or(0, number),
         );
     }
+}
+
+fn quantile(mut times: Vec<Duration>, share: f64) -> Duration {
+    times.sort();
+    let at = (share * times.len() as f64) as usize;
+    let at = at.min(times.len().saturating_sub(1));
+    times.get(at).copied().unwrap_or_default()
 }
 
 /// Prints how many times as much something takes as with the build before. Returns whether that is

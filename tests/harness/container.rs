@@ -342,7 +342,7 @@ impl<'n> Container<'n> {
 
     /// Returns the shim's pid.
     pub fn shim(&self) -> Result<u32> {
-        shim(&self.id)
+        shim(self.node, &self.id)
     }
 
     /// Returns Caisson's folder for this container, which exists while the container runs.
@@ -380,8 +380,12 @@ pub fn vm_processes(state_dir: &Path) -> Result<Vec<(String, u32)>> {
     Ok(text.lines().filter_map(process).collect())
 }
 
-/// Returns the pid of the shim that was started for an id.
-pub fn shim(id: &str) -> Result<u32> {
+/// Returns the pid of the shim that serves an id. One of Caisson may have been started for the pool;
+/// its pod's state folder names it.
+pub fn shim(node: &Node, id: &str) -> Result<u32> {
+    if let Ok(text) = std::fs::read_to_string(node.state_dir().join(id).join("shim.pid")) {
+        return Ok(text.split(' ').next().context("no pid")?.parse()?);
+    }
     let shims = leftovers::processes(id);
     let shim = shims
         .iter()

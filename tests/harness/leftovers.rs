@@ -16,8 +16,10 @@ use std::{
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use caisson_node::pool;
+
 use crate::{
-    command,
+    command, container,
     cri::{self, network},
     paths::names,
     proc::{self, Process},
@@ -42,12 +44,13 @@ impl Leftovers {
         let mut add = |kind: &str, names: Vec<String>| {
             found.extend(names.into_iter().map(|name| format!("{kind} {name}")));
         };
+        let spare = Spare::of(node);
         let processes = processes(node.tag());
         add(
             "process",
             processes
                 .iter()
-                .filter(|p| !is_daemon(node, p))
+                .filter(|p| !is_daemon(node, p) && !spare.pids.contains(&p.pid))
                 .map(describe)
                 .collect(),
         );
@@ -69,13 +72,17 @@ impl Leftovers {
         let state = names(&node.state_dir());
         add(
             "state",
-            state.into_iter().filter(|name| name != ".users").collect(),
+            state
+                .into_iter()
+                .filter(|name| ![".users", ".pool"].contains(&name.as_str()))
+                .collect(),
         );
-        add("user", names(&node.state_dir().join(".users")));
+        add("user", users(node));
         for namespace in [node.tag(), cri::NAMESPACE] {
             let bundles = node.dir().join("run/io.containerd.runtime.v2.task");
             add("bundle", names(&bundles.join(namespace)));
         }
+        found.retain(|line| !spare.ids.iter().any(|id| line.contains(id)));
         Self(found)
     }
 
@@ -115,6 +122,38 @@ impl Leftovers {
     pub fn len(&self) -> usize {
         self.0.len()
     }
+}
+
+/// The members of a node's pool, which belong to no pod.
+struct Spare {
+    ids: Vec<String>,
+    pids: BTreeSet<u32>,
+}
+
+impl Spare {
+    fn of(node: &Node) -> Self {
+        let mut ids = names(&node.state_dir());
+        ids.retain(|id| pool::is_member(id));
+        let pids = ids.iter().flat_map(|id| {
+            let dir = node.state_dir().join(id);
+            let vm = container::vm_processes(&dir).unwrap_or_default();
+            vm.into_iter()
+                .flat_map(|(_, pid)| proc::descendants(pid).into_iter().chain([pid]))
+        });
+        Self {
+            pids: pids.collect(),
+            ids,
+        }
+    }
+}
+
+/// Returns the users of the host that VMs run as, each with its pod.
+fn users(node: &Node) -> Vec<String> {
+    let users = node.state_dir().join(".users");
+    let pod = |uid: &String| fs::read_link(users.join(uid)).unwrap_or_default();
+    let uids = names(&users).into_iter();
+    uids.map(|uid| format!("{uid} of {}", pod(&uid).display()))
+        .collect()
 }
 
 impl fmt::Display for Leftovers {

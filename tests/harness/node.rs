@@ -152,7 +152,7 @@ impl Node {
                 .build()?,
             _lock: lock,
         };
-        if start == Start::Clone {
+        if start != Start::Cold {
             fs::create_dir_all(paths::templates())?;
             symlink(paths::templates(), node.store_dir().join("templates"))?;
             // A node that a test has changed makes its own, if it can, when its first pod has

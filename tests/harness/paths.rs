@@ -52,23 +52,28 @@ impl Containerd {
     }
 }
 
-/// How the VMs of a test node start. `CAISSON_TEST_START` selects it: `cold` (the default) or
-/// `clone`.
+/// How the VMs of a test node start. `CAISSON_TEST_START` selects it: `cold`, `clone` or `pool`. By
+/// default it is `clone`, if there is Caisson's own QEMU, which can do that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// They boot.
     Cold,
     /// From a template, which the node has from the beginning.
     Clone,
+    /// In the node's pool, from a template.
+    Pool,
 }
 
 impl Start {
     /// Returns the way that the environment names.
     pub fn from_environment() -> Result<Self> {
         match std::env::var("CAISSON_TEST_START").as_deref() {
-            Ok("cold") | Err(_) => Ok(Self::Cold),
+            Ok("cold") => Ok(Self::Cold),
             Ok("clone") => Ok(Self::Clone),
-            Ok(other) => bail!("CAISSON_TEST_START={other}: none of cold and clone"),
+            Ok("pool") => Ok(Self::Pool),
+            Err(_) if own_qemu().exists() => Ok(Self::Clone),
+            Err(_) => Ok(Self::Cold),
+            Ok(other) => bail!("CAISSON_TEST_START={other}: none of cold, clone and pool"),
         }
     }
 }
@@ -105,9 +110,13 @@ pub fn dist() -> PathBuf {
     target().join(if debian { "dist-debian" } else { "dist" })
 }
 
+fn own_qemu() -> PathBuf {
+    dist().join("libexec/qemu-system-x86_64")
+}
+
 /// Returns Caisson's own QEMU, or Debian's for what is shipped without.
 pub fn qemu() -> PathBuf {
-    let own = dist().join("libexec/qemu-system-x86_64");
+    let own = own_qemu();
     match own.exists() {
         true => own,
         false => "/usr/bin/qemu-system-x86_64".into(),

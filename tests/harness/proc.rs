@@ -1,6 +1,6 @@
 //! Reads `/proc` for processes of the host.
 
-use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+use std::{collections::HashMap, fs, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -159,4 +159,46 @@ fn command_line(pid: u32) -> Option<String> {
     }
     let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
     Some(text.trim_end().to_owned())
+}
+
+/// Whether the memory of a process has these bytes. Pages that are not there are not brought in.
+pub fn memory_has(pid: u32, wanted: &[u8]) -> Result<bool> {
+    const PAGE: u64 = 4096;
+    /// The page is in memory or swapped out (kernel, admin-guide/mm/pagemap.rst).
+    const THERE: u64 = 3 << 62;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let pagemap = fs::File::open(format!("/proc/{pid}/pagemap"))?;
+    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
+    for line in maps.lines() {
+        let (range, rest) = line.split_once(' ').context("a line without a range")?;
+        let (start, end) = range.split_once('-').context("a range without an end")?;
+        let (start, end) = (
+            u64::from_str_radix(start, 16)?,
+            u64::from_str_radix(end, 16)?,
+        );
+        if !rest.starts_with('r') || rest.ends_with("[vvar]") || rest.ends_with("[vsyscall]") {
+            continue;
+        }
+        let mut entries = vec![0; ((end - start) / PAGE * 8) as usize];
+        pagemap.read_exact_at(&mut entries, start / PAGE * 8)?;
+        let mut run = Vec::new();
+        for (at, entry) in (start..end)
+            .step_by(PAGE as usize)
+            .zip(entries.chunks_exact(8))
+        {
+            let entry = u64::from_le_bytes(entry.try_into()?);
+            let mut page = [0; PAGE as usize];
+            if entry & THERE != 0 && memory.read_exact_at(&mut page, at).is_ok() {
+                // What is kept may be the beginning of the bytes.
+                run.drain(..run.len().saturating_sub(wanted.len()));
+                run.extend(page);
+                if memchr::memmem::find(&run, wanted).is_some() {
+                    return Ok(true);
+                }
+            } else {
+                run.clear();
+            }
+        }
+    }
+    Ok(false)
 }

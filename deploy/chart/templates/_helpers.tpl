@@ -20,10 +20,16 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{/* The drop-in of each node, as TOML; strings of JSON are strings of TOML. */}}
 {{- define "caisson.settings" -}}
-{{- if regexMatch "(?m)^\\s*\\[?\\s*policy\\b" .Values.config -}}
-{{- fail "config: [policy] goes into the value `policy`" -}}
+{{- range $table := list "policy" "pool" -}}
+{{- if regexMatch (printf "(?m)^\\s*\\[?\\s*%s\\b" $table) $.Values.config -}}
+{{- fail (printf "config: [%s] goes into the value `%s`" $table $table) -}}
+{{- end -}}
 {{- end -}}
 {{- with .Values.config | trimSuffix "\n" }}{{ . }}
+{{ end -}}
+{{- with .Values.pool.size }}
+[pool]
+size = {{ int . }}
 {{ end -}}
 {{- range $table, $names := .Values.policy }}
 [policy.{{ $table }}]
@@ -31,6 +37,30 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ toJson $name }} = {{ toJson $namespaces }}
 {{- end }}
 {{ end -}}
+{{- end -}}
+
+{{/* The DaemonSet's resources, with the memory of the VMs that the node keeps ready. */}}
+{{- define "caisson.nodeResources" -}}
+{{- $resources := deepCopy .Values.node.resources -}}
+{{- if .Values.pool.size -}}
+{{- $more := mul .Values.pool.size .Values.pool.memoryMiB -}}
+{{- range $kind := list "requests" "limits" -}}
+{{- with dig $kind "memory" "" $resources -}}
+{{- $mib := include "caisson.mib" (toString .) | int64 -}}
+{{- $memory := printf "%dMi" (add $mib $more) -}}
+{{- $resources = mergeOverwrite $resources (dict $kind (dict "memory" $memory)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* A quantity of memory in MiB. */}}
+{{- define "caisson.mib" -}}
+{{- if hasSuffix "Gi" . -}}{{ mul 1024 (trimSuffix "Gi" . | int64) }}
+{{- else if hasSuffix "Mi" . -}}{{ trimSuffix "Mi" . }}
+{{- else -}}{{ fail (printf "node.resources: memory %s: with pool.size, say it in Mi or Gi" .) }}
+{{- end -}}
 {{- end -}}
 
 {{/* What the drain Job needs is made before it. */}}

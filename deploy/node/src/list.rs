@@ -3,6 +3,7 @@
 use anyhow::Result;
 use caisson_node::{
     config::NodeConfig,
+    pool,
     state::{self, Found},
 };
 
@@ -13,12 +14,12 @@ pub fn run(config: &NodeConfig) -> Result<()> {
         "POD", "STATE", "CONTAINERS", "SHIM"
     );
     for pod in state::list(&config.state_dir)? {
-        println!("{}", line(&pod));
+        println!("{}", line(config, &pod));
     }
     Ok(())
 }
 
-fn line(pod: &Found) -> String {
+fn line(config: &NodeConfig, pod: &Found) -> String {
     let shim = pod
         .shim
         .map_or_else(|| "gone".to_owned(), |pid| pid.to_string());
@@ -28,7 +29,7 @@ fn line(pod: &Found) -> String {
         .map(|(role, pid)| format!("{role} {pid}"))
         .collect();
     let name = pod.name.as_deref().unwrap_or_default();
-    let (state, containers) = (state(pod), containers(pod));
+    let (state, containers) = (state(config, pod), containers(pod));
     let vm = processes.join(", ");
     format!(
         "{:<40} {state:<9} {containers:<18} {shim:>8}  {vm}  {name}",
@@ -38,10 +39,11 @@ fn line(pod: &Found) -> String {
 
 /// What the pod is doing. Without its shim it is dead, whatever its record says: its VM has died
 /// with the shim.
-fn state(pod: &Found) -> &'static str {
+fn state(config: &NodeConfig, pod: &Found) -> &'static str {
     match (&pod.shim, &pod.record) {
         (None, _) => "dead",
         (Some(_), Ok(Some(record))) => record.state.name(),
+        (Some(_), Ok(None)) if pool::is_ready(&config.state_dir, &pod.id) => "in pool",
         (Some(_), Ok(None)) => "starting",
         (Some(_), Err(_)) => "unknown",
     }

@@ -44,6 +44,24 @@ pub enum Request {
     },
     /// Asks for the stages of the pod's start.
     Trace,
+    /// Makes a member of the pool the shim of a pod.
+    Claim(Claim),
+}
+
+/// What a member of the pool has to know to be the shim of a pod. The fields are named as in
+/// containerd's command line for shims.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Claim {
+    pub id: String,
+    pub namespace: String,
+    pub bundle: PathBuf,
+    /// The address to listen on.
+    pub socket: String,
+    /// The address of containerd's socket for events.
+    pub ttrpc_address: String,
+    pub debug: bool,
+    /// The [`crate::pool::build`] of the node, as the pod's configuration has it.
+    pub build: String,
 }
 
 /// The shim's answer.
@@ -56,6 +74,8 @@ pub enum Answer {
         containers: Vec<String>,
     },
     Trace(Vec<Stage>),
+    /// The shim serves the pod.
+    Claimed,
     Failed(String),
 }
 
@@ -96,10 +116,7 @@ where
     H: Fn(Request) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
 {
-    let path = state.join(SOCKET);
-    let failed = || FileError::file("listen on", &path);
-    let listener = UnixListener::bind(&path).map_err(failed())?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed())?;
+    let listener = listen(state)?;
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
@@ -114,7 +131,17 @@ where
     Ok(())
 }
 
-async fn answer<A>(stream: UnixStream, handle: impl Fn(Request) -> A)
+/// Makes the socket of a pod, or of a member of the pool.
+pub fn listen(state: &Path) -> Result<UnixListener, FileError> {
+    let path = state.join(SOCKET);
+    let failed = || FileError::file("listen on", &path);
+    let listener = UnixListener::bind(&path).map_err(failed())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed())?;
+    Ok(listener)
+}
+
+/// Answers the one request of a connection by `handle`.
+pub async fn answer<A>(stream: UnixStream, handle: impl FnOnce(Request) -> A)
 where
     A: Future<Output = Answer> + Send + 'static,
 {

@@ -1,8 +1,8 @@
 //! What a node's shims and the operator's command share: the node's configuration, the state
 //! folders of pods and the host's resources in them, and the stores of skills and homes.
 //!
-//! From the outside in: [`accelerator`], [`homes`] and [`templates`] → [`state`] → [`cgroup`] and
-//! [`record`], and beside them [`skills`], [`config`], [`control`] and [`traffic`]; all of them use
+//! From the outside in: [`accelerator`], [`homes`], [`pool`] and [`templates`] → [`state`] →
+//! [`cgroup`] and [`record`], and beside them [`skills`], [`config`], [`control`] and [`traffic`]; all of them use
 //! [`host`].
 
 pub mod accelerator;
@@ -12,6 +12,7 @@ pub mod control;
 pub mod homes;
 pub mod host;
 pub mod oom_score;
+pub mod pool;
 pub mod record;
 pub mod skills;
 pub mod state;

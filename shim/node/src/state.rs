@@ -96,12 +96,7 @@ impl PodDir {
         let path = config.state_dir.join(id);
         make_private(&config.state_dir.join(USERS))
             .map_err(StateError::file("create state folder", &config.state_dir))?;
-        if path.exists() {
-            if shim_pid(&path).is_some() {
-                return Err(StateError::Exists(id.to_owned()));
-            }
-            remove(&config.state_dir, id)?;
-        }
+        make_way(&config.state_dir, id)?;
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
@@ -139,6 +134,25 @@ impl PodDir {
     /// Returns the folder itself.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives the folder and its user to the pod with this id. First removes what a dead shim of that
+    /// id left.
+    pub fn rename(&mut self, id: &str) -> Result<()> {
+        caisson_oci::id::check(id)?;
+        let path = self.state_dir.join(id);
+        make_way(&self.state_dir, id)?;
+        // `rename` would replace an empty folder; there is none.
+        fs::rename(&self.path, &path).map_err(StateError::file("make state folder", &path))?;
+        let users = self.state_dir.join(USERS);
+        let (link, new) = (
+            users.join(self.credentials.uid.to_string()),
+            users.join(format!(".{id}")),
+        );
+        (self.id, self.path) = (id.to_owned(), path);
+        symlink(id, &new)
+            .and_then(|()| fs::rename(&new, &link))
+            .map_err(StateError::file("take a user", link))
     }
 
     /// Begins the pod's record.
@@ -290,6 +304,16 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes what a dead shim left of a pod.
+fn make_way(state_dir: &Path, id: &str) -> Result<()> {
+    let path = state_dir.join(id);
+    match path.exists() {
+        true if shim_pid(&path).is_some() => Err(StateError::Exists(id.to_owned())),
+        true => remove(state_dir, id),
+        false => Ok(()),
+    }
+}
+
 fn take_user(config: &NodeConfig, id: &str) -> Result<Credentials> {
     let users = config.state_dir.join(USERS);
     let (base, count) = (config.hypervisor.uid_base, config.hypervisor.uid_count);
@@ -321,7 +345,8 @@ fn free_users(state_dir: &Path, id: &str) {
     }
 }
 
-fn shim_pid(pod: &Path) -> Option<u32> {
+/// Returns the pid of the shim of the pod with this state folder, if it lives.
+pub fn shim_pid(pod: &Path) -> Option<u32> {
     let live = recorded(&pod.join("shim.pid"));
     live.first().map(|(_, pid)| *pid)
 }

@@ -26,6 +26,7 @@ use caisson_node::{
 };
 use caisson_oci::VmSize;
 use caisson_vmm::{EndReason, VmSpec};
+pub use start::{Bare, Site};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -56,6 +57,8 @@ pub struct Machine {
     missing: Mutex<Option<VmSpec>>,
     boot_timeout: Duration,
     patience: Patience,
+    /// The agent of a VM that comes from the pool, until it is told who it is.
+    known: Mutex<Option<Agent>>,
     agent: OnceCell<Agent>,
     /// The size that the VM was last given. Locked while the VM is resized; nothing else waits for
     /// the lock.

@@ -9,7 +9,7 @@ use std::{
 
 use caisson_node::{
     accelerator,
-    host::{chain::chain, folder::Folder, size::host_memory_mib},
+    host::{chain::chain, error::OnFile, folder::Folder, size::host_memory_mib},
     record::MachineState,
     state::PodDir,
     templates,
@@ -26,7 +26,6 @@ use crate::{
     error::{Error, Result},
     limits::Patience,
     logger::stage,
-    plug::Plug,
     share::{self, Share},
     vm::{VmError, VmHandle},
 };
@@ -40,29 +39,54 @@ const _: () = assert!(caisson_vmm::ADMITTED == secret::ADMITTED);
 const _: () = assert!(caisson_vmm::BY_DAEMON == secret::BY_DAEMON);
 const _: () = assert!(caisson_vmm::BY_KERNEL == secret::BY_KERNEL);
 
-impl Machine {
+/// The place of a pod's VM on the host, and the VM if it runs already.
+pub struct Site {
+    pub dir: PodDir,
+    pub share: Share,
+    pub bare: Option<Bare>,
+}
+
+impl Site {
+    /// Gives the place to the pod with this id.
+    pub fn rename(&mut self, id: &str) -> Result<()> {
+        self.dir.rename(id)?;
+        self.share.moved(self.dir.path());
+        Ok(())
+    }
+}
+
+/// A VM that runs, with its shared folder, and has nothing of a pod yet.
+pub struct Bare {
+    vm: VmHandle,
+    modules: Option<PathBuf>,
+    booted: Booted,
+    boot_timeout: Duration,
+    patience: Patience,
+    /// The agent, once it has answered and mounted the shared folder.
+    agent: Option<Agent>,
+}
+
+impl Bare {
     /// Starts a VM with the shared folder. The guest is still booting when this returns.
     ///
     /// A VM that starts from a template has the size of the template; see [`Machine::resize`].
-    pub async fn boot(
+    pub async fn start(
         vmm: &dyn Vmm,
         config: &NodeConfig,
         id: &str,
-        hostname: String,
-        dir: PodDir,
-        share: Share,
+        dir: &PodDir,
+        share: &Share,
         size: VmSize,
     ) -> Result<Self> {
-        let started = Instant::now();
         let accelerator = accelerator::choose(config).await?;
-        let bare = VmSpec {
+        let spec = VmSpec {
             id: id.to_owned(),
             dir: dir.vm(),
             credentials: dir.credentials,
             placement: dir.placement.clone(),
             ..templates::bare(config, accelerator)?
         };
-        let modules = bare.guest.modules.clone();
+        let modules = spec.guest.modules.clone();
         let devices = || {
             vec![Device::SharedDir {
                 tag: share::TAG.to_owned(),
@@ -71,25 +95,96 @@ impl Machine {
                 user_namespace: None,
             }]
         };
-        let booted = boot(vmm, config, bare, size, devices).await?;
-        let vm = VmHandle::new(booted.vm);
-        let class = dir.class;
-        let pids = vm.pids().await?;
+        let (vm, booted) = boot(vmm, config, spec, size, devices).await?;
+        Ok(Self {
+            vm: VmHandle::new(vm),
+            modules,
+            booted,
+            boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
+            patience: Patience::new(&config.vm, accelerator),
+            agent: None,
+        })
+    }
+
+    /// Returns the VM.
+    pub fn vm(&self) -> VmHandle {
+        self.vm.clone()
+    }
+
+    /// Waits for the agent and has it mount the shared folder.
+    pub async fn greet(&mut self) -> Result<Agent> {
+        let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
+        let agent = Agent::new(connection, self.patience);
+        attach_share(&agent).await?;
+        self.agent = Some(agent.clone());
+        Ok(agent)
+    }
+
+    /// Plugs in, once, what no start needs, see [`Machine::plug_the_rest`].
+    pub async fn plug_the_rest(&mut self, agent: &Agent) {
+        if let Some(modules) = self.modules.take() {
+            plug_the_rest(&self.vm, agent, modules).await;
+        }
+    }
+
+    /// Whether the agent answers within a time limit.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let Some(agent) = &self.agent else {
+            return false;
+        };
+        tokio::time::timeout(within, agent.ping(true))
+            .await
+            .is_ok_and(|answer| answer.is_ok())
+    }
+
+    /// Whether it can have this size.
+    fn fits(&self, size: VmSize) -> bool {
+        fits(&self.booted.shape, size)
+    }
+}
+
+impl Machine {
+    /// Makes the VM of a pod: the one that its site has, or a new one.
+    pub async fn boot(
+        vmm: &dyn Vmm,
+        config: &NodeConfig,
+        id: &str,
+        hostname: String,
+        site: Site,
+        size: VmSize,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let Site { dir, share, bare } = site;
+        let bare = match bare {
+            Some(bare) if bare.fits(size) => {
+                let placed = bare.vm.relocate(dir.vm(), dir.placement.clone()).await;
+                placed.map(|()| bare)?
+            }
+            unfit => {
+                if let Some(unfit) = unfit {
+                    unfit.vm.stop().await?;
+                    empty(&dir.vm()).map_err(Error::file("empty", dir.vm()))?;
+                }
+                Bare::start(vmm, config, id, &dir, &share, size).await?
+            }
+        };
+        let pids = bare.vm.pids().await?;
         let machine = Self {
-            vm,
-            class,
+            vm: bare.vm,
+            class: dir.class,
             pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
-            modules: Mutex::new(modules),
+            modules: Mutex::new(bare.modules),
             plugged: Mutex::default(),
             holds: Mutex::default(),
             roots: Mutex::default(),
             hostname,
-            template: booted.template,
-            missing: Mutex::new(booted.missing),
-            boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
-            patience: Patience::new(&config.vm, accelerator),
+            template: bare.booted.template,
+            missing: Mutex::new(bare.booted.missing),
+            boot_timeout: bare.boot_timeout,
+            patience: bare.patience,
+            known: Mutex::new(bare.agent),
             agent: OnceCell::new(),
-            size: tokio::sync::Mutex::new(booted.size),
+            size: tokio::sync::Mutex::new(bare.booted.size),
             recorder: dir.recorder.clone(),
             dir: Mutex::new(Some(dir)),
             network: Mutex::default(),
@@ -151,15 +246,24 @@ impl Machine {
     /// Connects to the agent and gives the guest its identity.
     async fn greet(&self) -> Result<Agent> {
         let started = Instant::now();
-        let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
-        let agent = Agent::new(connection, self.patience);
-        let kernel = agent.configure(&self.hostname).await?;
-        let shared = proto::Share {
-            tag: share::TAG.to_owned(),
-            max_inodes: caisson_vmm::max_inodes(),
-            ..Default::default()
+        let known = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let (agent, kernel) = match known {
+            Some(agent) => {
+                let kernel = agent.configure(&self.hostname).await?;
+                (agent, kernel)
+            }
+            None => {
+                let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
+                let agent = Agent::new(connection, self.patience);
+                let kernel = agent.configure(&self.hostname).await?;
+                attach_share(&agent).await?;
+                (agent, kernel)
+            }
         };
-        agent.attach(GuestDevice::Share(shared)).await?;
         stage(&self.hostname, "guest", started);
         log::info!(kernel; "guest is up");
         Ok(agent)
@@ -175,30 +279,50 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(path) = path else { return };
-        let disk = Device::Disk {
-            serial: MODULES_SERIAL.to_owned(),
-            path,
-            read_only: true,
-        };
-        if let Err(error) = self.vm.attach(disk).await {
-            log::info!("the guest gets no further modules: {}", chain(&error));
-            return;
-        }
-        let free_pages = Plug {
-            vm: Device::FreePageReporting,
-            guest: GuestDevice::FreePageReporting(Default::default()),
-            hold: None,
-        };
-        if let Err(error) = self.plug(vec![free_pages]).await {
-            log::info!("the guest's free pages stay its own: {}", error.chain());
+        if let Ok(agent) = self.agent().await {
+            plug_the_rest(&self.vm, agent, path).await;
+            if let Err(error) = self.record().await {
+                log::warn!("record the VM's devices: {}", error.chain());
+            }
         }
     }
 }
 
-/// A VM that has started.
+async fn plug_the_rest(vm: &VmHandle, agent: &Agent, modules: PathBuf) {
+    let disk = Device::Disk {
+        serial: MODULES_SERIAL.to_owned(),
+        path: modules,
+        read_only: true,
+    };
+    if let Err(error) = vm.attach(disk).await {
+        log::info!("the guest gets no further modules: {}", chain(&error));
+        return;
+    }
+    let free_pages = async {
+        vm.attach(Device::FreePageReporting).await?;
+        let driver = GuestDevice::FreePageReporting(Default::default());
+        Result::Ok(agent.attach(driver).await?)
+    };
+    if let Err(error) = free_pages.await {
+        log::info!("the guest's free pages stay its own: {}", error.chain());
+    }
+}
+
+/// Has the guest mount the shared folder.
+async fn attach_share(agent: &Agent) -> Result<()> {
+    let share = proto::Share {
+        tag: share::TAG.to_owned(),
+        max_inodes: caisson_vmm::max_inodes(),
+        ..Default::default()
+    };
+    Ok(agent.attach(GuestDevice::Share(share)).await?)
+}
+
+/// How a VM has started.
 struct Booted {
-    vm: Box<dyn Vm>,
     size: VmSize,
+    /// What it may grow to, and begin with, if it starts from a template.
+    shape: VmSpec,
     /// What it started from, if it did not boot.
     template: Option<PathBuf>,
     /// What it would have started from, if there were a template of it.
@@ -212,7 +336,7 @@ async fn boot(
     bare: VmSpec,
     size: VmSize,
     devices: impl Fn() -> Vec<Device>,
-) -> Result<Booted> {
+) -> Result<(Box<dyn Vm>, Booted)> {
     let wanted = config.vm.templates && fits(&bare, size);
     let found = wanted.then(|| templates::find(config, &bare)).flatten();
     let missing = (wanted && found.is_none()).then(|| bare.clone());
@@ -223,12 +347,13 @@ async fn boot(
         };
         match vmm.boot(spec, devices()).await {
             Ok(vm) => {
-                return Ok(Booted {
-                    vm,
+                let booted = Booted {
                     size: templates::SIZE,
+                    shape: bare,
                     template: found,
                     missing,
-                })
+                };
+                return Ok((vm, booted));
             }
             Err(error) => log::warn!(
                 "the VM boots, since it can't start from the template {}: {}",
@@ -240,17 +365,18 @@ async fn boot(
             log::warn!("empty {}: {error}", bare.dir.display());
         }
     }
-    let vm = cold(vmm, bare, size, devices()).await?;
+    let vm = cold(vmm, bare.clone(), size, devices()).await?;
     // If a VM boots, what the other one could not start from is of no use to anybody.
     if let Some(template) = found {
         discard(&template);
     }
-    Ok(Booted {
-        vm,
+    let booted = Booted {
         size,
+        shape: bare,
         template: None,
         missing,
-    })
+    };
+    Ok((vm, booted))
 }
 
 /// Whether a VM of the template's shape can grow to a size.

@@ -24,7 +24,8 @@ use crate::{
     container::Container,
     error::{Error, Result},
     events::Events,
-    machine::Machine,
+    machine::{Machine, Site},
+    pool,
     process::{Process, State},
 };
 
@@ -39,6 +40,8 @@ pub struct Pod {
     pub(super) vmm: Arc<dyn Vmm>,
     pub(super) events: Events,
     pub(super) machine: OnceCell<Arc<Machine>>,
+    /// The VM from the pool, until it is the pod's.
+    spare: Mutex<Option<Site>>,
     /// The folder of the files that the pod's containers share, if the sandbox service had to make
     /// them.
     pub(super) files: OnceLock<PathBuf>,
@@ -69,6 +72,7 @@ impl Pod {
             vmm,
             events,
             machine: OnceCell::new(),
+            spare: Mutex::default(),
             files: OnceLock::new(),
             home: PodHome::default(),
             containers: Mutex::default(),
@@ -76,6 +80,19 @@ impl Pod {
             steps: AtomicU64::new(0),
             late: Default::default(),
         })
+    }
+
+    /// Gives the pod a VM that runs already, with its place on the host. The first container will
+    /// not boot another one.
+    pub fn give(&self, spare: Site) {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
+    }
+
+    pub(super) fn take_spare(&self) -> Option<Site> {
+        self.spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Returns a process, the folder of its container and the pid to report.
@@ -107,10 +124,12 @@ impl Pod {
     /// Ends the VM and removes everything of the pod from the host. Containers that still run end
     /// with it. Idempotent.
     pub async fn shutdown(&self) {
+        drop(self.take_spare());
         if let Some(machine) = self.machine.get() {
             machine.shutdown().await;
         }
         self.events.flush(Duration::from_secs(2)).await;
+        pool::leave(&self.config);
     }
 
     /// Refuses an id that is invalid or taken.

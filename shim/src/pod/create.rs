@@ -21,7 +21,7 @@ use crate::{
     container::Container,
     error::{Error, Result},
     logger::stage,
-    machine::Machine,
+    machine::{Machine, Site},
     places::{self, Creation, PodsHome},
     plug::Plug,
     process::Process,
@@ -95,14 +95,13 @@ impl Pod {
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
         let (network, hostname) = (wishes.network(), wishes.hostname());
-        let (mut dir, share) = self.folder(wishes.cgroups_path().as_deref())?;
-        let mut prepared = self.prepare(&share, request, wishes).await?;
-        dir.placement.oom_score_adj = oom_score::of_vm(dir.class, &[prepared.plan.oom_score_adj()]);
+        let mut site = self.site(wishes.cgroups_path().as_deref())?;
+        let mut prepared = self.prepare(&site.share, request, wishes).await?;
+        let score = oom_score::of_vm(site.dir.class, &[prepared.plan.oom_score_adj()]);
+        site.dir.placement.oom_score_adj = score;
         let hostname = hostname.unwrap_or_else(|| request.id.clone());
         stage(&self.id, "prepare", started);
-        let machine = self
-            .boot(hostname, dir, share, prepared.plan.limits)
-            .await?;
+        let machine = self.boot(hostname, site, prepared.plan.limits).await?;
         // All have a host's half and a guest's half, which wait for the guest to boot.
         let limits = [prepared.plan.limits];
         tokio::try_join!(
@@ -149,16 +148,27 @@ impl Pod {
         }
     }
 
-    /// Makes the folders and the cgroup of a new pod.
-    pub(super) fn folder(&self, cgroup: Option<&Path>) -> Result<(PodDir, Share)> {
-        let mut dir = PodDir::create(&self.config, &self.id)?;
-        let recorder = dir.begin_record(&self.namespace)?;
+    /// Makes the folders and the cgroup of a new pod, for the VM that came from the pool or for one
+    /// to be made.
+    pub(super) fn site(&self, cgroup: Option<&Path>) -> Result<Site> {
+        let mut site = match self.take_spare() {
+            Some(site) => site,
+            None => {
+                let dir = PodDir::create(&self.config, &self.id)?;
+                let share = Share::create(dir.path())?;
+                Site {
+                    dir,
+                    share,
+                    bare: None,
+                }
+            }
+        };
+        let recorder = site.dir.begin_record(&self.namespace)?;
         self.recorder.get_or_init(|| recorder);
         if let Some(cgroup) = cgroup {
-            dir.use_cgroup(cgroup)?;
+            site.dir.use_cgroup(cgroup)?;
         }
-        let share = Share::create(dir.path())?;
-        Ok((dir, share))
+        Ok(site)
     }
 
     /// Does what is possible for a container while the guest is still booting, or before.

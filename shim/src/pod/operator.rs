@@ -42,6 +42,12 @@ impl Pod {
                 self.detach_skill(&parse(&skill)?, container.as_deref())
                     .await?
             }
+            Request::Claim(_) => {
+                return Err(Error::Request {
+                    field: "claim",
+                    reason: "this shim has a pod".to_owned(),
+                })
+            }
             Request::Trace => return Ok(Answer::Trace(trace::stages())),
         };
         Ok(Answer::Done {

@@ -22,6 +22,7 @@ use crate::{
     error::{Error, Result},
     limits,
     machine::Machine,
+    pool,
     process::{Exit, Process, State},
     stats::timestamp,
     streams::{HostEnds, Stdio},
@@ -95,6 +96,7 @@ impl Pod {
         }
         machine.plug_the_rest().await;
         machine.make_template(&self.config, self.vmm.as_ref()).await;
+        pool::fill(&self.config).await;
     }
 
     async fn start_exec(&self, machine: &Machine, process: &Process, exec: &Exec) -> Result<()> {

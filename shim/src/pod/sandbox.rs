@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use caisson_node::{control, host::chain::chain, state::PodDir};
+use caisson_node::{control, host::chain::chain};
 use caisson_oci::{Limits, Wishes};
 
 use super::{
@@ -13,8 +13,13 @@ use super::{
     request::{CreateRequest, SandboxRequest},
 };
 use crate::{
-    agent::ProcessId, container::Container, error::Result, logger::stage, machine::Machine,
-    process::Process, share::Share, streams::Stdio,
+    agent::ProcessId,
+    container::Container,
+    error::Result,
+    logger::stage,
+    machine::{Machine, Site},
+    process::Process,
+    streams::Stdio,
 };
 
 impl Pod {
@@ -59,14 +64,14 @@ impl Pod {
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
         let asked = wishes.sandbox()?;
-        let (dir, share) = self.folder(asked.cgroups_path.as_deref())?;
+        let site = self.site(asked.cgroups_path.as_deref())?;
         // A sandbox without a name in its spec is known by its id alone.
         if let Ok(Some((namespace, name))) = wishes.pod() {
-            dir.name(&format!("{namespace}/{name}"))?;
+            site.dir.name(&format!("{namespace}/{name}"))?;
         }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without limits, the VM gets the node's default size, and grows.
-        let machine = self.boot(hostname, dir, share, asked.limits).await?;
+        let machine = self.boot(hostname, site, asked.limits).await?;
         machine.join_network(asked.network.as_deref()).await?;
         self.make_room_soon(&machine, asked.limits);
         // Some sysctls belong to one network card, so this comes after the network.
@@ -82,12 +87,11 @@ impl Pod {
     pub(super) async fn boot(
         self: &Arc<Self>,
         hostname: String,
-        dir: PodDir,
-        share: Share,
+        site: Site,
         limits: Limits,
     ) -> Result<Arc<Machine>> {
         let size = self.node().size([limits]);
-        let state = dir.path().to_owned();
+        let state = site.dir.path().to_owned();
         let machine = self
             .machine
             .get_or_try_init(|| async {
@@ -97,8 +101,7 @@ impl Pod {
                     &self.config,
                     &self.id,
                     hostname,
-                    dir,
-                    share,
+                    site,
                     size,
                 )
                 .await?;

@@ -88,6 +88,11 @@ impl Share {
         })
     }
 
+    /// Says that the pod's state folder has been renamed.
+    pub fn moved(&mut self, pod: &Path) {
+        pod.clone_into(&mut self.pod);
+    }
+
     /// Returns the folder that the virtiofs daemon shares.
     pub fn view(&self) -> PathBuf {
         self.pod.join(VIEW)

@@ -38,7 +38,7 @@ fn policy_of_the_values_is_the_nodes_with_what_they_leave_out() -> Result<()> {
 }
 
 #[test]
-fn policy_in_the_settings_is_refused_saying_where_it_goes() -> Result<()> {
+fn table_with_values_of_its_own_is_refused_in_the_settings() -> Result<()> {
     for config in [
         "[policy.skills]\n",
         "[vm]\n[ policy ]\n",
@@ -47,6 +47,8 @@ fn policy_in_the_settings_is_refused_saying_where_it_goes() -> Result<()> {
         let error = refuse(json!({ "config": config }))?;
         ensure!(error.contains("goes into the value `policy`"), "{error}");
     }
+    let error = refuse(json!({ "config": "[pool]\nsize = 2\n" }))?;
+    ensure!(error.contains("goes into the value `pool`"), "{error}");
     render(None, Some(json!({ "config": "# policy\n[vm]\n" })))?;
     Ok(())
 }

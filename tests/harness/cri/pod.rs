@@ -333,7 +333,7 @@ impl<'n> Pod<'n> {
 
     /// Returns the pid of the pod's shim.
     pub fn shim(&self) -> Result<u32> {
-        container::shim(&self.id)
+        container::shim(self.node, &self.id)
     }
 
     /// Returns the pid of the VMM, whichever hypervisor it is.

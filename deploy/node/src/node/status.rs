@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
-use caisson_node::{accelerator, config, state};
+use caisson_node::{accelerator, config, pool, state};
 use caisson_vmm::Accelerator;
 use clap::Args;
 use serde::Serialize;
@@ -107,6 +107,7 @@ fn pods(config: &config::NodeConfig, prefix: Option<&std::path::Path>) -> Result
     };
     let pods = state::list(&config.state_dir)?.into_iter();
     Ok(pods
+        .filter(|pod| !pool::is_member(&pod.id))
         .filter_map(|pod| {
             Some(Pod {
                 version: version(pod.shim?)?,

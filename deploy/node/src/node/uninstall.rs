@@ -8,7 +8,7 @@ use std::{
 use anyhow::{bail, ensure, Context, Result};
 use caisson_node::{
     config::{self, NodeConfig},
-    state,
+    pool, state,
 };
 use clap::Args;
 use nix::unistd::geteuid;
@@ -95,6 +95,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     record.containerd = None;
     store.save(&record)?;
 
+    // No pod can claim them any more.
+    for id in pool::members(&config.state_dir) {
+        pool::remove(&config.state_dir, &id);
+    }
     // Any shim that is looked for from here on started before.
     for name in payload::remove_unused(&record.prefix, None)? {
         println!("removed     version {name}");
@@ -172,6 +176,7 @@ fn holds_something(dir: &Path) -> bool {
 fn pods(config: &NodeConfig, prefix: &Path) -> Result<Vec<String>> {
     let ours: Vec<u32> = payload::used(prefix).into_values().flatten().collect();
     let pods = state::list(&config.state_dir)?.into_iter();
+    let pods = pods.filter(|pod| !pool::is_member(&pod.id));
     let running = pods.filter(|pod| pod.shim.is_some_and(|shim| ours.contains(&shim)));
     Ok(running.map(|pod| pod.name.unwrap_or(pod.id)).collect())
 }

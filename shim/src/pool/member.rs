@@ -1,0 +1,145 @@
+//! Lives as a member of the pool, until a pod claims it.
+
+use std::{path::Path, time::Duration};
+
+use caisson_node::{
+    accelerator, cgroup, config,
+    control::{self, Answer, Claim, Request},
+    host::error::OnFile,
+    oom_score::{self, Class},
+    pool,
+    state::PodDir,
+    templates,
+};
+use caisson_oci::NodeConfig;
+use caisson_vmm::Vmm;
+use tokio::sync::{mpsc, oneshot};
+
+use super::rehearsal::rehearse;
+use crate::{
+    error::{Error, Result},
+    machine::{Bare, Site},
+    share::Share,
+};
+
+/// How often a member looks whether the node still wants it.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// How long the agent of a machine that has nothing to do may take to answer.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// A member that was claimed.
+pub struct Claimed {
+    pub claim: Claim,
+    pub site: Site,
+    /// Takes the answer for the process that asked.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// Makes a VM for a pod to come and waits for the pod. `None` if the VM has ended or the node does
+/// not want it any more; nothing is left of it then.
+pub async fn member(id: &str, born: impl FnOnce() -> Result<()>) -> Result<Option<Claimed>> {
+    let config = config::load()?;
+    let build = pool::build(&config);
+    let birth = pool::begin_birth(&config.state_dir)?;
+    if pool::members(&config.state_dir).len() >= config.pool.size as usize {
+        return Ok(None);
+    }
+    let site = site(&config, id, &accelerator::qemu(&config)).await?;
+    let listener = control::listen(site.dir.path())?;
+    drop(birth);
+    born()?;
+    let (claims, mut claimed) = mpsc::channel(1);
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        let mut ended = site.bare.as_ref().map(Bare::vm);
+        let ended = async {
+            match &mut ended {
+                Some(vm) => drop(vm.ended().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            connection = listener.accept() => {
+                let (stream, _) = connection.map_err(Error::file("listen on", control::SOCKET))?;
+                let claims = claims.clone();
+                tokio::spawn(control::answer(stream, |request| handle(claims, request)));
+            }
+            Some((claim, answer)) = claimed.recv() => {
+                let claim: Claim = claim;
+                if let Some(reason) = unfit(&site, &claim, &build).await {
+                    let _ = answer.send(Answer::Failed(reason.to_owned()));
+                    return Ok(None);
+                }
+                remove_socket(site.dir.path())?;
+                return Ok(Some(Claimed { claim, site, answer }));
+            }
+            _ = look.tick() => if !is_wanted(id, &build) {
+                return Ok(None);
+            },
+            () = ended => return Ok(None),
+        }
+    }
+}
+
+/// Returns why the member can't serve a pod.
+async fn unfit(site: &Site, claim: &Claim, build: &str) -> Option<&'static str> {
+    if claim.build != build {
+        return Some("this member is stale");
+    }
+    match &site.bare {
+        Some(bare) if bare.answers(ANSWER).await => None,
+        _ => Some("the agent does not answer"),
+    }
+}
+
+/// Makes the place of a VM on the host, and the VM.
+async fn site(config: &NodeConfig, id: &str, vmm: &dyn Vmm) -> Result<Site> {
+    let mut dir = PodDir::create(config, id)?;
+    let place = Path::new(pool::CGROUP);
+    cgroup::create(place).map_err(caisson_node::state::StateError::from)?;
+    dir.placement.cgroups =
+        cgroup::folders(place).map_err(caisson_node::state::StateError::from)?;
+    // If memory runs out, the machines that nobody uses yet go first.
+    dir.placement.oom_score_adj = oom_score::of_vm(Class::Other, &[]);
+    let share = Share::create(dir.path())?;
+    let mut bare = Bare::start(vmm, config, id, &dir, &share, templates::SIZE).await?;
+    dir.record(&bare.vm().pids().await?)?;
+    let agent = bare.greet().await?;
+    bare.plug_the_rest(&agent).await;
+    rehearse(config, &dir, &share, &bare.vm(), &agent).await?;
+    Ok(Site {
+        dir,
+        share,
+        bare: Some(bare),
+    })
+}
+
+type Ask = (Claim, oneshot::Sender<Answer>);
+
+async fn handle(claims: mpsc::Sender<Ask>, request: Request) -> Answer {
+    let refused = |why: &str| Answer::Failed(why.to_owned());
+    let Request::Claim(claim) = request else {
+        return refused("this is a member of the pool and has no pod yet");
+    };
+    let (answer, answered) = oneshot::channel();
+    match claims.send((claim, answer)).await {
+        Ok(()) => answered.await.unwrap_or_else(|_| refused("it ends")),
+        Err(_) => refused("another pod has it"),
+    }
+}
+
+/// Whether the node still wants a member with this build.
+fn is_wanted(id: &str, build: &str) -> bool {
+    // A configuration that can't be read for a moment is no reason to go.
+    config::load().is_ok_and(|config| {
+        let members = pool::members(&config.state_dir);
+        let rank = members.iter().position(|member| member == id);
+        rank.is_some_and(|rank| rank < config.pool.size as usize) && pool::build(&config) == build
+    })
+}
+
+fn remove_socket(dir: &Path) -> Result<()> {
+    let path = dir.join(control::SOCKET);
+    std::fs::remove_file(&path).map_err(Error::file("remove", path))
+}
