@@ -5,9 +5,10 @@
 use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
 use caisson_node::{
-    accelerator, config,
+    accelerator, cgroup, config,
     control::{Answer, Claim},
     host::{chain::chain, error::OnFile},
+    pool::CGROUP,
     state,
 };
 use caisson_oci::{NodeConfig, Role};
@@ -196,7 +197,11 @@ async fn serve_new(flags: Flags) -> Result<()> {
 /// Lives in the pool until a pod claims this process, and serves the pod.
 async fn live_in_the_pool(id: &str) -> Result<()> {
     let born = || close(nix::unistd::dup2_stderr);
-    let Some(claimed) = pool::member(id, born).await? else {
+    let member = pool::member(id, born).await;
+    if !matches!(member, Ok(Some(_))) {
+        cgroup::remove_if_empty(Path::new(CGROUP));
+    }
+    let Some(claimed) = member? else {
         return Ok(());
     };
     let serving = serve_claimed(&claimed.claim, claimed.site).await;

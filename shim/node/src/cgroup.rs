@@ -95,6 +95,14 @@ pub fn remove(path: &Path) -> Result<()> {
         .map_err(|source| failed("remove", path, source))
 }
 
+/// Removes the cgroup, unless a process or a cgroup is in it.
+pub fn remove_if_empty(path: &Path) {
+    for folder in folders(path).unwrap_or_default() {
+        // EBUSY is what is to be expected.
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
 /// Whether the kernel has killed a process of the cgroup because memory ran out, by the cgroup's
 /// own limit or by one above it.
 pub fn out_of_memory(path: &Path) -> bool {

@@ -1,6 +1,6 @@
 //! Has members of the pool born.
 
-use std::{path::Path, process::Stdio};
+use std::{io, path::Path, process::Stdio};
 
 use caisson_node::{host::error::OnFile, pool};
 use caisson_oci::NodeConfig;
@@ -52,7 +52,19 @@ fn start(stderr: Stdio) -> Result<Child> {
         .stderr(stderr)
         // A signal to this process and its group is none to the member.
         .process_group(0);
+    // SAFETY: close_range is async-signal-safe, and changes nothing of the parent's.
+    unsafe { command.pre_exec(keep_no_descriptors) };
     command.spawn().map_err(Error::file("start", program))
+}
+
+/// Has the descriptors of the pod's shim closed when the member's program begins.
+fn keep_no_descriptors() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+    // SAFETY: takes no pointer.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Starts a member and waits until it is ready.
@@ -67,7 +79,7 @@ async fn bear() -> Result<()> {
     match said.trim() {
         "" => Ok(()),
         said => {
-            let source = std::io::Error::other(said.to_owned());
+            let source = io::Error::other(said.to_owned());
             Err(Error::file("make a VM for", Path::new("the pool"))(source))
         }
     }

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{bail, ensure, Context, Result};
 use caisson_node::{
+    cgroup,
     config::{self, NodeConfig},
     pool, state,
 };
@@ -99,6 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for id in pool::members(&config.state_dir) {
         pool::remove(&config.state_dir, &id);
     }
+    cgroup::remove_if_empty(Path::new(pool::CGROUP));
     // Any shim that is looked for from here on started before.
     for name in payload::remove_unused(&record.prefix, None)? {
         println!("removed     version {name}");
