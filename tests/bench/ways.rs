@@ -4,12 +4,16 @@
 //! The figures go to `target/bench/starts.json` too, with every time that was measured.
 
 use std::{
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use caisson_tests::{command, cri::CriNode, node, paths, Node, Runtime};
+use anyhow::{anyhow, Context, Result};
+use caisson_tests::{
+    command,
+    cri::{CriNode, Pod},
+    node, paths, Node, Runtime,
+};
 use serde_json::{json, Value};
 
 use crate::{
@@ -22,6 +26,9 @@ use crate::{
 const READY: Duration = Duration::from_secs(120);
 /// How often the times are resampled for an interval.
 const RESAMPLES: usize = 2000;
+
+/// How many pods a burst has.
+const BURST: usize = 20;
 
 /// A way to get a VM, with a containerd of its own.
 struct Way {
@@ -99,6 +106,59 @@ impl Times {
     }
 }
 
+/// Prints how long it takes until each of many pods that are started at once has said something.
+fn bursts(ways: &[Way], rounds: usize, figures: &mut serde_json::Map<String, Value>) -> Result<()> {
+    let mut times: Vec<_> = ways.iter().map(|way| Series::new(way.name)).collect();
+    for _ in 0..rounds {
+        for (way, series) in ways.iter().zip(&mut times) {
+            way.get_ready()?;
+            let start = Instant::now();
+            let pods = thread::scope(|scope| {
+                let starts: Vec<_> = (0..BURST).map(|_| scope.spawn(|| started(way))).collect();
+                let pods = starts.into_iter().map(|start| {
+                    let start = start.join().map_err(|_| anyhow!("a start panicked"));
+                    start?
+                });
+                pods.collect::<Result<Vec<_>>>()
+            })?;
+            series.add(start.elapsed());
+            for pod in pods {
+                pod.stop()?;
+                pod.remove()?;
+            }
+        }
+    }
+    heading(&format!(
+        "\n{BURST} pods at once, to the first byte of each"
+    ));
+    let rows = times.iter().map(|series| {
+        series.print();
+        let ratio = 1.0 / series.ratio_to(&times[0]);
+        let pods_per_second = BURST as f64 / series.median().as_secs_f64();
+        println!(
+            "  {:<56} {pods_per_second:.2} pods a second, {ratio:.2} × runc",
+            ""
+        );
+        let millis: Vec<_> = series.in_order().map(millis).collect();
+        (series.name().to_owned(), json!({ "ms": millis }))
+    });
+    let rows = rows.collect();
+    figures.insert(format!("{BURST} pods at once"), Value::Object(rows));
+    Ok(())
+}
+
+/// Starts a pod and waits for its container's first byte.
+fn started(way: &Way) -> Result<Pod<'_>> {
+    let pod = way.node.pod().runtime(way.runtime).start()?;
+    // The container ends with its pod.
+    std::mem::forget(first_byte(&pod, None)?);
+    Ok(pod)
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
 /// Prints the times and writes them to a file.
 pub fn measure(rounds: usize) -> Result<()> {
     let ways = [
@@ -136,10 +196,7 @@ pub fn measure(rounds: usize) -> Result<()> {
                 "",
                 series.quantile(0.99).as_millis()
             );
-            let millis: Vec<_> = series
-                .in_order()
-                .map(|time| time.as_secs_f64() * 1e3)
-                .collect();
+            let millis: Vec<_> = series.in_order().map(millis).collect();
             (
                 series.name().to_owned(),
                 json!({ "ms": millis, "ratio_to_runc": [ratio, low, high] }),
@@ -147,6 +204,7 @@ pub fn measure(rounds: usize) -> Result<()> {
         });
         figures.insert(what.to_owned(), Value::Object(rows.collect()));
     }
+    bursts(&ways, rounds.div_ceil(4), &mut figures)?;
     let file = paths::target().join("bench/starts.json");
     fs::create_dir_all(paths::target().join("bench"))?;
     fs::write(&file, serde_json::to_vec_pretty(&figures)?)
