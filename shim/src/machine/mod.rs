@@ -1,8 +1,9 @@
 //! Assembles the VM of a pod from its state folder, shared folder, VM and agent.
 //!
-//! `start.rs` boots the VM and greets its agent, `devices.rs` plugs devices in and unplugs them,
-//! and `size.rs` grows and shrinks it. How it ends is here.
+//! `bare.rs` starts the VM, `start.rs` makes it the pod's and greets its agent, `devices.rs` plugs
+//! devices in and unplugs them, and `size.rs` grows and shrinks it. How it ends is here.
 
+mod bare;
 mod devices;
 mod size;
 mod start;
@@ -18,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+pub use bare::{Bare, Site};
 use caisson_node::{
     host::chain::chain,
     oom_score::{self, Class},
@@ -26,7 +28,6 @@ use caisson_node::{
 };
 use caisson_oci::VmSize;
 use caisson_vmm::{EndReason, VmSpec};
-pub use start::{Bare, Site};
 use tokio::sync::OnceCell;
 
 use crate::{

@@ -10,6 +10,9 @@ use caisson_node::{
 use caisson_oci::NodeConfig;
 use containerd_shim::{cgroup::set_cgroup_and_oom_score, Flags};
 
+/// The environment variable with the address of containerd's socket for events.
+pub const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+
 /// The time limit for a member to take a pod over. It has nothing to do but that.
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -31,7 +34,7 @@ pub fn claim(config: &NodeConfig, flags: &Flags, socket: &str, bundle: PathBuf) 
             namespace: flags.namespace.clone(),
             bundle: bundle.clone(),
             socket: socket.to_owned(),
-            ttrpc_address: std::env::var(super::TTRPC_ADDRESS).unwrap_or_default(),
+            ttrpc_address: std::env::var(TTRPC_ADDRESS).unwrap_or_default(),
             debug: flags.debug,
             build: build.clone(),
         });

@@ -11,9 +11,6 @@ mod claim;
 mod member;
 mod rehearsal;
 
-/// The environment variable with the address of containerd's socket for events.
-pub const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
-
 pub use birth::{fill, leave, ACTION};
-pub use claim::claim;
+pub use claim::{claim, TTRPC_ADDRESS};
 pub use member::member;

@@ -1,0 +1,293 @@
+//! Starts the VM of a pod, from the node's template or by booting it, before it has anything of the
+//! pod.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use caisson_node::{
+    accelerator,
+    host::{chain::chain, error::OnFile, folder::Folder, size::host_memory_mib},
+    state::PodDir,
+    templates,
+};
+use caisson_oci::{NodeConfig, VmSize};
+use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
+use caisson_vmm::{Device, Vm, VmSpec, Vmm};
+use proto::attach_request::Device as GuestDevice;
+
+use crate::{
+    agent::Agent,
+    error::{Error, Result},
+    limits::Patience,
+    share::{self, Share},
+    vm::{VmError, VmHandle},
+};
+
+/// The place of a pod's VM on the host, and the VM if it runs already.
+pub struct Site {
+    pub dir: PodDir,
+    pub share: Share,
+    pub bare: Option<Bare>,
+}
+
+impl Site {
+    /// Gives the place to the pod with this id.
+    pub fn rename(&mut self, id: &str) -> Result<()> {
+        self.dir.rename(id)?;
+        self.share.moved(self.dir.path());
+        Ok(())
+    }
+
+    /// Returns the VM, of a size that it can have and in its place: the one that is there, or a new
+    /// one.
+    pub(super) async fn vm(
+        self,
+        vmm: &dyn Vmm,
+        config: &NodeConfig,
+        id: &str,
+        size: VmSize,
+    ) -> Result<(Bare, PodDir, Share)> {
+        let Site { dir, share, bare } = self;
+        let bare = match bare {
+            Some(bare) if fits(&bare.booted.shape, size) => {
+                let placed = bare.vm.relocate(dir.vm(), dir.placement.clone()).await;
+                placed.map(|()| bare)?
+            }
+            unfit => {
+                if let Some(unfit) = unfit {
+                    unfit.vm.stop().await?;
+                    empty(&dir.vm()).map_err(Error::file("empty", dir.vm()))?;
+                }
+                Bare::start(vmm, config, id, &dir, &share, size).await?
+            }
+        };
+        Ok((bare, dir, share))
+    }
+}
+
+/// A VM that runs, with its shared folder, and has nothing of a pod yet.
+pub struct Bare {
+    pub(super) vm: VmHandle,
+    pub(super) modules: Option<PathBuf>,
+    pub(super) booted: Booted,
+    pub(super) boot_timeout: Duration,
+    pub(super) patience: Patience,
+    /// The agent, once it has answered and mounted the shared folder.
+    pub(super) agent: Option<Agent>,
+}
+
+impl Bare {
+    /// Starts a VM with the shared folder. The guest is still booting when this returns.
+    ///
+    /// A VM that starts from a template has the size of the template; see [`super::Machine::resize`].
+    pub async fn start(
+        vmm: &dyn Vmm,
+        config: &NodeConfig,
+        id: &str,
+        dir: &PodDir,
+        share: &Share,
+        size: VmSize,
+    ) -> Result<Self> {
+        let accelerator = accelerator::choose(config).await?;
+        let spec = VmSpec {
+            id: id.to_owned(),
+            dir: dir.vm(),
+            credentials: dir.credentials,
+            placement: dir.placement.clone(),
+            ..templates::bare(config, accelerator)?
+        };
+        let modules = spec.guest.modules.clone();
+        let devices = || {
+            vec![Device::SharedDir {
+                tag: share::TAG.to_owned(),
+                path: share.view(),
+                read_only: false,
+                user_namespace: None,
+            }]
+        };
+        let (vm, booted) = boot(vmm, config, spec, size, devices).await?;
+        Ok(Self {
+            vm: VmHandle::new(vm),
+            modules,
+            booted,
+            boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
+            patience: Patience::new(&config.vm, accelerator),
+            agent: None,
+        })
+    }
+
+    /// Returns the VM.
+    pub fn vm(&self) -> VmHandle {
+        self.vm.clone()
+    }
+
+    /// Waits for the agent and has it mount the shared folder.
+    pub async fn greet(&mut self) -> Result<Agent> {
+        let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
+        let agent = Agent::new(connection, self.patience);
+        attach_share(&agent).await?;
+        self.agent = Some(agent.clone());
+        Ok(agent)
+    }
+
+    /// Plugs in, once, what no start needs, see [`super::Machine::plug_the_rest`].
+    pub async fn plug_the_rest(&mut self, agent: &Agent) {
+        if let Some(modules) = self.modules.take() {
+            plug_the_rest(&self.vm, agent, modules).await;
+        }
+    }
+
+    /// Whether the agent answers within a time limit.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let Some(agent) = &self.agent else {
+            return false;
+        };
+        tokio::time::timeout(within, agent.ping(true))
+            .await
+            .is_ok_and(|answer| answer.is_ok())
+    }
+}
+
+/// Plugs in what no start needs, see [`super::Machine::plug_the_rest`].
+pub(super) async fn plug_the_rest(vm: &VmHandle, agent: &Agent, modules: PathBuf) {
+    let disk = Device::Disk {
+        serial: MODULES_SERIAL.to_owned(),
+        path: modules,
+        read_only: true,
+    };
+    if let Err(error) = vm.attach(disk).await {
+        log::info!("the guest gets no further modules: {}", chain(&error));
+        return;
+    }
+    let free_pages = async {
+        vm.attach(Device::FreePageReporting).await?;
+        let driver = GuestDevice::FreePageReporting(Default::default());
+        Result::Ok(agent.attach(driver).await?)
+    };
+    if let Err(error) = free_pages.await {
+        log::info!("the guest's free pages stay its own: {}", error.chain());
+    }
+}
+
+/// Has the guest mount the shared folder.
+pub(super) async fn attach_share(agent: &Agent) -> Result<()> {
+    let share = proto::Share {
+        tag: share::TAG.to_owned(),
+        max_inodes: caisson_vmm::max_inodes(),
+        ..Default::default()
+    };
+    Ok(agent.attach(GuestDevice::Share(share)).await?)
+}
+
+/// How a VM has started.
+pub(super) struct Booted {
+    pub(super) size: VmSize,
+    /// What it may grow to, and begin with, if it starts from a template.
+    pub(super) shape: VmSpec,
+    /// What it started from, if it did not boot.
+    pub(super) template: Option<PathBuf>,
+    /// What it would have started from, if there were a template of it.
+    pub(super) missing: Option<VmSpec>,
+}
+
+/// Starts a VM from a template if there is one for it. Otherwise, boots it with the size.
+async fn boot(
+    vmm: &dyn Vmm,
+    config: &NodeConfig,
+    bare: VmSpec,
+    size: VmSize,
+    devices: impl Fn() -> Vec<Device>,
+) -> Result<(Box<dyn Vm>, Booted)> {
+    let wanted = config.vm.templates && fits(&bare, size);
+    let found = wanted.then(|| templates::find(config, &bare)).flatten();
+    let missing = (wanted && found.is_none()).then(|| bare.clone());
+    if let Some(template) = &found {
+        let spec = VmSpec {
+            template: Some(template.clone()),
+            ..bare.clone()
+        };
+        match vmm.boot(spec, devices()).await {
+            Ok(vm) => {
+                let booted = Booted {
+                    size: templates::SIZE,
+                    shape: bare,
+                    template: found,
+                    missing,
+                };
+                return Ok((vm, booted));
+            }
+            Err(error) => log::warn!(
+                "the VM boots, since it can't start from the template {}: {}",
+                template.display(),
+                chain(&error)
+            ),
+        }
+        if let Err(error) = empty(&bare.dir) {
+            log::warn!("empty {}: {error}", bare.dir.display());
+        }
+    }
+    let vm = cold(vmm, bare.clone(), size, devices()).await?;
+    // If a VM boots, what the other one could not start from is of no use to anybody.
+    if let Some(template) = found {
+        discard(&template);
+    }
+    let booted = Booted {
+        size,
+        shape: bare,
+        template: None,
+        missing,
+    };
+    Ok((vm, booted))
+}
+
+/// Whether a VM of the template's shape can grow to a size.
+fn fits(bare: &VmSpec, size: VmSize) -> bool {
+    let memory = size.memory_mib << 20;
+    size.cpus <= bare.max_cpus && (bare.memory..=bare.max_memory).contains(&memory)
+}
+
+/// Removes what a VM that did not start left in its folder.
+fn empty(dir: &Path) -> io::Result<()> {
+    let folder = Folder::open(dir)?;
+    folder
+        .names()?
+        .iter()
+        .try_for_each(|name| folder.remove(name))
+}
+
+pub(super) fn discard(template: &Path) {
+    if let Err(error) = templates::discard(template) {
+        log::warn!("{}", chain(&error));
+    }
+}
+
+/// Boots a VM of a size.
+async fn cold(
+    vmm: &dyn Vmm,
+    bare: VmSpec,
+    size: VmSize,
+    devices: Vec<Device>,
+) -> Result<Box<dyn Vm>> {
+    let memory = size.memory_mib << 20;
+    let spec = VmSpec {
+        cpus: size.cpus,
+        max_cpus: bare.max_cpus.max(size.cpus),
+        memory,
+        max_memory: bare.max_memory.max(memory),
+        ..bare
+    };
+    vmm.boot(spec, devices).await.map_err(|source| {
+        let node_mib = host_memory_mib();
+        if size.memory_mib <= node_mib {
+            return VmError::from(source).into();
+        }
+        Error::TooLarge {
+            vm_mib: size.memory_mib,
+            node_mib,
+            source,
+        }
+    })
+}
