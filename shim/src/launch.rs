@@ -5,10 +5,9 @@
 use std::{io::Write, path::Path, sync::Arc, time::SystemTime};
 
 use caisson_node::{
-    accelerator, cgroup, config,
+    accelerator, config,
     control::{Answer, Claim},
     host::{chain::chain, error::OnFile},
-    pool::CGROUP,
     state,
 };
 use caisson_oci::{NodeConfig, Role};
@@ -198,9 +197,6 @@ async fn serve_new(flags: Flags) -> Result<()> {
 async fn live_in_the_pool(id: &str) -> Result<()> {
     let born = || close(nix::unistd::dup2_stderr);
     let member = pool::member(id, born).await;
-    if !matches!(member, Ok(Some(_))) {
-        cgroup::remove_if_empty(Path::new(CGROUP));
-    }
     let Some(claimed) = member? else {
         return Ok(());
     };

@@ -3,7 +3,7 @@
 //! A member has a state folder as a pod has one, whose name begins with `pool-`. When a pod claims
 //! it, the folder takes the pod's name. The shim's module `pool` has the rest.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use caisson_oci::NodeConfig;
 use nix::fcntl::{Flock, FlockArg};
@@ -26,7 +26,10 @@ use crate::{
 pub const CGROUP: &str = "/caisson-pool";
 
 const PREFIX: &str = "pool-";
-const LOCK: &str = ".pool";
+/// The name of the lock in the folder of all state.
+pub const LOCK: &str = ".pool";
+/// What containerd gives each shim another value of (containerd, pkg/shim/util.go, `Command`).
+const OF_ONE_SHIM: [&str; 3] = ["TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE"];
 
 /// Returns an id for a new member.
 pub fn new_id() -> Result<String, FileError> {
@@ -41,23 +44,27 @@ pub fn is_member(id: &str) -> bool {
     number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns the ids of the members that live, sorted, and removes what is left of the others.
+/// Returns the ids of the members that live, sorted.
 pub fn members(state_dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(state_dir) else {
-        return Vec::new();
-    };
-    let names = entries.flatten().map(|entry| entry.file_name());
-    let mut ids: Vec<_> = names
-        .filter_map(|name| name.into_string().ok())
-        .filter(|name| is_member(name))
-        .collect();
-    ids.retain(|id| {
-        let lives = state::lives(state_dir, id);
-        if !lives {
-            remove(state_dir, id);
+    let mut ids = folders(state_dir);
+    ids.retain(|id| state::lives(state_dir, id));
+    ids
+}
+
+/// Removes what is left of members that are dead. No member may be being born meanwhile, see
+/// [`begin_birth`].
+pub fn remove_dead(state_dir: &Path) {
+    for id in folders(state_dir) {
+        if !state::lives(state_dir, &id) {
+            remove(state_dir, &id);
         }
-        lives
-    });
+    }
+}
+
+fn folders(state_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut ids: Vec<_> = names.filter(|name| is_member(name)).collect();
     ids.sort();
     ids
 }
@@ -74,15 +81,22 @@ pub fn remove(state_dir: &Path, id: &str) {
     }
 }
 
-/// Identifies all that a member depends on but the pod's wishes: the programs, the guest image and
-/// the shape of the VM. A member that was born with another value is stale.
+/// Identifies all that a member depends on but the pod's wishes: the programs, the guest image, the
+/// shape of the VM, and the surroundings that its shim has from the process that bore it. A member
+/// with another value than the process that asks for it is stale.
 pub fn build(config: &NodeConfig) -> String {
     let program = fs::metadata("/proc/self/exe").map(|meta| {
         // The same file, with the same content.
         (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec())
     });
+    let cgroups = fs::read_to_string("/proc/self/cgroup");
+    let namespaces = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
+        .map(|name| fs::read_link(format!("/proc/self/ns/{name}")));
+    let environment: BTreeMap<_, _> = std::env::vars_os()
+        .filter(|(name, _)| !OF_ONE_SHIM.iter().any(|of_one| name == of_one))
+        .collect();
     let all = format!(
-        "{program:?} {} {:?} {:?} {:?} {} {}",
+        "{program:?} {cgroups:?} {namespaces:?} {environment:?} {} {:?} {:?} {:?} {} {}",
         accelerator::key(config),
         config.hypervisor,
         config.guest,
@@ -93,13 +107,16 @@ pub fn build(config: &NodeConfig) -> String {
     hex::encode(Sha256::digest(all))
 }
 
-/// Waits until no other member is being born. Until the lock is dropped, none will be.
-pub fn begin_birth(state_dir: &Path) -> Result<Flock<fs::File>, FileError> {
+/// Takes the right to bear a member, until the lock is dropped. `None` if another process has it.
+pub fn begin_birth(state_dir: &Path) -> Result<Option<Flock<fs::File>>, FileError> {
     let path = state_dir.join(LOCK);
     make_private(state_dir).map_err(FileError::file("create state folder", state_dir))?;
     let file = fs::File::create(&path).map_err(FileError::file("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| FileError::file("lock", &path)(io::Error::from(error)))
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(FileError::file("lock", &path)(io::Error::from(error))),
+    }
 }
 
 #[cfg(test)]
@@ -121,7 +138,18 @@ mod tests {
         fs::create_dir(dir.path().join(&id)).unwrap();
         fs::create_dir(dir.path().join("web")).unwrap();
         assert!(members(dir.path()).is_empty());
+        remove_dead(dir.path());
         assert!(!dir.path().join(&id).exists());
         assert!(dir.path().join("web").exists());
+    }
+
+    #[test]
+    fn members_are_born_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = begin_birth(dir.path()).unwrap();
+        assert!(first.is_some());
+        assert!(begin_birth(dir.path()).unwrap().is_none());
+        drop(first);
+        assert!(begin_birth(dir.path()).unwrap().is_some());
     }
 }

@@ -12,6 +12,7 @@
 //! control           a socket, see `control`
 //! shared/, view/    what the guest sees of the host, see `share`
 //! home/             the pod's home is mounted there, see `homes`
+//! ../.pool          a lock, see `pool`
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
 //! ```
 //!
@@ -299,8 +300,16 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
     if let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) {
         cgroup::remove(Path::new(&cgroup))?;
     }
+    let owner = credentials(state_dir, id).ok();
     state.remove(id).map_err(failed())?;
     free_users(state_dir, id);
+    // A folder that took the name of a pod may have left the link of its user behind.
+    let link = owner.map(|owner| state_dir.join(USERS).join(owner.uid.to_string()));
+    if let Some((link, target)) = link.and_then(|link| Some((fs::read_link(&link).ok()?, link))) {
+        if !state_dir.join(&link).exists() {
+            fs::remove_file(&target).map_err(StateError::file("free user", target))?;
+        }
+    }
     Ok(())
 }
 

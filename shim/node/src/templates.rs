@@ -240,6 +240,11 @@ pub fn remove(config: &NodeConfig, key: &str) -> Result<()> {
     }
 }
 
+/// Removes all templates, and what is left of those that were being made.
+pub fn remove_all(config: &NodeConfig) -> Result<()> {
+    remove_folder(&store(config))
+}
+
 /// Removes the templates that were made long ago, of VMs that this node has no more.
 fn retire(config: &NodeConfig, kept: &str) -> Result<()> {
     for template in list(config)? {

@@ -51,18 +51,13 @@ impl Site {
         size: VmSize,
     ) -> Result<(Bare, PodDir, Share)> {
         let Site { dir, share, bare } = self;
-        let bare = match bare {
-            Some(bare) if fits(&bare.booted.shape, size) => {
-                let placed = bare.vm.relocate(dir.vm(), dir.placement.clone()).await;
-                placed.map(|()| bare)?
-            }
-            unfit => {
-                if let Some(unfit) = unfit {
-                    unfit.vm.stop().await?;
-                    empty(&dir.vm()).map_err(Error::file("empty", dir.vm()))?;
-                }
-                Bare::start(vmm, config, id, &dir, &share, size).await?
-            }
+        let spare = match bare {
+            Some(bare) => bare.placed(&dir, size).await?,
+            None => None,
+        };
+        let bare = match spare {
+            Some(bare) => bare,
+            None => Bare::start(vmm, config, id, &dir, &share, size).await?,
         };
         Ok((bare, dir, share))
     }
@@ -119,6 +114,21 @@ impl Bare {
         })
     }
 
+    /// Moves the VM to its pod's place. If it can't be there, or not have this size, ends it and
+    /// returns `None`.
+    async fn placed(self, dir: &PodDir, size: VmSize) -> Result<Option<Self>> {
+        // Without a cgroup of the pod, it would stay in the pool's.
+        if fits(&self.booted.shape, size) && !dir.placement.cgroups.is_empty() {
+            match self.vm.relocate(dir.vm(), dir.placement.clone()).await {
+                Ok(()) => return Ok(Some(self)),
+                Err(error) => log::info!("the VM from the pool is of no use: {}", chain(&error)),
+            }
+        }
+        self.vm.stop().await?;
+        empty(&dir.vm()).map_err(Error::file("empty", dir.vm()))?;
+        Ok(None)
+    }
+
     /// Returns the VM.
     pub fn vm(&self) -> VmHandle {
         self.vm.clone()
@@ -138,6 +148,12 @@ impl Bare {
         if let Some(modules) = self.modules.take() {
             plug_the_rest(&self.vm, agent, modules).await;
         }
+    }
+
+    /// Says that the VM has done what a pod will ask for: whatever fails later, it is not the
+    /// template's fault.
+    pub fn is_proven(&mut self) {
+        self.booted.template = None;
     }
 
     /// Whether the agent answers within a time limit.

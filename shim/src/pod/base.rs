@@ -135,6 +135,12 @@ impl Pod {
     /// Refuses an id that is invalid or taken.
     pub(super) fn check_new(&self, id: &str) -> Result<()> {
         caisson_oci::id::check(id)?;
+        if caisson_node::pool::is_member(id) {
+            return Err(Error::Request {
+                field: "id",
+                reason: "is of the form that names the members of the pool".to_owned(),
+            });
+        }
         match self.lock().contains_key(id) {
             false => Ok(()),
             true => Err(Error::Exists {

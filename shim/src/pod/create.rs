@@ -152,7 +152,11 @@ impl Pod {
     /// to be made.
     pub(super) fn site(&self, cgroup: Option<&Path>) -> Result<Site> {
         let mut site = match self.take_spare() {
-            Some(site) => site,
+            Some(mut site) => {
+                // That of the pool is not the pod's.
+                site.dir.placement = Default::default();
+                site
+            }
             None => {
                 let dir = PodDir::create(&self.config, &self.id)?;
                 let share = Share::create(dir.path())?;

@@ -2,7 +2,10 @@
 
 use std::{io, path::Path, process::Stdio};
 
-use caisson_node::{host::error::OnFile, pool};
+use caisson_node::{
+    host::{error::OnFile, size::available_memory_mib},
+    pool,
+};
 use caisson_oci::NodeConfig;
 use tokio::{
     io::AsyncReadExt,
@@ -11,36 +14,40 @@ use tokio::{
 
 use crate::error::{Error, Result};
 
+/// How much memory the node must have left for another member, in MiB.
+const ROOM_MIB: u64 = 512;
+
 /// What a member's command line ends with, as `start` and `delete` end containerd's.
 pub const ACTION: &str = "member";
 
-/// Has members born until the pool has its size, one after the other. Logs why one was not.
+/// Has a member born if the pool is not full, and waits for it. Logs why there is none. Each member
+/// has the next one born.
 pub async fn fill(config: &NodeConfig) {
-    for _ in 0..missing(config) {
-        if let Err(error) = bear().await {
-            log::info!("the pool is not full: {}", error.chain());
-            return;
-        }
+    if is_full(config) {
+        return;
+    }
+    if let Err(error) = bear().await {
+        log::info!("the pool is not full: {}", error.chain());
     }
 }
 
-/// Does the same as [`fill`], but waits for none of them: the pod has ended, and so will its shim.
+/// Does the same as [`fill`], but does not wait: this process may end before.
 pub fn leave(config: &NodeConfig) {
-    for _ in 0..missing(config) {
-        if let Err(error) = start(Stdio::null()) {
-            log::info!("the pool is not full: {}", error.chain());
-        }
+    if is_full(config) {
+        return;
+    }
+    if let Err(error) = start(Stdio::null()) {
+        log::info!("the pool is not full: {}", error.chain());
     }
 }
 
-fn missing(config: &NodeConfig) -> usize {
-    match config.pool.size as usize {
-        0 => 0,
-        size => size.saturating_sub(pool::members(&config.state_dir).len()),
-    }
+/// Whether the pool has its size, or the node no memory for another member.
+pub fn is_full(config: &NodeConfig) -> bool {
+    let size = config.pool.size as usize;
+    size == 0 || pool::members(&config.state_dir).len() >= size || available_memory_mib() < ROOM_MIB
 }
 
-/// Starts a member. It waits until no other one is being born, and ends if the pool is full then.
+/// Starts a member. It ends if another one is being born, or if the pool is full.
 fn start(stderr: Stdio) -> Result<Child> {
     let program = std::env::current_exe().map_err(Error::file("find", "/proc/self/exe"))?;
     let mut command = Command::new(&program);

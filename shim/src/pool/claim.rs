@@ -1,11 +1,11 @@
 //! Hands a new pod over to a member of the pool.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use caisson_node::{
     control::{self, Answer, Claim, Request},
-    host::chain::chain,
-    pool,
+    host::{error::FileError, processes::kill_and_wait},
+    pool, state,
 };
 use caisson_oci::NodeConfig;
 use containerd_shim::{cgroup::set_cgroup_and_oom_score, Flags};
@@ -17,16 +17,18 @@ pub const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Makes a member of the pool the shim of a pod, and returns whether there was one. A member that
-/// does not answer is killed: it may not serve the pod later, beside another shim.
+/// does not answer in time is killed, with what it may have done for the pod by then: it may not
+/// serve the pod later, beside another shim.
 pub fn claim(config: &NodeConfig, flags: &Flags, socket: &str, bundle: PathBuf) -> bool {
     if config.pool.size == 0 {
         return false;
     }
+    let state_dir = &config.state_dir;
     let build = pool::build(config);
-    let mut members = pool::members(&config.state_dir);
-    members.retain(|id| pool::is_ready(&config.state_dir, id));
+    let mut members = pool::members(state_dir);
+    members.retain(|id| pool::is_ready(state_dir, id));
     for id in members {
-        let Some(pid) = caisson_node::state::shim_pid(&config.state_dir.join(&id)) else {
+        let Some(pid) = state::shim_pid(&state_dir.join(&id)) else {
             continue;
         };
         let request = Request::Claim(Claim {
@@ -38,20 +40,28 @@ pub fn claim(config: &NodeConfig, flags: &Flags, socket: &str, bundle: PathBuf) 
             debug: flags.debug,
             build: build.clone(),
         });
-        match control::ask(&config.state_dir, &id, &request, LIMIT) {
+        match control::ask(state_dir, &id, &request, LIMIT) {
             Ok(Answer::Claimed) => {
                 if let Err(error) = set_cgroup_and_oom_score(pid) {
                     log::info!("place the shim: {error}");
                 }
                 return true;
             }
-            // Another pod was quicker, or it is stale and ends.
-            Ok(_) => {}
-            Err(error) => {
-                log::info!("{id} of the pool does not answer: {}", chain(&error));
-                pool::remove(&config.state_dir, &id);
+            Err(error) if is_late(&error) => {
+                kill_and_wait(&[pid]);
+                pool::remove(state_dir, &id);
+                pool::remove(state_dir, &flags.id);
             }
+            // Another pod was quicker, or it is stale and ends.
+            Ok(_) | Err(_) => {}
         }
     }
     false
+}
+
+fn is_late(error: &FileError) -> bool {
+    matches!(
+        error.source.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }

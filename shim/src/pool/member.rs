@@ -1,6 +1,6 @@
 //! Lives as a member of the pool, until a pod claims it.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use caisson_node::{
     accelerator, cgroup, config,
@@ -13,9 +13,15 @@ use caisson_node::{
 };
 use caisson_oci::NodeConfig;
 use caisson_vmm::Vmm;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
-use super::rehearsal::rehearse;
+use super::{
+    birth::{is_full, leave},
+    rehearsal::rehearse,
+};
 use crate::{
     error::{Error, Result},
     machine::{Bare, Site},
@@ -25,6 +31,8 @@ use crate::{
 /// How often a member looks whether the node still wants it.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// The time limit for a birth. A guest that boots has `vm.boot_timeout_secs` of it.
+const BIRTH: Duration = Duration::from_secs(120);
 /// How long the agent of a machine that has nothing to do may take to answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -41,15 +49,26 @@ pub struct Claimed {
 pub async fn member(id: &str, born: impl FnOnce() -> Result<()>) -> Result<Option<Claimed>> {
     let config = config::load()?;
     let build = pool::build(&config);
-    let birth = pool::begin_birth(&config.state_dir)?;
-    if pool::members(&config.state_dir).len() >= config.pool.size as usize {
+    let Some(birth) = pool::begin_birth(&config.state_dir)? else {
+        return Ok(None);
+    };
+    pool::remove_dead(&config.state_dir);
+    if is_full(&config) {
         return Ok(None);
     }
-    let site = site(&config, id, &accelerator::qemu(&config)).await?;
+    let vmm = accelerator::qemu(&config);
+    let site = match timeout(BIRTH, site(&config, id, &vmm)).await {
+        Ok(site) => site?,
+        Err(_) => {
+            let late = io::ErrorKind::TimedOut.into();
+            return Err(Error::file("make a VM for", "the pool")(late));
+        }
+    };
     let listener = control::listen(site.dir.path())?;
     drop(birth);
     born()?;
-    let (claims, mut claimed) = mpsc::channel(1);
+    leave(&config);
+    let (claims, mut claimed) = mpsc::channel::<Ask>(1);
     let mut look = tokio::time::interval(LOOK);
     loop {
         let mut ended = site.bare.as_ref().map(Bare::vm);
@@ -66,7 +85,6 @@ pub async fn member(id: &str, born: impl FnOnce() -> Result<()>) -> Result<Optio
                 tokio::spawn(control::answer(stream, |request| handle(claims, request)));
             }
             Some((claim, answer)) = claimed.recv() => {
-                let claim: Claim = claim;
                 if let Some(reason) = unfit(&site, &claim, &build).await {
                     let _ = answer.send(Answer::Failed(reason.to_owned()));
                     return Ok(None);
@@ -101,13 +119,14 @@ async fn site(config: &NodeConfig, id: &str, vmm: &dyn Vmm) -> Result<Site> {
     dir.placement.cgroups =
         cgroup::folders(place).map_err(caisson_node::state::StateError::from)?;
     // If memory runs out, the machines that nobody uses yet go first.
-    dir.placement.oom_score_adj = oom_score::of_vm(Class::Other, &[]);
+    dir.placement.oom_score_adj = oom_score::of_vm(Class::BestEffort, &[]);
     let share = Share::create(dir.path())?;
     let mut bare = Bare::start(vmm, config, id, &dir, &share, templates::SIZE).await?;
     dir.record(&bare.vm().pids().await?)?;
     let agent = bare.greet().await?;
     bare.plug_the_rest(&agent).await;
     rehearse(config, &dir, &share, &bare.vm(), &agent).await?;
+    bare.is_proven();
     Ok(Site {
         dir,
         share,
@@ -124,19 +143,22 @@ async fn handle(claims: mpsc::Sender<Ask>, request: Request) -> Answer {
     };
     let (answer, answered) = oneshot::channel();
     match claims.send((claim, answer)).await {
-        Ok(()) => answered.await.unwrap_or_else(|_| refused("it ends")),
+        Ok(()) => answered
+            .await
+            .unwrap_or_else(|_| refused("another pod has it")),
         Err(_) => refused("another pod has it"),
     }
 }
 
 /// Whether the node still wants a member with this build.
 fn is_wanted(id: &str, build: &str) -> bool {
-    // A configuration that can't be read for a moment is no reason to go.
-    config::load().is_ok_and(|config| {
-        let members = pool::members(&config.state_dir);
-        let rank = members.iter().position(|member| member == id);
-        rank.is_some_and(|rank| rank < config.pool.size as usize) && pool::build(&config) == build
-    })
+    let Ok(config) = config::load() else {
+        // Somebody is just changing it.
+        return true;
+    };
+    let members = pool::members(&config.state_dir);
+    let rank = members.iter().position(|member| member == id);
+    rank.is_some_and(|rank| rank < config.pool.size as usize) && pool::build(&config) == build
 }
 
 fn remove_socket(dir: &Path) -> Result<()> {

@@ -105,8 +105,10 @@ pub(crate) fn note_oom_score_adj(role: &str, pid: u32, wanted: i32) {
 pub(crate) fn relocate(role: &str, pid: u32, placement: &Placement) -> Result<()> {
     for folder in &placement.cgroups {
         let path = folder.join("cgroup.procs");
-        // Parents come first, so a child that is born meanwhile is in one of the two.
-        for pid in family(pid) {
+        let mut moved = Vec::new();
+        // A child that is born meanwhile may be where its parent was.
+        while let Some(pid) = family(pid).into_iter().find(|pid| !moved.contains(pid)) {
+            moved.push(pid);
             match fs::write(&path, pid.to_string()) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 written => written.map_err(|source| Error::File {

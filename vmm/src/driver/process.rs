@@ -102,7 +102,15 @@ impl Child {
         placement: &Placement,
     ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let (role, pid, placement) = (self.role.clone(), self.pid, placement.clone());
-        let moving = move || placement::relocate(&role, pid, &placement);
+        let ended = self.ended.clone();
+        let moving = move || {
+            // Another process may have its pid by now.
+            let has_ended = ended.borrow().is_some();
+            match has_ended {
+                true => Ok(()),
+                false => placement::relocate(&role, pid, &placement),
+            }
+        };
         let moved = tokio::task::spawn_blocking(moving);
         async move {
             let moved = moved.await;

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_node::config::{self, NodeConfig, CONFIG_ENV};
+use caisson_node::{
+    config::{self, NodeConfig, CONFIG_ENV},
+    pool,
+};
 use clap::Args;
 use nix::unistd::geteuid;
 
@@ -167,6 +170,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         files::link(&payload::current(&arguments.prefix), &target)?;
     }
     step("current", &payload.name);
+    // They have what was installed before. The next pods have new ones made.
+    for id in pool::members(&config.state_dir) {
+        pool::remove(&config.state_dir, &id);
+    }
 
     let outcome = switch.put_in(&mut record)?;
     let file = record

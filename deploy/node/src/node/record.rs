@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_node::host::folder::make_private;
+use caisson_node::{host::folder::make_private, pool};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -185,6 +185,7 @@ pub fn traces(state_dir: &Path, store_dir: &Path) -> Vec<PathBuf> {
     ];
     let store = store.iter().map(|name| store_dir.join(name));
     store
-        .chain([state_dir.join(".users"), state_dir.to_owned()])
+        .chain([".users", pool::LOCK].map(|name| state_dir.join(name)))
+        .chain([state_dir.to_owned()])
         .collect()
 }

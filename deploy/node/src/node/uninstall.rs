@@ -9,7 +9,7 @@ use anyhow::{bail, ensure, Context, Result};
 use caisson_node::{
     cgroup,
     config::{self, NodeConfig},
-    pool, state,
+    pool, state, templates,
 };
 use clap::Args;
 use nix::unistd::geteuid;
@@ -101,6 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         pool::remove(&config.state_dir, &id);
     }
     cgroup::remove_if_empty(Path::new(pool::CGROUP));
+    templates::remove_all(&config)?;
     // Any shim that is looked for from here on started before.
     for name in payload::remove_unused(&record.prefix, None)? {
         println!("removed     version {name}");
