@@ -79,7 +79,7 @@ pub enum Answer {
     Failed(String),
 }
 
-/// A stage of a pod's start. Times are in milliseconds since the shim began.
+/// A stage of a pod's start. Times are in milliseconds since the shim began, or since it was claimed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     pub name: String,
