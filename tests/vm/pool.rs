@@ -1,8 +1,8 @@
 //! Tests containers whose VMs were ready before them, in the node's pool.
 
-use std::{fs, os::unix::fs::FileExt, sync::LazyLock};
+use std::{fs, os::unix::fs::FileExt, sync::LazyLock, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{anyhow, Context, Result};
 use caisson_tests::{
     command,
     container::{vm_processes, vmm},
@@ -89,6 +89,26 @@ fn next_vm_is_made_ready_after_the_start() -> Result<()> {
     let before = member(&NODE)?;
     let _container = sleeping(&NODE)?;
     assert_ne!(member(&NODE)?.id, before.id);
+    Ok(())
+}
+
+#[test]
+fn containers_that_start_at_once_all_run() -> Result<()> {
+    let _alone = alone();
+    let ready = member(&NODE)?;
+    let started = thread::scope(|scope| {
+        let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| sleeping(&NODE))).collect();
+        let started = starts.into_iter().map(|start| start.join());
+        started
+            .map(|start| start.map_err(|_| anyhow!("a start panicked"))?)
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let mut of_the_pool = 0;
+    for container in &started {
+        assert_eq!(container.sh("hostname")?, container.id());
+        of_the_pool += usize::from(container.vmm()? == ready.vmm);
+    }
+    assert_eq!(of_the_pool, 1);
     Ok(())
 }
 

@@ -166,6 +166,8 @@ pub(crate) fn set_oom_score_adj(role: &str, pid: u32, score: i32) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::driver::{
         process::Child,
@@ -179,7 +181,9 @@ mod tests {
     impl Cgroup {
         fn make(mount: &str) -> Option<Cgroup> {
             let mount = Path::new(mount);
-            let dir = mount.join(format!("caisson-vmm-{}", std::process::id()));
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let dir = mount.join(format!("caisson-vmm-{}-{number}", std::process::id()));
             match mount
                 .join("cgroup.procs")
                 .exists()
@@ -280,6 +284,38 @@ mod tests {
             false => "/sys/fs/cgroup/unified",
         };
         is_born_in(&[mount], "0::").await;
+    }
+
+    #[tokio::test]
+    async fn process_that_is_relocated_takes_its_descendants_along() {
+        let mount = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            true => "/sys/fs/cgroup",
+            false => "/sys/fs/cgroup/pids",
+        };
+        let Some(cgroup) = Cgroup::make(mount) else {
+            return;
+        };
+        let (child, _) = placed(Vec::new()).await;
+        while family(child.pid()).len() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let placement = Placement {
+            cgroups: vec![cgroup.0.clone()],
+            oom_score_adj: 654,
+        };
+        relocate("test", child.pid(), &placement).unwrap();
+        let inside = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
+        let inside: Vec<u32> = inside.lines().flat_map(str::parse).collect();
+        for pid in family(child.pid()) {
+            assert!(inside.contains(&pid), "{pid}: {inside:?}");
+            let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+            assert_eq!(score.trim(), "654");
+        }
+        for pid in family(child.pid()).into_iter().skip(1) {
+            // SAFETY: a child of the test's shell.
+            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        }
+        child.stop().await.unwrap();
     }
 
     #[tokio::test]
