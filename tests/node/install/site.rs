@@ -229,6 +229,10 @@ impl Snapshot {
                     continue;
                 }
                 let metadata = fs::symlink_metadata(&path)?;
+                // The tests' own templates, which the harness lends the node.
+                if metadata.is_symlink() && relative == Path::new("store/templates") {
+                    continue;
+                }
                 let what = if metadata.is_dir() {
                     next.push(path);
                     String::new()
