@@ -20,9 +20,13 @@ const PERIOD: Duration = Duration::from_millis(50);
 const PLENTY: u64 = 500_000;
 /// How long to wait if forgetting does not help, since so many files are in use.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The number of inodes of shares that the kernel knows
-/// (Documentation/ABI/testing/sysfs-kernel-slab), followed by the numbers for each memory node.
-const INODES: &str = "/sys/kernel/slab/fuse_inode/objects";
+/// Where the kernel says how many inodes it knows, as the first number: of shares alone
+/// (Documentation/ABI/testing/sysfs-kernel-slab), or of all file systems (proc_sys_fs(5)). Only a
+/// kernel with CONFIG_SLUB_DEBUG has the first one.
+const INODES: [&str; 2] = [
+    "/sys/kernel/slab/fuse_inode/objects",
+    "/proc/sys/fs/inode-nr",
+];
 
 /// From now on, makes the kernel forget unused files when it knows more than half of `max` inodes.
 /// 0 means no limit.
@@ -33,7 +37,10 @@ pub fn keep_below(max: u64) {
     if max == 0 || max >= PLENTY || WATCHING.swap(true, Ordering::Relaxed) {
         return;
     }
-    let many = move || fs::read_to_string(INODES).is_ok_and(|text| known(&text) > max / 2);
+    let many = move || {
+        let text = INODES.iter().find_map(|path| fs::read_to_string(path).ok());
+        text.is_some_and(|text| known(&text) > max / 2)
+    };
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(PERIOD).await;
@@ -75,6 +82,7 @@ mod tests {
     #[test]
     fn inodes_are_the_first_number() {
         assert_eq!(known("21340 N0=21340\n"), 21340);
+        assert_eq!(known("10337\t358\n"), 10337);
         assert_eq!(known(""), 0);
     }
 }
