@@ -28,8 +28,16 @@ pub const CGROUP: &str = "/caisson-pool";
 const PREFIX: &str = "pool-";
 /// The name of the lock in the folder of all state.
 pub const LOCK: &str = ".pool";
-/// What containerd gives each shim another value of (containerd, pkg/shim/util.go, `Command`).
-const OF_ONE_SHIM: [&str; 3] = ["TTRPC_ADDRESS", "GRPC_ADDRESS", "NAMESPACE"];
+/// The environment variables of one shim (containerd, pkg/shim/util.go, `Command`) and of one run of
+/// containerd (systemd.exec(5)).
+const OF_ONE_RUN: [&str; 6] = [
+    "TTRPC_ADDRESS",
+    "GRPC_ADDRESS",
+    "NAMESPACE",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "SYSTEMD_EXEC_PID",
+];
 
 /// Returns an id for a new member.
 pub fn new_id() -> Result<String, FileError> {
@@ -93,7 +101,7 @@ pub fn build(config: &NodeConfig) -> String {
     let namespaces = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
         .map(|name| fs::read_link(format!("/proc/self/ns/{name}")));
     let environment: BTreeMap<_, _> = std::env::vars_os()
-        .filter(|(name, _)| !OF_ONE_SHIM.iter().any(|of_one| name == of_one))
+        .filter(|(name, _)| !OF_ONE_RUN.iter().any(|of_one| name == of_one))
         .collect();
     let all = format!(
         "{program:?} {cgroups:?} {namespaces:?} {environment:?} {} {:?} {:?} {:?} {} {}",

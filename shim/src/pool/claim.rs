@@ -49,8 +49,11 @@ pub fn claim(config: &NodeConfig, flags: &Flags, socket: &str, bundle: PathBuf) 
             }
             Err(error) if is_late(&error) => {
                 kill_and_wait(&[pid]);
+                // It has one of the two names. What is alive under the pod's is another pod.
                 pool::remove(state_dir, &id);
-                pool::remove(state_dir, &flags.id);
+                if !state::lives(state_dir, &flags.id) {
+                    pool::remove(state_dir, &flags.id);
+                }
             }
             // Another pod was quicker, or it is stale and ends.
             Ok(_) | Err(_) => {}
