@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt, sync::LazyLock, thread};
 
-use anyhow::{anyhow, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use caisson_tests::{
     command,
     container::{vm_processes, vmm},
@@ -252,13 +252,35 @@ fn container_from_the_pool_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Changes a line of a node's configuration.
+fn configure(node: &Node, from: &str, to: &str) -> Result<()> {
+    let file = node.config_file();
+    let text = fs::read_to_string(&file)?;
+    ensure!(text.contains(from), "no {from:?} in {text}");
+    Ok(fs::write(&file, text.replace(from, to))?)
+}
+
+#[test]
+fn container_starts_without_a_member_from_before_the_configuration_changed() -> Result<()> {
+    let node = node()?;
+    fill(&node)?;
+    let stale = member(&node)?;
+    configure(
+        &node,
+        "default_memory_mib = 256",
+        "default_memory_mib = 300",
+    )?;
+    let container = sleeping(&node)?;
+    assert_ne!(container.vmm()?, stale.vmm);
+    assert_ne!(member(&node)?.id, stale.id);
+    Ok(())
+}
+
 #[test]
 fn members_end_when_the_pool_has_no_size_any_more() -> Result<()> {
     let node = node()?;
     fill(&node)?;
-    let file = node.config_file();
-    let text = fs::read_to_string(&file)?.replace("[pool]\nsize = 1", "[pool]\nsize = 0");
-    fs::write(&file, text)?;
+    configure(&node, "[pool]\nsize = 1", "[pool]\nsize = 0")?;
     command::poll("the members to end", LIMIT, || {
         members(&node).ok()?.is_empty().then_some(())
     })
