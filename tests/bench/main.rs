@@ -7,7 +7,7 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `homes` or `cluster` selects one part.
+//! argument `containers`, `pods`, `ways`, `homes`, `memory` (of `pods`) or `cluster` selects one part.
 
 mod bare;
 mod before;
@@ -64,9 +64,13 @@ fn bench() -> Result<bool> {
         cluster_starts::measure(rounds.div_ceil(3))?;
         return Ok(true);
     }
+    if part.as_deref() == Some("memory") {
+        memory()?;
+        return Ok(true);
+    }
     ensure!(
         asked("containers") || asked("pods") || asked("ways") || asked("homes"),
-        "bench [containers|pods|ways|homes|cluster]"
+        "bench [containers|pods|ways|homes|memory|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
@@ -111,9 +115,19 @@ fn pods(rounds: usize) -> Result<bool> {
     let starts_are_kept = pod_starts::measure(node, before.as_ref(), rounds, SECOND_LIMIT)?;
     drop(before);
     pod_network::measure(node, rounds)?;
+    node.remove();
+    memory()?;
+    Ok(starts_are_kept)
+}
+
+/// Measures the memory of pods, on a separate node.
+fn memory() -> Result<()> {
+    let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
+    Node::end_at_exit(node);
+    node.image("busybox")?;
     pod_memory::measure(node)?;
     node.remove();
-    Ok(starts_are_kept)
+    Ok(())
 }
 
 /// Measures only one round, since it takes half an hour under emulation.
