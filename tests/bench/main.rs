@@ -7,7 +7,8 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `homes`, `memory` (of `pods`) or `cluster` selects one part.
+//! argument `containers`, `pods`, `ways`, `homes`, `cluster` or `memory` (a part of `pods`) selects
+//! one part.
 
 mod bare;
 mod before;

@@ -380,8 +380,8 @@ pub fn vm_processes(state_dir: &Path) -> Result<Vec<(String, u32)>> {
     Ok(text.lines().filter_map(process).collect())
 }
 
-/// Returns the pid of the shim that serves an id. One of Caisson may have been started for the pool;
-/// its pod's state folder names it.
+/// Returns the pid of the shim that serves an id. One of Caisson may have been started for the
+/// pool; its pod's state folder names it.
 pub fn shim(node: &Node, id: &str) -> Result<u32> {
     if let Ok(text) = std::fs::read_to_string(node.state_dir().join(id).join("shim.pid")) {
         return Ok(text.split(' ').next().context("no pid")?.parse()?);

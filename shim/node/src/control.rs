@@ -79,7 +79,8 @@ pub enum Answer {
     Failed(String),
 }
 
-/// A stage of a pod's start. Times are in milliseconds since the shim began, or since it was claimed.
+/// A stage of a pod's start. Times are in milliseconds since the shim began, or since a pod claimed
+/// it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     pub name: String,

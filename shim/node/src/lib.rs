@@ -1,9 +1,9 @@
 //! What a node's shims and the operator's command share: the node's configuration, the state
 //! folders of pods and the host's resources in them, and the stores of skills and homes.
 //!
-//! From the outside in: [`accelerator`], [`homes`], [`pool`] and [`templates`] → [`state`] →
-//! [`cgroup`] and [`record`], and beside them [`skills`], [`config`], [`control`] and [`traffic`]; all of them use
-//! [`host`].
+//! From the outside in: [`pool`], [`accelerator`], [`homes`] and [`templates`] → [`state`] →
+//! [`cgroup`] and [`record`], and beside them [`skills`], [`config`], [`control`] and [`traffic`];
+//! all of them use [`host`].
 
 pub mod accelerator;
 pub mod cgroup;

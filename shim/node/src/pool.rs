@@ -28,8 +28,8 @@ pub const CGROUP: &str = "/caisson-pool";
 const PREFIX: &str = "pool-";
 /// The name of the lock in the folder of all state.
 pub const LOCK: &str = ".pool";
-/// The environment variables of one shim (containerd, pkg/shim/util.go, `Command`) and of one run of
-/// containerd (systemd.exec(5)).
+/// The environment variables of one shim (containerd, pkg/shim/util.go, `Command`) and of one run
+/// of containerd (systemd.exec(5)).
 const OF_ONE_RUN: [&str; 6] = [
     "TTRPC_ADDRESS",
     "GRPC_ADDRESS",

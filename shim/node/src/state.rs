@@ -137,8 +137,8 @@ impl PodDir {
         &self.path
     }
 
-    /// Gives the folder and its user to the pod with this id. First removes what a dead shim of that
-    /// id left.
+    /// Gives the folder and its user to the pod with this id. First removes what a dead shim of
+    /// that id left.
     pub fn rename(&mut self, id: &str) -> Result<()> {
         caisson_oci::id::check(id)?;
         let path = self.state_dir.join(id);

@@ -77,7 +77,8 @@ pub struct Bare {
 impl Bare {
     /// Starts a VM with the shared folder. The guest is still booting when this returns.
     ///
-    /// A VM that starts from a template has the size of the template; see [`super::Machine::resize`].
+    /// A VM that starts from a template has the size of the template; see
+    /// [`super::Machine::resize`].
     pub async fn start(
         vmm: &dyn Vmm,
         config: &NodeConfig,

@@ -45,8 +45,8 @@ const ZERO_ON_ALLOCATION: &str = " init_on_alloc=1";
 const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 
 /// Tells the guest what plugged memory is for. Up to half of all memory is movable, so that it can
-/// be taken back. The other half is for the kernel's own things too: by the kernel's default of 3 to
-/// 1, a machine that began with 128 MiB would have no room for the inodes of 50,000 files.
+/// be taken back. The other half is for the kernel's own things too, such as inodes. By the
+/// kernel's default of 3 to 1, a machine that began with 128 MiB would have little room for them.
 const PLUGGED_MEMORY: &str = " memhp_default_state=online \
     memory_hotplug.online_policy=auto-movable memory_hotplug.auto_movable_ratio=100";
 
