@@ -44,12 +44,6 @@ const ZERO_ON_ALLOCATION: &str = " init_on_alloc=1";
 /// fast are left out, since under emulation it is not. Without them, a start takes 3 to 5 % less.
 const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 
-/// Tells the guest what plugged memory is for. Up to half of all memory is movable, so that it can
-/// be taken back. The other half is for the kernel's own things too, such as inodes. By the
-/// kernel's default of 3 to 1, a machine that began with 128 MiB would have little room for them.
-const PLUGGED_MEMORY: &str = " memhp_default_state=online \
-    memory_hotplug.online_policy=auto-movable memory_hotplug.auto_movable_ratio=100";
-
 /// The size in MiB of the translated code that an emulated VM's QEMU keeps. It is outside the
 /// guest's memory but in the pod's cgroup.
 ///
@@ -120,7 +114,9 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
     let level = spec.guest.log_level.as_str().to_lowercase();
     let mut command_line = format!("{KERNEL_COMMAND_LINE} caisson.log={level}");
     if resize::pluggable_memory(spec) > 0 {
-        command_line.push_str(PLUGGED_MEMORY);
+        // Puts most of it into the movable zone, from which it can be taken back.
+        command_line
+            .push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
     }
     if spec.accelerator == Accelerator::Tcg {
         command_line.push_str(ZERO_ON_ALLOCATION);
