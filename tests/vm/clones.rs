@@ -5,15 +5,13 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::LazyLock,
-    thread,
-    time::Duration,
 };
 
 use anyhow::{ensure, Result};
 use caisson_tests::{
     command,
     node::{self, LIMIT},
-    proc, Container, Leftovers, Node,
+    Container, Leftovers, Node,
 };
 use rstest::rstest;
 
@@ -103,17 +101,6 @@ fn clones_differ(#[case] command: &str) -> Result<()> {
 #[test]
 fn clock_of_a_clone_is_the_hosts() -> Result<()> {
     let off = sleeping(&NODE)?.clock_off()?;
-    assert!(off.abs() < CLOCK_SLACK, "{off} s");
-    Ok(())
-}
-
-#[test]
-fn clock_is_the_hosts_after_the_vmm_stood_still_for_two_minutes() -> Result<()> {
-    let container = sleeping(&NODE)?;
-    proc::kill(container.vmm()?, libc::SIGSTOP);
-    thread::sleep(Duration::from_secs(120));
-    proc::kill(container.vmm()?, libc::SIGCONT);
-    let off = container.clock_off()?;
     assert!(off.abs() < CLOCK_SLACK, "{off} s");
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use caisson_node::{
-    host::{chain::chain, processes::is_stopped},
+    host::chain::chain,
     record::{MachineState, PodState},
 };
 use caisson_protocol::agent::event;
@@ -129,20 +129,13 @@ impl Pod {
         let Ok(agent) = machine.agent().await else {
             return std::future::pending().await;
         };
-        let ping = |stepped| async move {
-            match agent.ping(stepped).await {
-                // Somebody has stopped the VMM, who may continue it.
-                Err(_) if is_stopped(machine.pid) => Ok(()),
-                answered => answered,
-            }
-        };
         tokio::select! {
             error = self.follow_events(agent) => chain(&error),
             () = overdrawn(agent) => format!(
                 "its agent has left more than {} calls without an answer",
                 limits::MOST_OVERDUE
             ),
-            () = silence(ping) => format!(
+            () = silence(|stepped| agent.ping(stepped)) => format!(
                 "its agent has not answered {} pings in a row, each within {:?}",
                 limits::PINGS_MISSED, agent.limit(limits::PING)
             ),
