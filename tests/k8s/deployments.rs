@@ -112,6 +112,7 @@ fn inventory(namespace: &Namespace<'_>, runtime: Runtime) -> Result<BTreeSet<Str
 #[case::caisson(Runtime::Caisson)]
 fn rolling_update_under_load_fails_no_request(#[case] runtime: Runtime) -> Result<()> {
     let namespace = TestCluster::shared().namespace()?;
+    namespace.cluster().image("busybox")?;
     let client = namespace.pod("client").runtime(Runtime::Runc);
     let client = client.sh(
         "until timeout 5 wget -q -O /dev/null http://web/version; do sleep 0.2; done; \
