@@ -268,12 +268,16 @@ fn stop_ends_every_process_of_a_container(#[case] runtime: Runtime) -> Result<()
     let line = "setsid sleep 3456 & echo ready; exec sleep 1000";
     let container = pod.container("busybox").sh(line).start()?;
     container.wait_for_output("ready")?;
-    assert!(watcher.sh("ps")?.contains("sleep 3456"));
+    let has_child = || Some(watcher.sh("ps").ok()?.contains("sleep 3456"));
+    // The shell does not wait until its child has executed the program.
+    command::poll("the child", Duration::from_secs(60), || {
+        has_child().filter(|has| *has)
+    })?;
     container.stop(Duration::ZERO)?;
     command::poll("the child's end", Duration::from_secs(10), || {
-        let processes = watcher.sh("ps").ok()?;
-        (!processes.contains("sleep 3456")).then_some(())
-    })
+        has_child().filter(|has| !has)
+    })?;
+    Ok(())
 }
 
 #[rstest]
