@@ -176,7 +176,9 @@ fn secret_of_a_pod_is_in_no_other_machine_and_no_template() -> Result<()> {
     assert!(proc::memory_has(holder.vmm()?, secret)?);
     assert!(!proc::memory_has(other.vmm()?, secret)?);
     assert!(!proc::memory_has(member.vmm, secret)?);
-    for template in fs::read_dir(NODE.store_dir().join("templates"))?.flatten() {
+    // There is none where QEMU can make none.
+    let templates = fs::read_dir(NODE.store_dir().join("templates"));
+    for template in templates.into_iter().flatten().flatten() {
         if let Ok(machine) = fs::File::open(template.path().join("machine")) {
             assert!(!has(&machine, secret)?);
         }
