@@ -20,9 +20,9 @@ const PERIOD: Duration = Duration::from_millis(50);
 const PLENTY: u64 = 500_000;
 /// How long to wait if forgetting does not help, since so many files are in use.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Where the kernel says how many inodes it knows, as the first number: of shares alone
-/// (Documentation/ABI/testing/sysfs-kernel-slab), or of all file systems (proc_sys_fs(5)). Only a
-/// kernel with CONFIG_SLUB_DEBUG has the first one.
+/// The files that begin with the number of inodes that the kernel knows: those of shares alone
+/// (Documentation/ABI/testing/sysfs-kernel-slab), or those of all file systems (proc_sys_fs(5)).
+/// Only a kernel with CONFIG_SLUB_DEBUG has the first one.
 const INODES: [&str; 2] = [
     "/sys/kernel/slab/fuse_inode/objects",
     "/proc/sys/fs/inode-nr",

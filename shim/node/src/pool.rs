@@ -89,6 +89,13 @@ pub fn remove(state_dir: &Path, id: &str) {
     }
 }
 
+/// Ends all members.
+pub fn remove_all(state_dir: &Path) {
+    for id in members(state_dir) {
+        remove(state_dir, &id);
+    }
+}
+
 /// Identifies all that a member depends on but the pod's wishes: the programs, the guest image, the
 /// shape of the VM, and the surroundings that its shim has from the process that bore it. A member
 /// with another value than the process that asks for it is stale.

@@ -121,19 +121,17 @@ impl Machine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let (agent, kernel) = match known {
-            Some(agent) => {
-                let kernel = agent.configure(&self.hostname).await?;
-                (agent, kernel)
-            }
+        let (agent, has_share) = match known {
+            Some(agent) => (agent, true),
             None => {
                 let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
-                let agent = Agent::new(connection, self.patience);
-                let kernel = agent.configure(&self.hostname).await?;
-                attach_share(&agent).await?;
-                (agent, kernel)
+                (Agent::new(connection, self.patience), false)
             }
         };
+        let kernel = agent.configure(&self.hostname).await?;
+        if !has_share {
+            attach_share(&agent).await?;
+        }
         stage(&self.hostname, "guest", started);
         log::info!(kernel; "guest is up");
         Ok(agent)

@@ -171,9 +171,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     step("current", &payload.name);
     // They have what was installed before. The next pods have new ones made.
-    for id in pool::members(&config.state_dir) {
-        pool::remove(&config.state_dir, &id);
-    }
+    pool::remove_all(&config.state_dir);
 
     let outcome = switch.put_in(&mut record)?;
     let file = record

@@ -97,9 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     store.save(&record)?;
 
     // No pod can claim them any more.
-    for id in pool::members(&config.state_dir) {
-        pool::remove(&config.state_dir, &id);
-    }
+    pool::remove_all(&config.state_dir);
     cgroup::remove_if_empty(Path::new(pool::CGROUP));
     templates::remove_all(&config)?;
     // Any shim that is looked for from here on started before.
