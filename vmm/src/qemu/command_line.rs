@@ -123,9 +123,6 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
         if spec.max_cpus > 1 {
             command_line.push_str(&delay_loop());
         }
-        if spec.max_cpus > spec.cpus {
-            command_line.push_str(&format!(" maxcpus={}", spec.cpus));
-        }
     }
     if spec.guest.modules.is_some() {
         command_line.push_str(" caisson.modules");
@@ -172,17 +169,10 @@ fn memory_of_a_template(spec: &VmSpec) -> [String; 4] {
     ]
 }
 
-/// The cpus at boot, and how many there can be.
-///
-/// An emulated machine has all of them from the beginning, and its kernel leaves those alone that
-/// are not for the boot (`maxcpus`). Linux refuses a cpu that is plugged in, unless it knows the
-/// hypervisor (arch/x86/kernel/acpi/boot.c of 6.12.117), and it does not know QEMU's emulation.
 fn cpus(spec: &VmSpec) -> String {
-    let (cpus, max) = (spec.cpus, spec.max_cpus);
-    match max > cpus {
-        true if spec.accelerator == Accelerator::Tcg => format!("cpus={max}"),
-        true => format!("cpus={cpus},maxcpus={max}"),
-        false => format!("cpus={cpus}"),
+    match spec.max_cpus > spec.cpus {
+        true => format!("cpus={},maxcpus={}", spec.cpus, spec.max_cpus),
+        false => format!("cpus={}", spec.cpus),
     }
 }
 
@@ -286,8 +276,7 @@ mod tests {
     #[test]
     fn size_of_the_vm_is_in_the_arguments() {
         let line = line(&spec());
-        assert_eq!(value(&line, "-smp"), "cpus=4");
-        assert!(value(&line, "-append").contains(" maxcpus=1"));
+        assert_eq!(value(&line, "-smp"), "cpus=1,maxcpus=4");
         assert_eq!(value(&line, "-m"), "size=268435456B,maxmem=1073741824B");
         assert!(value(&line, "-object").contains("size=268435456,share=on"));
     }

@@ -13,16 +13,21 @@ use crate::{apt::Kind, dirs::Dirs, files, inputs, step};
 /// The packages of this machine that decide about the bytes.
 const TOOLS: [&str; 2] = ["binutils", "gcc"];
 /// The configuration: its options in the checkout, the whole of it in the part's folder.
-pub const CONFIG: &str = "kernel.config";
+const CONFIG: &str = "kernel.config";
+/// What is changed in the source.
+const PATCH: &str = "kernel.patch";
+/// What the GPL asks for beside the source.
+pub const PAPERS: [&str; 2] = [CONFIG, PATCH];
 
 /// Says how the kernel is made, and of what.
 pub fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> {
-    let config = sources(dirs).join(CONFIG);
+    let from = sources(dirs);
     Ok(Recipe {
         name: "kernel",
         pinned: vec![(&pins.linux, Kind::Binary)],
         texts: vec![
-            files::read_text(&config)?,
+            files::read_text(&from.join(CONFIG))?,
+            files::read_text(&from.join(PATCH))?,
             include_str!("kernel.rs").to_owned(),
         ],
         tools: &TOOLS,
@@ -30,9 +35,11 @@ pub fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> 
     })
 }
 
-/// Makes `vmlinux`, `lib/modules` and the whole configuration in `to`. Returns the copyright text.
+/// Makes `vmlinux`, `lib/modules`, the whole configuration and the patch in `to`. Returns the
+/// copyright text.
 fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec<String>> {
     let config = &sources(dirs).join(CONFIG);
+    let change = &sources(dirs).join(PATCH);
     let deb = &packages[0];
     let (package, source, build) = (work.join("deb"), work.join("source"), work.join("build"));
     let mut unpack = Command::new("dpkg-deb");
@@ -50,6 +57,12 @@ fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec
         .arg("--strip-components=1")
         .current_dir(&source);
     step::run(&dirs.log, "kernel-source", &mut unpack)?;
+    let mut patch = Command::new("patch");
+    patch
+        .args(["--strip=1", "--fuzz=0", "--input"])
+        .arg(change)
+        .current_dir(&source);
+    step::run(&dirs.log, "kernel-patch", &mut patch)?;
 
     let kbuild = || {
         let mut make = Command::new("make");
@@ -95,6 +108,7 @@ fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec
     step::run(&dirs.log, "kernel-modules", &mut install)?;
     remove_link_to_build(&to.join("lib/modules"))?;
     files::copy(&result, &to.join(CONFIG))?;
+    files::copy(change, &to.join(PATCH))?;
     let copyright = package.join(format!("usr/share/doc/{name}/copyright"));
     Ok(vec![files::read_text(&copyright)?])
 }

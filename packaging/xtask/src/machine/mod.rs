@@ -12,9 +12,9 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-pub use kernel::CONFIG as KERNEL_CONFIG;
+pub use kernel::PAPERS as KERNEL_PAPERS;
 pub use part::{Part, Source};
-pub use qemu::{CONFIG as QEMU_CONFIG, LINKED};
+pub use qemu::{LINKED, PAPERS as QEMU_PAPERS};
 use qemu::{PROGRAM, ROMS};
 
 use crate::{dirs::Dirs, files, inputs::Inputs, pins::Pins};
@@ -44,13 +44,13 @@ pub fn built(dirs: &Dirs) -> Result<Machine> {
     Ok(if both { Machine::Own } else { Machine::Debian })
 }
 
-/// Returns the part with QEMU: `qemu-system-x86_64`, the firmware in `roms`, and `qemu.config`.
+/// Returns the part with QEMU: `qemu-system-x86_64`, the firmware in `roms`, and its papers.
 pub fn qemu(dirs: &Dirs, pins: Pins) -> Result<Part> {
     let inputs = Inputs::read(&dirs.inputs())?;
     qemu::recipe(dirs, &inputs.machine)?.part(dirs, &inputs.machine.release, pins)
 }
 
-/// Returns the part with the kernel: `vmlinux`, `lib/modules` and `kernel.config`.
+/// Returns the part with the kernel: `vmlinux`, `lib/modules` and its papers.
 pub fn kernel(dirs: &Dirs, pins: Pins) -> Result<Part> {
     let inputs = Inputs::read(&dirs.inputs())?;
     kernel::recipe(dirs, &inputs.machine)?.part(dirs, &inputs.machine.release, pins)

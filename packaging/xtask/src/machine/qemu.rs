@@ -16,7 +16,9 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The folder with the firmware, in the part's folder and in `libexec`.
 pub const ROMS: &str = "roms";
 /// How QEMU was configured, in the part's folder.
-pub const CONFIG: &str = "qemu.config";
+const CONFIG: &str = "qemu.config";
+/// What the GPL asks for beside the source.
+pub const PAPERS: [&str; 1] = [CONFIG];
 const DEVICES: &str = "qemu-devices.mak";
 const REQUIREMENTS: &str = "requirements.txt";
 

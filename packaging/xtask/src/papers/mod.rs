@@ -22,8 +22,6 @@ use debian::Package;
 
 const LICENCES: &str = "licences.txt";
 const SBOM: &str = "sbom.cdx.json";
-/// The configurations of the kernel and of QEMU, which the GPL asks for beside their sources.
-const CONFIGURATIONS: [&str; 2] = [machine::KERNEL_CONFIG, machine::QEMU_CONFIG];
 
 /// The workspace's crates that become binaries.
 const ROOTS: [&str; 4] = ["caisson", "caisson-guest", "caisson-remote", "caisson-shim"];
@@ -34,7 +32,8 @@ const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
 pub fn all(dirs: &Dirs) -> Vec<&'static str> {
     let mut all = vec!["LICENSE", LICENCES, SBOM];
     if machine::installed(dirs) == Machine::Own {
-        all.extend(CONFIGURATIONS);
+        all.extend(machine::KERNEL_PAPERS);
+        all.extend(machine::QEMU_PAPERS);
     }
     all
 }
@@ -67,8 +66,13 @@ pub fn build(dirs: &Dirs) -> Result<()> {
             for source in kernel.sources.iter().chain(&qemu.sources) {
                 packages.push(debian::source(source));
             }
-            for (part, name) in [&kernel, &qemu].into_iter().zip(CONFIGURATIONS) {
-                files::copy(&part.dir.join(name), &dirs.dist.join(name))?;
+            for (part, names) in [
+                (&kernel, &machine::KERNEL_PAPERS[..]),
+                (&qemu, &machine::QEMU_PAPERS[..]),
+            ] {
+                for name in names {
+                    files::copy(&part.dir.join(name), &dirs.dist.join(name))?;
+                }
             }
         }
     }
