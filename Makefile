@@ -1,7 +1,7 @@
 # `make help` lists the targets. Each target installs or builds what it needs: on a fresh Debian 12,
 # as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions clones unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
+.PHONY: help demo test test-debian versions clones unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
 
 # Tests under ctr for which containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run streams)
@@ -40,6 +40,10 @@ test: ready unit packages ## the tests, on containerd 2.1 and, where its version
 	@cargo xtask image --hostile
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test hostile_agent -- $(lies)
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test hostile_abuse -- $(abuses)
+
+test-debian: ready ## some of the tests on Debian's QEMU and kernel, where a VM boots
+	@cargo xtask dist --debian
+	CAISSON_TEST_MACHINE=debian cargo test -p caisson-tests --test machine --test exit_codes --test cri_lifecycle
 
 versions: ready ## what `make test` leaves out of other versions of containerd and of sandboxes by the shim
 	CAISSON_TEST_CONTAINERD=1.6 cargo test --no-fail-fast -p caisson-tests --test homes --test skills
