@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 
-use super::part::{jobs, sources, Recipe};
+use super::part::{apply, jobs, sources, Recipe};
 use crate::{apt::Kind, dirs::Dirs, files, inputs, step};
 
 /// The packages of this machine that decide about the bytes.
@@ -57,12 +57,7 @@ fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec
         .arg("--strip-components=1")
         .current_dir(&source);
     step::run(&dirs.log, "kernel-source", &mut unpack)?;
-    let mut patch = Command::new("patch");
-    patch
-        .args(["--strip=1", "--fuzz=0", "--input"])
-        .arg(change)
-        .current_dir(&source);
-    step::run(&dirs.log, "kernel-patch", &mut patch)?;
+    apply(dirs, "kernel-patch", change, &source)?;
 
     let kbuild = || {
         let mut make = Command::new("make");

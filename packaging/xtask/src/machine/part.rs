@@ -15,6 +15,7 @@ use crate::{
     dirs::Dirs,
     files,
     pins::Pins,
+    step,
 };
 
 /// A part of the machine in the cache.
@@ -182,6 +183,16 @@ fn remove_old(cache: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Changes a part's source by a patch.
+pub fn apply(dirs: &Dirs, step: &str, patch: &Path, source: &Path) -> Result<()> {
+    let mut command = Command::new("patch");
+    command
+        .args(["--strip=1", "--fuzz=0", "--input"])
+        .arg(patch)
+        .current_dir(source);
+    step::run(&dirs.log, step, &mut command)
 }
 
 /// Returns the number of compilers that run at once, as an option of make and ninja.

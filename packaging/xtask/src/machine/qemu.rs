@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::part::{jobs, sources, Recipe};
+use super::part::{apply, jobs, sources, Recipe};
 use crate::{apt::Kind, dirs::Dirs, files, inputs, step};
 
 /// The program, in the part's folder and in `libexec`.
@@ -17,8 +17,10 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 pub const ROMS: &str = "roms";
 /// How QEMU was configured, in the part's folder.
 const CONFIG: &str = "qemu.config";
+/// What is changed in the source.
+const PATCH: &str = "qemu.patch";
 /// What the GPL asks for beside the source.
-pub const PAPERS: [&str; 1] = [CONFIG];
+pub const PAPERS: [&str; 2] = [CONFIG, PATCH];
 const DEVICES: &str = "qemu-devices.mak";
 const REQUIREMENTS: &str = "requirements.txt";
 
@@ -69,6 +71,7 @@ pub fn recipe<'a>(dirs: &Dirs, pins: &'a inputs::Machine) -> Result<Recipe<'a>> 
         pinned: vec![(&pins.qemu, Kind::Source), (&pins.seabios, Kind::Binary)],
         texts: vec![
             files::read_text(&from.join(DEVICES))?,
+            files::read_text(&from.join(PATCH))?,
             files::read_text(&from.join(REQUIREMENTS))?,
             include_str!("qemu.rs").to_owned(),
         ],
@@ -84,6 +87,7 @@ fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec
     let mut unpack = Command::new("dpkg-source");
     unpack.arg("-x").arg(&packages[0]).arg(&source);
     step::run(&dirs.log, "qemu-source", &mut unpack)?;
+    apply(dirs, "qemu-patch", &from.join(PATCH), &source)?;
     files::copy(
         &from.join(DEVICES),
         &source.join("configs/devices/x86_64-softmmu/caisson.mak"),
@@ -142,6 +146,7 @@ fn make(dirs: &Dirs, work: &Path, to: &Path, packages: &[PathBuf]) -> Result<Vec
         files::read_text(&from.join(DEVICES))?
     );
     files::write(&to.join(CONFIG), config.as_bytes(), 0o644)?;
+    files::copy(&from.join(PATCH), &to.join(PATCH))?;
     Ok(vec![
         files::read_text(&source.join("debian/copyright"))?,
         files::read_text(&share.join("doc/seabios/copyright"))?,
