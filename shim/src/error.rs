@@ -11,6 +11,7 @@ use caisson_node::{
     host::{chain::chain, error::FileError},
     skills::SkillError,
     state::StateError,
+    templates::TemplateError,
 };
 use containerd_shim::protos::ttrpc::{self, Code};
 
@@ -66,6 +67,9 @@ pub enum Error {
     /// The pod's state folder can't be made or removed.
     #[error(transparent)]
     StateFolder(#[from] StateError),
+    /// The template of the node's VMs can't be made.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A container's root or volumes can't be shared with the guest.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -135,6 +139,12 @@ fn code(error: &Error) -> Code {
             AgentError::File(_) => Code::UNKNOWN,
         },
         Error::StateFolder(error) => of_state(error),
+        Error::Template(error) => match error {
+            TemplateError::State(error) => of_state(error),
+            TemplateError::Vm(_) | TemplateError::File(_) | TemplateError::Missing(_) => {
+                Code::UNKNOWN
+            }
+        },
         Error::Share(error) => match error {
             ShareError::Mount { .. } | ShareError::File(_) => Code::UNKNOWN,
         },

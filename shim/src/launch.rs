@@ -8,7 +8,7 @@ use caisson_node::{
     accelerator, config,
     control::{Answer, Claim},
     host::{chain::chain, error::OnFile},
-    state,
+    state, templates,
 };
 use caisson_oci::{NodeConfig, Role};
 use containerd_shim::{
@@ -35,6 +35,7 @@ use crate::{
     sandbox::SandboxService,
     stats::timestamp,
     task::TaskService,
+    template,
 };
 
 /// The exit status that `delete` reports for a task whose shim died: that of a killed process.
@@ -74,6 +75,7 @@ pub async fn run() -> Result<()> {
         "start" => answer(start(flags).await?.as_bytes()),
         "delete" => answer(&delete(&flags)?),
         pool::ACTION => live_in_the_pool(&flags.id).await,
+        templates::ACTION => template::build().await,
         _ => serve_new(flags).await,
     }
 }

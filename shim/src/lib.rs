@@ -30,6 +30,7 @@ mod plug;
 pub mod pod;
 mod pool;
 pub mod process;
+mod rehearsal;
 pub mod sandbox;
 mod share;
 mod skill_disk;
@@ -38,6 +39,7 @@ mod stand_in;
 pub mod stats;
 pub mod streams;
 mod task;
+mod template;
 mod trace;
 mod vm;
 

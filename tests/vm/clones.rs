@@ -46,13 +46,22 @@ fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
     Ok(output.ok()?.text())
 }
 
-/// The file of the only template.
+/// The file of the only template. One that is being made has a name that begins with a dot.
 fn template(node: &Node) -> Result<PathBuf> {
     let entries = fs::read_dir(node.store_dir().join("of-its-own/templates"))?;
-    let machines = entries.flatten().map(|entry| entry.path().join("machine"));
+    let made = entries.flatten().filter(|entry| {
+        let name = entry.file_name();
+        !name.as_encoded_bytes().starts_with(b".")
+    });
+    let machines = made.map(|entry| entry.path().join("machine"));
     let found: Vec<PathBuf> = machines.filter(|path| path.exists()).collect();
     ensure!(found.len() == 1, "{found:?}");
     Ok(found[0].clone())
+}
+
+/// The file with the template's translations.
+fn translations(node: &Node) -> Result<PathBuf> {
+    Ok(template(node)?.with_file_name("translations"))
 }
 
 /// How QEMU was started for a container's VM.
@@ -70,6 +79,69 @@ fn vm_starts_from_the_template() -> Result<()> {
     let container = sleeping(&NODE)?;
     let line = command_line(&container)?;
     assert!(line.contains("-incoming"), "{line}");
+    Ok(())
+}
+
+#[test]
+fn emulator_reads_the_templates_translations() -> Result<()> {
+    let container = sleeping(&NODE)?;
+    if !command_line(&container)?.contains("tcg") {
+        eprintln!("not tested: KVM translates nothing");
+        return Ok(());
+    }
+    let maps = fs::read_to_string(format!("/proc/{}/maps", container.vmm()?))?;
+    let mapping = maps.lines().find(|line| line.ends_with("/translations"));
+    // Nobody writes to what all VMs execute.
+    assert!(mapping.is_some_and(|line| line.contains(" r--")), "{maps}");
+    Ok(())
+}
+
+/// The least CPU time of a VMM from its start to the end of a first program, in clock ticks
+/// (proc(5), `/proc/<pid>/stat`).
+fn work_of_a_start(node: &Node) -> Result<u64> {
+    let mut least = u64::MAX;
+    for _ in 0..3 {
+        let container = sleeping(node)?;
+        container.sh("true")?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", container.vmm()?))?;
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = after_name.split_whitespace().nth(11).unwrap_or_default();
+        least = least.min(ticks.parse()?);
+    }
+    Ok(least)
+}
+
+#[test]
+fn translations_save_an_emulator_work() -> Result<()> {
+    let node = with_template()?;
+    if !translations(&node)?.exists() {
+        eprintln!("not tested: KVM translates nothing");
+        return Ok(());
+    }
+    let with = work_of_a_start(&node)?;
+    let path = template(&node)?.with_file_name("about.json");
+    let mut about: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
+    about["translations"].take();
+    fs::write(&path, about.to_string())?;
+    let without = work_of_a_start(&node)?;
+    assert!(with * 4 < without * 3, "{with} and {without} ticks");
+    Ok(())
+}
+
+#[test]
+fn template_whose_translations_are_cut_is_not_used() -> Result<()> {
+    let node = with_template()?;
+    let path = translations(&node)?;
+    if !path.exists() {
+        eprintln!("not tested: KVM translates nothing");
+        return Ok(());
+    }
+    fs::File::options()
+        .write(true)
+        .open(&path)?
+        .set_len(100_000)?;
+    let output = node.container("busybox").args(["echo", "alive"]).run()?;
+    assert_eq!(output.ok()?.line(), "alive");
     Ok(())
 }
 
@@ -138,11 +210,15 @@ fn container_starts_without_a_damaged_template(#[case] damage: Damage) -> Result
     Leftovers::none_since(&node, &before)
 }
 
-#[test]
-fn list_says_which_template_is_damaged() -> Result<()> {
+#[rstest]
+#[case::machine(template)]
+#[case::translations(translations)]
+fn list_says_which_template_is_damaged(
+    #[case] file: impl Fn(&Node) -> Result<PathBuf>,
+) -> Result<()> {
     let node = with_template()?;
     assert!(caisson(&node, &["template", "list"])?.contains("whole"));
-    let path = template(&node)?;
+    let path = file(&node)?;
     let middle = fs::metadata(&path)?.len() / 2;
     let file = fs::File::options().write(true).open(&path)?;
     file.write_all_at(&[0xa5; 4096], middle)?;

@@ -66,5 +66,5 @@ pub use driver::{
 pub use end::EndReason;
 pub use error::{Error, Result};
 pub use secret::{Secret, ADMITTED, BY_DAEMON, BY_KERNEL, SECRET_LENGTH, SECRET_MARKER};
-pub use spec::{Accelerator, Credentials, Guest, Placement, VmSpec};
+pub use spec::{Accelerator, Credentials, Guest, Placement, Template, Translations, VmSpec};
 pub use vm::{Connecting, Ended, Vm, Vmm};

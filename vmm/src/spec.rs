@@ -28,11 +28,34 @@ pub struct VmSpec {
     pub credentials: Credentials,
     /// The place of the VM's processes on the host.
     pub placement: Placement,
-    /// What [`crate::Vmm::make_template`] wrote for the same guest, cpus, memory and accelerator.
     /// The VM starts from it instead of booting.
-    pub template: Option<PathBuf>,
+    pub template: Option<Template>,
     /// The secret that the guest gets on its console and with which each connection to it begins.
     pub secret: Secret,
+}
+
+/// What a VM starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// What [`crate::Vmm::make_template`] wrote for the same guest, cpus, memory and accelerator.
+    pub machine: PathBuf,
+    /// Where an emulator has its translations of the guest's instructions from.
+    pub translations: Translations,
+}
+
+/// Where an emulator has its translations of the guest's instructions from. It makes those that it
+/// does not find.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Translations {
+    /// It makes all of them.
+    #[default]
+    Own,
+    /// From a file that another VM wrote. The emulator runs them as they are, so that the file is
+    /// to be guarded as its program is.
+    From(PathBuf),
+    /// It makes all of them, and writes them to an existing file when the VM is
+    /// [stopped](crate::Vm::stop).
+    To(PathBuf),
 }
 
 /// The place of a VM's processes and their children on the host. It applies before they execute

@@ -8,7 +8,7 @@ use std::{fs::File, path::PathBuf, time::Duration};
 
 use caisson_vmm::{
     qemu::{QemuConfig, QemuVmm},
-    Device, Secret, VmSpec, Vmm,
+    Device, Secret, Template, Translations, VmSpec, Vmm,
 };
 use fixture::Fixture;
 
@@ -32,7 +32,10 @@ fn spec(fixture: &Fixture, name: &str, template: PathBuf) -> VmSpec {
     VmSpec {
         id: name.to_owned(),
         dir,
-        template: Some(template),
+        template: Some(Template {
+            machine: template,
+            translations: Translations::Own,
+        }),
         secret: Secret::random().unwrap(),
         ..fixture.spec()
     }
@@ -87,4 +90,41 @@ async fn machines_from_one_template_answer_side_by_side() {
     for mut vm in machines {
         vm.stop().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn translations_of_one_machine_serve_another() {
+    let Some(fixture) = Fixture::with_agent().filter(is_own) else {
+        eprintln!("not tested: needs `cargo xtask machine` and `cargo xtask dist`");
+        return;
+    };
+    let template = template(&fixture).await;
+    let file = fixture.dir.path().join("translations");
+    File::create(&file).unwrap();
+    let vmm = fixture.vmm();
+    for (name, translations) in [
+        ("one", Translations::To(file.clone())),
+        ("two", Translations::From(file.clone())),
+    ] {
+        let mut spec = spec(&fixture, name, template.clone());
+        spec.template.as_mut().unwrap().translations = translations;
+        let mut vm = vmm.boot(spec, Vec::new()).await.unwrap();
+        vm.connect(1024, ANSWER).await.unwrap();
+        vm.stop().await.unwrap();
+        assert!(file.metadata().unwrap().len() > 1 << 20);
+    }
+}
+
+#[tokio::test]
+async fn machine_starts_without_translations_of_something_else() {
+    let Some(fixture) = Fixture::with_agent().filter(is_own) else {
+        eprintln!("not tested: needs `cargo xtask machine` and `cargo xtask dist`");
+        return;
+    };
+    let template = template(&fixture).await;
+    let mut spec = spec(&fixture, "one", template.clone());
+    spec.template.as_mut().unwrap().translations = Translations::From(template);
+    let mut vm = fixture.vmm().boot(spec, Vec::new()).await.unwrap();
+    vm.connect(1024, ANSWER).await.unwrap();
+    vm.stop().await.unwrap();
 }

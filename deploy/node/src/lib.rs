@@ -49,7 +49,7 @@ enum Command {
     Home(home::Command),
     /// Makes, lists and removes the templates from which this node's VMs start instead of booting
     #[command(subcommand)]
-    Template(template::Command),
+    Template(template::Action),
     /// Shows what this node has for running VMs, and what to do where it falls short
     Check(check::Arguments),
     /// Puts Caisson on a node and takes it off again
@@ -86,7 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Trace { pod } => trace::run(&config, &pod)?,
         Command::Skill(command) => skill::run(command, &config)?,
         Command::Home(command) => home::run(command, &config)?,
-        Command::Template(command) => template::run(command, &config)?,
+        Command::Template(action) => template::run(action, &config)?,
         Command::Gc => gc::run(&config)?,
         Command::Check(_) | Command::Node(_) => {}
     }

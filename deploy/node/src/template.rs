@@ -1,11 +1,15 @@
 //! `caisson template`: makes, lists and removes the templates that VMs start from.
 
-use anyhow::{Context, Result};
-use caisson_node::{accelerator, config::NodeConfig, templates};
+use std::process::{Command, Stdio};
+
+use anyhow::{ensure, Context, Result};
+use caisson_node::{config::NodeConfig, templates};
 use clap::Subcommand;
 
+use crate::shim::Launch;
+
 #[derive(Subcommand)]
-pub enum Command {
+pub enum Action {
     /// Makes the template of this node's VMs, unless there is one
     Build,
     /// Lists the templates of this node, and whether each is as it was made
@@ -18,24 +22,28 @@ pub enum Command {
     },
 }
 
-pub fn run(command: Command, config: &NodeConfig) -> Result<()> {
-    match command {
-        Command::Build => build(config),
-        Command::List => list(config),
-        Command::Remove { names } => names
+pub fn run(action: Action, config: &NodeConfig) -> Result<()> {
+    match action {
+        Action::Build => build(),
+        Action::List => list(config),
+        Action::Remove { names } => names
             .iter()
             .try_for_each(|name| Ok(templates::remove(config, name)?)),
     }
 }
 
-fn build(config: &NodeConfig) -> Result<()> {
-    let runtime = tokio::runtime::Runtime::new().context("start threads")?;
-    runtime.block_on(async {
-        let accelerator = accelerator::choose(config).await?;
-        let spec = templates::bare(config, accelerator)?;
-        templates::make(config, &accelerator::qemu(config), &spec).await?;
-        Ok(())
-    })
+/// Has the shim make it, as it does for a pod.
+fn build() -> Result<()> {
+    let program = Launch::program();
+    let mut build = Command::new(&program);
+    let built = build
+        .args(["-id", "template", templates::ACTION])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {}", program.display()))?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "{}", said.trim());
+    Ok(())
 }
 
 fn list(config: &NodeConfig) -> Result<()> {
@@ -44,16 +52,14 @@ fn list(config: &NodeConfig) -> Result<()> {
         "NAME", "MIB", "VERSION", "MACHINE"
     );
     for template in templates::list(config)? {
-        let state = match templates::is_whole(config, &template) {
-            _ if template.about.failed.is_some() => {
-                format!(
-                    "failed: {}",
-                    template.about.failed.clone().unwrap_or_default()
-                )
-            }
-            Ok(true) => "whole".to_owned(),
-            Ok(false) => "damaged: remove it".to_owned(),
-            Err(error) => error.to_string(),
+        let state = match (&template.about.failed, &template.about.untranslated) {
+            (Some(why), _) => format!("failed: {why}"),
+            (None, untranslated) => match (templates::is_whole(config, &template), untranslated) {
+                (Err(error), _) => error.to_string(),
+                (Ok(false), _) => "damaged: remove it".to_owned(),
+                (Ok(true), Some(why)) => format!("whole, without translations: {why}"),
+                (Ok(true), None) => "whole".to_owned(),
+            },
         };
         let templates::Template { key, about, used } = template;
         println!(

@@ -4,9 +4,16 @@
 //!
 //! ```text
 //! <store_dir>/templates/<key>/machine       what caisson_vmm::Vmm::make_template wrote
-//! <store_dir>/templates/<key>/about.json    when it was made, its size and its sha256
+//! <store_dir>/templates/<key>/translations  what an emulator made of the guest's instructions
+//! <store_dir>/templates/<key>/about.json    when it was made, sizes and sha256 of the two
 //! <store_dir>/templates/.<key>              being made; its maker holds a lock on it
+//! <store_dir>/templates/.<key>.new          the folder to come
 //! ```
+//!
+//! Three quarters of the time that an emulator needs for a start go into translating instructions
+//! that run for the first time. So a first VM starts from the template for a rehearsal, in which it
+//! does what a pod asks for, and the emulator writes down its translations. They hold nothing of a
+//! pod either.
 //!
 //! If no template can be made, `about.json` says why, and it is not tried again for a day.
 //!
@@ -16,6 +23,7 @@
 
 use std::{
     fs::{self, File},
+    future::Future,
     io,
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -23,7 +31,7 @@ use std::{
 };
 
 use caisson_oci::{NodeConfig, VmSize};
-use caisson_vmm::{Accelerator, Credentials, Guest, Placement, Secret, VmSpec, Vmm};
+use caisson_vmm::{Accelerator, Credentials, Guest, Placement, Secret, Translations, VmSpec, Vmm};
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -60,7 +68,12 @@ pub enum TemplateError {
 
 type Result<T> = std::result::Result<T, TemplateError>;
 
+/// The last word of the command line by which the shim makes the template, as `start` and `delete`
+/// are of containerd's.
+pub const ACTION: &str = "template";
+
 const MACHINE: &str = "machine";
+const TRANSLATIONS: &str = "translations";
 const ABOUT: &str = "about.json";
 /// How long it is not tried again after a failure.
 const RETRY: Duration = Duration::from_secs(24 * 3600);
@@ -74,15 +87,44 @@ pub struct About {
     pub version: String,
     /// In seconds since 1970.
     pub made: u64,
-    /// The length of its file in bytes.
-    pub length: u64,
-    /// The sha256 of what its file holds, in hex digits.
-    pub sha256: String,
+    /// Its file.
+    #[serde(flatten)]
+    pub machine: Content,
+    /// The file with the translations, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub translations: Option<Content>,
+    /// Why it has none, where an emulator would use them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untranslated: Option<String>,
     /// What its VM is like, for people.
     pub shape: String,
     /// Why it could not be made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Its length in bytes.
+    pub length: u64,
+    /// The sha256 of what it holds, in hex digits.
+    pub sha256: String,
+}
+
+impl Content {
+    fn of(path: &Path) -> Result<Self> {
+        let length = fs::metadata(path).map_err(TemplateError::file("look at", path))?;
+        Ok(Self {
+            length: length.len(),
+            sha256: digest(path)?,
+        })
+    }
+
+    /// Whether a file has this length.
+    fn fits(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|found| found.len() == self.length)
+    }
 }
 
 impl About {
@@ -129,22 +171,43 @@ pub fn bare(
     })
 }
 
-/// Returns the file of the template for VMs like `spec`, if there is one.
-pub fn find(config: &NodeConfig, spec: &VmSpec) -> Option<PathBuf> {
+/// Returns the template for VMs like `spec`, if there is one.
+pub fn find(config: &NodeConfig, spec: &VmSpec) -> Option<caisson_vmm::Template> {
     whole(&store(config).join(key(config, spec)))
 }
 
-/// Returns the file of the template in a folder, if the two files there fit together.
-fn whole(dir: &Path) -> Option<PathBuf> {
-    let machine = dir.join(MACHINE);
+/// Returns the template in a folder, if the files there fit together.
+fn whole(dir: &Path) -> Option<caisson_vmm::Template> {
     let about = about(dir)?;
-    let length = fs::metadata(&machine).ok()?.len();
-    (length == about.length).then_some(machine)
+    let (machine, translations) = (dir.join(MACHINE), dir.join(TRANSLATIONS));
+    if about.failed.is_some() || !about.machine.fits(&machine) {
+        return None;
+    }
+    let translations = match about.translations {
+        Some(content) if !content.fits(&translations) => return None,
+        Some(_) => Translations::From(translations),
+        None => Translations::Own,
+    };
+    Some(caisson_vmm::Template {
+        machine,
+        translations,
+    })
 }
 
 /// Makes the template for VMs like `spec`, and returns whether it did: there may be one, or another
 /// process may be making it.
-pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<bool> {
+///
+/// `rehearse` gets a VM that starts from it, and the state folder for that. It has the VM do what a
+/// pod asks for and stops it, or says why it can't.
+pub async fn make<F>(
+    config: &NodeConfig,
+    vmm: &dyn Vmm,
+    spec: &VmSpec,
+    rehearse: impl FnOnce(VmSpec, PathBuf) -> F + Send,
+) -> Result<bool>
+where
+    F: Future<Output = std::result::Result<(), String>> + Send,
+{
     let key = key(config, spec);
     let store = store(config);
     let dir = store.join(&key);
@@ -165,31 +228,85 @@ pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<b
         credentials: pod.credentials,
         placement: pod.placement.clone(),
         template: None,
+        secret: Secret::random().map_err(TemplateError::file("read", "/dev/urandom"))?,
         ..spec.clone()
     };
     let made = vmm.make_template(spec.clone(), &part).await;
-    let failed = made.as_ref().err().map(|error| chain(error));
-    let about = describe(&part, &spec, failed)?;
-    // What is there does not fit together.
-    remove_folder(&dir)?;
     let new = store.join(format!(".{key}.new"));
     remove_folder(&new)?;
     fs::create_dir(&new).map_err(TemplateError::file("create", &new))?;
+    let mut about = About {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        made: now(),
+        machine: Content::of(&part)?,
+        translations: None,
+        untranslated: None,
+        shape: shape(&spec),
+        failed: made.as_ref().err().map(|error| chain(error)),
+    };
+    match &made {
+        Ok(()) => {
+            let machine = new.join(MACHINE);
+            keep(&file).map_err(TemplateError::file("write", &part))?;
+            fs::rename(&part, &machine).map_err(TemplateError::file("write", &machine))?;
+            if spec.accelerator == Accelerator::Tcg {
+                let place = pod.path().to_owned();
+                match translations(machine, spec, |spec| rehearse(spec, place)).await? {
+                    Ok(content) => about.translations = Some(content),
+                    Err(why) => about.untranslated = Some(why),
+                }
+            }
+        }
+        Err(_) => fs::remove_file(&part).map_err(TemplateError::file("remove", &part))?,
+    }
     let text = serde_json::to_vec_pretty(&about).unwrap_or_default();
     file::replace(&new.join(ABOUT), &text)?;
-    let machine = new.join(MACHINE);
-    match made {
-        Ok(()) => file
-            .set_permissions(fs::Permissions::from_mode(0o400))
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&part, &machine)),
-        Err(_) => fs::remove_file(&part),
-    }
-    .map_err(TemplateError::file("write", &machine))?;
+    // What is there does not fit together.
+    remove_folder(&dir)?;
     fs::rename(&new, &dir).map_err(TemplateError::file("write", &dir))?;
     made?;
     retire(config, &key)?;
     Ok(true)
+}
+
+/// Has a VM that starts from a template rehearse, and returns what its translations are, or why
+/// there are none: the template is of use without them, too.
+async fn translations<F>(
+    machine: PathBuf,
+    spec: VmSpec,
+    rehearse: impl FnOnce(VmSpec) -> F,
+) -> Result<std::result::Result<Content, String>>
+where
+    F: Future<Output = std::result::Result<(), String>> + Send,
+{
+    let path = machine.with_file_name(TRANSLATIONS);
+    let file = File::create(&path).map_err(TemplateError::file("create", &path))?;
+    let template = caisson_vmm::Template {
+        machine,
+        translations: Translations::To(path.clone()),
+    };
+    let rehearsed = rehearse(VmSpec {
+        template: Some(template),
+        ..spec
+    })
+    .await;
+    let is_empty = file.metadata().is_ok_and(|written| written.len() == 0);
+    let why = match rehearsed {
+        Ok(()) if is_empty => "the VMM wrote none".to_owned(),
+        Ok(()) => {
+            keep(&file).map_err(TemplateError::file("write", &path))?;
+            return Ok(Ok(Content::of(&path)?));
+        }
+        Err(why) => why,
+    };
+    fs::remove_file(&path).map_err(TemplateError::file("remove", &path))?;
+    Ok(Err(why))
+}
+
+/// Makes a file one that nobody writes any more.
+fn keep(file: &File) -> io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(0o400))?;
+    file.sync_all()
 }
 
 /// Takes a template away whose VM did not start. VMs that started from it go on.
@@ -212,12 +329,14 @@ pub fn list(config: &NodeConfig) -> Result<Vec<Template>> {
         .flatten()
         .filter_map(|entry| {
             let key = entry.file_name().into_string().ok()?;
-            let machine = fs::metadata(entry.path().join(MACHINE));
-            let used = machine.map_or(0, |machine| machine.blocks() * 512);
+            let used = [MACHINE, TRANSLATIONS].map(|name| {
+                let file = fs::metadata(entry.path().join(name));
+                file.map_or(0, |file| file.blocks() * 512)
+            });
             (!key.starts_with('.')).then_some(Template {
                 key,
                 about: about(&entry.path())?,
-                used,
+                used: used.iter().sum(),
             })
         })
         .collect();
@@ -225,10 +344,19 @@ pub fn list(config: &NodeConfig) -> Result<Vec<Template>> {
     Ok(templates)
 }
 
-/// Returns whether the file of a template is as it was made.
+/// Returns whether the files of a template are as they were made.
 pub fn is_whole(config: &NodeConfig, template: &Template) -> Result<bool> {
-    let machine = store(config).join(&template.key).join(MACHINE);
-    Ok(digest(&machine)? == template.about.sha256)
+    let dir = store(config).join(&template.key);
+    let About {
+        machine,
+        translations,
+        ..
+    } = &template.about;
+    let is_translated = match translations {
+        Some(content) => Content::of(&dir.join(TRANSLATIONS))? == *content,
+        None => true,
+    };
+    Ok(is_translated && Content::of(&dir.join(MACHINE))? == *machine)
 }
 
 /// Removes a template. VMs that started from it go on.
@@ -293,23 +421,15 @@ fn begin(path: &Path) -> Result<Option<File>> {
     Ok(Some(file))
 }
 
-fn describe(machine: &Path, spec: &VmSpec, failed: Option<String>) -> Result<About> {
-    let length = fs::metadata(machine).map_err(TemplateError::file("look at", machine))?;
-    Ok(About {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        made: now(),
-        length: length.len(),
-        sha256: digest(machine)?,
-        shape: format!(
-            "{} of {} cpus, {} of {} MiB, {:?}",
-            spec.cpus,
-            spec.max_cpus,
-            spec.memory >> 20,
-            spec.max_memory >> 20,
-            spec.accelerator
-        ),
-        failed,
-    })
+fn shape(spec: &VmSpec) -> String {
+    format!(
+        "{} of {} cpus, {} of {} MiB, {:?}",
+        spec.cpus,
+        spec.max_cpus,
+        spec.memory >> 20,
+        spec.max_memory >> 20,
+        spec.accelerator
+    )
 }
 
 /// Hashes the pages of a file that are not zero, each with its number. Most of a template's file is

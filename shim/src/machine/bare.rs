@@ -95,24 +95,36 @@ impl Bare {
             placement: dir.placement.clone(),
             ..templates::bare(config, accelerator)?
         };
-        let modules = spec.guest.modules.clone();
-        let devices = || {
-            vec![Device::SharedDir {
-                tag: share::TAG.to_owned(),
-                path: share.view(),
-                read_only: false,
-                user_namespace: None,
-            }]
+        let (vm, booted) = boot(vmm, config, spec, size, share).await?;
+        Ok(Self::new(config, vm, booted))
+    }
+
+    /// Starts a VM from the template that its description names.
+    pub async fn start_from(
+        vmm: &dyn Vmm,
+        config: &NodeConfig,
+        spec: VmSpec,
+        share: &Share,
+    ) -> Result<Self> {
+        let vm = vmm.boot(spec.clone(), devices(share)).await;
+        let booted = Booted {
+            size: templates::SIZE,
+            shape: spec,
+            template: None,
+            missing: None,
         };
-        let (vm, booted) = boot(vmm, config, spec, size, devices).await?;
-        Ok(Self {
+        Ok(Self::new(config, vm.map_err(VmError::from)?, booted))
+    }
+
+    fn new(config: &NodeConfig, vm: Box<dyn Vm>, booted: Booted) -> Self {
+        Self {
             vm: VmHandle::new(vm),
-            modules,
-            booted,
+            modules: booted.shape.guest.modules.clone(),
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
-            patience: Patience::new(&config.vm, accelerator),
+            patience: Patience::new(&config.vm, booted.shape.accelerator),
+            booted,
             agent: None,
-        })
+        }
     }
 
     /// Moves the VM to its pod's place. If it can't be there, or not have this size, ends it and
@@ -216,7 +228,7 @@ async fn boot(
     config: &NodeConfig,
     bare: VmSpec,
     size: VmSize,
-    devices: impl Fn() -> Vec<Device>,
+    share: &Share,
 ) -> Result<(Box<dyn Vm>, Booted)> {
     let wanted = config.vm.templates && fits(&bare, size);
     let found = wanted.then(|| templates::find(config, &bare)).flatten();
@@ -226,19 +238,19 @@ async fn boot(
             template: Some(template.clone()),
             ..bare.clone()
         };
-        match vmm.boot(spec, devices()).await {
+        match vmm.boot(spec, devices(share)).await {
             Ok(vm) => {
                 let booted = Booted {
                     size: templates::SIZE,
                     shape: bare,
-                    template: found,
+                    template: found.map(|template| template.machine),
                     missing,
                 };
                 return Ok((vm, booted));
             }
             Err(error) => log::warn!(
                 "the VM boots, since it can't start from the template {}: {}",
-                template.display(),
+                template.machine.display(),
                 chain(&error)
             ),
         }
@@ -246,10 +258,10 @@ async fn boot(
             log::warn!("empty {}: {error}", bare.dir.display());
         }
     }
-    let vm = cold(vmm, bare.clone(), size, devices()).await?;
+    let vm = cold(vmm, bare.clone(), size, devices(share)).await?;
     // If a VM boots, what the other one could not start from is of no use to anybody.
     if let Some(template) = found {
-        discard(&template);
+        discard(&template.machine);
     }
     let booted = Booted {
         size,
@@ -258,6 +270,16 @@ async fn boot(
         missing,
     };
     Ok((vm, booted))
+}
+
+/// The devices that a VM starts with.
+fn devices(share: &Share) -> Vec<Device> {
+    vec![Device::SharedDir {
+        tag: share::TAG.to_owned(),
+        path: share.view(),
+        read_only: false,
+        user_namespace: None,
+    }]
 }
 
 /// Whether a VM of the template's shape can grow to a size.

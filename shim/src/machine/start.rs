@@ -5,10 +5,10 @@ use std::{
     time::Instant,
 };
 
-use caisson_node::{host::chain::chain, record::MachineState, templates};
+use caisson_node::record::MachineState;
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_protocol::{port, secret};
-use caisson_vmm::Vmm;
+use caisson_vmm::{VmSpec, Vmm};
 use tokio::sync::OnceCell;
 
 use super::{
@@ -73,20 +73,10 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Makes the template that the VM could not start from, unless another process does.
-    pub async fn make_template(&self, config: &NodeConfig, vmm: &dyn Vmm) {
-        let missing = self
-            .missing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(spec) = missing else { return };
-        let started = Instant::now();
-        match templates::make(config, vmm, &spec).await {
-            Ok(true) => stage(&spec.id, "template", started),
-            Ok(false) => {}
-            Err(error) => log::info!("VMs of this node boot: {}", chain(&error)),
-        }
+    /// Returns, once, the VM that a template is to be made of, if there was none to start from.
+    pub fn missing_template(&self) -> Option<VmSpec> {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing.take()
     }
 
     /// Returns the agent, once the guest has booted and has its identity. If the guest does not get
@@ -125,10 +115,13 @@ impl Machine {
             Some(agent) => (agent, true),
             None => {
                 let connection = self.vm.connect(port::AGENT, self.boot_timeout).await?;
+                stage(&self.hostname, "agent answers", started);
                 (Agent::new(connection, self.patience), false)
             }
         };
+        let identifying = Instant::now();
         let kernel = agent.configure(&self.hostname).await?;
+        stage(&self.hostname, "identity", identifying);
         if !has_share {
             attach_share(&agent).await?;
         }

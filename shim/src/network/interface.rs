@@ -262,7 +262,7 @@ fn ipvlan_mode(link: &LinkMessage) -> Option<IpVlanMode> {
     })
 }
 
-fn bytes(address: IpAddr) -> Vec<u8> {
+pub(super) fn bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

@@ -28,6 +28,7 @@ mod error;
 mod forward;
 mod interface;
 mod namespace;
+pub mod rehearsal;
 mod tap;
 
 pub use cards::Network;

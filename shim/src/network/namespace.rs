@@ -41,6 +41,27 @@ impl Namespace {
         })
     }
 
+    /// Makes a namespace that nobody else has.
+    pub fn empty() -> Result<Self, NetworkError> {
+        let path = PathBuf::from("/proc/thread-self/ns/net");
+        let new = path.clone();
+        // Only a thread of its own can be in another namespace.
+        let thread = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+            File::open(new)
+        });
+        let made = thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that makes it died")));
+        match made {
+            Ok(file) => Ok(Self {
+                path,
+                file: Arc::new(file),
+            }),
+            Err(source) => Err(NetworkError::Namespace { path, source }),
+        }
+    }
+
     /// Does blocking work inside the namespace, on a thread of its own that ends with the work. A
     /// thread that has been in another namespace can't be reused.
     pub async fn run<T: Send + 'static>(

@@ -26,6 +26,7 @@ use crate::{
     process::{Exit, Process, State},
     stats::timestamp,
     streams::{HostEnds, Stdio},
+    template,
 };
 
 /// How long output may still take to arrive after a process' end before `delete` cuts it off.
@@ -95,7 +96,11 @@ impl Pod {
             }
         }
         machine.plug_the_rest().await;
-        machine.make_template(&self.config, self.vmm.as_ref()).await;
+        if let Some(spec) = machine.missing_template() {
+            if let Err(error) = template::make(&self.config, self.vmm.as_ref(), &spec).await {
+                log::info!("VMs of this node boot: {}", error.chain());
+            }
+        }
         pool::fill(&self.config).await;
     }
 

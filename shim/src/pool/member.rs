@@ -18,13 +18,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    birth::{is_full, leave},
-    rehearsal::rehearse,
-};
+use super::birth::{is_full, leave};
 use crate::{
     error::{Error, Result},
     machine::{Bare, Site},
+    rehearsal::rehearse,
     share::Share,
 };
 
@@ -125,7 +123,7 @@ async fn site(config: &NodeConfig, id: &str, vmm: &dyn Vmm) -> Result<Site> {
     dir.record(&bare.vm().pids().await?)?;
     let agent = bare.greet().await?;
     bare.plug_the_rest(&agent).await;
-    rehearse(config, &dir, &share, &bare.vm(), &agent).await?;
+    rehearse(config, dir.path(), &share, &bare.vm(), &agent).await?;
     bare.is_proven();
     Ok(Site {
         dir,

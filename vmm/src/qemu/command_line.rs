@@ -7,7 +7,7 @@ use super::{
     ports::{Port, Ports},
     resize,
 };
-use crate::{Accelerator, VmSpec};
+use crate::{Accelerator, Translations, VmSpec};
 
 /// The path of the kernel inside QEMU's jail.
 pub(crate) const KERNEL: &str = "guest/kernel";
@@ -57,6 +57,8 @@ const TRANSLATED_MIB: u32 = 96;
 pub(crate) struct Descriptors {
     pub monitor: i32,
     pub console: i32,
+    /// The file of [`Translations`], if there is one.
+    pub translations: i32,
 }
 
 /// What a VM is started for.
@@ -97,7 +99,10 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
     let (accelerator, cpu) = match spec.accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
         Accelerator::Tcg => (
-            format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"),
+            format!(
+                "tcg,thread=multi,tb-size={TRANSLATED_MIB}{}",
+                translations(spec, descriptors.translations)
+            ),
             EMULATED_CPU,
         ),
     };
@@ -169,6 +174,15 @@ fn memory_of_a_template(spec: &VmSpec) -> [String; 4] {
     ]
 }
 
+/// What our patch of QEMU understands, see `packaging/machine/qemu.patch`.
+fn translations(spec: &VmSpec, file: i32) -> String {
+    match spec.template.as_ref().map(|t| &t.translations) {
+        None | Some(Translations::Own) => String::new(),
+        Some(Translations::From(_)) => format!(",saved-from-fd={file}"),
+        Some(Translations::To(_)) => format!(",saved-to-fd={file}"),
+    }
+}
+
 fn cpus(spec: &VmSpec) -> String {
     match spec.max_cpus > spec.cpus {
         true => format!("cpus={},maxcpus={}", spec.cpus, spec.max_cpus),
@@ -217,7 +231,7 @@ fn filtered(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Credentials, Guest, Secret};
+    use crate::{Credentials, Guest, Secret, Template};
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -245,8 +259,16 @@ mod tests {
         let descriptors = Descriptors {
             monitor: 3,
             console: 4,
+            translations: 5,
         };
         arguments(spec, descriptors, Purpose::Pod)
+    }
+
+    fn template(translations: Translations) -> Template {
+        Template {
+            machine: "/t,foo=bar".into(),
+            translations,
+        }
     }
 
     fn value<'a>(line: &'a [String], option: &str) -> &'a str {
@@ -282,6 +304,21 @@ mod tests {
     }
 
     #[test]
+    fn translations_are_read_or_written_by_a_descriptor() {
+        let accelerator = |translations| {
+            let mut spec = spec();
+            spec.template = Some(template(translations));
+            value(&line(&spec), "-accel").to_owned()
+        };
+        let own = accelerator(Translations::Own);
+        assert!(!own.contains("fd"), "{own}");
+        let from = accelerator(Translations::From("/f,foo=bar".into()));
+        assert_eq!(from, format!("{own},saved-from-fd=5"));
+        let to = accelerator(Translations::To("/f,foo=bar".into()));
+        assert_eq!(to, format!("{own},saved-to-fd=5"));
+    }
+
+    #[test]
     fn vm_that_can_t_grow_has_no_room_to() {
         let mut fixed = spec();
         fixed.max_cpus = 1;
@@ -296,7 +333,7 @@ mod tests {
         let mut spec = spec();
         let has = |line: Vec<String>| line.join(" ").contains("virtio-mem-pci");
         assert!(!has(line(&spec)));
-        spec.template = Some("/t,foo=bar".into());
+        spec.template = Some(template(Translations::Own));
         assert!(has(line(&spec)));
         spec.max_memory = spec.memory;
         assert!(!has(line(&spec)));

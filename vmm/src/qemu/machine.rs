@@ -1,6 +1,7 @@
 //! A QEMU process with a stopped machine, confined, and the connection to its monitor.
 
 use std::{
+    fs::File,
     io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
@@ -29,7 +30,7 @@ use crate::{
         spawn::{Confinement, Program, FIRST_DESCRIPTOR},
         stage::log_stage,
     },
-    Accelerator, Error, Result, VmSpec, SECRET_MARKER,
+    Accelerator, Error, Result, Translations, VmSpec, SECRET_MARKER,
 };
 
 /// The programs of a QEMU VM.
@@ -74,8 +75,9 @@ impl Qemu {
             ];
             Ok((monitor, console, ends))
         };
-        let (monitor, console, descriptors) =
+        let (monitor, console, mut descriptors) =
             sockets().map_err(|e| Error::Io("make QEMU's sockets", e))?;
+        descriptors.extend(translations(spec)?);
         let program = Program {
             role: "qemu".to_owned(),
             path: PathBuf::new(),
@@ -84,6 +86,7 @@ impl Qemu {
                 Descriptors {
                     monitor: FIRST_DESCRIPTOR,
                     console: FIRST_DESCRIPTOR + 1,
+                    translations: FIRST_DESCRIPTOR + 2,
                 },
                 purpose,
             ),
@@ -169,6 +172,21 @@ impl Question {
             }
         }
     }
+}
+
+/// Opens the file that translations are read from or written to.
+fn translations(spec: &VmSpec) -> Result<Option<OwnedFd>> {
+    let (path, options) = match spec.template.as_ref().map(|t| &t.translations) {
+        None | Some(Translations::Own) => return Ok(None),
+        Some(Translations::From(path)) => (path, File::options().read(true).to_owned()),
+        Some(Translations::To(path)) => (path, File::options().write(true).to_owned()),
+    };
+    let opened = options.open(path).map_err(|source| Error::File {
+        what: "open translations",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(opened.into()))
 }
 
 /// Puts the files that QEMU needs into its jail.

@@ -64,7 +64,7 @@ impl Vmm for QemuVmm {
             let qemu = Qemu::start(&self.config.qemu, &spec, Purpose::Pod, Some(answer)).await?;
             if let Some(template) = &spec.template {
                 let started = Instant::now();
-                template::load(&qemu.qmp, template).await?;
+                template::load(&qemu.qmp, &template.machine).await?;
                 log_stage("template", started);
             }
             Ok(qemu)

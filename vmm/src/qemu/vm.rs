@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use serde_json::{json, Value};
+use tokio::time::timeout;
 
 use super::{
     devices::{self, Backend},
@@ -30,7 +31,8 @@ use crate::{
         virtiofsd,
         vsock::{Dialer, Vsock},
     },
-    Accelerator, Connecting, Device, DeviceId, Ended, Error, Placement, Result, Vm, VmSpec,
+    Accelerator, Connecting, Device, DeviceId, Ended, Error, Placement, Result, Translations, Vm,
+    VmSpec,
 };
 
 /// Names the cpus beyond those at boot.
@@ -41,6 +43,8 @@ const BALLOON: &str = "balloon";
 /// How long the daemon of the control channel may take to get the queues of a guest that goes on.
 /// Nothing tells when it has them, and a connection before then ends the channel.
 const RESUME_GRACE: Duration = Duration::from_millis(300);
+/// How long QEMU may take to write its translations when it ends, on a busy host.
+const QUIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running VM of QEMU, with everything that is plugged into it.
 pub(super) struct QemuVm {
@@ -122,6 +126,20 @@ impl QemuVm {
             .into_iter()
             .chain(&self.vsock)
             .chain(self.devices.daemons())
+    }
+
+    /// Lets QEMU end by itself, so that it writes what it writes at its end.
+    async fn quit(&self) {
+        let quit = async {
+            self.qemu.qmp.execute("quit", json!({})).await?;
+            self.qemu.child.ended().await;
+            Result::Ok(())
+        };
+        match timeout(QUIT_LIMIT, quit).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::info!("QEMU does not quit: {error}"),
+            Err(_) => log::info!("QEMU does not quit within {QUIT_LIMIT:?}"),
+        }
     }
 
     async fn plug(
@@ -381,6 +399,10 @@ impl Vm for QemuVm {
 
     async fn stop(&mut self) -> Result<()> {
         self.end.stop();
+        let template = self.spec.template.as_ref();
+        if template.is_some_and(|t| matches!(t.translations, Translations::To(_))) {
+            self.quit().await;
+        }
         self.children().for_each(Child::kill);
         for child in self.children() {
             child.stop().await?;

@@ -1,18 +1,14 @@
-//! Has a member of the pool do once what each pod will ask for: a container is created, started and
-//! removed.
+//! Has a VM do once what each pod will ask for: a container is created, started and removed.
 //!
 //! An emulator translates instructions when they first run, and under KVM pages are touched when
-//! they are first used. Three quarters of a start's time under emulation go into that. After the
-//! rehearsal, the pod's start finds it done.
+//! they are first used. A VM of the pool rehearses, so that its pod's start finds all that done.
+//! Another VM does so for the template's translations.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use caisson_node::{
-    host::{
-        error::OnFile,
-        size::{host_cpus, host_memory_mib},
-    },
-    state::PodDir,
+use caisson_node::host::{
+    error::OnFile,
+    size::{host_cpus, host_memory_mib},
 };
 use caisson_oci::{plan, Node, NodeConfig, PidNamespace, Places, Wishes};
 use caisson_protocol::path::{MEMORY, SHARES};
@@ -47,15 +43,16 @@ const PROGRAM: [u8; 129] = [
     0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05,
 ];
 
-/// Runs the container and removes it, without a trace on the host.
+/// Runs the container and removes it, without a trace on the host. `place` is the state folder of
+/// the VM.
 pub async fn rehearse(
     config: &NodeConfig,
-    dir: &PodDir,
+    place: &Path,
     share: &Share,
     vm: &VmHandle,
     agent: &Agent,
 ) -> Result<()> {
-    let root = dir.path().join(ID);
+    let root = place.join(ID);
     let program = root.join("true");
     fs::create_dir(&root).map_err(Error::file("create", &root))?;
     fs::write(&program, PROGRAM)

@@ -1,0 +1,59 @@
+//! Makes the template that the VMs of this node start from.
+
+use std::{path::PathBuf, time::Instant};
+
+use caisson_node::{accelerator, config, templates};
+use caisson_oci::NodeConfig;
+use caisson_protocol::agent::attach_request::Device as GuestDevice;
+use caisson_vmm::{Device, VmSpec, Vmm};
+
+use crate::{
+    error::Result, logger::stage, machine::Bare, network, rehearsal::rehearse, share::Share,
+};
+
+/// Makes the template of this node's VMs, unless there is one.
+pub async fn build() -> Result<()> {
+    let config = config::load()?;
+    let accelerator = accelerator::choose(&config).await?;
+    let spec = templates::bare(&config, accelerator)?;
+    make(&config, &accelerator::qemu(&config), &spec).await
+}
+
+/// Makes the template for VMs like `spec`, unless there is one or another process makes it.
+pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<()> {
+    let started = Instant::now();
+    let rehearse = |vm, place| async move {
+        let recorded = record(config, vmm, vm, place).await;
+        recorded.map_err(|error| error.chain())
+    };
+    if templates::make(config, vmm, spec, rehearse).await? {
+        stage(&spec.id, "template", started);
+    }
+    Ok(())
+}
+
+/// Has a VM do what a pod asks for, and stops it.
+async fn record(config: &NodeConfig, vmm: &dyn Vmm, spec: VmSpec, place: PathBuf) -> Result<()> {
+    let share = Share::create(&place)?;
+    let grown = (templates::SIZE.memory_mib + config.vm.default_memory_mib) << 20;
+    let grown = grown.min(spec.max_memory);
+    let mut bare = Bare::start_from(vmm, config, spec, &share).await?;
+    let vm = bare.vm();
+    let rehearsed = async {
+        let agent = bare.greet().await?;
+        agent.configure("rehearsal").await?;
+        let card = network::rehearsal::card().await?;
+        let growth = (Device::Memory(grown), GuestDevice::MemoryBytes(grown));
+        for (device, guest) in [(card.vm, card.guest), growth] {
+            let vm = async { Result::Ok(vm.attach(device).await?) };
+            let guest = async { Ok(agent.attach(guest).await?) };
+            tokio::try_join!(vm, guest)?;
+        }
+        rehearse(config, &place, &share, &vm, &agent).await?;
+        bare.plug_the_rest(&agent).await;
+        Ok(agent.shutdown().await?)
+    };
+    let rehearsed = rehearsed.await;
+    vm.stop().await?;
+    rehearsed
+}
