@@ -1,15 +1,28 @@
 //! Makes the template that the VMs of this node start from.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use caisson_node::{accelerator, config, templates};
+use caisson_node::{accelerator, config, host::error::OnFile, templates};
 use caisson_oci::NodeConfig;
 use caisson_protocol::agent::attach_request::Device as GuestDevice;
 use caisson_vmm::{Device, VmSpec, Vmm};
+use tokio::time::timeout;
 
 use crate::{
-    error::Result, logger::stage, machine::Bare, network, rehearsal::rehearse, share::Share,
+    error::{Error, Result},
+    logger::stage,
+    machine::{plug_both, Bare},
+    network,
+    rehearsal::rehearse,
+    share::Share,
 };
+
+/// The time limit for a rehearsal, under emulation on a busy node.
+const REHEARSAL: Duration = Duration::from_secs(120);
 
 /// Makes the template of this node's VMs, unless there is one.
 pub async fn build() -> Result<()> {
@@ -43,17 +56,19 @@ async fn record(config: &NodeConfig, vmm: &dyn Vmm, spec: VmSpec, place: PathBuf
         let agent = bare.greet().await?;
         agent.configure("rehearsal").await?;
         let card = network::rehearsal::card().await?;
-        let growth = (Device::Memory(grown), GuestDevice::MemoryBytes(grown));
-        for (device, guest) in [(card.vm, card.guest), growth] {
-            let vm = async { Result::Ok(vm.attach(device).await?) };
-            let guest = async { Ok(agent.attach(guest).await?) };
-            tokio::try_join!(vm, guest)?;
-        }
+        plug_both(&vm, &agent, card.vm, card.guest).await?;
+        let memory = GuestDevice::MemoryBytes(grown);
+        plug_both(&vm, &agent, Device::Memory(grown), memory).await?;
         rehearse(config, &place, &share, &vm, &agent).await?;
         bare.plug_the_rest(&agent).await;
-        Ok(agent.shutdown().await?)
+        // Nothing of this guest needs to be kept.
+        let _ = agent.shutdown().await;
+        Ok(())
     };
-    let rehearsed = rehearsed.await;
+    let rehearsed = timeout(REHEARSAL, rehearsed).await;
     vm.stop().await?;
-    rehearsed
+    rehearsed.unwrap_or_else(|_| {
+        let late = io::ErrorKind::TimedOut.into();
+        Err(Error::file("rehearse for", "the template")(late))
+    })
 }

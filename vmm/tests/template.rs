@@ -102,14 +102,18 @@ async fn translations_of_one_machine_serve_another() {
     let file = fixture.dir.path().join("translations");
     File::create(&file).unwrap();
     let vmm = fixture.vmm();
-    for (name, translations) in [
-        ("one", Translations::To(file.clone())),
-        ("two", Translations::From(file.clone())),
+    for (name, translations, is_mapped) in [
+        ("one", Translations::To(file.clone()), false),
+        ("two", Translations::From(file.clone()), true),
     ] {
         let mut spec = spec(&fixture, name, template.clone());
         spec.template.as_mut().unwrap().translations = translations;
         let mut vm = vmm.boot(spec, Vec::new()).await.unwrap();
         vm.connect(1024, ANSWER).await.unwrap();
+        let pids = vm.pids();
+        let (_, pid) = pids.iter().find(|(role, _)| role == "qemu").unwrap();
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        assert_eq!(maps.contains("/translations\n"), is_mapped, "{maps}");
         vm.stop().await.unwrap();
         assert!(file.metadata().unwrap().len() > 1 << 20);
     }

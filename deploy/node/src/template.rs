@@ -24,7 +24,10 @@ pub enum Action {
 
 pub fn run(action: Action, config: &NodeConfig) -> Result<()> {
     match action {
-        Action::Build => build(),
+        Action::Build => {
+            build()?;
+            list(config)
+        }
         Action::List => list(config),
         Action::Remove { names } => names
             .iter()

@@ -6,8 +6,8 @@
 //! <store_dir>/templates/<key>/machine       what caisson_vmm::Vmm::make_template wrote
 //! <store_dir>/templates/<key>/translations  what an emulator made of the guest's instructions
 //! <store_dir>/templates/<key>/about.json    when it was made, sizes and sha256 of the two
-//! <store_dir>/templates/.<key>              being made; its maker holds a lock on it
-//! <store_dir>/templates/.<key>.new          the folder to come
+//! <store_dir>/templates/<key>.new           the folder to come
+//! <store_dir>/templates/.<key>              locked by the one process that makes the template
 //! ```
 //!
 //! Three quarters of the time that an emulator needs for a start go into translating instructions
@@ -15,7 +15,8 @@
 //! does what a pod asks for, and the emulator writes down its translations. They hold nothing of a
 //! pod either.
 //!
-//! If no template can be made, `about.json` says why, and it is not tried again for a day.
+//! If a template or its translations can't be made, `about.json` says why, and it is not tried again
+//! for a day.
 //!
 //! It holds nothing of a pod: its guest has done nothing but boot. A template whose files do not
 //! fit together is not used, and one that no VM starts from is [discarded](discard). Nothing hashes
@@ -75,6 +76,8 @@ pub const ACTION: &str = "template";
 const MACHINE: &str = "machine";
 const TRANSLATIONS: &str = "translations";
 const ABOUT: &str = "about.json";
+/// What the name of a template's folder ends with until the template is whole.
+const NEW: &str = ".new";
 /// How long it is not tried again after a failure.
 const RETRY: Duration = Duration::from_secs(24 * 3600);
 /// How long a template is kept beside one that was made later.
@@ -85,7 +88,7 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub struct About {
     /// The version of Caisson that made it.
     pub version: String,
-    /// In seconds since 1970.
+    /// When it was last worked on, in seconds since 1970.
     pub made: u64,
     /// Its file.
     #[serde(flatten)]
@@ -128,6 +131,11 @@ impl Content {
 }
 
 impl About {
+    fn write(&self, dir: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        Ok(file::replace(&dir.join(ABOUT), &text)?)
+    }
+
     fn age(&self) -> Duration {
         Duration::from_secs(now().saturating_sub(self.made))
     }
@@ -194,8 +202,26 @@ fn whole(dir: &Path) -> Option<caisson_vmm::Template> {
     })
 }
 
-/// Makes the template for VMs like `spec`, and returns whether it did: there may be one, or another
-/// process may be making it.
+/// Whether the template for VMs like `spec` is to be made: there is none, or it lacks translations.
+/// What failed is not tried again for a day.
+pub fn is_wanted(config: &NodeConfig, spec: &VmSpec) -> bool {
+    let dir = store(config).join(key(config, spec));
+    let Some(about) = about(&dir) else {
+        return true;
+    };
+    let is_given_up = |failed: &Option<String>| failed.is_some() && about.age() < RETRY;
+    match whole(&dir) {
+        None => !is_given_up(&about.failed),
+        Some(template) => {
+            spec.accelerator == Accelerator::Tcg
+                && template.translations == Translations::Own
+                && !is_given_up(&about.untranslated)
+        }
+    }
+}
+
+/// Makes the template for VMs like `spec`, or what it lacks. Returns whether it did: there may be
+/// one, or another process may be making it.
 ///
 /// `rehearse` gets a VM that starts from it, and the state folder for that. It has the VM do what a
 /// pod asks for and stops it, or says why it can't.
@@ -208,19 +234,32 @@ pub async fn make<F>(
 where
     F: Future<Output = std::result::Result<(), String>> + Send,
 {
-    let key = key(config, spec);
     let store = store(config);
-    let dir = store.join(&key);
     make_private(&store).map_err(TemplateError::file("create", &store))?;
-    let part = store.join(format!(".{key}"));
-    let Some(file) = begin(&part)? else {
+    let lock = store.join(format!(".{}", key(config, spec)));
+    let Some(_locked) = begin(&lock)? else {
         return Ok(false);
     };
-    let tried = about(&dir).is_some_and(|about| about.failed.is_some() && about.age() < RETRY);
-    if tried || whole(&dir).is_some() {
-        fs::remove_file(&part).map_err(TemplateError::file("remove", &part))?;
-        return Ok(false);
-    }
+    let made = match is_wanted(config, spec) {
+        true => make_alone(config, vmm, spec, rehearse).await.map(|()| true),
+        false => Ok(false),
+    };
+    fs::remove_file(&lock).map_err(TemplateError::file("remove", &lock))?;
+    made
+}
+
+/// Makes a template, or what it lacks, while no other process does.
+async fn make_alone<F>(
+    config: &NodeConfig,
+    vmm: &dyn Vmm,
+    spec: &VmSpec,
+    rehearse: impl FnOnce(VmSpec, PathBuf) -> F + Send,
+) -> Result<()>
+where
+    F: Future<Output = std::result::Result<(), String>> + Send,
+{
+    let key = key(config, spec);
+    let dir = store(config).join(&key);
     let pod = PodDir::create(config, &format!("template-{}", std::process::id()))?;
     let spec = VmSpec {
         id: "template".to_owned(),
@@ -231,59 +270,64 @@ where
         secret: Secret::random().map_err(TemplateError::file("read", "/dev/urandom"))?,
         ..spec.clone()
     };
-    let made = vmm.make_template(spec.clone(), &part).await;
-    let new = store.join(format!(".{key}.new"));
+    if whole(&dir).is_none() {
+        make_machine(vmm, &spec, &dir).await?;
+        retire(config, &key)?;
+    }
+    if spec.accelerator == Accelerator::Tcg {
+        let place = pod.path().to_owned();
+        make_translations(spec, &dir, |spec| rehearse(spec, place)).await?;
+    }
+    Ok(())
+}
+
+/// Makes a template without translations. If that fails, the folder says so.
+async fn make_machine(vmm: &dyn Vmm, spec: &VmSpec, dir: &Path) -> Result<()> {
+    let mut new = dir.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
     remove_folder(&new)?;
     fs::create_dir(&new).map_err(TemplateError::file("create", &new))?;
-    let mut about = About {
+    let machine = new.join(MACHINE);
+    let file = File::create(&machine).map_err(TemplateError::file("create", &machine))?;
+    let made = vmm.make_template(spec.clone(), &machine).await;
+    let about = About {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         made: now(),
-        machine: Content::of(&part)?,
+        machine: Content::of(&machine)?,
         translations: None,
         untranslated: None,
-        shape: shape(&spec),
+        shape: shape(spec),
         failed: made.as_ref().err().map(|error| chain(error)),
     };
     match &made {
-        Ok(()) => {
-            let machine = new.join(MACHINE);
-            keep(&file).map_err(TemplateError::file("write", &part))?;
-            fs::rename(&part, &machine).map_err(TemplateError::file("write", &machine))?;
-            if spec.accelerator == Accelerator::Tcg {
-                let place = pod.path().to_owned();
-                match translations(machine, spec, |spec| rehearse(spec, place)).await? {
-                    Ok(content) => about.translations = Some(content),
-                    Err(why) => about.untranslated = Some(why),
-                }
-            }
-        }
-        Err(_) => fs::remove_file(&part).map_err(TemplateError::file("remove", &part))?,
+        Ok(()) => keep(&file),
+        Err(_) => fs::remove_file(&machine),
     }
-    let text = serde_json::to_vec_pretty(&about).unwrap_or_default();
-    file::replace(&new.join(ABOUT), &text)?;
+    .map_err(TemplateError::file("write", &machine))?;
+    about.write(&new)?;
     // What is there does not fit together.
-    remove_folder(&dir)?;
-    fs::rename(&new, &dir).map_err(TemplateError::file("write", &dir))?;
-    made?;
-    retire(config, &key)?;
-    Ok(true)
+    remove_folder(dir)?;
+    fs::rename(&new, dir).map_err(TemplateError::file("write", dir))?;
+    Ok(made?)
 }
 
-/// Has a VM that starts from a template rehearse, and returns what its translations are, or why
-/// there are none: the template is of use without them, too.
-async fn translations<F>(
-    machine: PathBuf,
+/// Has a VM that starts from a template rehearse, and keeps its translations. If that fails, the
+/// folder says so: the template is of use without them, too.
+async fn make_translations<F>(
     spec: VmSpec,
+    dir: &Path,
     rehearse: impl FnOnce(VmSpec) -> F,
-) -> Result<std::result::Result<Content, String>>
+) -> Result<()>
 where
     F: Future<Output = std::result::Result<(), String>> + Send,
 {
-    let path = machine.with_file_name(TRANSLATIONS);
-    let file = File::create(&path).map_err(TemplateError::file("create", &path))?;
+    let missing = || TemplateError::Missing(dir.display().to_string());
+    let new = dir.join(format!(".{TRANSLATIONS}"));
+    let file = File::create(&new).map_err(TemplateError::file("create", &new))?;
     let template = caisson_vmm::Template {
-        machine,
-        translations: Translations::To(path.clone()),
+        translations: Translations::To(new.clone()),
+        ..whole(dir).ok_or_else(missing)?
     };
     let rehearsed = rehearse(VmSpec {
         template: Some(template),
@@ -291,16 +335,24 @@ where
     })
     .await;
     let is_empty = file.metadata().is_ok_and(|written| written.len() == 0);
-    let why = match rehearsed {
-        Ok(()) if is_empty => "the VMM wrote none".to_owned(),
-        Ok(()) => {
-            keep(&file).map_err(TemplateError::file("write", &path))?;
-            return Ok(Ok(Content::of(&path)?));
-        }
-        Err(why) => why,
+    let mut about = About {
+        made: now(),
+        untranslated: match rehearsed {
+            Ok(()) if is_empty => Some("the VMM wrote none".to_owned()),
+            Ok(()) => None,
+            Err(why) => Some(why),
+        },
+        ..about(dir).ok_or_else(missing)?
     };
-    fs::remove_file(&path).map_err(TemplateError::file("remove", &path))?;
-    Ok(Err(why))
+    if about.untranslated.is_none() {
+        keep(&file).map_err(TemplateError::file("write", &new))?;
+        about.translations = Some(Content::of(&new)?);
+        let path = dir.join(TRANSLATIONS);
+        fs::rename(&new, &path).map_err(TemplateError::file("write", &path))?;
+    } else {
+        fs::remove_file(&new).map_err(TemplateError::file("remove", &new))?;
+    }
+    about.write(dir)
 }
 
 /// Makes a file one that nobody writes any more.
@@ -333,7 +385,8 @@ pub fn list(config: &NodeConfig) -> Result<Vec<Template>> {
                 let file = fs::metadata(entry.path().join(name));
                 file.map_or(0, |file| file.blocks() * 512)
             });
-            (!key.starts_with('.')).then_some(Template {
+            let is_made = !key.starts_with('.') && !key.ends_with(NEW);
+            is_made.then_some(Template {
                 key,
                 about: about(&entry.path())?,
                 used: used.iter().sum(),
@@ -373,11 +426,26 @@ pub fn remove_all(config: &NodeConfig) -> Result<()> {
     remove_folder(&store(config))
 }
 
-/// Removes the templates that were made long ago, of VMs that this node has no more.
+/// Removes the templates that were made long ago, of VMs that this node has no more, and what
+/// makers that were killed have left.
 fn retire(config: &NodeConfig, kept: &str) -> Result<()> {
     for template in list(config)? {
         if template.about.age() > KEPT && template.key != kept {
             remove_folder(&store(config).join(&template.key))?;
+        }
+    }
+    let store = store(config);
+    let entries = fs::read_dir(&store).map_err(TemplateError::file("list", &store))?;
+    for entry in entries.flatten() {
+        let changed = entry.metadata().and_then(|entry| entry.modified());
+        let is_old = changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > KEPT));
+        if is_old
+            && entry
+                .file_name()
+                .as_encoded_bytes()
+                .ends_with(NEW.as_bytes())
+        {
+            remove_folder(&entry.path())?;
         }
     }
     Ok(())
@@ -391,11 +459,10 @@ fn about(dir: &Path) -> Option<About> {
     serde_json::from_slice(&fs::read(dir.join(ABOUT)).ok()?).ok()
 }
 
-/// Opens the file that a template is made in, empty and locked. `None` if another process makes it.
+/// Locks the file of a template that is to be made. `None` if another process makes it.
 fn begin(path: &Path) -> Result<Option<File>> {
     let mut options = File::options();
     let file = options
-        .read(true)
         .write(true)
         .create(true)
         .truncate(false)
@@ -408,17 +475,12 @@ fn begin(path: &Path) -> Result<Option<File>> {
             return Err(TemplateError::file("lock", path)(error))
         }
     }
-    // The maker before may have been done in between, and its file moved away.
+    // The maker before may have been done in between, and the file removed.
     let same = fs::metadata(path).is_ok_and(|there| {
         file.metadata()
             .is_ok_and(|opened| (opened.dev(), opened.ino()) == (there.dev(), there.ino()))
     });
-    if !same {
-        return Ok(None);
-    }
-    file.set_len(0)
-        .map_err(TemplateError::file("write", path))?;
-    Ok(Some(file))
+    Ok(same.then_some(file))
 }
 
 fn shape(spec: &VmSpec) -> String {
@@ -502,6 +564,8 @@ fn key(config: &NodeConfig, spec: &VmSpec) -> String {
 
 #[cfg(test)]
 mod tests {
+    use caisson_vmm::{Device, Vm};
+
     use super::*;
 
     /// A file of 1 GiB whose pages with these numbers hold something.
@@ -530,5 +594,101 @@ mod tests {
         let before = digest(file.path()).unwrap();
         file.as_file().write_all_at(&[0; 8192], 5 * 4096).unwrap();
         assert_eq!(before, digest(file.path()).unwrap());
+    }
+
+    /// Makes templates of a few bytes, of which no VM starts.
+    #[derive(Debug)]
+    struct Writes;
+
+    #[async_trait::async_trait]
+    impl Vmm for Writes {
+        async fn boot(&self, _: VmSpec, _: Vec<Device>) -> caisson_vmm::Result<Box<dyn Vm>> {
+            Err(caisson_vmm::Error::NotPossible { what: "booting" })
+        }
+
+        async fn make_template(&self, _: VmSpec, to: &Path) -> caisson_vmm::Result<()> {
+            fs::write(to, "saved").unwrap();
+            Ok(())
+        }
+    }
+
+    /// A store with a template of an emulated VM, which has not rehearsed yet.
+    async fn made() -> (tempfile::TempDir, NodeConfig, VmSpec, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let config = NodeConfig {
+            store_dir: temp.path().to_owned(),
+            ..NodeConfig::default()
+        };
+        let spec = bare(&config, Accelerator::Tcg).unwrap();
+        let dir = store(&config).join(key(&config, &spec));
+        fs::create_dir(store(&config)).unwrap();
+        assert!(is_wanted(&config, &spec));
+        make_machine(&Writes, &spec, &dir).await.unwrap();
+        (temp, config, spec, dir)
+    }
+
+    #[tokio::test]
+    async fn template_is_there_before_its_vm_has_rehearsed_and_still_lacks_something() {
+        let (_temp, config, spec, _) = made().await;
+        let found = find(&config, &spec).unwrap();
+        assert_eq!(found.translations, Translations::Own);
+        assert!(is_wanted(&config, &spec));
+        let of_kvm = VmSpec {
+            accelerator: Accelerator::Kvm,
+            ..spec
+        };
+        let dir = store(&config).join(key(&config, &of_kvm));
+        make_machine(&Writes, &of_kvm, &dir).await.unwrap();
+        assert!(!is_wanted(&config, &of_kvm));
+    }
+
+    #[tokio::test]
+    async fn translations_of_a_rehearsal_are_the_templates() {
+        let (_temp, config, spec, dir) = made().await;
+        let rehearse = |spec: VmSpec| async {
+            let template = spec.template.unwrap();
+            let Translations::To(path) = template.translations else {
+                return Err("nothing to write to".to_owned());
+            };
+            fs::write(path, "translated").map_err(|error| error.to_string())
+        };
+        make_translations(spec.clone(), &dir, rehearse)
+            .await
+            .unwrap();
+        let found = find(&config, &spec).unwrap();
+        assert_eq!(
+            found.translations,
+            Translations::From(dir.join(TRANSLATIONS))
+        );
+        assert!(!is_wanted(&config, &spec));
+        fs::write(dir.join(TRANSLATIONS), "cut").unwrap();
+        assert_eq!(find(&config, &spec), None);
+        assert!(is_wanted(&config, &spec));
+    }
+
+    #[tokio::test]
+    async fn rehearsal_that_fails_leaves_a_template_and_is_tried_again_after_a_day() {
+        let (_temp, config, spec, dir) = made().await;
+        let rehearse = |_| async { Err("no tap".to_owned()) };
+        make_translations(spec.clone(), &dir, rehearse)
+            .await
+            .unwrap();
+        let found = find(&config, &spec).unwrap();
+        assert_eq!(found.translations, Translations::Own);
+        assert!(!is_wanted(&config, &spec));
+        let mut about = about(&dir).unwrap();
+        assert_eq!(about.untranslated.as_deref(), Some("no tap"));
+        about.made -= RETRY.as_secs() + 1;
+        about.write(&dir).unwrap();
+        assert!(is_wanted(&config, &spec));
+    }
+
+    #[tokio::test]
+    async fn template_that_another_process_makes_is_left_to_it() {
+        let (_temp, config, spec, _) = made().await;
+        let lock = store(&config).join(format!(".{}", key(&config, &spec)));
+        let _other = begin(&lock).unwrap().unwrap();
+        let rehearse = |_, _| async { Err("it is not asked".to_owned()) };
+        assert!(!make(&config, &Writes, &spec, rehearse).await.unwrap());
     }
 }

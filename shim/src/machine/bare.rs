@@ -201,6 +201,19 @@ pub(super) async fn plug_the_rest(vm: &VmHandle, agent: &Agent, modules: PathBuf
     }
 }
 
+/// Plugs both halves of a device in. Each may wait for the other: the VM for the guest's driver,
+/// which the agent loads.
+pub async fn plug_both(
+    vm: &VmHandle,
+    agent: &Agent,
+    device: Device,
+    guest: GuestDevice,
+) -> Result<()> {
+    let vm = async { Result::Ok(vm.attach(device).await?) };
+    let guest = async { Ok(agent.attach(guest).await?) };
+    tokio::try_join!(vm, guest).map(drop)
+}
+
 /// Has the guest mount the shared folder.
 pub(super) async fn attach_share(agent: &Agent) -> Result<()> {
     let share = proto::Share {
@@ -218,7 +231,7 @@ pub(super) struct Booted {
     pub(super) shape: VmSpec,
     /// What it started from, if it did not boot.
     pub(super) template: Option<PathBuf>,
-    /// What it would have started from, if there were a template of it.
+    /// The VM that a template is to be made of, if there is none or it lacks something.
     pub(super) missing: Option<VmSpec>,
 }
 
@@ -232,7 +245,7 @@ async fn boot(
 ) -> Result<(Box<dyn Vm>, Booted)> {
     let wanted = config.vm.templates && fits(&bare, size);
     let found = wanted.then(|| templates::find(config, &bare)).flatten();
-    let missing = (wanted && found.is_none()).then(|| bare.clone());
+    let missing = (wanted && templates::is_wanted(config, &bare)).then(|| bare.clone());
     if let Some(template) = &found {
         let spec = VmSpec {
             template: Some(template.clone()),

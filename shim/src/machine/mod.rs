@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-pub use bare::{Bare, Site};
+pub use bare::{plug_both, Bare, Site};
 use caisson_node::{
     host::chain::chain,
     oom_score::{self, Class},
@@ -54,7 +54,7 @@ pub struct Machine {
     hostname: String,
     /// The template that the VM started from.
     template: Option<PathBuf>,
-    /// The VM that a template is to be made of, if there was none.
+    /// The VM that a template is to be made of, if there is none or it lacks something.
     missing: Mutex<Option<VmSpec>>,
     boot_timeout: Duration,
     patience: Patience,

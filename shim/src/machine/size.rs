@@ -5,8 +5,8 @@ use caisson_oci::VmSize;
 use caisson_protocol::agent::attach_request::Device as GuestDevice;
 use caisson_vmm::Device;
 
-use super::Machine;
-use crate::{agent::Agent, error::Result};
+use super::{bare::plug_both, Machine};
+use crate::error::Result;
 
 impl Machine {
     /// Grows or shrinks the VM to the size that `wanted` returns for the current size. Shrinking is
@@ -21,7 +21,7 @@ impl Machine {
         let agent = self.agent().await?;
         let cpus = GuestDevice::Cpus(wanted.cpus);
         if wanted.cpus > current.cpus {
-            self.grow(agent, Device::Cpus(wanted.cpus), cpus).await?;
+            plug_both(&self.vm, agent, Device::Cpus(wanted.cpus), cpus).await?;
         } else if wanted.cpus < current.cpus {
             // A VM keeps its cpus; the guest takes them offline.
             if let Err(error) = agent.attach(cpus).await {
@@ -31,7 +31,7 @@ impl Machine {
         let bytes = wanted.memory_mib << 20;
         if wanted.memory_mib > current.memory_mib {
             let memory = GuestDevice::MemoryBytes(bytes);
-            self.grow(agent, Device::Memory(bytes), memory).await?;
+            plug_both(&self.vm, agent, Device::Memory(bytes), memory).await?;
         } else if wanted.memory_mib < current.memory_mib {
             if let Err(error) = self.vm.attach(Device::Memory(bytes)).await {
                 kept("memory", &error);
@@ -47,14 +47,6 @@ impl Machine {
         }
         // The first growth plugs a device in.
         self.record().await
-    }
-
-    /// Grows the VM. Each half waits for the other: the VM for the guest's driver, which the agent
-    /// loads.
-    async fn grow(&self, agent: &Agent, device: Device, guest: GuestDevice) -> Result<()> {
-        let vm = async { Result::Ok(self.vm.attach(device).await?) };
-        let guest = async { Ok(agent.attach(guest).await?) };
-        tokio::try_join!(vm, guest).map(drop)
     }
 }
 

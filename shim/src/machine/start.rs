@@ -73,7 +73,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Returns, once, the VM that a template is to be made of, if there was none to start from.
+    /// Returns, once, the VM that a template is to be made of, if there is none or it lacks
+    /// something.
     pub fn missing_template(&self) -> Option<VmSpec> {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         missing.take()

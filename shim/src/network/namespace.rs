@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use nix::sched::{unshare, CloneFlags};
 use tokio::sync::oneshot;
 
 use super::error::NetworkError;
@@ -42,18 +43,14 @@ impl Namespace {
     }
 
     /// Makes a namespace that nobody else has.
-    pub fn empty() -> Result<Self, NetworkError> {
+    pub async fn empty() -> Result<Self, NetworkError> {
         let path = PathBuf::from("/proc/thread-self/ns/net");
         let new = path.clone();
-        // Only a thread of its own can be in another namespace.
-        let thread = std::thread::spawn(move || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        let make = move || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
             File::open(new)
-        });
-        let made = thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread that makes it died")));
-        match made {
+        };
+        match on_a_thread(make).await {
             Ok(file) => Ok(Self {
                 path,
                 file: Arc::new(file),
@@ -62,35 +59,40 @@ impl Namespace {
         }
     }
 
-    /// Does blocking work inside the namespace, on a thread of its own that ends with the work. A
-    /// thread that has been in another namespace can't be reused.
+    /// Does blocking work inside the namespace, on a thread of its own.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
-        let (done, result) = oneshot::channel();
         let file = self.file.clone();
-        let failed = |source| NetworkError::Namespace {
-            path: self.path.clone(),
-            source,
-        };
-        let thread = std::thread::Builder::new().name("netns".to_owned());
-        let spawned = thread.spawn(move || {
+        let inside = move || {
             // SAFETY: a descriptor that is open for the call, and a number.
             let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-            let outcome = match entered {
+            match entered {
                 0 => Ok(work()),
                 _ => Err(io::Error::last_os_error()),
-            };
-            // The caller may have gone away; then what was made undoes itself.
-            drop(done.send(outcome));
-        });
-        spawned.map_err(failed)?;
-        match result.await {
-            Ok(outcome) => outcome.map_err(failed)?,
-            Err(_) => Err(failed(io::Error::other("the thread inside it died"))),
-        }
+            }
+        };
+        on_a_thread(inside)
+            .await
+            .map_err(|source| NetworkError::Namespace {
+                path: self.path.clone(),
+                source,
+            })?
     }
+}
+
+/// Does blocking work on a thread that ends with it: one that has been in another namespace can't
+/// be reused.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("netns".to_owned());
+    // The caller may have gone away; then what was made undoes itself.
+    thread.spawn(move || drop(done.send(work())))?;
+    let died = |_| Err(io::Error::other("the thread inside it died"));
+    result.await.unwrap_or_else(died)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ const ADDRESSES: [(IpAddr, u32, IpAddr); 2] = [
 /// Makes a card with the addresses and routes that CNI gives a pod. It leads to a network namespace
 /// of its own, in which nothing else is and which goes with the card.
 pub async fn card() -> Result<Plug, NetworkError> {
-    let namespace = Namespace::empty()?;
+    let namespace = Namespace::empty().await?;
     let make = || {
         let failed = |step| {
             move |source| NetworkError::Card {

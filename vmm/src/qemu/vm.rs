@@ -129,16 +129,23 @@ impl QemuVm {
     }
 
     /// Lets QEMU end by itself, so that it writes what it writes at its end.
-    async fn quit(&self) {
-        let quit = async {
-            self.qemu.qmp.execute("quit", json!({})).await?;
-            self.qemu.child.ended().await;
-            Result::Ok(())
+    async fn quit(&self) -> Result<()> {
+        let quit = self.qemu.qmp.execute("quit", json!({}));
+        let ended = async {
+            // QEMU may end before it has answered.
+            let _ = quit.await;
+            self.qemu.child.ended().await
         };
-        match timeout(QUIT_LIMIT, quit).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::info!("QEMU does not quit: {error}"),
-            Err(_) => log::info!("QEMU does not quit within {QUIT_LIMIT:?}"),
+        match timeout(QUIT_LIMIT, ended).await {
+            Ok(how) if how.starts_with("exit status 0") => Ok(()),
+            Ok(how) => Err(Error::ProcessDied {
+                role: self.qemu.child.role().to_owned(),
+                how,
+            }),
+            Err(_) => Err(Error::TimedOut {
+                what: "QEMU's own end".to_owned(),
+                limit: QUIT_LIMIT,
+            }),
         }
     }
 
@@ -400,14 +407,15 @@ impl Vm for QemuVm {
     async fn stop(&mut self) -> Result<()> {
         self.end.stop();
         let template = self.spec.template.as_ref();
-        if template.is_some_and(|t| matches!(t.translations, Translations::To(_))) {
-            self.quit().await;
-        }
+        let quit = match template.map(|template| &template.translations) {
+            Some(Translations::To(_)) => self.quit().await,
+            _ => Ok(()),
+        };
         self.children().for_each(Child::kill);
         for child in self.children() {
             child.stop().await?;
         }
-        Ok(())
+        quit
     }
 
     fn set_oom_score_adj(&mut self, score: i32) {
