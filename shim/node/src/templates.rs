@@ -15,8 +15,8 @@
 //! does what a pod asks for, and the emulator writes down its translations. They hold nothing of a
 //! pod either.
 //!
-//! If a template or its translations can't be made, `about.json` says why, and it is not tried again
-//! for a day.
+//! If a template or its translations can't be made, `about.json` says why, and it is not tried
+//! again for a day.
 //!
 //! It holds nothing of a pod: its guest has done nothing but boot. A template whose files do not
 //! fit together is not used, and one that no VM starts from is [discarded](discard). Nothing hashes
