@@ -46,12 +46,12 @@ fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
     Ok(output.ok()?.text())
 }
 
-/// The file of the only template. One that is being made has a name that begins with a dot.
+/// The file of the only template. One that is being made has a dot in its name.
 fn template(node: &Node) -> Result<PathBuf> {
     let entries = fs::read_dir(node.store_dir().join("of-its-own/templates"))?;
     let made = entries.flatten().filter(|entry| {
         let name = entry.file_name();
-        !name.as_encoded_bytes().starts_with(b".")
+        !name.as_encoded_bytes().contains(&b'.')
     });
     let machines = made.map(|entry| entry.path().join("machine"));
     let found: Vec<PathBuf> = machines.filter(|path| path.exists()).collect();
