@@ -104,10 +104,11 @@ fn http_status(address: IpAddr, port: u16, path: &str) -> Result<u16> {
     let address = SocketAddr::new(address, port);
     let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    write!(
-        stream,
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: kube-probe/1.33\r\nConnection: close\r\n\r\n"
-    )?;
+    );
+    // At once, as the kubelet does: the server may answer the first line and close.
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).context("no status")?;
