@@ -34,16 +34,24 @@ pub struct VmSpec {
     pub secret: Secret,
 }
 
+impl VmSpec {
+    /// Returns the source of translations. A VM that boots makes its own.
+    pub(crate) fn translations(&self) -> &Translations {
+        let template = self.template.as_ref();
+        template.map_or(&Translations::Own, |template| &template.translations)
+    }
+}
+
 /// What a VM starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     /// What [`crate::Vmm::make_template`] wrote for the same guest, cpus, memory and accelerator.
     pub machine: PathBuf,
-    /// Where an emulator has its translations of the guest's instructions from.
+    /// The source of an emulator's translations of the guest's instructions.
     pub translations: Translations,
 }
 
-/// Where an emulator has its translations of the guest's instructions from. It makes those that it
+/// The source of an emulator's translations of the guest's instructions. It makes those that it
 /// does not find.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Translations {

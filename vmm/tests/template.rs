@@ -41,9 +41,13 @@ fn spec(fixture: &Fixture, name: &str, template: PathBuf) -> VmSpec {
     }
 }
 
-/// Whether the fixture's QEMU can make templates. Debian 12's can't.
-fn is_own(fixture: &Fixture) -> bool {
-    !fixture.config.qemu.starts_with("/usr")
+/// A fixture whose QEMU can make templates, which Debian 12's can't.
+fn fixture_with_own_qemu() -> Option<Fixture> {
+    let fixture = Fixture::with_agent().filter(|found| !found.config.qemu.starts_with("/usr"));
+    if fixture.is_none() {
+        eprintln!("not tested: needs `cargo xtask machine` and `cargo xtask dist`");
+    }
+    fixture
 }
 
 #[tokio::test]
@@ -65,8 +69,7 @@ async fn template_of_a_qemu_that_is_too_old_is_refused_with_a_reason() {
 
 #[tokio::test]
 async fn machines_from_one_template_answer_side_by_side() {
-    let Some(fixture) = Fixture::with_agent().filter(is_own) else {
-        eprintln!("not tested: needs `cargo xtask machine` and `cargo xtask dist`");
+    let Some(fixture) = fixture_with_own_qemu() else {
         return;
     };
     let template = template(&fixture).await;
@@ -94,8 +97,7 @@ async fn machines_from_one_template_answer_side_by_side() {
 
 #[tokio::test]
 async fn translations_of_one_machine_serve_another() {
-    let Some(fixture) = Fixture::with_agent().filter(is_own) else {
-        eprintln!("not tested: needs `cargo xtask machine` and `cargo xtask dist`");
+    let Some(fixture) = fixture_with_own_qemu() else {
         return;
     };
     let template = template(&fixture).await;
@@ -121,8 +123,7 @@ async fn translations_of_one_machine_serve_another() {
 
 #[tokio::test]
 async fn machine_starts_without_translations_of_something_else() {
-    let Some(fixture) = Fixture::with_agent().filter(is_own) else {
-        eprintln!("not tested: needs `cargo xtask machine` and `cargo xtask dist`");
+    let Some(fixture) = fixture_with_own_qemu() else {
         return;
     };
     let template = template(&fixture).await;

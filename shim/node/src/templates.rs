@@ -136,6 +136,23 @@ impl About {
         Ok(file::replace(&dir.join(ABOUT), &text)?)
     }
 
+    /// Returns the template, if the files in its folder fit together.
+    fn template(&self, dir: &Path) -> Option<caisson_vmm::Template> {
+        let (machine, translations) = (dir.join(MACHINE), dir.join(TRANSLATIONS));
+        if self.failed.is_some() || !self.machine.fits(&machine) {
+            return None;
+        }
+        let translations = match &self.translations {
+            Some(content) if !content.fits(&translations) => return None,
+            Some(_) => Translations::From(translations),
+            None => Translations::Own,
+        };
+        Some(caisson_vmm::Template {
+            machine,
+            translations,
+        })
+    }
+
     fn age(&self) -> Duration {
         Duration::from_secs(now().saturating_sub(self.made))
     }
@@ -179,44 +196,41 @@ pub fn bare(
     })
 }
 
-/// Returns the template for VMs like `spec`, if there is one.
-pub fn find(config: &NodeConfig, spec: &VmSpec) -> Option<caisson_vmm::Template> {
-    whole(&store(config).join(key(config, spec)))
+/// What the store has for VMs of one kind.
+#[derive(Debug)]
+pub struct Found {
+    pub template: Option<caisson_vmm::Template>,
+    /// Whether the template is to be made: there is none, or it lacks translations. What failed is
+    /// not tried again for a day.
+    pub is_wanted: bool,
 }
 
-/// Returns the template in a folder, if the files there fit together.
-fn whole(dir: &Path) -> Option<caisson_vmm::Template> {
-    let about = about(dir)?;
-    let (machine, translations) = (dir.join(MACHINE), dir.join(TRANSLATIONS));
-    if about.failed.is_some() || !about.machine.fits(&machine) {
-        return None;
-    }
-    let translations = match about.translations {
-        Some(content) if !content.fits(&translations) => return None,
-        Some(_) => Translations::From(translations),
-        None => Translations::Own,
-    };
-    Some(caisson_vmm::Template {
-        machine,
-        translations,
-    })
+/// Returns what there is for VMs like `spec`.
+pub fn find(config: &NodeConfig, spec: &VmSpec) -> Found {
+    look_into(&store(config).join(key(config, spec)), spec.accelerator)
 }
 
-/// Whether the template for VMs like `spec` is to be made: there is none, or it lacks translations.
-/// What failed is not tried again for a day.
-pub fn is_wanted(config: &NodeConfig, spec: &VmSpec) -> bool {
-    let dir = store(config).join(key(config, spec));
-    let Some(about) = about(&dir) else {
-        return true;
+/// Returns what there is in a template's folder. It has a template if the files fit together.
+fn look_into(dir: &Path, accelerator: Accelerator) -> Found {
+    let Some(about) = about(dir) else {
+        return Found {
+            template: None,
+            is_wanted: true,
+        };
     };
     let is_given_up = |failed: &Option<String>| failed.is_some() && about.age() < RETRY;
-    match whole(&dir) {
+    let template = about.template(dir);
+    let is_wanted = match &template {
         None => !is_given_up(&about.failed),
         Some(template) => {
-            spec.accelerator == Accelerator::Tcg
+            accelerator == Accelerator::Tcg
                 && template.translations == Translations::Own
                 && !is_given_up(&about.untranslated)
         }
+    };
+    Found {
+        template,
+        is_wanted,
     }
 }
 
@@ -236,12 +250,17 @@ where
 {
     let store = store(config);
     make_private(&store).map_err(TemplateError::file("create", &store))?;
-    let lock = store.join(format!(".{}", key(config, spec)));
+    let key = key(config, spec);
+    let lock = store.join(format!(".{key}"));
     let Some(_locked) = begin(&lock)? else {
         return Ok(false);
     };
-    let made = match is_wanted(config, spec) {
-        true => make_alone(config, vmm, spec, rehearse).await.map(|()| true),
+    let found = look_into(&store.join(&key), spec.accelerator);
+    let made = match found.is_wanted {
+        true => {
+            let alone = make_alone(config, vmm, spec, &key, found.template.is_some(), rehearse);
+            alone.await.map(|()| true)
+        }
         false => Ok(false),
     };
     fs::remove_file(&lock).map_err(TemplateError::file("remove", &lock))?;
@@ -253,13 +272,14 @@ async fn make_alone<F>(
     config: &NodeConfig,
     vmm: &dyn Vmm,
     spec: &VmSpec,
+    key: &str,
+    is_there: bool,
     rehearse: impl FnOnce(VmSpec, PathBuf) -> F + Send,
 ) -> Result<()>
 where
     F: Future<Output = std::result::Result<(), String>> + Send,
 {
-    let key = key(config, spec);
-    let dir = store(config).join(&key);
+    let dir = store(config).join(key);
     let pod = PodDir::create(config, &format!("template-{}", std::process::id()))?;
     let spec = VmSpec {
         id: "template".to_owned(),
@@ -270,9 +290,9 @@ where
         secret: Secret::random().map_err(TemplateError::file("read", "/dev/urandom"))?,
         ..spec.clone()
     };
-    if whole(&dir).is_none() {
+    if !is_there {
         make_machine(vmm, &spec, &dir).await?;
-        retire(config, &key)?;
+        retire(config, key)?;
     }
     if spec.accelerator == Accelerator::Tcg {
         let place = pod.path().to_owned();
@@ -323,11 +343,12 @@ where
     F: Future<Output = std::result::Result<(), String>> + Send,
 {
     let missing = || TemplateError::Missing(dir.display().to_string());
+    let found = look_into(dir, spec.accelerator).template;
     let new = dir.join(format!(".{TRANSLATIONS}"));
     let file = File::create(&new).map_err(TemplateError::file("create", &new))?;
     let template = caisson_vmm::Template {
         translations: Translations::To(new.clone()),
-        ..whole(dir).ok_or_else(missing)?
+        ..found.ok_or_else(missing)?
     };
     let rehearsed = rehearse(VmSpec {
         template: Some(template),
@@ -622,7 +643,7 @@ mod tests {
         let spec = bare(&config, Accelerator::Tcg).unwrap();
         let dir = store(&config).join(key(&config, &spec));
         fs::create_dir(store(&config)).unwrap();
-        assert!(is_wanted(&config, &spec));
+        assert!(find(&config, &spec).is_wanted);
         make_machine(&Writes, &spec, &dir).await.unwrap();
         (temp, config, spec, dir)
     }
@@ -630,16 +651,16 @@ mod tests {
     #[tokio::test]
     async fn template_is_there_before_its_vm_has_rehearsed_and_still_lacks_something() {
         let (_temp, config, spec, _) = made().await;
-        let found = find(&config, &spec).unwrap();
+        let found = find(&config, &spec).template.unwrap();
         assert_eq!(found.translations, Translations::Own);
-        assert!(is_wanted(&config, &spec));
+        assert!(find(&config, &spec).is_wanted);
         let of_kvm = VmSpec {
             accelerator: Accelerator::Kvm,
             ..spec
         };
         let dir = store(&config).join(key(&config, &of_kvm));
         make_machine(&Writes, &of_kvm, &dir).await.unwrap();
-        assert!(!is_wanted(&config, &of_kvm));
+        assert!(!find(&config, &of_kvm).is_wanted);
     }
 
     #[tokio::test]
@@ -655,15 +676,15 @@ mod tests {
         make_translations(spec.clone(), &dir, rehearse)
             .await
             .unwrap();
-        let found = find(&config, &spec).unwrap();
+        let found = find(&config, &spec).template.unwrap();
         assert_eq!(
             found.translations,
             Translations::From(dir.join(TRANSLATIONS))
         );
-        assert!(!is_wanted(&config, &spec));
+        assert!(!find(&config, &spec).is_wanted);
         fs::write(dir.join(TRANSLATIONS), "cut").unwrap();
-        assert_eq!(find(&config, &spec), None);
-        assert!(is_wanted(&config, &spec));
+        assert_eq!(find(&config, &spec).template, None);
+        assert!(find(&config, &spec).is_wanted);
     }
 
     #[tokio::test]
@@ -673,14 +694,14 @@ mod tests {
         make_translations(spec.clone(), &dir, rehearse)
             .await
             .unwrap();
-        let found = find(&config, &spec).unwrap();
+        let found = find(&config, &spec).template.unwrap();
         assert_eq!(found.translations, Translations::Own);
-        assert!(!is_wanted(&config, &spec));
+        assert!(!find(&config, &spec).is_wanted);
         let mut about = about(&dir).unwrap();
         assert_eq!(about.untranslated.as_deref(), Some("no tap"));
         about.made -= RETRY.as_secs() + 1;
         about.write(&dir).unwrap();
-        assert!(is_wanted(&config, &spec));
+        assert!(find(&config, &spec).is_wanted);
     }
 
     #[tokio::test]

@@ -243,9 +243,11 @@ async fn boot(
     size: VmSize,
     share: &Share,
 ) -> Result<(Box<dyn Vm>, Booted)> {
-    let wanted = config.vm.templates && fits(&bare, size);
-    let found = wanted.then(|| templates::find(config, &bare)).flatten();
-    let missing = (wanted && templates::is_wanted(config, &bare)).then(|| bare.clone());
+    let may_use = config.vm.templates && fits(&bare, size);
+    let store = may_use.then(|| templates::find(config, &bare));
+    let is_wanted = store.as_ref().is_some_and(|found| found.is_wanted);
+    let missing = is_wanted.then(|| bare.clone());
+    let found = store.and_then(|found| found.template);
     if let Some(template) = &found {
         let spec = VmSpec {
             template: Some(template.clone()),

@@ -98,7 +98,7 @@ impl Pod {
         machine.plug_the_rest().await;
         if let Some(spec) = machine.missing_template() {
             if let Err(error) = template::make(&self.config, self.vmm.as_ref(), &spec).await {
-                log::info!("VMs of this node boot: {}", error.chain());
+                log::info!("make the template of the node's VMs: {}", error.chain());
             }
         }
         pool::fill(&self.config).await;

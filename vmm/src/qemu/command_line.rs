@@ -176,10 +176,10 @@ fn memory_of_a_template(spec: &VmSpec) -> [String; 4] {
 
 /// What our patch of QEMU understands, see `packaging/machine/qemu.patch`.
 fn translations(spec: &VmSpec, file: i32) -> String {
-    match spec.template.as_ref().map(|t| &t.translations) {
-        None | Some(Translations::Own) => String::new(),
-        Some(Translations::From(_)) => format!(",saved-from-fd={file}"),
-        Some(Translations::To(_)) => format!(",saved-to-fd={file}"),
+    match spec.translations() {
+        Translations::Own => String::new(),
+        Translations::From(_) => format!(",saved-from-fd={file}"),
+        Translations::To(_) => format!(",saved-to-fd={file}"),
     }
 }
 

@@ -176,10 +176,10 @@ impl Question {
 
 /// Opens the file that translations are read from or written to.
 fn translations(spec: &VmSpec) -> Result<Option<OwnedFd>> {
-    let (path, options) = match spec.template.as_ref().map(|t| &t.translations) {
-        None | Some(Translations::Own) => return Ok(None),
-        Some(Translations::From(path)) => (path, File::options().read(true).to_owned()),
-        Some(Translations::To(path)) => (path, File::options().write(true).to_owned()),
+    let (path, options) = match spec.translations() {
+        Translations::Own => return Ok(None),
+        Translations::From(path) => (path, File::options().read(true).to_owned()),
+        Translations::To(path) => (path, File::options().write(true).to_owned()),
     };
     let opened = options.open(path).map_err(|source| Error::File {
         what: "open translations",

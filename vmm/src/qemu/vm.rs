@@ -406,10 +406,9 @@ impl Vm for QemuVm {
 
     async fn stop(&mut self) -> Result<()> {
         self.end.stop();
-        let template = self.spec.template.as_ref();
-        let quit = match template.map(|template| &template.translations) {
-            Some(Translations::To(_)) => self.quit().await,
-            _ => Ok(()),
+        let quit = match self.spec.translations() {
+            Translations::To(_) => self.quit().await,
+            Translations::Own | Translations::From(_) => Ok(()),
         };
         self.children().for_each(Child::kill);
         for child in self.children() {

@@ -67,8 +67,8 @@ pub fn build(dirs: &Dirs) -> Result<()> {
                 packages.push(debian::source(source));
             }
             for (part, names) in [
-                (&kernel, &machine::KERNEL_PAPERS[..]),
-                (&qemu, &machine::QEMU_PAPERS[..]),
+                (&kernel, machine::KERNEL_PAPERS),
+                (&qemu, machine::QEMU_PAPERS),
             ] {
                 for name in names {
                     files::copy(&part.dir.join(name), &dirs.dist.join(name))?;
