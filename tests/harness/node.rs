@@ -158,12 +158,22 @@ impl Node {
             // A node that a test has changed makes its own, if it can, when its first pod has
             // started.
             if caisson == plain {
-                let mut build = self::caisson(&node)?;
-                command::run(build.args(["template", "build"]), None, LIMIT)?.ok()?;
+                node.build_template()?;
             }
         }
         node.start_containerd()?;
         Ok(node)
+    }
+
+    /// Makes the template of this node's VMs, unless there is one or its VMs boot. A node without
+    /// one makes it beside its first pods, which takes a core for seconds.
+    pub fn build_template(&self) -> Result<()> {
+        if Start::from_environment()? == Start::Cold {
+            return Ok(());
+        }
+        let mut build = self::caisson(self)?;
+        command::run(build.args(["template", "build"]), None, LIMIT)?.ok()?;
+        Ok(())
     }
 
     /// Begins building a container that runs an image of [`fixture`].
