@@ -3,8 +3,9 @@
 use std::{
     ffi::CString,
     io,
+    net::Ipv4Addr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// The mark that our frames contain somewhere. A word follows it.
@@ -33,25 +34,8 @@ pub fn receive(interface: &str, seconds: u64) -> io::Result<String> {
     println!("listening");
     let mut words = Vec::new();
     while start.elapsed() < limit {
-        let mut poll = libc::pollfd {
-            fd: socket.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
         let mut buffer = [0_u8; 2048];
-        // SAFETY: one structure, an open socket and a buffer of that length.
-        let length = unsafe {
-            match libc::poll(&mut poll, 1, 200) {
-                1 => libc::recv(
-                    socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                    0,
-                ),
-                _ => continue,
-            }
-        };
-        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+        let length = next(&socket, &mut buffer)?;
         let Some(word) = word(&buffer[..length]) else {
             continue;
         };
@@ -64,6 +48,86 @@ pub fn receive(interface: &str, seconds: u64) -> io::Result<String> {
         "no end after {}",
         words.join(" ")
     )))
+}
+
+/// Returns what the machine's secret contributes to the first sequence numbers of four TCP
+/// connections on loopback, a byte of each. What is taken off is the clock's part (RFC 6528, 3;
+/// `seq_scale` in the kernel's net/core/secure_seq.c).
+pub fn sequence_secrets() -> io::Result<String> {
+    let socket = open("lo")?;
+    let bytes = (1..=4).map(|number| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let clock = now.map_err(io::Error::other)?.as_nanos() >> 6;
+        let (from, to) = (40_000 + number, 50_000 + number);
+        connect(from, to)?;
+        let secret = sequence(&socket, from, to)?.wrapping_sub(clock as u32);
+        Ok(format!("{:02x}", secret >> 24))
+    });
+    bytes.collect()
+}
+
+/// Sends the first segment of a TCP connection to a port at which nobody listens.
+fn connect(from: u16, to: u16) -> io::Result<()> {
+    let address = |port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr {
+            s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be(),
+        },
+        sin_zero: [0; 8],
+    };
+    let (from, to) = (address(from), address(to));
+    let size = size_of_val(&to) as u32;
+    // SAFETY: numbers, and two addresses of the given size.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(socket);
+        if libc::bind(socket.as_raw_fd(), (&raw const from).cast(), size) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // It is refused.
+        libc::connect(socket.as_raw_fd(), (&raw const to).cast(), size);
+    }
+    Ok(())
+}
+
+/// Returns the sequence number of the next TCP segment between two ports by IPv4 (RFC 9293, 3.1).
+fn sequence(socket: &OwnedFd, from: u16, to: u16) -> io::Result<u32> {
+    const TCP: usize = 14 + 20;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        let mut buffer = [0; 2048];
+        let length = next(socket, &mut buffer)?;
+        let Some(segment) = buffer[..length].get(TCP..TCP + 8) else {
+            continue;
+        };
+        if segment[..4] == [from.to_be_bytes(), to.to_be_bytes()].concat() {
+            let number = segment[4..].try_into().map_err(io::Error::other)?;
+            return Ok(u32::from_be_bytes(number));
+        }
+    }
+    Err(io::Error::other("no segment"))
+}
+
+/// Receives a frame and returns its length, or 0 if none comes soon.
+fn next(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let fd = socket.as_raw_fd();
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, an open socket and a buffer of that length.
+    let length = unsafe {
+        match libc::poll(&mut poll, 1, 200) {
+            1 => libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0),
+            _ => 0,
+        }
+    };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }
 
 fn word(frame: &[u8]) -> Option<String> {

@@ -58,6 +58,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["files", folder, most, seconds] => bombs::files(folder, number(most)?, number(seconds)?),
         ["send-frames", interface, frames @ ..] => frames::send(interface, frames),
         ["receive-frames", interface, seconds] => frames::receive(interface, number(seconds)?),
+        ["sequence-secrets"] => frames::sequence_secrets(),
         ["log", count] => log(number(count)?),
         ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),

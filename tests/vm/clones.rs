@@ -10,9 +10,12 @@ use std::{
 use anyhow::{ensure, Result};
 use caisson_tests::{
     command,
+    leftovers::processes,
     node::{self, LIMIT},
-    Container, Leftovers, Node,
+    paths::names,
+    proc, Container, Leftovers, Node,
 };
+use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use rstest::rstest;
 
 /// How far a guest's clock may be from the host's, in seconds.
@@ -166,11 +169,31 @@ fn first_start_without_a_template_boots_and_makes_one() -> Result<()> {
 #[case::urandom("head -c 1048576 /dev/urandom | md5sum")]
 #[case::uuid("cat /proc/sys/kernel/random/uuid")]
 #[case::addresses_of_a_program("grep -m1 stack /proc/self/maps")]
+#[case::tcp_sequence_numbers("probe sequence-secrets")]
+#[case::new_ssh_key(&NEW_SSH_KEY)]
 fn clones_differ(#[case] command: &str) -> Result<()> {
-    let (one, two) = (sleeping(&NODE)?, sleeping(&NODE)?);
+    let (one, two) = (with_hosts_programs(&NODE)?, with_hosts_programs(&NODE)?);
     let said = (one.sh(command)?, two.sh(command)?);
     assert_ne!(said.0, said.1);
     Ok(())
+}
+
+/// Where a container sees the host's programs.
+const HOST: &str = "/mnt";
+
+/// Prints a new key, by the host's program and libraries.
+static NEW_SSH_KEY: LazyLock<String> = LazyLock::new(|| {
+    let libraries = format!("{HOST}/lib/x86_64-linux-gnu");
+    let keygen = format!(
+        "{libraries}/ld-linux-x86-64.so.2 --library-path {libraries} {HOST}/bin/ssh-keygen"
+    );
+    format!("{keygen} -q -t ed25519 -N '' -f /tmp/key && cut -d ' ' -f 2 /tmp/key.pub")
+});
+
+fn with_hosts_programs(node: &Node) -> Result<Container<'_>> {
+    let container = node.container("busybox");
+    let container = container.bind(Path::new("/usr"), HOST, "rbind:ro");
+    container.args(["sleep", "1000"]).start()
 }
 
 #[test]
@@ -231,4 +254,97 @@ fn list_says_which_template_is_damaged(
     let list = caisson(&node, &["template", "list"])?;
     assert!(list.contains("damaged"), "{list}");
     Ok(())
+}
+
+/// When the process that makes a template is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// The machine is booting.
+    Boot,
+    /// The template is there, and a machine that started from it is rehearsing.
+    Rehearsal,
+}
+
+/// Begins making a node's template, and kills the maker.
+fn kill_the_maker(node: &Node, at: Moment) -> Result<()> {
+    let mut build = node::caisson(node)?;
+    let mut build = build.args(["template", "build"]).spawn()?;
+    let makers = || {
+        let mut found = processes(node.tag());
+        found.retain(|process| process.command.ends_with("-id template template"));
+        found.into_iter().map(|process| process.pid)
+    };
+    command::poll("the machine to run", LIMIT, || {
+        let is_there = match at {
+            Moment::Boot => makers().any(|maker| !proc::descendants(maker).is_empty()),
+            Moment::Rehearsal => template(node).is_ok(),
+        };
+        is_there.then_some(())
+    })?;
+    for maker in makers() {
+        proc::kill(maker, libc::SIGKILL);
+    }
+    build.wait()?;
+    Ok(())
+}
+
+#[rstest]
+#[case::boot(Moment::Boot)]
+#[case::rehearsal(Moment::Rehearsal)]
+fn template_whose_maker_was_killed_is_made_by_the_next_pod(#[case] at: Moment) -> Result<()> {
+    let node = node()?;
+    let before = Leftovers::count(&node);
+    kill_the_maker(&node, at)?;
+    let container = sleeping(&node)?;
+    command::poll("the template", LIMIT, || {
+        let list = caisson(&node, &["template", "list"]).ok()?;
+        let is_made = list.contains("whole") && !is_being_made(&node);
+        is_made.then_some(())
+    })?;
+    assert_eq!(translations(&node)?.exists(), is_emulated(&node)?);
+    container.kill("SIGKILL")?;
+    container.delete()?;
+    Leftovers::none_since(&node, &before)
+}
+
+/// Whether a process holds the lock of a template.
+fn is_being_made(node: &Node) -> bool {
+    let mut names = names(&node.store_dir().join("of-its-own/templates"));
+    names.retain(|name| name.starts_with('.'));
+    !names.is_empty()
+}
+
+#[test]
+fn pod_boots_where_a_template_has_no_room() -> Result<()> {
+    let node = node()?;
+    let before = Leftovers::count(&node);
+    let disk = Disk::of_mib(8, node.store_dir().join("of-its-own/templates"))?;
+    let error = caisson(&node, &["template", "build"]).expect_err("there is room");
+    let error = format!("{error:#}");
+    assert!(error.contains("No space left on device"), "{error}");
+    let output = node.container("busybox").args(["echo", "alive"]).run()?;
+    assert_eq!(output.ok()?.line(), "alive");
+    let list = caisson(&node, &["template", "list"])?;
+    assert!(list.contains("No space left on device"), "{list}");
+    drop(disk);
+    Leftovers::none_since(&node, &before)
+}
+
+/// A file system of its own, until it is dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn of_mib(mib: u64, at: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&at)?;
+        let size = format!("size={mib}m,mode=700");
+        let none = None::<&str>;
+        mount(none, &at, Some("tmpfs"), MsFlags::empty(), Some(&*size))?;
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }

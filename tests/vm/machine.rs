@@ -1,5 +1,7 @@
 //! Tests that the container's machine is not the host's and has the size of its limits.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use caisson_tests::{command, node::LIMIT, proc, Node, Runtime};
 use rstest::rstest;
@@ -121,6 +123,18 @@ fn clock_that_a_container_sets_goes_back_to_the_hosts(#[case] by: &str) -> Resul
     let container = container.args(["sleep", "1000"]).start()?;
     container.sh(&format!("date -s @$(($(date +%s) {by}))"))?;
     assert!(container.clock_off()?.abs() > 3000.0);
+    let right = || (container.clock_off().ok()?.abs() < 0.05).then_some(());
+    command::poll("the right clock", LIMIT, right)
+}
+
+/// Longer than between two of the shim's messages, and not so long that the VM counts as dead.
+#[test]
+fn clock_is_right_after_the_vmm_stood_still() -> Result<()> {
+    let container = Node::shared().container("busybox");
+    let container = container.args(["sleep", "1000"]).start()?;
+    proc::kill(container.vmm()?, libc::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(7));
+    proc::kill(container.vmm()?, libc::SIGCONT);
     let right = || (container.clock_off().ok()?.abs() < 0.05).then_some(());
     command::poll("the right clock", LIMIT, right)
 }

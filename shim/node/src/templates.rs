@@ -280,7 +280,8 @@ where
     F: Future<Output = std::result::Result<(), String>> + Send,
 {
     let dir = store(config).join(key);
-    let pod = PodDir::create(config, &format!("template-{}", std::process::id()))?;
+    // Removes what a maker left that was killed.
+    let pod = PodDir::create(config, &format!("template-{key}"))?;
     let spec = VmSpec {
         id: "template".to_owned(),
         dir: pod.vm(),
@@ -322,7 +323,11 @@ async fn make_machine(vmm: &dyn Vmm, spec: &VmSpec, dir: &Path) -> Result<()> {
     };
     match &made {
         Ok(()) => keep(&file),
-        Err(_) => fs::remove_file(&machine),
+        // Only a file that nobody has open makes room for what is written next.
+        Err(_) => {
+            drop(file);
+            fs::remove_file(&machine)
+        }
     }
     .map_err(TemplateError::file("write", &machine))?;
     about.write(&new)?;
