@@ -24,7 +24,12 @@ use nix::{
     },
 };
 
-use crate::{cgroup, console, kernel::modules, machine::Machine, secret, service, Error, Result};
+use crate::{
+    cgroup, console,
+    kernel::{memory, modules},
+    machine::Machine,
+    secret, service, Error, Result,
+};
 
 const CONSOLE: &str = "/dev/console";
 
@@ -91,7 +96,12 @@ fn boot() -> Result<()> {
         call: "set the limit of open files",
         source: error.into(),
     })?;
-    service::serve(Machine::Guest, || secret::ask(CONSOLE))
+    service::serve(Machine::Guest, || {
+        if words.template {
+            memory::clear_what_is_free()?;
+        }
+        secret::ask(CONSOLE)
+    })
 }
 
 /// Puts a bind mount of the root over the root and moves into it. Containers need pivot_root(2),
@@ -177,6 +187,10 @@ fn stdio() -> Result<()> {
 }
 
 /// Enables all of the kernel's controllers for the cgroups of the containers.
+///
+/// One cgroup that has them stays empty for ever; no container can be called as it is. With the
+/// first, the kernel changes its own code to account for what it does. A machine that starts from a
+/// template need not do that.
 fn enable_controllers() -> Result<()> {
     let path = Path::new(cgroup::MOUNT_POINT).join("cgroup.controllers");
     let controllers = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
@@ -186,7 +200,8 @@ fn enable_controllers() -> Result<()> {
             log::warn!(controller, error:%; "controller can't be enabled");
         }
     }
-    Ok(())
+    let first = Path::new(cgroup::MOUNT_POINT).join("@first");
+    fs::create_dir(&first).map_err(Error::file("create directory", &first))
 }
 
 /// Brings the loopback interface up, for containers that share the guest's network namespace.
@@ -222,6 +237,8 @@ fn loopback_up() -> Result<()> {
 #[derive(Debug, PartialEq)]
 struct Words {
     probe: bool,
+    /// Whether the machine is to be saved, and others start from it.
+    template: bool,
     log: LevelFilter,
 }
 
@@ -229,11 +246,13 @@ impl Words {
     fn parse(line: &str) -> Words {
         let mut words = Words {
             probe: false,
+            template: false,
             log: LevelFilter::Info,
         };
         for word in line.split_whitespace() {
             match word.split_once('=') {
                 None if word == "caisson.probe" => words.probe = true,
+                None if word == "caisson.template" => words.template = true,
                 Some(("caisson.log", level)) => {
                     words.log = LevelFilter::from_str(level).unwrap_or(words.log);
                 }
@@ -254,9 +273,16 @@ mod tests {
             Words::parse("console=ttyS0 panic=-1 caisson.probe caisson.log=debug\n"),
             Words {
                 probe: true,
+                template: false,
                 log: LevelFilter::Debug
             }
         );
+    }
+
+    #[test]
+    fn machine_of_a_template_is_told_so() {
+        assert!(Words::parse("quiet caisson.template").template);
+        assert!(!Words::parse("quiet").template);
     }
 
     #[test]

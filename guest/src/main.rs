@@ -25,7 +25,7 @@
 //!    asks for.
 //! 6. [`launch`] starts runtime processes and talks to them.
 //! 7. [`runtime`] is such a process. Its `task` holds the words that it shares with [`launch`].
-//! 8. [`kernel`] asks the guest's kernel: mounts, sysfs, modules, terminals.
+//! 8. [`kernel`] asks the guest's kernel: memory, mounts, sysfs, modules, terminals.
 //! 9. [`cgroup`], [`reaper`], [`pause`], [`door`] with [`secret`], [`forward`], [`identity`],
 //!    [`id`], [`console`] and [`error`] each do one thing, and of each other use
 //!    no more than [`error`] and, for the door, the secret.

@@ -1,5 +1,7 @@
-//! What the agent asks of the guest's kernel: mounts, devices in sysfs, modules and terminals.
+//! What the agent asks of the guest's kernel: memory, mounts, devices in sysfs, modules and
+//! terminals.
 
+pub mod memory;
 pub mod module_disk;
 pub mod module_files;
 pub mod modules;

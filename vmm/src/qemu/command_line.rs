@@ -74,7 +74,6 @@ pub(crate) enum Purpose {
 
 /// The arguments for a bare VM.
 pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpose) -> Vec<String> {
-    let probe = purpose == Purpose::Probe;
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| {
         arguments.push(option.to_owned());
@@ -132,8 +131,10 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
     if spec.guest.modules.is_some() {
         command_line.push_str(" caisson.modules");
     }
-    if probe {
-        command_line.push_str(" caisson.probe");
+    match purpose {
+        Purpose::Pod => {}
+        Purpose::Template => command_line.push_str(" caisson.template"),
+        Purpose::Probe => command_line.push_str(" caisson.probe"),
     }
     add("-append", command_line);
     add(
@@ -146,7 +147,7 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
         format!("socket,id=console,fd={}", descriptors.console),
     );
     add("-serial", "chardev:console".to_owned());
-    if !probe {
+    if purpose != Purpose::Probe {
         arguments.extend(Ports::arguments());
         // By its new id, the kernel of a VM that starts from a template learns that it is another
         // machine, and reseeds its random numbers.
