@@ -121,11 +121,18 @@ impl Machine {
             }
         };
         let identifying = Instant::now();
-        let kernel = agent.configure(&self.hostname).await?;
-        stage(&self.hostname, "identity", identifying);
-        if !has_share {
-            attach_share(&agent).await?;
-        }
+        let identify = async {
+            let kernel = agent.configure(&self.hostname).await?;
+            stage(&self.hostname, "identity", identifying);
+            Result::Ok(kernel)
+        };
+        let share = async {
+            match has_share {
+                true => Ok(()),
+                false => attach_share(&agent).await,
+            }
+        };
+        let (kernel, ()) = tokio::try_join!(identify, share)?;
         stage(&self.hostname, "guest", started);
         log::info!(kernel; "guest is up");
         Ok(agent)
