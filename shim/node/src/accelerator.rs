@@ -50,6 +50,8 @@ type Result<T> = std::result::Result<T, AcceleratorError>;
 pub const EMULATION: &str =
     "which is no security boundary (QEMU, docs/system/security.rst, Non-virtualization Use Case)";
 
+/// The name of the probe's state folder.
+const PROBE_ID: &str = "caisson-probe";
 /// The memory of a probe VM, in bytes.
 const PROBE_MEMORY: u64 = 256 << 20;
 
@@ -103,25 +105,37 @@ async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     if let Some(result) = remembered(&path, &key) {
         return Ok(result);
     }
-    create_private(&config.store_dir)
-        .map_err(AcceleratorError::file("create", &config.store_dir))?;
-    let lock_path = path.with_extension("lock");
-    let lock = fs::File::create(&lock_path).map_err(AcceleratorError::file("open", &lock_path))?;
-    let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
-    let _lock = match locked.await {
-        Ok(Ok(lock)) => lock,
-        Ok(Err((_, error))) => return Err(AcceleratorError::file("lock", lock_path)(error.into())),
-        Err(error) => return Err(AcceleratorError::file("lock", lock_path)(error.into())),
-    };
+    let _lock = lock(config).await?;
     match remembered(&path, &key) {
         Some(result) => Ok(result),
-        None => probe(config).await,
+        None => probe_alone(config).await,
     }
 }
 
 /// Boots a probe VM and remembers the result. Takes a few seconds at most.
 pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
-    let dir = PodDir::create(config, &format!("probe-{}", std::process::id()))?;
+    let _lock = lock(config).await?;
+    probe_alone(config).await
+}
+
+/// Waits until no other process probes.
+async fn lock(config: &NodeConfig) -> Result<Flock<fs::File>> {
+    create_private(&config.store_dir)
+        .map_err(AcceleratorError::file("create", &config.store_dir))?;
+    let path = remembered_path(config).with_extension("lock");
+    let lock = fs::File::create(&path).map_err(AcceleratorError::file("open", &path))?;
+    let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
+    match locked.await {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err((_, error))) => Err(AcceleratorError::file("lock", path)(error.into())),
+        Err(error) => Err(AcceleratorError::file("lock", path)(error.into())),
+    }
+}
+
+/// Boots a probe VM while no other process does.
+async fn probe_alone(config: &NodeConfig) -> Result<ProbeResult> {
+    // Removes what a probe left that was killed.
+    let dir = PodDir::create(config, PROBE_ID)?;
     let spec = VmSpec {
         id: "probe".to_owned(),
         dir: dir.vm(),
