@@ -150,7 +150,8 @@ pub fn attack(
     let memory = peak.bytes().saturating_sub(healthy.memory);
     let slower = beside.as_secs_f64() / usual.as_secs_f64();
     println!(
-        "{hostname}: {:.1} MiB of memory more than a healthy shim's {:.1}; an exec beside it {beside:.0?}, alone {alone:.0?}, at most {usual:.0?} without a lie: {slower:.2}",
+        "{hostname}: {:.1} MiB of memory more than a healthy shim's {:.1}; an exec beside it \
+         {beside:.0?}, alone {alone:.0?}, at most {usual:.0?} without a lie: {slower:.2}",
         mib(memory),
         mib(healthy.memory),
     );

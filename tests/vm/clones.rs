@@ -49,9 +49,14 @@ fn caisson(node: &Node, arguments: &[&str]) -> Result<String> {
     Ok(output.ok()?.text())
 }
 
+/// The folder with the node's templates.
+fn templates(node: &Node) -> PathBuf {
+    node.store_dir().join("of-its-own/templates")
+}
+
 /// The file of the only template. One that is being made has a dot in its name.
 fn template(node: &Node) -> Result<PathBuf> {
-    let entries = fs::read_dir(node.store_dir().join("of-its-own/templates"))?;
+    let entries = fs::read_dir(templates(node))?;
     let made = entries.flatten().filter(|entry| {
         let name = entry.file_name();
         !name.as_encoded_bytes().contains(&b'.')
@@ -186,7 +191,7 @@ fn clones_differ(#[case] command: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where a container sees the host's programs.
+/// The folder in which a container sees the host's programs.
 const HOST: &str = "/mnt";
 
 /// Prints a new key, by the host's program and libraries.
@@ -264,7 +269,7 @@ fn list_says_which_template_is_damaged(
     Ok(())
 }
 
-/// When the process that makes a template is killed.
+/// The moment at which the process that makes a template is killed.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
     /// The machine is booting.
@@ -315,18 +320,17 @@ fn template_whose_maker_was_killed_is_made_by_the_next_pod(#[case] at: Moment) -
     Leftovers::none_since(&node, &before)
 }
 
-/// Whether a process holds the lock of a template.
+/// Whether there is a file that the maker of a template locks and removes.
 fn is_being_made(node: &Node) -> bool {
-    let mut names = names(&node.store_dir().join("of-its-own/templates"));
-    names.retain(|name| name.starts_with('.'));
-    !names.is_empty()
+    let names = names(&templates(node));
+    names.iter().any(|name| name.starts_with('.'))
 }
 
 #[test]
 fn pod_boots_where_a_template_has_no_room() -> Result<()> {
     let node = node()?;
     let before = Leftovers::count(&node);
-    let disk = Disk::of_mib(8, node.store_dir().join("of-its-own/templates"))?;
+    let disk = Disk::of_mib(8, templates(&node))?;
     let error = caisson(&node, &["template", "build"]).expect_err("there is room");
     let error = format!("{error:#}");
     assert!(error.contains("No space left on device"), "{error}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use caisson_tests::{command, node::LIMIT, proc, Node, Runtime};
+use caisson_tests::{command, node::LIMIT, proc, Container, Node, Runtime};
 use rstest::rstest;
 
 /// How many KiB the guest's kernel, its agent and the rounding to what can be plugged may add to a
@@ -123,11 +123,17 @@ fn clock_that_a_container_sets_goes_back_to_the_hosts(#[case] by: &str) -> Resul
     let container = container.args(["sleep", "1000"]).start()?;
     container.sh(&format!("date -s @$(($(date +%s) {by}))"))?;
     assert!(container.clock_off()?.abs() > 3000.0);
+    has_the_right_clock_soon(&container)
+}
+
+/// Waits until a container's clock is within 50 ms of the host's.
+fn has_the_right_clock_soon(container: &Container<'_>) -> Result<()> {
     let right = || (container.clock_off().ok()?.abs() < 0.05).then_some(());
     command::poll("the right clock", LIMIT, right)
 }
 
-/// Longer than between two of the shim's messages, and not so long that the VM counts as dead.
+/// The VMM stands still for longer than the shim waits between two messages, and not so long that
+/// the VM counts as dead.
 #[test]
 fn clock_is_right_after_the_vmm_stood_still() -> Result<()> {
     let container = Node::shared().container("busybox");
@@ -135,8 +141,7 @@ fn clock_is_right_after_the_vmm_stood_still() -> Result<()> {
     proc::kill(container.vmm()?, libc::SIGSTOP);
     std::thread::sleep(Duration::from_secs(7));
     proc::kill(container.vmm()?, libc::SIGCONT);
-    let right = || (container.clock_off().ok()?.abs() < 0.05).then_some(());
-    command::poll("the right clock", LIMIT, right)
+    has_the_right_clock_soon(&container)
 }
 
 #[rstest]

@@ -16,7 +16,6 @@ use caisson_vmm::{
     qemu::{probe_kvm, QemuConfig, QemuVmm, PROBE_LIMIT},
     Accelerator, Secret, VmSpec,
 };
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -119,17 +118,14 @@ pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
 }
 
 /// Waits until no other process probes.
-async fn lock(config: &NodeConfig) -> Result<Flock<fs::File>> {
+async fn lock(config: &NodeConfig) -> Result<fs::File> {
     create_private(&config.store_dir)
         .map_err(AcceleratorError::file("create", &config.store_dir))?;
     let path = remembered_path(config).with_extension("lock");
     let lock = fs::File::create(&path).map_err(AcceleratorError::file("open", &path))?;
-    let locked = tokio::task::spawn_blocking(move || Flock::lock(lock, FlockArg::LockExclusive));
-    match locked.await {
-        Ok(Ok(lock)) => Ok(lock),
-        Ok(Err((_, error))) => Err(AcceleratorError::file("lock", path)(error.into())),
-        Err(error) => Err(AcceleratorError::file("lock", path)(error.into())),
-    }
+    let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock));
+    let locked = locked.await.unwrap_or_else(|error| Err(error.into()));
+    locked.map_err(AcceleratorError::file("lock", path))
 }
 
 /// Boots a probe VM while no other process does.

@@ -136,12 +136,13 @@ where
     F: Future<Output = std::result::Result<(), String>> + Send,
 {
     let missing = || TemplateError::Missing(dir.display().to_string());
-    let found = look_into(dir, spec.accelerator).template;
+    let about = About::read(dir).ok_or_else(missing)?;
+    let found = about.template(dir).ok_or_else(missing)?;
     let new = dir.join(format!(".{TRANSLATIONS}"));
     let file = File::create(&new).map_err(TemplateError::file("create", &new))?;
     let template = caisson_vmm::Template {
         translations: Translations::To(new.clone()),
-        ..found.ok_or_else(missing)?
+        ..found
     };
     let rehearsed = rehearse(VmSpec {
         template: Some(template),
@@ -156,7 +157,7 @@ where
             Ok(()) => None,
             Err(why) => Some(why),
         },
-        ..About::read(dir).ok_or_else(missing)?
+        ..about
     };
     if about.untranslated.is_none() {
         keep(&file).map_err(TemplateError::file("write", &new))?;
