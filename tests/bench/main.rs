@@ -7,11 +7,12 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `homes`, `cluster` or `memory` (a part of `pods`) selects
-//! one part.
+//! argument `containers`, `pods`, `ways`, `homes`, `cluster`, `memory` (a part of `pods`) or
+//! `bursts` (a part of `ways`) selects one part.
 
 mod bare;
 mod before;
+mod bursts;
 mod cluster_starts;
 mod cold;
 mod home_work;
@@ -22,6 +23,7 @@ mod pod_unemulated;
 mod sizes;
 mod skill_reads;
 mod table;
+mod way;
 mod ways;
 
 use std::{
@@ -36,9 +38,12 @@ use caisson_tests::{
     paths, Runtime,
 };
 use table::Series;
+use way::Way;
 
 /// The cold start may take at most this many times as long as a bare QEMU boot.
 const COLD_LIMIT: f64 = 1.5;
+/// How often pods are started at once.
+const BURSTS: usize = 3;
 /// The limit of the shim's resident memory in bytes.
 const SHIM_LIMIT: u64 = 8 << 20;
 /// A pod's second container may take at most this many times as long as with runc.
@@ -69,9 +74,13 @@ fn bench() -> Result<bool> {
         memory()?;
         return Ok(true);
     }
+    if part.as_deref() == Some("bursts") {
+        bursts()?;
+        return Ok(true);
+    }
     ensure!(
         asked("containers") || asked("pods") || asked("ways") || asked("homes"),
-        "bench [containers|pods|ways|homes|memory|cluster]"
+        "bench [containers|pods|ways|bursts|homes|memory|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
@@ -119,6 +128,14 @@ fn pods(rounds: usize) -> Result<bool> {
     node.remove();
     memory()?;
     Ok(starts_are_kept)
+}
+
+/// Measures pods that start at once.
+fn bursts() -> Result<()> {
+    let ways = Way::all()?;
+    bursts::measure(&ways, BURSTS)?;
+    ways.iter().for_each(Way::remove);
+    Ok(())
 }
 
 /// Measures the memory of pods, on a separate node.

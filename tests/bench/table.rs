@@ -114,6 +114,11 @@ pub fn print_ratio_to_before(ratio: f64) -> bool {
     kept
 }
 
+/// Returns a time in milliseconds.
+pub fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
 pub fn heading(text: &str) {
     println!("{text}");
 }

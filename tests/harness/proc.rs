@@ -91,6 +91,24 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
+/// Returns the CPU time that the machine has spent since it booted, but for what runs at a low
+/// priority (proc(5), `stat`, the first line; in 10 ms).
+pub fn cpu_time_of_all() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let fields: Vec<u64> = text
+        .lines()
+        .next()
+        .context("stat")?
+        .split_whitespace()
+        .skip(1)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    // user, nice, system, idle, iowait, irq, softirq
+    const WORK: [usize; 4] = [0, 2, 5, 6];
+    let ticks: u64 = WORK.iter().filter_map(|at| fields.get(*at)).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
 /// Returns the numbers of the capabilities in a mask of `/proc/<pid>/status` (capability.h).
 pub fn capabilities(pid: u32, set: &str) -> Result<Vec<u32>> {
     let status = status(pid)?;

@@ -1,0 +1,71 @@
+//! The ways in which a pod gets what it runs in, each on a node of its own.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use caisson_tests::{command, cri::CriNode, node, Node, Runtime};
+use serde_json::json;
+
+use crate::run_true;
+
+/// How long a member of the pool may take to be ready.
+const READY: Duration = Duration::from_secs(120);
+
+/// A runtime, and how its pods start, on a containerd of their own.
+pub struct Way {
+    pub name: &'static str,
+    pub node: CriNode,
+    pub runtime: Runtime,
+    has_pool: bool,
+}
+
+impl Way {
+    /// Sets up the ways that are compared. The first is runc's.
+    pub fn all() -> Result<Vec<Self>> {
+        Ok(vec![
+            Self::new("runc", Runtime::Runc, false, 0)?,
+            Self::new("Caisson, the VM boots", Runtime::Caisson, false, 0)?,
+            Self::new("Caisson, from a template", Runtime::Caisson, true, 0)?,
+            Self::new("Caisson, from the pool", Runtime::Caisson, true, 1)?,
+        ])
+    }
+
+    fn new(name: &'static str, runtime: Runtime, templates: bool, pool: u32) -> Result<Self> {
+        let node = CriNode::start_with(|config| {
+            config["vm"]["templates"] = templates.into();
+            config["pool"] = json!({ "size": pool });
+        })?;
+        node.image("busybox")?;
+        let way = Self {
+            name,
+            node,
+            runtime,
+            has_pool: pool > 0,
+        };
+        if templates {
+            let mut build = node::caisson(&way.node)?;
+            let built = command::run(build.args(["template", "build"]), None, READY)?;
+            built.ok()?;
+        }
+        // The first start of a node finds out about KVM, and has the first member of a pool born.
+        run_true(&way.node, runtime, None)?;
+        Ok(way)
+    }
+
+    /// Waits until the next start would find what it needs.
+    pub fn get_ready(&self) -> Result<()> {
+        if self.has_pool {
+            command::poll("a member of the pool", READY, || {
+                let list = command::run(node::caisson(&self.node).ok()?.arg("list"), None, READY);
+                list.ok()?.text().contains(" in pool ").then_some(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes what the node has on the host.
+    pub fn remove(&self) {
+        let node: &Node = &self.node;
+        node.remove();
+    }
+}
