@@ -14,7 +14,7 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     command,
-    cri::{Container, CriNode, PodBuilder},
+    cri::{first_namespace, Container, CriNode, PodBuilder},
     leftovers::alone,
     node::caisson,
     skill, Leftovers,
@@ -61,7 +61,7 @@ fn folders_of_the_shim_refuse_every_change_of_root_in_the_guest() -> Result<()> 
         format!("{top}/.volumes"),
         format!("{top}/{}", container.id()),
     ] {
-        let said = in_first_namespace(&container, &format!("D={place}\n{CHANGES}"))?;
+        let said = first_namespace::run(&container, &format!("D={place}\n{CHANGES}"))?;
         assert!(said.lines().count() >= 12, "{said}");
         for line in said.lines() {
             // These folders have no file that could get a second name there.
@@ -76,7 +76,7 @@ fn folders_of_the_shim_refuse_every_change_of_root_in_the_guest() -> Result<()> 
     }
     // What belongs to the guest can be changed from there too.
     let script = "$B touch $R/etc/written $R/data/written; echo $?";
-    assert_eq!(in_first_namespace(&container, script)?, "0");
+    assert_eq!(first_namespace::run(&container, script)?, "0");
     Ok(())
 }
 
@@ -195,7 +195,7 @@ fn links_and_fifos_of_a_guest_lead_nobody_on_the_host_to_its_files() -> Result<(
         id = two.id(),
         host = host.display()
     );
-    in_first_namespace(&one, &script)?;
+    first_namespace::run(&one, &script)?;
 
     let skill = packed("late")?;
     for action in ["attach", "detach"] {
@@ -307,28 +307,6 @@ fn below(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs a script as root in the guest's first mount namespace, where the top of the share is. The
-/// script runs as the handler of a core dump (core(5)). `$B` is busybox, `$R` the container's root,
-/// `$F` a file in it. Returns what the script prints.
-fn in_first_namespace(container: &Container<'_>, script: &str) -> Result<String> {
-    let root = format!("/run/caisson/shares/pod/{}/rootfs", container.id());
-    let script = format!(
-        "exec > {root}/said 2>&1\nB={root}/bin/busybox R={root} F={root}/script\n{script}\n\
-         $B mv {root}/said {root}/done"
-    );
-    // The pattern may have at most 127 bytes, so a glob finds the script by the shape of its path.
-    let line = format!(
-        "cat > /s <<'END'\n{script}\nEND\n\
-         rm -f /done; cp /s /script; cp /bin/busybox /sh; \
-         echo '|{root}/sh -c .${{IFS}}/r*/*/*/*/*/*/s' > /proc/sys/kernel/core_pattern && \
-         sh -c 'kill -SEGV $$'; true"
-    );
-    container.sh(&line)?;
-    command::poll("the script in the guest's first namespace", SOON, || {
-        container.sh("cat /done && rm -f /done /s").ok()
-    })
 }
 
 /// Packs a skill into the node's store. Returns the name by which annotations refer to it.

@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::Result;
 use caisson_tests::{
-    cri::{CriNode, Pod},
+    cri::{first_namespace, CriNode, Pod},
     Runtime,
 };
 use rstest::rstest;
@@ -22,6 +22,52 @@ fn hostname_is_the_pods(#[case] runtime: Runtime) -> Result<()> {
     let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
     assert_eq!(container.sh("hostname; cat /etc/hostname")?, "web-0\nweb-0");
     assert_eq!(container.sh("echo $HOSTNAME")?, "web-0");
+    Ok(())
+}
+
+/// The address of a pod's network card.
+const MAC: &str = "cat /sys/class/net/eth0/address";
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn network_cards_of_two_pods_differ(#[case] runtime: Runtime) -> Result<()> {
+    let mac = || {
+        let pod = CriNode::shared().pod().runtime(runtime).start()?;
+        let said = pod.container("busybox").sh(MAC).run()?;
+        anyhow::Ok(said.ok()?.line().to_owned())
+    };
+    assert_ne!(mac()?, mac()?);
+    Ok(())
+}
+
+/// Prints the machine's address in vsock. The device has a number that the kernel draws.
+const VSOCK_ADDRESS: &str = "number=$(cat /sys/class/misc/vsock/dev); \
+    mknod /vsock c ${number%:*} ${number#*:}; probe vsock-address /vsock";
+
+#[test]
+fn vsock_addresses_of_two_pods_differ() -> Result<()> {
+    let address = || {
+        let pod = CriNode::shared().pod().privileged().start()?;
+        let container = pod.container("busybox").privileged().sh(VSOCK_ADDRESS);
+        let said = container.run()?.ok()?.line().parse::<u32>()?;
+        anyhow::Ok(said)
+    };
+    assert_ne!(address()?, address()?);
+    Ok(())
+}
+
+#[test]
+fn machine_ids_of_two_guests_differ() -> Result<()> {
+    let id = || {
+        let pod = CriNode::shared().pod().privileged().start()?;
+        let container = pod.container("busybox").privileged();
+        let container = container.args(["sleep", "1000"]).start()?;
+        first_namespace::run(&container, "$B cat /etc/machine-id")
+    };
+    let (one, two) = (id()?, id()?);
+    assert_eq!((one.len(), two.len()), (32, 32));
+    assert_ne!(one, two);
     Ok(())
 }
 

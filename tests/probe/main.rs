@@ -9,9 +9,13 @@ mod posix;
 
 use std::{
     ffi::CString,
+    fs::File,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
-    os::unix::{ffi::OsStrExt, fs::FileExt, net::UnixListener, net::UnixStream},
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::FileExt, net::UnixListener, net::UnixStream},
+    },
     process::ExitCode,
     time::Instant,
 };
@@ -59,12 +63,24 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["send-frames", interface, frames @ ..] => frames::send(interface, frames),
         ["receive-frames", interface, seconds] => frames::receive(interface, number(seconds)?),
         ["sequence-secrets"] => frames::sequence_secrets(),
+        ["vsock-address", device] => vsock_address(device),
         ["log", count] => log(number(count)?),
         ["hold", mib] => hold(number(mib)? as usize),
         ["allocate", mib] => allocate(number(mib)? as usize),
         ["reserve", mib] => reserve(number(mib)? as usize),
         _ => Err(io::Error::other(format!("unknown arguments {args:?}"))),
     }
+}
+
+/// Returns the machine's address in vsock, which the device `/dev/vsock` tells (vsock(7)).
+fn vsock_address(device: &str) -> io::Result<String> {
+    /// `_IO(7, 0xb9)` of linux/vm_sockets.h.
+    const GET_LOCAL_CID: libc::c_ulong = 0x7b9;
+    let device = File::open(device)?;
+    let mut cid = 0_u32;
+    // SAFETY: the request writes a u32.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), GET_LOCAL_CID, &raw mut cid) })?;
+    Ok(cid.to_string())
 }
 
 /// Runs as the sandbox's own process: reaps processes that nothing else reaps, until it is told to

@@ -13,6 +13,7 @@
 //!
 //! - [`pod`]: a sandbox; [`container`]: a container in it; [`log`]: its output, in CRI's log
 //!   format;
+//! - [`first_namespace`]: programs beside the guest's agent;
 //! - [`stream`]: exec and attach over the streaming server; [`forward`]: its port-forward;
 //! - [`network`]: the CNI network of a node; [`registry`]: images to be pulled under their public
 //!   names.
@@ -39,6 +40,7 @@ pub mod api {
 }
 
 pub mod container;
+pub mod first_namespace;
 pub mod forward;
 pub mod log;
 pub mod network;

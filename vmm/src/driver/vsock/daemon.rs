@@ -20,7 +20,7 @@ use tokio::{
     time::{sleep, Instant},
 };
 
-use super::{ports::READY_PORT, seccomp};
+use super::{address, ports::READY_PORT, seccomp};
 use crate::{
     driver::{
         jail::Jail,
@@ -31,8 +31,6 @@ use crate::{
     Credentials, Error, Result, VmSpec,
 };
 
-/// The guest's address in the daemon, which serves only one guest.
-const GUEST_CID: u32 = 3;
 /// The time limit for the daemon to make its sockets.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// The name of the daemon's vhost-user socket, in its directory.
@@ -71,6 +69,7 @@ pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Started> {
         let path = jail.program(daemon)?;
         jail.work_in(&dir, Path::new("run"))?;
         jail.seccomp(seccomp::filter().map_err(io::Error::other)?);
+        let cid = address::random()?;
         Ok(Program {
             role: "vsock".to_owned(),
             path,
@@ -78,7 +77,7 @@ pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Started> {
             // signs, and a socket's path has at most 107 bytes.
             arguments: vec![
                 "--vm".to_owned(),
-                format!("guest-cid={GUEST_CID},socket={VHOST_SOCKET},uds-path={HOST_SOCKET}"),
+                format!("guest-cid={cid},socket={VHOST_SOCKET},uds-path={HOST_SOCKET}"),
             ],
             descriptors: Vec::new(),
             confinement: Confinement::Jail(jail),

@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use super::ports::{READY_PORT, SERVICE_PORT};
+use super::{
+    address,
+    ports::{READY_PORT, SERVICE_PORT},
+};
 
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: libc::c_ulong = 0x4008_af60;
@@ -26,12 +29,8 @@ pub(super) fn reserve() -> io::Result<(OwnedFd, u32)> {
         .read(true)
         .write(true)
         .open("/dev/vhost-vsock")?;
-    let mut random = File::open("/dev/urandom")?;
     for _ in 0..TRIES {
-        let mut bytes = [0; 4];
-        random.read_exact(&mut bytes)?;
-        // 0 to 2 are taken (vsock(7)). The upper half is not used.
-        let cid = (u32::from_ne_bytes(bytes) >> 1).max(3);
+        let cid = address::random()?;
         let argument = u64::from(cid);
         // SAFETY: the request reads a u64.
         let set = unsafe {

@@ -7,8 +7,10 @@
 //! - this module chooses the [`Carrier`] and starts it;
 //! - `dialer` makes the connections;
 //! - `daemon` and `kernel` are the two carriers, `seccomp` the daemon's system calls;
-//! - `ports` are the port numbers that host and guest agree on.
+//! - `address` draws the guest's address, and `ports` are the port numbers that host and guest
+//!   agree on.
 
+mod address;
 mod daemon;
 mod dialer;
 mod kernel;
