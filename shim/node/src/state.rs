@@ -38,6 +38,7 @@ use crate::{
     host::{
         chain::chain,
         error::{FileError, OnFile},
+        file,
         folder::{make_private, Folder},
         processes::{is_alive, kill_and_wait, process_line, recorded},
     },
@@ -195,8 +196,7 @@ impl PodDir {
     }
 
     fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.path.join(name);
-        fs::write(&path, text).map_err(StateError::file("write", &path))
+        Ok(file::replace(&self.path.join(name), text.as_bytes())?)
     }
 }
 
