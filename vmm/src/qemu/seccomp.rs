@@ -51,6 +51,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_readlink,
     libc::SYS_readlinkat,
     libc::SYS_readv,
+    libc::SYS_sendfile,
     libc::SYS_stat,
     libc::SYS_statfs,
     libc::SYS_statx,

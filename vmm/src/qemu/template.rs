@@ -1,20 +1,24 @@
 //! Templates: a machine whose guest waits for its secret, saved to a file, from which others start.
 //!
 //! The file is a migration stream whose pages of memory each have a place of their own
-//! (`mapped-ram`, QEMU 9.0 and later), so that several threads of QEMU read them at once. A page
-//! that the guest never wrote takes no room. A machine that starts from the file has a copy: the
-//! daemons of its devices need to see what the guest writes, so its memory can't be shared with
-//! others' until it is written.
+//! (`mapped-ram`, QEMU 9.0 and later). A page that the guest never wrote takes no room. A machine
+//! that starts from the file has a copy: the daemons of its devices need to see what the guest
+//! writes, so its memory can't be shared with others' until it is written. Caisson's QEMU has the
+//! host's kernel copy it from file to file, in one thread: several would take the cpus from other
+//! starts (`packaging/machine/qemu.patch`).
 
 use std::{fs::File, path::Path, time::Duration};
 
 use serde_json::{json, Value};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
 use super::{
     error::QmpError,
     machine::Qemu,
-    qmp::{shortened, Qmp},
+    qmp::{shortened, Event, Qmp},
 };
 use crate::{Error, Result};
 
@@ -25,10 +29,6 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long the machine may take to be written or read.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The interval between two looks at how far that is.
-const POLL: Duration = Duration::from_millis(1);
-/// How many threads write or read memory.
-const CHANNELS: u32 = 2;
 
 /// Lets a machine boot until its guest asks for the secret, and writes it to a file.
 pub(super) async fn save(qemu: &Qemu, to: &Path) -> Result<()> {
@@ -68,13 +68,13 @@ fn open(path: &Path, options: &std::fs::OpenOptions) -> Result<File> {
     })
 }
 
-/// Chooses the format of the file.
+/// Chooses the format of the file, and has QEMU say how far it is.
 async fn prepare(qmp: &Qmp) -> Result<()> {
-    let capabilities = ["mapped-ram", "multifd"];
+    let capabilities = ["mapped-ram", "events"];
     let capabilities = capabilities.map(|name| json!({ "capability": name, "state": true }));
     let arguments = json!({ "capabilities": capabilities });
     qmp.execute("migrate-set-capabilities", arguments).await?;
-    let parameters = json!({ "multifd-channels": CHANNELS, "max-bandwidth": 0 });
+    let parameters = json!({ "max-bandwidth": 0 });
     qmp.execute("migrate-set-parameters", parameters).await?;
     Ok(())
 }
@@ -83,26 +83,30 @@ async fn prepare(qmp: &Qmp) -> Result<()> {
 async fn migrate(qmp: &Qmp, command: &str, file: File) -> Result<()> {
     let fdset = qmp.add_file(file).await?;
     let uri = format!("file:/dev/fdset/{fdset}");
+    let ended = qmp.expect(is_end).await?;
     qmp.execute(command, json!({ "uri": uri })).await?;
-    let done = timeout(LIMIT, done(qmp, command)).await;
-    done.map_err(|_| QmpError::TimedOut {
+    let ended = timeout(LIMIT, end(qmp, command, ended)).await;
+    ended.map_err(|_| QmpError::TimedOut {
         what: format!("QEMU's {command}"),
         limit: LIMIT,
     })??;
     Ok(qmp.remove_file(fdset).await?)
 }
 
-async fn done(qmp: &Qmp, command: &str) -> Result<()> {
-    loop {
-        let info = qmp.execute("query-migrate", json!({})).await?;
-        match info["status"].as_str() {
-            Some("completed") => return Ok(()),
-            Some("failed" | "cancelled") => {
-                let why = info["error-desc"].as_str().unwrap_or("it does not say why");
-                let text = Value::from(why);
-                return Err(QmpError::Protocol(format!("{command}: {}", shortened(&text))).into());
-            }
-            _ => sleep(POLL).await,
-        }
+fn is_end(event: &Event) -> bool {
+    let status = event.data["status"].as_str();
+    event.name == "MIGRATION" && matches!(status, Some("completed" | "failed" | "cancelled"))
+}
+
+/// Waits for the end, and returns why it failed if it did.
+async fn end(qmp: &Qmp, command: &str, ended: oneshot::Receiver<Event>) -> Result<()> {
+    // Fails if the connection breaks, which the next command reports.
+    let event = ended.await.ok();
+    if event.is_some_and(|event| event.data["status"] == "completed") {
+        return Ok(());
     }
+    let info = qmp.execute("query-migrate", json!({})).await?;
+    let why = info["error-desc"].as_str();
+    let why = shortened(&Value::from(why.unwrap_or("it does not say why")));
+    Err(QmpError::Protocol(format!("{command}: {why}")).into())
 }
