@@ -28,8 +28,9 @@ use crate::{
 
 /// How long a runtime process may take. Allows for an emulated machine under load.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long after a process was used the next one is started.
-const SPARE_PAUSE: Duration = Duration::from_secs(2);
+/// How long after a process was used the next one is started. Pods often come many at once, and
+/// this would take the cpus from those that are still starting.
+const SPARE_PAUSE: Duration = Duration::from_secs(10);
 /// How long the answer of a runtime process that has ended may take to arrive.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 

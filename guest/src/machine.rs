@@ -6,7 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{kernel::mounts, launch, reaper::Reaper, runtime::task::Request, Error, Result};
+use crate::{
+    kernel::{module_disk::WANTED, mounts},
+    launch,
+    reaper::Reaper,
+    runtime::task::Request,
+    Error, Result,
+};
 
 /// The machine on which the agent runs.
 #[derive(Debug, Clone)]
@@ -26,6 +32,15 @@ impl Machine {
         match self {
             Machine::Guest => PathBuf::from("/run/caisson/agent"),
             Machine::Fake { dir } => dir.join("agent"),
+        }
+    }
+
+    /// Returns the socket for what its kernel wants of the host, see
+    /// [`crate::devices::wanted`].
+    pub fn wishes(&self) -> PathBuf {
+        match self {
+            Machine::Guest => PathBuf::from(WANTED),
+            Machine::Fake { dir } => dir.join("modules.wanted"),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::hostile;
 use crate::{
     clock::Clock,
     containers::{oom::Oom, streams::Streams, Containers},
-    devices::{disk, inodes, network, share, size, target},
+    devices::{disk, inodes, network, share, size, target, wanted::Wanted},
     door::Door,
     forward, identity,
     kernel::{modules, mounts},
@@ -55,6 +55,7 @@ pub fn serve(machine: Machine, secret: impl FnOnce() -> Result<Secret>) -> Resul
             machine: machine.clone(),
             reaper: reaper.clone(),
             oom,
+            wanted: Wanted::listen(&machine.wishes())?,
             containers: containers.clone(),
             clock: Clock::default(),
         });
@@ -127,6 +128,7 @@ struct Service {
     machine: Machine,
     reaper: Reaper,
     oom: Oom,
+    wanted: Wanted,
     containers: Arc<Containers>,
     clock: Clock,
 }
@@ -355,13 +357,15 @@ impl agent_ttrpc::Agent for Service {
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Event> {
-        let container_id = self.oom.next().await;
-        let oom = agent::Oom {
-            container_id,
-            ..Default::default()
+        let event = tokio::select! {
+            container_id = self.oom.next() => event::Event::Oom(agent::Oom {
+                container_id,
+                ..Default::default()
+            }),
+            () = self.wanted.modules() => event::Event::ModulesWanted(Default::default()),
         };
         Ok(Event {
-            event: Some(event::Event::Oom(oom)),
+            event: Some(event),
             ..Default::default()
         })
     }

@@ -11,8 +11,8 @@ use caisson_tests::{
 };
 use rstest::rstest;
 
-/// The time within which free pages, modules and everything else that no start waits for arrive.
-const SETTLED: Duration = Duration::from_secs(4);
+/// The time within which everything that no start waits for is there.
+const SETTLED: Duration = Duration::from_secs(14);
 /// The time within which containerd has heard of an end and acted on it.
 const HEARD: Duration = Duration::from_secs(2);
 /// How long a container has to end by itself.

@@ -86,9 +86,8 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// A cpio archive whose `/init` is the agent.
     pub initramfs: PathBuf,
-    /// A disk with the kernel's further modules. The guest is only told that it will come. Its
-    /// owner plugs it in, with the serial `modules`, when the start is over: over five starts each
-    /// under emulation, the median was 1760 ms without it and 1813 ms with it.
+    /// A disk with the kernel's further modules. The guest is only told that there is one. The VM's
+    /// owner plugs it in, with the serial `modules`, when the guest asks for it.
     pub modules: Option<PathBuf>,
     /// The level from which on the agent logs.
     pub log_level: log::LevelFilter,

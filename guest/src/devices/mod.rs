@@ -10,3 +10,4 @@ pub mod share;
 pub mod size;
 pub mod target;
 mod verity;
+pub mod wanted;

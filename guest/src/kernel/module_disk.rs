@@ -1,10 +1,11 @@
 //! Loads modules that the initramfs does not have from the disk with the serial `modules`.
 //!
 //! The disk is a squashfs. Its root is what kmod knows as `/lib/modules/<release>`, with
-//! `modules.dep` and `modules.alias`.
+//! `modules.dep` and `modules.alias`. The host plugs it in when it is asked for.
 
 use std::{
     fs::{self, File},
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,8 +22,10 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// The socket on which the agent hears that the disk is wanted.
+pub const WANTED: &str = "/run/caisson/modules.wanted";
 /// How long a promised disk may take to appear.
-const PLUG_LIMIT: Duration = Duration::from_secs(5);
+const PLUG_LIMIT: Duration = Duration::from_secs(10);
 const MOUNT_POINT: &str = "/run/caisson/modules";
 
 /// Loads a module, given by name or alias, with its dependencies. Returns `false` if there is no
@@ -42,17 +45,23 @@ pub fn load(name: &str) -> Result<bool> {
 }
 
 /// Returns the device of the disk, if the machine has it. If the kernel's command line promises the
-/// disk, this waits: the host plugs it in a moment after the first start.
+/// disk, this asks for it and waits.
 fn disk() -> Result<Option<PathBuf>> {
+    let here = find_disk(MODULES_SERIAL);
+    if here.is_some() {
+        return Ok(here);
+    }
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let promised = line
         .split_whitespace()
         .any(|word| word == "caisson.modules");
-    let limit = match promised {
-        true => PLUG_LIMIT,
-        false => Duration::ZERO,
-    };
-    wait_within(limit, "block", || Ok(find_disk(MODULES_SERIAL)))
+    if !promised {
+        return Ok(None);
+    }
+    UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(&[], WANTED))
+        .map_err(Error::file("ask for the modules at", WANTED))?;
+    wait_within(PLUG_LIMIT, "block", || Ok(find_disk(MODULES_SERIAL)))
 }
 
 /// Returns where the disk is mounted, if the machine has it. Mounts it if need be.

@@ -157,9 +157,12 @@ async fn descriptors_are_open_for_init_and_exec_which_could_not_open_the_files()
     let guest = Guest::start().await;
     let folder = secrets(&guest);
     let wanted = descriptors(&folder, &["password", "user"]);
-    let read = sh("cat <&3; cat <&4; ls /proc/self/fd | wc -l; echo x 2>/dev/null >&3 || echo only to read; sleep 100");
+    let read =
+        "cat <&3; cat <&4; ls /proc/self/fd | wc -l; echo x 2>/dev/null >&3 || echo only to read;";
+    let by_init = format!("{read} touch /dev/shm/read; sleep 100");
+    let by_exec = format!("until test -e /dev/shm/read; do sleep 0.01; done; {read}");
     let mut init = spec(&[]);
-    init["process"] = process(&read);
+    init["process"] = process(&sh(&by_init));
     init["process"]["user"] = json!({"uid": 1000, "gid": 1000});
     let (id, streams) = (format!("c{}", number()), outputs());
     let request = CreateContainerRequest {
@@ -179,7 +182,7 @@ async fn descriptors_are_open_for_init_and_exec_which_could_not_open_the_files()
     // start, although the init has read its own descriptors to the end.
     let expected = "hunter2\nanna\n6\nonly to read\n";
     let exec_streams = outputs();
-    let mut exec = process(&sh(&read[2].replace("sleep 100", "true")));
+    let mut exec = process(&sh(&by_exec));
     exec["user"] = init["process"]["user"].clone();
     let request = ExecRequest {
         container_id: id.clone(),

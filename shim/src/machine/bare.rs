@@ -66,7 +66,10 @@ impl Site {
 /// A VM that runs, with its shared folder, and has nothing of a pod yet.
 pub struct Bare {
     pub(super) vm: VmHandle,
+    /// The disk with the kernel's additional modules, until it is plugged in.
     pub(super) modules: Option<PathBuf>,
+    /// Whether the guest returns free pages to the host.
+    pub(super) returns_free_pages: bool,
     pub(super) booted: Booted,
     pub(super) boot_timeout: Duration,
     pub(super) patience: Patience,
@@ -120,6 +123,7 @@ impl Bare {
         Self {
             vm: VmHandle::new(vm),
             modules: booted.shape.guest.modules.clone(),
+            returns_free_pages: false,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
             patience: Patience::new(&config.vm, booted.shape.accelerator),
             booted,
@@ -156,11 +160,14 @@ impl Bare {
         Ok(agent)
     }
 
-    /// Plugs in, once, what no start needs, see [`super::Machine::plug_the_rest`].
+    /// Plugs in everything that no start needs. This VM is made ahead of its pod, which will not
+    /// have to wait for any of it.
     pub async fn plug_the_rest(&mut self, agent: &Agent) {
         if let Some(modules) = self.modules.take() {
-            plug_the_rest(&self.vm, agent, modules).await;
+            plug_modules(&self.vm, modules).await;
         }
+        return_free_pages(&self.vm, agent).await;
+        self.returns_free_pages = true;
     }
 
     /// Says that the VM has done what a pod will ask for: whatever fails later, it is not the
@@ -180,23 +187,27 @@ impl Bare {
     }
 }
 
-/// Plugs in what no start needs, see [`super::Machine::plug_the_rest`].
-pub(super) async fn plug_the_rest(vm: &VmHandle, agent: &Agent, modules: PathBuf) {
+/// Plugs in the disk with the kernel's additional modules. If that fails, it is logged.
+pub(super) async fn plug_modules(vm: &VmHandle, path: PathBuf) {
     let disk = Device::Disk {
         serial: MODULES_SERIAL.to_owned(),
-        path: modules,
+        path,
         read_only: true,
     };
     if let Err(error) = vm.attach(disk).await {
         log::info!("the guest gets no further modules: {}", chain(&error));
-        return;
     }
-    let free_pages = async {
+}
+
+/// Plugs in the device that returns free pages to the host. If that fails, it is logged. The
+/// device's driver may be one of the additional modules.
+pub(super) async fn return_free_pages(vm: &VmHandle, agent: &Agent) {
+    let plugged = async {
         vm.attach(Device::FreePageReporting).await?;
         let driver = GuestDevice::FreePageReporting(Default::default());
         Result::Ok(agent.attach(driver).await?)
     };
-    if let Err(error) = free_pages.await {
+    if let Err(error) = plugged.await {
         log::info!("the guest's free pages stay its own: {}", error.chain());
     }
 }

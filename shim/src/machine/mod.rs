@@ -45,6 +45,8 @@ pub struct Machine {
     pub pid: u32,
     /// The disk with the kernel's additional modules, until it is plugged in.
     modules: Mutex<Option<PathBuf>>,
+    /// Whether the guest returns free pages to the host.
+    returns_free_pages: AtomicBool,
     /// The devices that have been plugged in and may be requested again, by their name in the guest
     /// and place on the host.
     plugged: Mutex<HashSet<(String, PathBuf)>>,

@@ -1,7 +1,10 @@
 //! Makes a bare VM that of a pod, and gives its guest the identity.
 
 use std::{
-    sync::{atomic::AtomicBool, Mutex, PoisonError},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Mutex, PoisonError,
+    },
     time::Instant,
 };
 
@@ -12,7 +15,7 @@ use caisson_vmm::{VmSpec, Vmm};
 use tokio::sync::OnceCell;
 
 use super::{
-    bare::{attach_share, discard, plug_the_rest, Site},
+    bare::{attach_share, discard, plug_modules, return_free_pages, Site},
     Machine,
 };
 use crate::{agent::Agent, error::Result, logger::stage};
@@ -44,6 +47,7 @@ impl Machine {
             class: dir.class,
             pid: pids.first().map_or_else(std::process::id, |(_, pid)| *pid),
             modules: Mutex::new(bare.modules),
+            returns_free_pages: AtomicBool::new(bare.returns_free_pages),
             plugged: Mutex::default(),
             holds: Mutex::default(),
             roots: Mutex::default(),
@@ -138,21 +142,33 @@ impl Machine {
         Ok(agent)
     }
 
-    /// Plugs in, once, what no start needs. This is the disk with the kernel's additional modules,
-    /// which the guest waits for when something asks for a module, and the device that returns free
-    /// pages to the host, whose driver is one of these modules.
-    pub async fn plug_the_rest(&self) {
+    /// Plugs in, once, the disk with the kernel's additional modules, for which the guest asks.
+    pub async fn plug_modules(&self) {
         let path = self
             .modules
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let Some(path) = path else { return };
+        if let Some(path) = path {
+            plug_modules(&self.vm, path).await;
+            self.record_devices().await;
+        }
+    }
+
+    /// Has the guest, from the first call on, return free pages to the host.
+    pub async fn return_free_pages(&self) {
+        if self.returns_free_pages.swap(true, Ordering::Relaxed) {
+            return;
+        }
         if let Ok(agent) = self.agent().await {
-            plug_the_rest(&self.vm, agent, path).await;
-            if let Err(error) = self.record().await {
-                log::warn!("record the VM's devices: {}", error.chain());
-            }
+            return_free_pages(&self.vm, agent).await;
+            self.record_devices().await;
+        }
+    }
+
+    async fn record_devices(&self) {
+        if let Err(error) = self.record().await {
+            log::warn!("record the VM's devices: {}", error.chain());
         }
     }
 }

@@ -32,12 +32,13 @@ use crate::{
 /// How long output may still take to arrive after a process' end before `delete` cuts it off.
 /// Output that nobody reads does not keep a pod from being removed for long.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// The time without a start after which the devices that no start needs are plugged in. Earlier,
-/// that would take the guest's only cpu from the program that starts.
+/// The time without a start in this pod after which the node prepares for the next pod.
 const AFTER_START: Duration = Duration::from_secs(1);
-/// How often that time is waited for at most. A program that asks the guest's kernel for a module
-/// waits 5 s.
-const WAITS_AFTER_START: u32 = 3;
+/// The time without a start after which the guest begins to return free pages. Pods often come many
+/// at once, and this would take the cpus from those that are still starting.
+const AFTER_STARTS: Duration = Duration::from_secs(10);
+/// How often such a time is waited for at most.
+const WAITS: u32 = 3;
 
 impl Pod {
     /// Starts a container's init or an exec. Returns the pid of the VM on the host.
@@ -78,30 +79,36 @@ impl Pod {
         }
         self.settle(&process, State::Running);
         if exec.is_empty() {
-            tokio::spawn(self.clone().plug_the_rest(machine));
+            tokio::spawn(self.clone().follow_up(machine));
         } else {
             self.watch(machine, process, &container);
         }
         Ok(pid)
     }
 
-    /// Plugs in the remaining devices once nothing is starting that would have to wait for that.
-    async fn plug_the_rest(self: Arc<Self>, machine: Arc<Machine>) {
+    /// Does what no start needs once nothing is starting that would have to wait for that.
+    async fn follow_up(self: Arc<Self>, machine: Arc<Machine>) {
         self.step();
-        for _ in 0..WAITS_AFTER_START {
-            let before = self.steps.load(Ordering::Relaxed);
-            tokio::time::sleep(AFTER_START).await;
-            if self.steps.load(Ordering::Relaxed) == before {
-                break;
-            }
-        }
-        machine.plug_the_rest().await;
+        self.quiet(AFTER_START).await;
         if let Some(spec) = machine.missing_template() {
             if let Err(error) = template::make(&self.config, self.vmm.as_ref(), &spec).await {
                 log::info!("make the template of the node's VMs: {}", error.chain());
             }
         }
         pool::fill(&self.config).await;
+        self.quiet(AFTER_STARTS).await;
+        machine.return_free_pages().await;
+    }
+
+    /// Waits until nothing has started in this pod for a time, or for [`WAITS`] times as long.
+    async fn quiet(&self, time: Duration) {
+        for _ in 0..WAITS {
+            let before = self.steps.load(Ordering::Relaxed);
+            tokio::time::sleep(time).await;
+            if self.steps.load(Ordering::Relaxed) == before {
+                break;
+            }
+        }
     }
 
     async fn start_exec(&self, machine: &Machine, process: &Process, exec: &Exec) -> Result<()> {

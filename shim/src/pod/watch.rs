@@ -125,12 +125,12 @@ impl Pod {
 
     /// Resolves with the reason when the guest is dead or has broken off. Never resolves if the
     /// guest never came up: the create reports that.
-    async fn lose(&self, machine: &Machine) -> String {
+    async fn lose(&self, machine: &Arc<Machine>) -> String {
         let Ok(agent) = machine.agent().await else {
             return std::future::pending().await;
         };
         tokio::select! {
-            error = self.follow_events(agent) => chain(&error),
+            error = self.follow_events(machine, agent) => chain(&error),
             () = overdrawn(agent) => format!(
                 "its agent has left more than {} calls without an answer",
                 limits::MOST_OVERDUE
@@ -143,11 +143,17 @@ impl Pod {
     }
 
     /// Passes the guest's events on until there are no more, with a pause after each.
-    async fn follow_events(&self, agent: &Agent) -> AgentError {
+    async fn follow_events(&self, machine: &Arc<Machine>, agent: &Agent) -> AgentError {
         let mut told = HashMap::new();
         loop {
             match agent.next_event().await {
-                Ok(event) => self.guest_event(event.event, &mut told),
+                Ok(event) => match event.event {
+                    Some(event::Event::ModulesWanted(_)) => {
+                        let machine = machine.clone();
+                        tokio::spawn(async move { machine.plug_modules().await });
+                    }
+                    event => self.guest_event(event, &mut told),
+                },
                 Err(error) => return error,
             }
             tokio::time::sleep(limits::EVENT_PAUSE).await;
