@@ -43,7 +43,7 @@ fn network_cards_of_two_pods_differ(#[case] runtime: Runtime) -> Result<()> {
 
 /// Prints the machine's address in vsock. The device has a number that the kernel draws.
 const VSOCK_ADDRESS: &str = "number=$(cat /sys/class/misc/vsock/dev); \
-    mknod /vsock c ${number%:*} ${number#*:}; probe vsock-address /vsock";
+    mknod /dev/vsock c ${number%:*} ${number#*:}; probe vsock-address /dev/vsock";
 
 #[test]
 fn vsock_addresses_of_two_pods_differ() -> Result<()> {

@@ -316,6 +316,7 @@ fn template_whose_maker_was_killed_is_made_by_the_next_pod(#[case] at: Moment) -
     })?;
     assert_eq!(translations(&node)?.exists(), is_emulated(&node)?);
     container.kill("SIGKILL")?;
+    container.wait_within(LIMIT)?;
     container.delete()?;
     Leftovers::none_since(&node, &before)
 }
