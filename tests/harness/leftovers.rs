@@ -178,12 +178,10 @@ pub fn processes(tag: &str) -> Vec<Process> {
 
 /// Returns the mount points of a node, in the order in which they were made.
 pub fn mounts(tag: &str) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // proc(5): the fifth field is the mount point.
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let points = caisson_local::remove::mount_points().into_iter();
     points
+        .map(|point| point.to_string_lossy().into_owned())
         .filter(|point| point.contains(tag))
-        .map(str::to_owned)
         .collect()
 }
 

@@ -1,6 +1,12 @@
 //! Tests containers whose VMs were ready before them, in the node's pool.
 
-use std::{fs, os::unix::fs::FileExt, sync::LazyLock, thread};
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    thread,
+};
 
 use anyhow::{anyhow, ensure, Context, Result};
 use caisson_tests::{
@@ -127,14 +133,56 @@ fn processes_of_the_vm_are_in_the_pods_cgroup() -> Result<()> {
     member(&NODE)?;
     let container = sleeping(&NODE)?;
     for (role, pid) in vm_processes(&container.state_dir())? {
-        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let memory = cgroups
-            .lines()
-            .find(|line| line.contains(":memory:") || line.starts_with("0::"));
-        let memory = memory.context("no cgroup")?;
-        assert!(memory.ends_with(container.id()), "{role}: {memory}");
+        let place = memory_cgroup(pid)?;
+        assert!(place.ends_with(container.id()), "{role}: {place:?}");
     }
     Ok(())
+}
+
+#[test]
+fn memory_of_a_vm_that_waits_is_limited_and_shown() -> Result<()> {
+    let _alone = alone();
+    let member = member(&NODE)?;
+    let place = memory_cgroup(member.vmm)?;
+    assert!(
+        place.ends_with(format!("caisson-pool/{}", member.id)),
+        "{place:?}"
+    );
+    // Of version 1 and of version 2.
+    let limits = ["memory.limit_in_bytes", "memory.max"];
+    let limit = limits
+        .iter()
+        .find_map(|file| fs::read_to_string(place.join(file)).ok());
+    let limit: u64 = limit.context("no limit")?.trim().parse()?;
+    assert!((200 << 20..300 << 20).contains(&limit), "{limit}");
+    let list = command::run(node::caisson(&NODE)?.arg("list"), None, LIMIT)?
+        .ok()?
+        .text();
+    let shown = list
+        .lines()
+        .find(|line| line.starts_with("/caisson-pool has "));
+    let mib: u64 = shown
+        .and_then(|line| line.split(' ').nth(2))
+        .context(list.clone())?
+        .parse()?;
+    assert!((20..300).contains(&mib), "{list}");
+    Ok(())
+}
+
+/// Returns the folder of the cgroup that accounts for a process' memory.
+fn memory_cgroup(pid: u32) -> Result<PathBuf> {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let memory = |line: &str| {
+        let version_1 = line
+            .split_once(":memory:")
+            .map(|(_, path)| ("memory", path.to_owned()));
+        let version_2 = || line.strip_prefix("0::").map(|path| ("", path.to_owned()));
+        version_1.or_else(version_2)
+    };
+    // Version 1's line comes first where there are both.
+    let (hierarchy, path) = cgroups.lines().find_map(memory).context("no cgroup")?;
+    let path = path.trim_start_matches('/');
+    Ok(Path::new("/sys/fs/cgroup").join(hierarchy).join(path))
 }
 
 #[test]

@@ -119,13 +119,22 @@ pub fn hierarchies() -> Vec<PathBuf> {
 
 /// Returns the mount points below the cluster's folder, in the order they were made.
 pub fn mounts(layout: &Layout) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // Fields as in proc(5): the fifth is the mount point, with octal escapes.
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let mut points = mount_points();
+    points.retain(|point| point.starts_with(layout.dir()));
     points
-        .map(|point| PathBuf::from(point.replace("\\040", " ")))
-        .filter(|point| point.starts_with(layout.dir()))
-        .collect()
+}
+
+/// Returns all mount points, in the order they were made (proc(5), `mountinfo`, the fifth field).
+pub fn mount_points() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.map(|point| PathBuf::from(unescape(point))).collect()
+}
+
+/// Undoes the octal escapes of a path (proc(5), `mountinfo`).
+fn unescape(path: &str) -> String {
+    let path = path.replace("\\040", " ").replace("\\011", "\t");
+    path.replace("\\012", "\n").replace("\\134", "\\")
 }
 
 /// Kills all processes of a cluster, until none is found. Nothing of a cluster is to be kept, so
@@ -252,6 +261,11 @@ fn gone(error: std::io::Error) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn mount_point_with_escapes_is_read() {
+        assert_eq!(super::unescape("/a\\012b\\040c\\134d"), "/a\nb c\\d");
+    }
+
     #[test]
     fn volumes_are_those_whose_names_are_uuids() {
         let stored = b"\x12/tmp/hostpath_pv/0b6c8a3e-6f0f-4b9e-9d53-1d5f6f2a7c11\x1a /tmp/hostpath_pv/../../etc/and-so-on-until-it-is-long";

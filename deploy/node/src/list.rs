@@ -1,7 +1,10 @@
 //! `caisson list`: prints the pods of this node, as their state folders and records have them.
 
+use std::path::Path;
+
 use anyhow::Result;
 use caisson_node::{
+    cgroup,
     config::NodeConfig,
     pool,
     state::{self, Found},
@@ -15,6 +18,13 @@ pub fn run(config: &NodeConfig) -> Result<()> {
     );
     for pod in state::list(&config.state_dir)? {
         println!("{}", line(config, &pod));
+    }
+    let charged = cgroup::charged_memory(Path::new(pool::CGROUP))? >> 20;
+    if config.pool.size > 0 || charged > 0 {
+        println!(
+            "\n{} has {charged} MiB, which no pod accounts for",
+            pool::CGROUP
+        );
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cgroups_rs::fs::{hierarchies::auto, Cgroup};
+use cgroups_rs::fs::{hierarchies::auto, memory::MemController, Cgroup};
 
 use crate::oom_score::Class;
 
@@ -57,6 +57,25 @@ pub fn folders(path: &Path) -> Result<Vec<PathBuf>> {
         .map(|controller| controller.to_controller().path().to_owned())
         .collect();
     Ok(folders.into_iter().collect())
+}
+
+/// Limits the memory of the cgroup, in bytes.
+pub fn limit_memory(path: &Path, bytes: u64) -> Result<()> {
+    let cgroup = Cgroup::load(auto(), relative(path)?);
+    let Some(memory) = cgroup.controller_of::<MemController>() else {
+        return Ok(());
+    };
+    memory
+        .set_limit(i64::try_from(bytes).unwrap_or(i64::MAX))
+        .map_err(|source| failed("limit the memory of", path, source))
+}
+
+/// Returns how much memory is charged to the cgroup and those below it, in bytes. 0 if there is
+/// none.
+pub fn charged_memory(path: &Path) -> Result<u64> {
+    let cgroup = Cgroup::load(auto(), relative(path)?);
+    let memory = cgroup.controller_of::<MemController>();
+    Ok(memory.map_or(0, |memory| memory.memory_stat().usage_in_bytes))
 }
 
 /// Returns the pod's quality of service, which the path of its cgroup shows.

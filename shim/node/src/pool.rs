@@ -18,12 +18,14 @@ use crate::{
         random,
         size::{host_cpus, host_memory_mib},
     },
-    state,
+    state, templates,
 };
 
-/// The cgroup of all members. What a member used there before its pod claimed it stays charged to
-/// this cgroup.
+/// The cgroup of all members. Each has one of its own below it.
 pub const CGROUP: &str = "/caisson-pool";
+/// The most memory that a member may use before its pod claims it, in bytes: that of the guest, and
+/// as much again for the processes of its VM. A member that needs more is killed.
+pub const MEMBER_LIMIT: u64 = 2 * (templates::SIZE.memory_mib << 20);
 
 const PREFIX: &str = "pool-";
 /// The name of the lock in the folder of all state.

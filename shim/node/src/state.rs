@@ -72,6 +72,10 @@ pub enum StateError {
 type Result<T> = std::result::Result<T, StateError>;
 
 const USERS: &str = ".users";
+/// The file with the path of the pod's cgroup.
+const CGROUP: &str = "cgroup";
+/// The file with the path of the cgroup that the VM was in before.
+const BIRTHPLACE: &str = "birthplace";
 
 /// A pod's state folder. Dropping it removes everything, see [`remove`].
 #[derive(Debug)]
@@ -172,12 +176,24 @@ impl PodDir {
 
     /// Creates a cgroup for the VM's processes.
     pub fn use_cgroup(&mut self, path: &Path) -> Result<()> {
-        self.write("cgroup", &path.to_string_lossy())?;
+        self.write(CGROUP, &path.to_string_lossy())?;
         cgroup::create(path)?;
         self.class = cgroup::class(path)?;
         self.placement.cgroups = cgroup::folders(path)?;
         self.placement.oom_score_adj = oom_score::of_vm(self.class, &[]);
         self.cgroup = Some(path.to_owned());
+        Ok(())
+    }
+
+    /// Creates a cgroup for the VM's processes until the VM is a pod's, with a limit of memory in
+    /// bytes. What the VM uses before that stays charged to this cgroup, which goes with the folder.
+    pub fn use_birthplace(&mut self, path: &Path, memory: u64) -> Result<()> {
+        self.write(BIRTHPLACE, &path.to_string_lossy())?;
+        cgroup::create(path)?;
+        cgroup::limit_memory(path, memory)?;
+        self.placement.cgroups = cgroup::folders(path)?;
+        // If memory runs out, the machines that nobody uses yet go first.
+        self.placement.oom_score_adj = oom_score::of_vm(Class::BestEffort, &[]);
         Ok(())
     }
 
@@ -267,7 +283,7 @@ pub fn credentials(state_dir: &Path, id: &str) -> io::Result<Credentials> {
 
 /// Returns the path of a pod's cgroup, if it has one.
 pub fn cgroup_of(state_dir: &Path, id: &str) -> io::Result<Option<PathBuf>> {
-    match fs::read_to_string(state_dir.join(id).join("cgroup")) {
+    match fs::read_to_string(state_dir.join(id).join(CGROUP)) {
         Ok(path) => Ok(Some(path.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -297,8 +313,10 @@ pub fn remove(state_dir: &Path, id: &str) -> Result<()> {
     for name in pod.names().map_err(failed())? {
         pod.unmount(name).map_err(failed())?;
     }
-    if let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) {
-        cgroup::remove(Path::new(&cgroup))?;
+    for name in [CGROUP, BIRTHPLACE] {
+        if let Ok(cgroup) = fs::read_to_string(path.join(name)) {
+            cgroup::remove(Path::new(&cgroup))?;
+        }
     }
     let owner = credentials(state_dir, id).ok();
     state.remove(id).map_err(failed())?;

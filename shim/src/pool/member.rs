@@ -3,10 +3,9 @@
 use std::{io, path::Path, time::Duration};
 
 use caisson_node::{
-    accelerator, cgroup, config,
+    accelerator, config,
     control::{self, Answer, Claim, Request},
     host::error::OnFile,
-    oom_score::{self, Class},
     pool,
     state::PodDir,
     templates,
@@ -112,12 +111,7 @@ async fn unfit(site: &Site, claim: &Claim, build: &str) -> Option<&'static str> 
 /// Makes the place of a VM on the host, and the VM.
 async fn site(config: &NodeConfig, id: &str, vmm: &dyn Vmm) -> Result<Site> {
     let mut dir = PodDir::create(config, id)?;
-    let place = Path::new(pool::CGROUP);
-    cgroup::create(place).map_err(caisson_node::state::StateError::from)?;
-    dir.placement.cgroups =
-        cgroup::folders(place).map_err(caisson_node::state::StateError::from)?;
-    // If memory runs out, the machines that nobody uses yet go first.
-    dir.placement.oom_score_adj = oom_score::of_vm(Class::BestEffort, &[]);
+    dir.use_birthplace(&Path::new(pool::CGROUP).join(id), pool::MEMBER_LIMIT)?;
     let share = Share::create(dir.path())?;
     let mut bare = Bare::start(vmm, config, id, &dir, &share, templates::SIZE).await?;
     dir.record(&bare.vm().pids().await?)?;
