@@ -173,9 +173,10 @@ impl agent_ttrpc::Agent for Service {
         use attach_request::Device;
         match (&self.machine, request.device) {
             (Machine::Guest, device) => {
-                if let Some(Device::Share(share)) = &device {
-                    inodes::keep_below(share.max_inodes);
-                }
+                let max_inodes = match &device {
+                    Some(Device::Share(share)) => share.max_inodes,
+                    _ => 0,
+                };
                 blocking(move || match device {
                     Some(Device::Share(share)) => share::attach(&share),
                     Some(Device::Disk(disk)) => disk::attach(&disk),
@@ -187,7 +188,8 @@ impl agent_ttrpc::Agent for Service {
                     }
                     Some(_) | None => Err(no_device()),
                 })
-                .await?
+                .await?;
+                inodes::keep_below(max_inodes);
             }
             (fake, Some(Device::Share(share))) => {
                 let to = target::share(&share.tag)?;

@@ -108,6 +108,17 @@ fn vm_starts_from_the_template() -> Result<()> {
 }
 
 #[test]
+fn trace_has_the_stages_of_the_vmm() -> Result<()> {
+    let container = sleeping(&NODE)?;
+    let trace = caisson(&NODE, &["trace", container.id()])?;
+    for stage in ["qemu answers", "template"] {
+        let has = |line: &str| line.ends_with(&format!("  {stage}"));
+        assert!(trace.lines().any(has), "{trace}");
+    }
+    Ok(())
+}
+
+#[test]
 fn emulator_reads_the_templates_translations() -> Result<()> {
     if !is_emulated(&NODE)? {
         return Ok(());

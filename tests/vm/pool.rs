@@ -155,9 +155,8 @@ fn memory_of_a_vm_that_waits_is_limited_and_shown() -> Result<()> {
         .find_map(|file| fs::read_to_string(place.join(file)).ok());
     let limit: u64 = limit.context("no limit")?.trim().parse()?;
     assert!((200 << 20..300 << 20).contains(&limit), "{limit}");
-    let list = command::run(node::caisson(&NODE)?.arg("list"), None, LIMIT)?
-        .ok()?
-        .text();
+    let list = command::run(node::caisson(&NODE)?.arg("list"), None, LIMIT)?.ok()?;
+    let list = String::from_utf8(list.stderr)?;
     let shown = list
         .lines()
         .find(|line| line.starts_with("/caisson-pool has "));

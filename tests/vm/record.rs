@@ -49,8 +49,8 @@ fn trace_of_a_container_has_the_stages_of_its_start() -> Result<()> {
     let mut trace = caisson(node)?;
     trace.args(["trace", container.id()]);
     let said = command::run(&mut trace, None, LIMIT)?.ok()?.text();
-    // Of the VMM, of the shim's side of the VM, of the guest, and of the container.
-    for stage in ["qemu answers", "vmm", "guest", "created"] {
+    // Of the shim's side of the VM, of the guest, and of the container.
+    for stage in ["vmm", "guest", "created"] {
         let has = said
             .lines()
             .any(|line| line.ends_with(&format!("  {stage}")));

@@ -21,8 +21,9 @@ pub fn run(config: &NodeConfig) -> Result<()> {
     }
     let charged = cgroup::charged_memory(Path::new(pool::CGROUP))? >> 20;
     if config.pool.size > 0 || charged > 0 {
-        println!(
-            "\n{} has {charged} MiB, which no pod accounts for",
+        // Not a line of the table, which scripts read.
+        eprintln!(
+            "{} has {charged} MiB, which no pod accounts for",
             pool::CGROUP
         );
     }

@@ -6,19 +6,18 @@
 //! descriptors, walking through a large tree would fail with ENFILE.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::unix::fs::FileExt,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use crate::{kernel::cpu, Error, Result};
+use crate::{Error, Result};
 
-/// How many files a guest meets in a second at most. With half of what is left, it may do so until
-/// the number of inodes is checked again.
+/// How many files a guest meets in a second at most (an emulated one met 10,000). With half of what
+/// is left, it may do so until the number of inodes is checked again. More checks would keep the
+/// host of many idle pods busy.
 const PACE: u64 = 50_000;
-/// The same of an emulated guest. It does not wake up for a check when it has nothing to do, or
-/// many idle pods would keep their host busy.
-const PACE_OF_EMULATED: u64 = 5_000;
 /// The shortest time between two checks.
 const LEAST: Duration = Duration::from_millis(50);
 /// With a limit this high only memory limits the guest, and the number need not be watched.
@@ -34,7 +33,7 @@ const INODES: [&str; 2] = [
 ];
 
 /// From now on, makes the kernel forget unused files when it knows more than half of `max` inodes.
-/// 0 means no limit.
+/// 0 means no limit. There must be a share already.
 ///
 /// All shares of a pod have the same limit, so the first call decides.
 pub fn keep_below(max: u64) {
@@ -42,20 +41,18 @@ pub fn keep_below(max: u64) {
     if max == 0 || max >= PLENTY || WATCHING.swap(true, Ordering::Relaxed) {
         return;
     }
-    let pace = if cpu::is_emulated() {
-        PACE_OF_EMULATED
-    } else {
-        PACE
+    let Some(table) = INODES.iter().find_map(|path| File::open(path).ok()) else {
+        return;
     };
     tokio::spawn(async move {
         loop {
-            let known = inodes();
+            let known = inodes(&table);
             if known <= max / 2 {
-                tokio::time::sleep(next_check(known, max, pace)).await;
+                tokio::time::sleep(next_check(known, max)).await;
                 continue;
             }
             forget().await;
-            if inodes() > max / 2 {
+            if inodes(&table) > max / 2 {
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -63,15 +60,16 @@ pub fn keep_below(max: u64) {
 }
 
 /// Returns how long it takes at least until half of what is left is used up.
-fn next_check(known: u64, max: u64, pace: u64) -> Duration {
+fn next_check(known: u64, max: u64) -> Duration {
     let left = max.saturating_sub(known) / 2;
-    Duration::from_millis(left * 1000 / pace).max(LEAST)
+    Duration::from_millis(left * 1000 / PACE).max(LEAST)
 }
 
 /// Returns how many inodes the kernel knows. 0 if it does not say.
-fn inodes() -> u64 {
-    let text = INODES.iter().find_map(|path| fs::read_to_string(path).ok());
-    text.map_or(0, |text| known(&text))
+fn inodes(table: &File) -> u64 {
+    let mut text = [0; 64];
+    let length = table.read_at(&mut text, 0).unwrap_or(0);
+    known(&String::from_utf8_lossy(&text[..length]))
 }
 
 /// Makes the kernel forget directory entries that are not in use. While a share has an entry for
@@ -101,12 +99,11 @@ mod tests {
 
     #[test]
     fn next_check_comes_before_a_guest_knows_too_many() {
-        let ms = |known, pace| next_check(known, 20_000, pace).as_millis();
-        assert_eq!(ms(0, PACE), 200);
-        assert_eq!(ms(0, PACE_OF_EMULATED), 2000);
-        assert_eq!(ms(10_000, PACE_OF_EMULATED), 1000);
-        assert_eq!(ms(19_990, PACE), 50);
-        assert_eq!(ms(30_000, PACE), 50);
+        let ms = |known| next_check(known, 20_000).as_millis();
+        assert_eq!(ms(0), 200);
+        assert_eq!(ms(10_000), 100);
+        assert_eq!(ms(19_990), 50);
+        assert_eq!(ms(30_000), 50);
     }
 
     #[test]

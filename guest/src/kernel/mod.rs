@@ -1,7 +1,6 @@
-//! What the agent asks of the guest's kernel and cpu: memory, mounts, devices in sysfs, modules and
+//! What the agent asks of the guest's kernel: memory, mounts, devices in sysfs, modules and
 //! terminals.
 
-pub mod cpu;
 pub mod memory;
 pub mod module_disk;
 pub mod module_files;
