@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use caisson_tests::{
-    command, image, leftovers, node::LIMIT, proc, terminal::Terminal, Container, Node, Runtime,
+    command, container::shim, image, node::LIMIT, proc, terminal::Terminal, Container, Node,
+    Runtime,
 };
 use rstest::rstest;
 
@@ -59,7 +60,7 @@ fn stream_through_cat_is_unchanged_and_memory_bounded(#[case] runtime: Runtime) 
     };
     let mut first = [0; 1];
     counted.read_exact(&mut first)?;
-    let shim = shim_of(&id)?;
+    let shim = shim(node, &id)?;
     // The shim exits when the stream has ended, so its peak is read until then.
     let peak = thread::spawn(move || {
         let mut last = 0;
@@ -329,14 +330,6 @@ fn resized(terminal: &mut Terminal, columns: u16, rows: u16) -> Result<()> {
         terminal.shown().contains(&wanted).then_some(())
     })
     .with_context(|| terminal.shown())
-}
-
-fn shim_of(id: &str) -> Result<u32> {
-    let shims = leftovers::processes(id);
-    let shim = shims
-        .iter()
-        .find(|process| process.command.contains("containerd-shim-"));
-    Ok(shim.context("no shim")?.pid)
 }
 
 fn peak_kib(pid: u32) -> Result<u64> {
