@@ -186,7 +186,7 @@ impl PodDir {
     }
 
     /// Creates a cgroup for the VM's processes until the VM is a pod's, with a limit of memory in
-    /// bytes. What the VM uses before that stays charged to this cgroup, which goes with the folder.
+    /// bytes. What the VM uses before stays charged to this cgroup, which goes with the folder.
     pub fn use_birthplace(&mut self, path: &Path, memory: u64) -> Result<()> {
         self.write(BIRTHPLACE, &path.to_string_lossy())?;
         cgroup::create(path)?;
