@@ -106,8 +106,8 @@ bench: ready ## start times, memory and network of containers and pods beside ru
 bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at once, beside runc's
 	@cargo xtask run bench cluster
 
-soak: ready ## 200 containers one after another, then nothing may be left
-	CAISSON_TEST_SOAK=200 cargo test -p caisson-tests --test soak -- --nocapture
+soak: ready ## 200 containers one after another, then nothing may be left; two cpus of a VM at work for an hour
+	CAISSON_TEST_SOAK=200 CAISSON_TEST_SOAK_SECONDS=3600 cargo test -p caisson-tests --test soak -- --nocapture
 
 fuzz: ## the fuzz targets of tests/fuzz, or those that TARGETS names, each for FUZZ_SECONDS of CPU time (3600); fails on a finding
 	@packaging/setup test
