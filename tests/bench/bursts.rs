@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How many pods a burst has.
-const PODS: usize = 20;
+pub const PODS: u32 = 20;
 
 /// What the bursts of one way took.
 struct Bursts {
@@ -81,7 +81,7 @@ impl Bursts {
         println!(
             "  {:<56} {:.2} pods a second, {:.2} × runc",
             "",
-            PODS as f64 / self.times.median().as_secs_f64(),
+            f64::from(PODS) / self.times.median().as_secs_f64(),
             1.0 / self.times.ratio_to(&first.times)
         );
         let mut sums: BTreeMap<&str, Duration> = BTreeMap::new();
@@ -89,7 +89,7 @@ impl Bursts {
             *sums.entry(piece).or_default() += *time;
         }
         for (piece, sum) in sums {
-            let per_pod = sum.as_millis() / (self.work.len() * PODS).max(1) as u128;
+            let per_pod = sum.as_millis() / (self.work.len() as u128 * u128::from(PODS)).max(1);
             println!("    CPU time of a pod, {piece:<37} {per_pod:>13} ms");
         }
     }

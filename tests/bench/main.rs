@@ -132,7 +132,8 @@ fn pods(rounds: usize) -> Result<bool> {
 
 /// Measures pods that start at once.
 fn bursts() -> Result<()> {
-    let ways = Way::all()?;
+    let mut ways = Way::all()?;
+    ways.push(Way::from_a_pool_of(bursts::PODS)?);
     bursts::measure(&ways, BURSTS)?;
     ways.iter().for_each(Way::remove);
     Ok(())

@@ -16,7 +16,7 @@ pub struct Way {
     pub name: &'static str,
     pub node: CriNode,
     pub runtime: Runtime,
-    has_pool: bool,
+    pool: u32,
 }
 
 impl Way {
@@ -30,6 +30,16 @@ impl Way {
         ])
     }
 
+    /// Sets up a way whose pool has as many VMs ready as pods start at once.
+    pub fn from_a_pool_of(pods: u32) -> Result<Self> {
+        Self::new(
+            "Caisson, from a pool that has one for each",
+            Runtime::Caisson,
+            true,
+            pods,
+        )
+    }
+
     fn new(name: &'static str, runtime: Runtime, templates: bool, pool: u32) -> Result<Self> {
         let node = CriNode::start_with(|config| {
             config["vm"]["templates"] = templates.into();
@@ -40,7 +50,7 @@ impl Way {
             name,
             node,
             runtime,
-            has_pool: pool > 0,
+            pool,
         };
         if templates {
             let mut build = node::caisson(&way.node)?;
@@ -54,13 +64,18 @@ impl Way {
 
     /// Waits until the next start would find what it needs.
     pub fn get_ready(&self) -> Result<()> {
-        if self.has_pool {
-            command::poll("a member of the pool", READY, || {
-                let list = command::run(node::caisson(&self.node).ok()?.arg("list"), None, READY);
-                list.ok()?.text().contains(" in pool ").then_some(())
-            })?;
+        if self.pool == 0 {
+            return Ok(());
         }
-        Ok(())
+        command::poll("the members of the pool", READY, || {
+            let list = command::run(node::caisson(&self.node).ok()?.arg("list"), None, READY);
+            let list = list.ok()?.text();
+            let ready = list
+                .lines()
+                .filter(|line| line.contains(" in pool "))
+                .count();
+            (ready >= self.pool as usize).then_some(())
+        })
     }
 
     /// Removes what the node has on the host.

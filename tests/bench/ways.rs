@@ -55,7 +55,7 @@ impl Times {
 
 /// Prints the times and writes them to a file.
 pub fn measure(rounds: usize) -> Result<()> {
-    let ways = Way::all()?;
+    let mut ways = Way::all()?;
     println!(
         "containerd {}, {rounds} rounds in turns",
         ways[0].node.containerd_version()?
@@ -93,6 +93,7 @@ pub fn measure(rounds: usize) -> Result<()> {
         });
         figures.insert(what.to_owned(), Value::Object(rows.collect()));
     }
+    ways.push(Way::from_a_pool_of(bursts::PODS)?);
     figures.insert(
         "pods at once".to_owned(),
         bursts::measure(&ways, rounds.div_ceil(4))?,

@@ -1,6 +1,10 @@
 //! Lives as a member of the pool, until a pod claims it.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use caisson_node::{
     accelerator, config,
@@ -30,6 +34,10 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// The time limit for a birth. A guest that boots has `vm.boot_timeout_secs` of it.
 const BIRTH: Duration = Duration::from_secs(120);
+/// How long no pod may have come or gone when a VM is made.
+const QUIET: Duration = Duration::from_secs(1);
+/// How long that is waited for.
+const NOT_QUIET: Duration = Duration::from_secs(10);
 /// How long the agent of a machine that has nothing to do may take to answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -108,8 +116,24 @@ async fn unfit(site: &Site, claim: &Claim, build: &str) -> Option<&'static str> 
     }
 }
 
+/// Waits until no pod has come or gone for a while: pods often start many at once, and a VM that is
+/// made beside them takes the cpus that they need.
+async fn quiet(config: &NodeConfig) {
+    let started = Instant::now();
+    while started.elapsed() < NOT_QUIET {
+        // The folder has an entry for each pod.
+        let changed = std::fs::metadata(&config.state_dir).and_then(|folder| folder.modified());
+        let age = changed.map_or(QUIET, |at| at.elapsed().unwrap_or_default());
+        match QUIET.checked_sub(age) {
+            Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+            _ => return,
+        }
+    }
+}
+
 /// Makes the place of a VM on the host, and the VM.
 async fn site(config: &NodeConfig, id: &str, vmm: &dyn Vmm) -> Result<Site> {
+    quiet(config).await;
     let mut dir = PodDir::create(config, id)?;
     dir.use_birthplace(&Path::new(pool::CGROUP).join(id), pool::MEMBER_LIMIT)?;
     let share = Share::create(dir.path())?;
