@@ -163,6 +163,8 @@ fn apply_entry<R: Read>(
         }
         EntryType::Directory => folder(entry, path, folders)?,
         EntryType::Regular | EntryType::Continuous | EntryType::Symlink | EntryType::GNUSparse => {
+            // The crate `tar` takes any number for a time.
+            time(entry.header().mtime()?)?;
             entry.unpack(path).map(drop)?;
         }
         other => bail!("entries of type {other:?} are not known"),
@@ -304,9 +306,11 @@ mod tests {
         Dir,
         Symlink(&'a str),
         Hard(&'a str),
+        /// A file with a time of change that can't be.
+        Late,
         Null,
     }
-    use What::{Dir, File, Hard, Null, Symlink};
+    use What::{Dir, File, Hard, Late, Null, Symlink};
 
     type Entries<'a> = &'a [(&'a str, What<'a>)];
 
@@ -333,6 +337,7 @@ mod tests {
                     header.set_entry_type(EntryType::Link);
                     header.set_link_name_literal(target).unwrap();
                 }
+                Late => header.set_mtime(1 << 63),
                 Null => {
                     header.set_entry_type(EntryType::Char);
                     header.set_device_major(1).unwrap();
@@ -486,6 +491,11 @@ mod tests {
     fn time_that_cannot_be_is_refused() {
         assert_eq!(time(7).unwrap(), UNIX_EPOCH + Duration::from_secs(7));
         time(u64::MAX).unwrap_err();
+        let Some((_root, applied)) = unpacked(&[&[("file", Late)]]) else {
+            return;
+        };
+        let error = format!("{:#}", applied.unwrap_err());
+        assert!(error.contains("a time of change that can't be"), "{error}");
     }
 
     #[test]
