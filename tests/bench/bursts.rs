@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How many pods a burst has.
-pub const PODS: u32 = 20;
+const PODS: u32 = 20;
 
 /// What the bursts of one way took.
 struct Bursts {
@@ -28,8 +28,9 @@ struct Bursts {
 }
 
 /// Prints the figures of some rounds, in turns, and returns them. The first way is what the others
-/// are compared with.
-pub fn measure(ways: &[Way], rounds: usize) -> Result<Value> {
+/// are compared with. A pool that has a VM for each pod is measured, too.
+pub fn measure(mut ways: Vec<Way>, rounds: usize) -> Result<Value> {
+    ways.push(Way::from_a_pool_of(PODS)?);
     let mut measured: Vec<_> = ways.iter().map(Bursts::of).collect();
     for _ in 0..rounds {
         for (way, bursts) in ways.iter().zip(&mut measured) {
@@ -42,7 +43,9 @@ pub fn measure(ways: &[Way], rounds: usize) -> Result<Value> {
         let millis: Vec<_> = bursts.times.in_order().map(millis).collect();
         (bursts.times.name().to_owned(), json!({ "ms": millis }))
     });
-    Ok(Value::Object(figures.collect()))
+    let figures = figures.collect();
+    ways.iter().for_each(Way::remove);
+    Ok(Value::Object(figures))
 }
 
 impl Bursts {

@@ -75,7 +75,7 @@ fn bench() -> Result<bool> {
         return Ok(true);
     }
     if part.as_deref() == Some("bursts") {
-        bursts()?;
+        bursts::measure(Way::all()?, BURSTS)?;
         return Ok(true);
     }
     ensure!(
@@ -128,15 +128,6 @@ fn pods(rounds: usize) -> Result<bool> {
     node.remove();
     memory()?;
     Ok(starts_are_kept)
-}
-
-/// Measures pods that start at once.
-fn bursts() -> Result<()> {
-    let mut ways = Way::all()?;
-    ways.push(Way::from_a_pool_of(bursts::PODS)?);
-    bursts::measure(&ways, BURSTS)?;
-    ways.iter().for_each(Way::remove);
-    Ok(())
 }
 
 /// Measures the memory of pods, on a separate node.

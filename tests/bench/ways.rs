@@ -55,7 +55,7 @@ impl Times {
 
 /// Prints the times and writes them to a file.
 pub fn measure(rounds: usize) -> Result<()> {
-    let mut ways = Way::all()?;
+    let ways = Way::all()?;
     println!(
         "containerd {}, {rounds} rounds in turns",
         ways[0].node.containerd_version()?
@@ -93,16 +93,14 @@ pub fn measure(rounds: usize) -> Result<()> {
         });
         figures.insert(what.to_owned(), Value::Object(rows.collect()));
     }
-    ways.push(Way::from_a_pool_of(bursts::PODS)?);
     figures.insert(
         "pods at once".to_owned(),
-        bursts::measure(&ways, rounds.div_ceil(4))?,
+        bursts::measure(ways, rounds.div_ceil(4))?,
     );
     let file = paths::target().join("bench/starts.json");
     fs::create_dir_all(paths::target().join("bench"))?;
     fs::write(&file, serde_json::to_vec_pretty(&figures)?)
         .with_context(|| format!("write {}", file.display()))?;
     println!("\nall times: {}", file.display());
-    ways.iter().for_each(Way::remove);
     Ok(())
 }

@@ -51,6 +51,7 @@ mod end;
 mod error;
 pub mod fake;
 pub mod qemu;
+mod random;
 mod secret;
 mod spec;
 mod vm;

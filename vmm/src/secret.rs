@@ -1,15 +1,13 @@
 //! The secret that only a VM's guest and the processes that connect to it know.
 
-use std::{
-    fmt,
-    fs::File,
-    io::{self, Read},
-};
+use std::{fmt, io};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
+
+use crate::random;
 
 /// The length of a secret in bytes.
 pub const SECRET_LENGTH: usize = 32;
@@ -37,9 +35,7 @@ pub struct Secret([u8; SECRET_LENGTH]);
 impl Secret {
     /// Makes a new secret from the kernel's randomness.
     pub fn random() -> io::Result<Secret> {
-        let mut bytes = [0; SECRET_LENGTH];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-        Ok(Secret(bytes))
+        random::bytes().map(Secret)
     }
 
     /// Begins a connection to the guest with the secret, and waits for the guest's answer.

@@ -142,27 +142,26 @@ impl Pod {
         }
     }
 
-    /// Passes the guest's events on until there are no more, with a pause after each.
+    /// Acts on the guest's events until there are no more, with a pause after each.
     async fn follow_events(&self, machine: &Arc<Machine>, agent: &Agent) -> AgentError {
         let mut told = HashMap::new();
         loop {
             match agent.next_event().await {
-                Ok(event) => match event.event {
-                    Some(event::Event::ModulesWanted(_)) => {
-                        let machine = machine.clone();
-                        tokio::spawn(async move { machine.plug_modules().await });
-                    }
-                    event => self.guest_event(event, &mut told),
-                },
+                Ok(event) => self.guest_event(machine, event.event, &mut told),
                 Err(error) => return error,
             }
             tokio::time::sleep(limits::EVENT_PAUSE).await;
         }
     }
 
-    /// Passes on an event of the guest. `told` records when each container was last reported to be
+    /// Acts on an event of the guest. `told` records when each container was last reported to be
     /// out of memory.
-    fn guest_event(&self, event: Option<event::Event>, told: &mut HashMap<String, Instant>) {
+    fn guest_event(
+        &self,
+        machine: &Arc<Machine>,
+        event: Option<event::Event>,
+        told: &mut HashMap<String, Instant>,
+    ) {
         let containers = self.lock();
         told.retain(|id, at| containers.contains_key(id) && at.elapsed() < limits::OOM_PAUSE);
         match event {
@@ -174,6 +173,10 @@ impl Pod {
                         ..Default::default()
                     });
                 }
+            }
+            Some(event::Event::ModulesWanted(_)) => {
+                let machine = machine.clone();
+                tokio::spawn(async move { machine.plug_modules().await });
             }
             // If the guest is honest, the event is about a container that is gone by now.
             _ => log::debug!("the guest sent an event that can't be"),

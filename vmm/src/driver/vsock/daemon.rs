@@ -69,7 +69,7 @@ pub(super) async fn start(daemon: &Path, spec: &VmSpec) -> Result<Started> {
         let path = jail.program(daemon)?;
         jail.work_in(&dir, Path::new("run"))?;
         jail.seccomp(seccomp::filter().map_err(io::Error::other)?);
-        let cid = address::random()?;
+        let cid = address::draw()?;
         Ok(Program {
             role: "vsock".to_owned(),
             path,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -13,6 +13,7 @@ use super::{
     address,
     ports::{READY_PORT, SERVICE_PORT},
 };
+use crate::random;
 
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: libc::c_ulong = 0x4008_af60;
@@ -30,7 +31,7 @@ pub(super) fn reserve() -> io::Result<(OwnedFd, u32)> {
         .write(true)
         .open("/dev/vhost-vsock")?;
     for _ in 0..TRIES {
-        let cid = address::random()?;
+        let cid = address::draw()?;
         let argument = u64::from(cid);
         // SAFETY: the request reads a u64.
         let set = unsafe {
@@ -71,10 +72,8 @@ pub(super) fn connect(cid: u32, port: u32) -> io::Result<UnixStream> {
 /// Calls `bind` with one reserved port after the other until one is free, starting from a random
 /// one.
 fn bind_reserved(bind: impl Fn(u32) -> io::Result<()>) -> io::Result<()> {
-    let mut bytes = [0; 2];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let count = RESERVED.end - RESERVED.start;
-    let first = u32::from(u16::from_ne_bytes(bytes));
+    let first = u32::from(u16::from_ne_bytes(random::bytes()?));
     for n in 0..count {
         match bind(RESERVED.start + (first + n) % count) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
