@@ -40,7 +40,7 @@
 //!                                   end of a VM, the table of its devices, its daemons, logs
 //!   vm                              the contract of drivers, held to by tests/contract.rs
 //!   device, spec, secret, end, error   the data of that contract
-//!   random                             random bytes of the host's kernel
+//!   random                          random bytes of the host's kernel
 //! ```
 //!
 //! Another hypervisor is another driver beside `qemu/`. It implements [`Vmm`] and [`Vm`], names its
