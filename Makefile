@@ -101,6 +101,7 @@ conformance: k8s-ready ## Kubernetes' own end-to-end tests for nodes, with runc 
 bench bench-k8s: dist_flags = --release
 
 bench: ready ## start times, memory and network of containers and pods beside runc's, in one run
+	@packaging/setup bench
 	@cargo xtask run bench
 
 bench-k8s: k8s-ready ## pods of a cluster from create to Ready, one and ten at once, beside runc's

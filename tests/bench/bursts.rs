@@ -100,7 +100,7 @@ impl Bursts {
 
 /// Starts a pod and waits for its container's first byte.
 fn started(way: &Way) -> Result<Pod<'_>> {
-    let pod = way.node.pod().runtime(way.runtime).start()?;
+    let pod = way.pod().start()?;
     // The container ends with its pod.
     std::mem::forget(first_byte(&pod, None)?);
     Ok(pod)

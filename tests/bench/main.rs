@@ -16,6 +16,7 @@ mod bursts;
 mod cluster_starts;
 mod cold;
 mod home_work;
+mod plot;
 mod pod_memory;
 mod pod_network;
 mod pod_starts;
@@ -31,11 +32,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use caisson_tests::{
     cri::CriNode,
+    gvisor,
     node::{exit_on_signals, Node},
-    paths, Runtime,
+    Runtime,
 };
 use table::Series;
 use way::Way;
@@ -152,7 +154,8 @@ fn homes() -> Result<()> {
 /// Measures `ctr run --rm … true` with each runtime. Returns whether it takes no longer than with
 /// the build before.
 fn runs(node: &Node, before: Option<&Node>, rounds: usize) -> Result<bool> {
-    let gvisor = gvisor(node)?;
+    let wrapper = gvisor::wrapper(node.dir()).display().to_string();
+    let gvisor = gvisor::install(node.dir())?.then_some(wrapper);
     let mut runc = Series::new("runc");
     let mut runsc = Series::new("gVisor (runsc, systrap)");
     let mut old = Series::new("Caisson, the build before");
@@ -213,22 +216,4 @@ fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed())
-}
-
-/// Returns a wrapper that runs runsc without setting up cgroups, which runsc does not do on a host
-/// with cgroup version 1.
-fn gvisor(node: &Node) -> Result<Option<String>> {
-    use std::os::unix::fs::PermissionsExt;
-    let runsc = paths::target().join("cache/tools/gvisor/bin/runsc");
-    if !runsc.exists() {
-        return Ok(None);
-    }
-    let wrapper = node.dir().join("runsc");
-    let script = format!(
-        "#!/bin/sh\nexec {} --ignore-cgroups --platform=systrap \"$@\"\n",
-        runsc.display()
-    );
-    std::fs::write(&wrapper, script).context("write the wrapper of runsc")?;
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
-    Ok(Some(wrapper.display().to_string()))
 }

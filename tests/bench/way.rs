@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use caisson_tests::{command, cri::CriNode, node, Node, Runtime};
+use caisson_tests::{
+    command,
+    cri::{CriNode, PodBuilder},
+    gvisor, node, Node, Runtime,
+};
 use serde_json::json;
 
 use crate::run_true;
@@ -15,19 +19,31 @@ const READY: Duration = Duration::from_secs(120);
 pub struct Way {
     pub name: &'static str,
     pub node: CriNode,
-    pub runtime: Runtime,
+    runtime: Runtime,
+    /// Whether runc's shim runs gVisor in place of runc.
+    pub is_gvisor: bool,
     pool: u32,
 }
 
 impl Way {
-    /// Sets up the ways that are compared. The first is runc's.
+    /// Sets up the ways that are compared. The first is runc's, and the second gVisor's, if it is
+    /// there.
     pub fn all() -> Result<Vec<Self>> {
-        Ok(vec![
-            Self::new("runc", Runtime::Runc, false, 0)?,
-            Self::new("Caisson, the VM boots", Runtime::Caisson, false, 0)?,
-            Self::new("Caisson, from a template", Runtime::Caisson, true, 0)?,
-            Self::new("Caisson, from the pool", Runtime::Caisson, true, 1)?,
-        ])
+        let mut ways = vec![Self::new("runc", Runtime::Runc, false, 0)?];
+        let mut gvisor = Self::new("gVisor (runsc, systrap)", Runtime::Runc, false, 0)?;
+        gvisor.is_gvisor = gvisor::install(gvisor.node.dir())?;
+        match gvisor.is_gvisor {
+            true => ways.push(gvisor),
+            false => println!("gVisor is not there: cargo xtask test-tools --gvisor"),
+        }
+        for (name, templates, pool) in [
+            ("Caisson, the VM boots", false, 0),
+            ("Caisson, from a template", true, 0),
+            ("Caisson, from the pool", true, 1),
+        ] {
+            ways.push(Self::new(name, Runtime::Caisson, templates, pool)?);
+        }
+        Ok(ways)
     }
 
     /// Sets up a way whose pool has as many VMs ready as pods start at once.
@@ -50,6 +66,7 @@ impl Way {
             name,
             node,
             runtime,
+            is_gvisor: false,
             pool,
         };
         if templates {
@@ -58,8 +75,24 @@ impl Way {
             built.ok()?;
         }
         // The first start of a node finds out about KVM, and has the first member of a pool born.
-        run_true(&way.node, runtime, None)?;
+        way.run_true()?;
         Ok(way)
+    }
+
+    /// Runs a container with `ctr` until it has ended.
+    pub fn run_true(&self) -> Result<()> {
+        let wrapper = gvisor::wrapper(self.node.dir()).display().to_string();
+        let binary = self.is_gvisor.then_some(wrapper.as_str());
+        run_true(&self.node, self.runtime, binary)
+    }
+
+    /// Begins building a pod.
+    pub fn pod(&self) -> PodBuilder<'_> {
+        let pod = self.node.pod().runtime(self.runtime);
+        match self.is_gvisor {
+            true => pod.handler(gvisor::HANDLER),
+            false => pod,
+        }
     }
 
     /// Waits until the next start would find what it needs.

@@ -1,7 +1,8 @@
 //! Measures the ways in which a pod gets its VM, in turns in one run: it boots, it starts from a
 //! template, or it waits in the pool. Beside them, the same by runc and, if it is there, gVisor.
 //!
-//! The figures go to `target/bench/starts.json` too, with every time that was measured.
+//! The figures go to `target/bench/starts.json` too, with every time that was measured, and a
+//! picture of them to `target/bench/starts.png`.
 
 use std::{fs, time::Instant};
 
@@ -10,9 +11,8 @@ use caisson_tests::paths;
 use serde_json::{json, Value};
 
 use crate::{
-    bursts,
+    bursts, plot,
     pod_starts::first_byte,
-    run_true,
     table::{heading, millis, Series},
     way::Way,
 };
@@ -39,11 +39,11 @@ impl Times {
     fn add(&mut self, way: &Way) -> Result<()> {
         way.get_ready()?;
         let start = Instant::now();
-        run_true(&way.node, way.runtime, None)?;
+        way.run_true()?;
         self.run.add(start.elapsed());
         way.get_ready()?;
         let start = Instant::now();
-        let pod = way.node.pod().runtime(way.runtime).start()?;
+        let pod = way.pod().start()?;
         self.sandbox.add(start.elapsed());
         let container = first_byte(&pod, None)?;
         self.first.add(start.elapsed());
@@ -76,6 +76,8 @@ pub fn measure(rounds: usize) -> Result<()> {
     for (what, column) in columns {
         heading(&format!("\n{what}"));
         let of_runc = column(&times[0]);
+        let gvisor = ways.iter().position(|way| way.is_gvisor);
+        let of_gvisor = gvisor.map(|at| column(&times[at]));
         let rows = times.iter().map(|times| {
             let series = column(times);
             series.print();
@@ -85,6 +87,10 @@ pub fn measure(rounds: usize) -> Result<()> {
                 "",
                 series.quantile(0.99).as_millis()
             );
+            if let Some(of_gvisor) = of_gvisor {
+                let (ratio, low, high) = series.interval_of_ratio_to(of_gvisor, RESAMPLES);
+                println!("  {:<56} {ratio:.2} × gVisor ({low:.2} to {high:.2})", "");
+            }
             let millis: Vec<_> = series.in_order().map(millis).collect();
             (
                 series.name().to_owned(),
@@ -97,10 +103,14 @@ pub fn measure(rounds: usize) -> Result<()> {
         "pods at once".to_owned(),
         bursts::measure(ways, rounds.div_ceil(4))?,
     );
-    let file = paths::target().join("bench/starts.json");
-    fs::create_dir_all(paths::target().join("bench"))?;
+    let panels = columns.map(|(what, column)| (what, times.iter().map(column).collect()));
+    let folder = paths::target().join("bench");
+    fs::create_dir_all(&folder)?;
+    let picture = folder.join("starts.png");
+    plot::write(&panels, &picture)?;
+    let file = folder.join("starts.json");
     fs::write(&file, serde_json::to_vec_pretty(&figures)?)
         .with_context(|| format!("write {}", file.display()))?;
-    println!("\nall times: {}", file.display());
+    println!("\nall times: {}, {}", file.display(), picture.display());
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 
 use crate::{
     cri::{network, registry},
-    fixture,
+    fixture, gvisor,
     paths::{self, Containerd, Start},
     Runtime,
 };
@@ -29,6 +29,8 @@ pub fn containerd(dir: &Path) -> String {
 pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let caisson = Runtime::Caisson.name();
     let runc = Runtime::Runc.name();
+    let gvisor = gvisor::wrapper(dir);
+    let gvisor = gvisor.display();
     let pause = fixture::full_name("pause");
     let hosts = registry::hosts_dir(dir);
     let hosts = hosts.display();
@@ -75,6 +77,12 @@ runtime_type = "{caisson}"
 pod_annotations = ["caisson.dev/*"]
 container_annotations = ["caisson.dev/*"]
 privileged_without_host_devices = true
+
+# gVisor's own shim does not start without CAP_SYS_RESOURCE.
+[plugins."{runtime}".containerd.runtimes.gvisor]
+runtime_type = "{runc}"
+[plugins."{runtime}".containerd.runtimes.gvisor.options]
+BinaryName = "{gvisor}"
 
 [plugins."{images}".registry]
 config_path = "{hosts}"

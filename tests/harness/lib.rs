@@ -26,7 +26,7 @@
 //!   their failures;
 //! - [`exceptions`]: the failures allowed in other projects' tests;
 //! - [`bridge`]: network namespaces as CNI leaves them;
-//! - [`hostile`]: what a pod must not do to its node;
+//! - [`hostile`]: what a pod must not do to its node; [`gvisor`]: another runtime to compare with;
 //! - [`leftovers`]: what Caisson leaves on the host; [`proc`]: `/proc` of the host's processes.
 
 pub mod bridge;
@@ -40,6 +40,7 @@ pub mod exceptions;
 pub mod exec;
 pub mod faults;
 pub mod fixture;
+pub mod gvisor;
 pub mod hostile;
 pub mod k8s;
 pub mod leftovers;
