@@ -7,14 +7,15 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `homes`, `cluster`, `memory` (a part of `pods`) or
-//! `bursts` (a part of `ways`) selects one part.
+//! argument `containers`, `pods`, `ways`, `homes`, `cluster`, `memory` (a part of `pods`), `bursts`
+//! (a part of `ways`) or `crowd` (not run otherwise, since it takes ten minutes) selects one part.
 
 mod bare;
 mod before;
 mod bursts;
 mod cluster_starts;
 mod cold;
+mod crowd;
 mod home_work;
 mod plot;
 mod pod_memory;
@@ -23,6 +24,7 @@ mod pod_starts;
 mod pod_unemulated;
 mod sizes;
 mod skill_reads;
+mod stages;
 mod table;
 mod way;
 mod ways;
@@ -68,21 +70,16 @@ fn bench() -> Result<bool> {
         std::env::var("CAISSON_BENCH_ROUNDS").map_or(Ok(10), |text| text.parse())?;
     let part = std::env::args().nth(1);
     let asked = |name: &str| part.as_deref().is_none_or(|part| part == name);
-    if part.as_deref() == Some("cluster") {
-        cluster_starts::measure(rounds.div_ceil(3))?;
-        return Ok(true);
-    }
-    if part.as_deref() == Some("memory") {
-        memory()?;
-        return Ok(true);
-    }
-    if part.as_deref() == Some("bursts") {
-        bursts::measure(Way::all()?, BURSTS)?;
-        return Ok(true);
+    match part.as_deref() {
+        Some("cluster") => return cluster_starts::measure(rounds.div_ceil(3)).map(|()| true),
+        Some("memory") => return memory().map(|()| true),
+        Some("bursts") => return bursts::measure(Way::all()?, BURSTS).map(|_| true),
+        Some("crowd") => return crowd::measure().map(|()| true),
+        _ => {}
     }
     ensure!(
         asked("containers") || asked("pods") || asked("ways") || asked("homes"),
-        "bench [containers|pods|ways|bursts|homes|memory|cluster]"
+        "bench [containers|pods|ways|bursts|crowd|homes|memory|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;

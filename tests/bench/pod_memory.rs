@@ -17,43 +17,62 @@ use crate::{
 
 const COUNTS: [usize; 3] = [1, 5, 20];
 
+/// The row with what the node has less than before, which no piece is part of.
+const AVAILABLE: &str = "less MemAvailable";
+
+/// The bytes of all pods together, for each piece at each count of pods.
+type Rows = BTreeMap<String, Vec<u64>>;
+
 /// Prints the memory of a pod with one sleeping container, for each number of pods in [`COUNTS`].
 pub fn measure(node: &CriNode) -> Result<()> {
-    heading("\nmemory per pod of one container that sleeps (PSS), at 1, 5 and 20 pods");
+    heading(
+        "\nmemory per pod of one container that sleeps (PSS), at 1, 5 and 20 pods; of each more",
+    );
     for (runtime, name) in [(Runtime::Runc, "runc"), (Runtime::Caisson, "Caisson")] {
         println!("  {name}");
-        print(&at_counts(node, runtime, &COUNTS, None)?);
+        print(&COUNTS, &at_counts(node, runtime, &COUNTS, None)?);
     }
     heading(&format!(
         "\nthe same of one pod with a limit of {LIMIT_MIB} MiB"
     ));
     for (runtime, name) in [(Runtime::Runc, "runc"), (Runtime::Caisson, "Caisson")] {
         println!("  {name}");
-        print(&at_counts(node, runtime, &[1], Some(LIMIT_MIB))?);
+        print(&[1], &at_counts(node, runtime, &[1], Some(LIMIT_MIB))?);
     }
     Ok(())
 }
 
-fn print(rows: &BTreeMap<String, Vec<u64>>) {
-    for (piece, columns) in rows {
-        let columns: Vec<_> = columns.iter().map(|&bytes| mib(bytes)).collect();
-        println!("    {piece:<40} {}", columns.join(" "));
+/// Prints the mean of a pod at each of the counts, and of the pods that the last count has more
+/// than the first.
+fn print(counts: &[usize], rows: &Rows) {
+    let row = |name: &str, sums: &[u64]| {
+        let means = sums.iter().zip(counts);
+        let mut columns: Vec<_> = means.map(|(sum, count)| mib(sum / *count as u64)).collect();
+        if let ([first, .., last], [fewest, .., most]) = (sums, counts) {
+            columns.push(mib(last.saturating_sub(*first) / (most - fewest) as u64));
+        }
+        println!("    {name:<40} {}", columns.join(" "));
+    };
+    let pieces = || rows.iter().filter(|(piece, _)| *piece != AVAILABLE);
+    pieces().for_each(|(piece, sums)| row(piece, sums));
+    let sum = |at: usize| pieces().filter_map(|(_, sums)| sums.get(at)).sum();
+    let together: Vec<u64> = (0..counts.len()).map(sum).collect();
+    row("together", &together);
+    if let Some(sums) = rows.get(AVAILABLE) {
+        row(AVAILABLE, sums);
     }
-    let counts = rows.values().next().map_or(0, Vec::len);
-    let sum = |count| rows.values().filter_map(|columns| columns.get(count)).sum();
-    let sums: Vec<_> = (0..counts).map(|count| mib(sum(count))).collect();
-    println!("    {:<40} {}", "together", sums.join(" "));
 }
 
-/// Returns the mean over the pods for each piece at each of the counts.
+/// Returns what the pods have together for each piece at each of the counts.
 fn at_counts(
     node: &CriNode,
     runtime: Runtime,
     counts: &[usize],
     memory_mib: Option<i64>,
-) -> Result<BTreeMap<String, Vec<u64>>> {
+) -> Result<Rows> {
     let mut pods: Vec<Pod<'_>> = Vec::new();
-    let mut rows: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut rows = Rows::new();
+    let before = proc::available_memory()?;
     for &count in counts {
         while pods.len() < count {
             let pod = limited_pod(node.pod().runtime(runtime), memory_mib).start()?;
@@ -67,8 +86,10 @@ fn at_counts(
                 *sums.entry(piece).or_default() += bytes;
             }
         }
+        let available = proc::available_memory()?;
+        sums.insert(AVAILABLE.to_owned(), before.saturating_sub(available));
         for (piece, sum) in sums {
-            rows.entry(piece).or_default().push(sum / count as u64);
+            rows.entry(piece).or_default().push(sum);
         }
     }
     Ok(rows)
@@ -92,9 +113,31 @@ fn pieces(pod: &Pod<'_>) -> Result<Vec<(String, u64)>> {
         }
         Runtime::Caisson => {
             for (role, pid) in pod.vm_processes()? {
-                pieces.push((role, family_pss(pid)?));
+                match role.as_str() {
+                    "qemu" => pieces.extend(of_the_vmm(pid)?),
+                    _ => pieces.push((role, family_pss(pid)?)),
+                }
             }
         }
     }
     Ok(pieces)
+}
+
+/// Returns what the VMM's process has: the guest's memory, what it has translated of the guest's
+/// instructions, and its own.
+fn of_the_vmm(pid: u32) -> Result<Vec<(String, u64)>> {
+    let (mut guest, mut code, mut rest) = (0, 0, 0);
+    for mapping in proc::mappings(pid)? {
+        let sum = match mapping.path.as_str() {
+            path if path.starts_with("/memfd:") => &mut guest,
+            path if path.ends_with("/translations") => &mut code,
+            "" if mapping.permissions.contains('x') => &mut code,
+            _ => &mut rest,
+        };
+        *sum += mapping.pss;
+    }
+    let pieces = [("guest", guest), ("translated code", code), ("qemu", rest)];
+    Ok(pieces
+        .map(|(piece, bytes)| (piece.to_owned(), bytes))
+        .into())
 }

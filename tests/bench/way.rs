@@ -29,21 +29,37 @@ impl Way {
     /// Sets up the ways that are compared. The first is runc's, and the second gVisor's, if it is
     /// there.
     pub fn all() -> Result<Vec<Self>> {
-        let mut ways = vec![Self::new("runc", Runtime::Runc, false, 0)?];
+        let mut ways = vec![Self::runc()?];
         let mut gvisor = Self::new("gVisor (runsc, systrap)", Runtime::Runc, false, 0)?;
         gvisor.is_gvisor = gvisor::install(gvisor.node.dir())?;
         match gvisor.is_gvisor {
             true => ways.push(gvisor),
             false => println!("gVisor is not there: cargo xtask test-tools --gvisor"),
         }
-        for (name, templates, pool) in [
-            ("Caisson, the VM boots", false, 0),
-            ("Caisson, from a template", true, 0),
-            ("Caisson, from the pool", true, 1),
-        ] {
-            ways.push(Self::new(name, Runtime::Caisson, templates, pool)?);
-        }
+        ways.push(Self::new(
+            "Caisson, the VM boots",
+            Runtime::Caisson,
+            false,
+            0,
+        )?);
+        ways.push(Self::from_a_template()?);
+        ways.push(Self::new(
+            "Caisson, from the pool",
+            Runtime::Caisson,
+            true,
+            1,
+        )?);
         Ok(ways)
+    }
+
+    /// Sets up runc's way.
+    pub fn runc() -> Result<Self> {
+        Self::new("runc", Runtime::Runc, false, 0)
+    }
+
+    /// Sets up a way in which each VM starts from the template when its pod does.
+    pub fn from_a_template() -> Result<Self> {
+        Self::new("Caisson, from a template", Runtime::Caisson, true, 0)
     }
 
     /// Sets up a way whose pool has as many VMs ready as pods start at once.

@@ -7,12 +7,13 @@
 use std::{fs, time::Instant};
 
 use anyhow::{Context, Result};
-use caisson_tests::paths;
+use caisson_tests::{paths, Runtime};
 use serde_json::{json, Value};
 
 use crate::{
     bursts, plot,
     pod_starts::first_byte,
+    stages::Stages,
     table::{heading, millis, Series},
     way::Way,
 };
@@ -25,6 +26,8 @@ struct Times {
     run: Series,
     sandbox: Series,
     first: Series,
+    /// Of the starts of the sandbox and its container.
+    stages: Stages,
 }
 
 impl Times {
@@ -33,6 +36,7 @@ impl Times {
             run: Series::new(way.name),
             sandbox: Series::new(way.name),
             first: Series::new(way.name),
+            stages: Stages::default(),
         }
     }
 
@@ -48,6 +52,9 @@ impl Times {
         let container = first_byte(&pod, None)?;
         self.first.add(start.elapsed());
         drop(container);
+        if pod.runtime() == Runtime::Caisson {
+            self.stages.add(way, &pod)?;
+        }
         pod.stop()?;
         pod.remove()
     }
@@ -99,6 +106,7 @@ pub fn measure(rounds: usize) -> Result<()> {
         });
         figures.insert(what.to_owned(), Value::Object(rows.collect()));
     }
+    figures.insert("stages".to_owned(), stages(&times));
     figures.insert(
         "pods at once".to_owned(),
         bursts::measure(ways, rounds.div_ceil(4))?,
@@ -113,4 +121,20 @@ pub fn measure(rounds: usize) -> Result<()> {
         .with_context(|| format!("write {}", file.display()))?;
     println!("\nall times: {}, {}", file.display(), picture.display());
     Ok(())
+}
+
+/// Prints the stages of Caisson's starts and returns them.
+fn stages(times: &[Times]) -> Value {
+    heading("\nQEMU is executed to the first answer of the guest's agent");
+    let series = times
+        .iter()
+        .filter_map(|times| times.stages.to_the_agent(times.run.name()));
+    series.for_each(|series| series.print());
+    let mut figures = serde_json::Map::new();
+    for times in times.iter().filter(|times| !times.stages.is_empty()) {
+        heading(&format!("\nstages (caisson trace): {}", times.run.name()));
+        times.stages.print();
+        figures.insert(times.run.name().to_owned(), times.stages.json());
+    }
+    Value::Object(figures)
 }

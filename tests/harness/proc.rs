@@ -76,6 +76,49 @@ pub fn pss(pid: u32) -> Result<u64> {
     kib(line.trim())
 }
 
+/// A part of a process's memory (proc(5), `/proc/<pid>/smaps`).
+pub struct Mapping {
+    /// Such as `r-xp`.
+    pub permissions: String,
+    /// The file, `[heap]` and the like, or nothing.
+    pub path: String,
+    /// The proportional set size in bytes.
+    pub pss: u64,
+}
+
+/// Returns the mappings of a process.
+pub fn mappings(pid: u32) -> Result<Vec<Mapping>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps"))
+        .with_context(|| format!("process {pid}"))?;
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        if let Some(pss) = line.strip_prefix("Pss:") {
+            let mapping = mappings.last_mut().context("smaps begins with a size")?;
+            mapping.pss = kib(pss.trim())?;
+        }
+        // Address, permissions, offset, device, inode, path.
+        let words: Vec<_> = line.split_whitespace().collect();
+        if words.len() >= 5 && words[0].contains('-') {
+            mappings.push(Mapping {
+                permissions: words[1].to_owned(),
+                path: words[5..].join(" "),
+                pss: 0,
+            });
+        }
+    }
+    Ok(mappings)
+}
+
+/// Returns the bytes that the host could give to new processes (proc(5), `/proc/meminfo`).
+pub fn available_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .context("MemAvailable")?;
+    kib(line.trim())
+}
+
 /// Returns the CPU time of a process and its threads so far (proc(5), `stat`, fields 14 and 15; in
 /// 10 ms).
 pub fn cpu_time(pid: u32) -> Result<Duration> {

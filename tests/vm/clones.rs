@@ -7,19 +7,22 @@ use std::{
     sync::LazyLock,
 };
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     command,
     leftovers::processes,
     node::{self, LIMIT},
     paths::names,
-    proc, Container, Leftovers, Node,
+    proc::{self, Mapping},
+    Container, Leftovers, Node,
 };
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use rstest::rstest;
 
 /// How far a guest's clock may be from the host's, in seconds.
 const CLOCK_SLACK: f64 = 0.05;
+/// The least size of a template's translations in bytes.
+const TRANSLATIONS: u64 = 10 << 20;
 
 /// A node with a template.
 static NODE: LazyLock<&Node> = LazyLock::new(|| Node::keep(with_template().unwrap_or_else(fail)));
@@ -119,15 +122,36 @@ fn trace_has_the_stages_of_the_vmm() -> Result<()> {
 }
 
 #[test]
-fn emulator_reads_the_templates_translations() -> Result<()> {
+fn emulator_executes_the_templates_translations() -> Result<()> {
     if !is_emulated(&NODE)? {
         return Ok(());
     }
     let container = sleeping(&NODE)?;
-    let maps = fs::read_to_string(format!("/proc/{}/maps", container.vmm()?))?;
-    let mapping = maps.lines().find(|line| line.ends_with("/translations"));
+    let mappings = proc::mappings(container.vmm()?)?;
+    let mut mappings = mappings.iter();
+    let mapping = mappings.find(|mapping| mapping.path.ends_with("/translations"));
     // Nobody writes to what all VMs execute.
-    assert!(mapping.is_some_and(|line| line.contains(" r--")), "{maps}");
+    assert_eq!(mapping.context("translations")?.permissions, "r-xp");
+    Ok(())
+}
+
+#[test]
+fn translations_on_a_file_system_without_execution_are_copied() -> Result<()> {
+    if !is_emulated(&NODE)? {
+        return Ok(());
+    }
+    let node = node()?;
+    let disk = Disk::of_mib(512, templates(&node), MsFlags::MS_NOEXEC)?;
+    caisson(&node, &["template", "build"])?;
+    let container = sleeping(&node)?;
+    assert_eq!(container.sh("echo said")?, "said");
+    let mappings = proc::mappings(container.vmm()?)?;
+    let is_copy = |mapping: &Mapping| mapping.path.is_empty() && mapping.permissions == "r-xp";
+    let copy = mappings.iter().find(|mapping| is_copy(mapping));
+    let copied = copy.context("a copy")?.pss;
+    ensure!(copied > TRANSLATIONS, "{copied} bytes");
+    drop(container);
+    drop(disk);
     Ok(())
 }
 
@@ -342,7 +366,7 @@ fn is_being_made(node: &Node) -> bool {
 fn pod_boots_where_a_template_has_no_room() -> Result<()> {
     let node = node()?;
     let before = Leftovers::count(&node);
-    let disk = Disk::of_mib(8, templates(&node))?;
+    let disk = Disk::of_mib(8, templates(&node), MsFlags::empty())?;
     let error = caisson(&node, &["template", "build"]).expect_err("there is room");
     let error = format!("{error:#}");
     assert!(error.contains("No space left on device"), "{error}");
@@ -358,11 +382,11 @@ fn pod_boots_where_a_template_has_no_room() -> Result<()> {
 struct Disk(PathBuf);
 
 impl Disk {
-    fn of_mib(mib: u64, at: PathBuf) -> Result<Self> {
+    fn of_mib(mib: u64, at: PathBuf, flags: MsFlags) -> Result<Self> {
         fs::create_dir_all(&at)?;
         let size = format!("size={mib}m,mode=700");
         let none = None::<&str>;
-        mount(none, &at, Some("tmpfs"), MsFlags::empty(), Some(&*size))?;
+        mount(none, &at, Some("tmpfs"), flags, Some(&*size))?;
         Ok(Self(at))
     }
 }
