@@ -72,7 +72,7 @@ fn at_counts(
 ) -> Result<Rows> {
     let mut pods: Vec<Pod<'_>> = Vec::new();
     let mut rows = Rows::new();
-    let before = proc::available_memory()?;
+    let before = proc::memory("MemAvailable")?;
     for &count in counts {
         while pods.len() < count {
             let pod = limited_pod(node.pod().runtime(runtime), memory_mib).start()?;
@@ -86,7 +86,7 @@ fn at_counts(
                 *sums.entry(piece).or_default() += bytes;
             }
         }
-        let available = proc::available_memory()?;
+        let available = proc::memory("MemAvailable")?;
         sums.insert(AVAILABLE.to_owned(), before.saturating_sub(available));
         for (piece, sum) in sums {
             rows.entry(piece).or_default().push(sum);

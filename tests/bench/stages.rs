@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use caisson_tests::{command, cri::Pod, node};
 use serde_json::{json, Value};
 
-use crate::{table::Series, way::Way};
+use crate::{
+    table::{millis, quantile, Series},
+    way::Way,
+};
 
 /// How long `caisson trace` may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -15,14 +18,21 @@ const EXECUTED: &str = "qemu executed";
 /// The stage that ends when the guest's agent has answered.
 const ANSWERS: &str = "agent answers";
 
-/// When a stage began and ended.
+/// When a stage began and ended, from the start of the shim.
 #[derive(Clone, Copy)]
 struct Span {
-    begin: f64,
-    end: f64,
+    begin: Duration,
+    end: Duration,
 }
 
-/// The stages of one way's starts, in milliseconds from the start of the shim.
+/// The medians of a stage.
+struct Medians<'a> {
+    name: &'a str,
+    begin: Duration,
+    took: Duration,
+}
+
+/// The stages of one way's starts.
 #[derive(Default)]
 pub struct Stages(BTreeMap<String, Vec<Span>>);
 
@@ -44,17 +54,26 @@ impl Stages {
         self.0.is_empty()
     }
 
-    /// Prints the median of each stage, in the order in which they begin.
+    /// Returns the medians of each stage, in the order in which they begin.
+    fn medians(&self) -> Vec<Medians<'_>> {
+        let median = |spans: &[Span], of: fn(&Span) -> Duration| {
+            quantile(spans.iter().map(of).collect(), 0.5)
+        };
+        let stages = self.0.iter().map(|(name, spans)| Medians {
+            name,
+            begin: median(spans, |span| span.begin),
+            took: median(spans, |span| span.end.saturating_sub(span.begin)),
+        });
+        let mut stages: Vec<_> = stages.collect();
+        stages.sort_by_key(|stage| stage.begin);
+        stages
+    }
+
+    /// Prints the medians.
     pub fn print(&self) {
-        let mut stages: Vec<_> = self.0.iter().collect();
-        let begin = |spans: &[Span]| median(spans, |span| span.begin);
-        stages.sort_by(|(_, one), (_, other)| begin(one).total_cmp(&begin(other)));
-        for (name, spans) in stages {
-            let took = median(spans, |span| span.end - span.begin);
-            println!(
-                "    {name:<40} at {:>6.0} ms for {took:>6.1} ms",
-                begin(spans)
-            );
+        for Medians { name, begin, took } in self.medians() {
+            let (begin, took) = (millis(begin), millis(took));
+            println!("    {name:<40} at {begin:>6.0} ms for {took:>6.1} ms");
         }
     }
 
@@ -64,19 +83,16 @@ impl Stages {
         let (executed, answers) = (self.0.get(EXECUTED)?, self.0.get(ANSWERS)?);
         let mut series = Series::new(name);
         for (executed, answers) in executed.iter().zip(answers) {
-            series.add(Duration::from_secs_f64(
-                (answers.end - executed.begin) / 1e3,
-            ));
+            series.add(answers.end.saturating_sub(executed.begin));
         }
         Some(series)
     }
 
     /// Returns the medians.
     pub fn json(&self) -> Value {
-        let stages = self.0.iter().map(|(name, spans)| {
-            let took = median(spans, |span| span.end - span.begin);
-            let begin = median(spans, |span| span.begin);
-            (name.clone(), json!({ "begin_ms": begin, "took_ms": took }))
+        let stages = self.medians().into_iter().map(|stage| {
+            let figures = json!({ "begin_ms": millis(stage.begin), "took_ms": millis(stage.took) });
+            (stage.name.to_owned(), figures)
         });
         Value::Object(stages.collect())
     }
@@ -85,8 +101,11 @@ impl Stages {
 /// Reads a line that has a stage's begin, end, time and name.
 fn stage(line: &str) -> Option<(String, Span)> {
     let mut words = line.split_whitespace();
-    let mut number = || words.next()?.parse().ok();
-    let (begin, end, _took): (f64, f64, f64) = (number()?, number()?, number()?);
+    let mut time = || {
+        let ms: f64 = words.next()?.parse().ok()?;
+        Duration::try_from_secs_f64(ms / 1e3).ok()
+    };
+    let (begin, end, _took) = (time()?, time()?, time()?);
     let name: Vec<_> = words.take_while(|word| *word != "of").collect();
     let name = name.join(" ");
     // Each pod's network card has its own name.
@@ -95,10 +114,4 @@ fn stage(line: &str) -> Option<(String, Span)> {
         false => name,
     };
     Some((name, Span { begin, end }))
-}
-
-fn median(spans: &[Span], of: impl Fn(&Span) -> f64) -> f64 {
-    let mut values: Vec<_> = spans.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }

@@ -96,7 +96,8 @@ impl Series {
     }
 }
 
-fn quantile(mut times: Vec<Duration>, share: f64) -> Duration {
+/// Returns the time that this share of the times are below.
+pub fn quantile(mut times: Vec<Duration>, share: f64) -> Duration {
     times.sort();
     let at = (share * times.len() as f64) as usize;
     let at = at.min(times.len().saturating_sub(1));

@@ -26,7 +26,7 @@ struct Times {
     run: Series,
     sandbox: Series,
     first: Series,
-    /// Of the starts of the sandbox and its container.
+    /// The stages in which the sandbox and its container started.
     stages: Stages,
 }
 

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use caisson_tests::{
     cri::{CriNode, Pod},
     leftovers::alone,
-    skill, Leftovers, Runtime,
+    proc, skill, Leftovers, Runtime,
 };
 use rstest::rstest;
 
@@ -171,7 +171,7 @@ fn twenty_pods_that_read_a_skill_have_one_copy_of_it_on_the_host() -> Result<()>
     Ok(())
 }
 
-/// Memory of the host, from /proc/meminfo.
+/// Memory of the host.
 struct Memory {
     available_mib: i64,
     cached_mib: i64,
@@ -179,15 +179,10 @@ struct Memory {
 
 impl Memory {
     fn now() -> Result<Self> {
-        let text = fs::read_to_string("/proc/meminfo")?;
-        let mib = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<i64>().ok());
-            kib.map(|kib| kib / 1024).with_context(|| name.to_owned())
-        };
+        let mib = |name| -> Result<i64> { Ok(i64::try_from(proc::memory(name)? >> 20)?) };
         Ok(Self {
-            available_mib: mib("MemAvailable:")?,
-            cached_mib: mib("Cached:")? - mib("Shmem:")?,
+            available_mib: mib("MemAvailable")?,
+            cached_mib: mib("Cached")? - mib("Shmem")?,
         })
     }
 }

@@ -78,7 +78,7 @@ pub fn pss(pid: u32) -> Result<u64> {
 
 /// A part of a process's memory (proc(5), `/proc/<pid>/smaps`).
 pub struct Mapping {
-    /// Such as `r-xp`.
+    /// What the process may do there, such as `r-xp`.
     pub permissions: String,
     /// The file, `[heap]` and the like, or nothing.
     pub path: String,
@@ -109,13 +109,13 @@ pub fn mappings(pid: u32) -> Result<Vec<Mapping>> {
     Ok(mappings)
 }
 
-/// Returns the bytes that the host could give to new processes (proc(5), `/proc/meminfo`).
-pub fn available_memory() -> Result<u64> {
+/// Returns an amount of the host's memory in bytes, by its name (proc(5), `/proc/meminfo`).
+pub fn memory(name: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
     let line = text
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .context("MemAvailable")?;
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .with_context(|| name.to_owned())?;
     kib(line.trim())
 }
 
