@@ -42,16 +42,16 @@ pub fn claim_folder() -> Result<(String, PathBuf, Flock<File>)> {
     unreachable!("the loop has no end")
 }
 
-/// Takes a number below `count` that no other folder has for the same `name`. It is free again when
-/// the folder is removed.
-pub fn claim_number(dir: &Path, name: &str, count: u32) -> Result<u32> {
+/// Takes a number below `count` that is not in `used`, and that no other folder has for the same
+/// `name`. It is free again when the folder is removed.
+pub fn claim_number(dir: &Path, name: &str, count: u32, used: &[u32]) -> Result<u32> {
     let _gate = gate()?;
     let number = |dir: &Path| fs::read_to_string(dir.join(name)).ok()?.parse().ok();
     let taken: Vec<u32> = folders(Path::new(PARENT))?
         .iter()
         .filter_map(|(_, dir)| number(dir))
         .collect();
-    let free = (0..count).find(|number| !taken.contains(number));
+    let free = (0..count).find(|number| !taken.contains(number) && !used.contains(number));
     let free = free.with_context(|| format!("all of {count} numbers for {name} are taken"))?;
     fs::write(dir.join(name), free.to_string())?;
     Ok(free)
@@ -156,6 +156,14 @@ mod tests {
         assert!(!is_dead(&dir));
         drop(lock);
         assert!(is_dead(&dir));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn number_that_is_used_outside_the_folders_is_not_claimed() {
+        let (_, dir, _lock) = claim_folder().unwrap();
+        let number = claim_number(&dir, "test", 255, &[0, 1, 3]).unwrap();
+        assert!(![0, 1, 3].contains(&number));
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -36,7 +36,8 @@ pub fn configure(tag: &str, dir: &Path) -> Result<()> {
         "apt-get install containernetworking-plugins"
     );
     ensure!(tag.len() <= NAME_MAX, "{tag} is no name for a bridge");
-    let number = sweep::claim_number(dir, "subnet", 255)?;
+    // A bridge of a run that had another `/tmp` may still be there. Its route would win.
+    let number = sweep::claim_number(dir, "subnet", 255, &used_subnets()?)?;
     let conf = json!({
         "cniVersion": "0.4.0",
         "name": tag,
@@ -59,6 +60,18 @@ pub fn configure(tag: &str, dir: &Path) -> Result<()> {
     fs::create_dir_all(&conf_dir)?;
     fs::write(conf_dir.join("10-bridge.conflist"), conf.to_string())?;
     Ok(())
+}
+
+/// Returns the numbers of the subnets in which an interface of this machine has an address.
+fn used_subnets() -> Result<Vec<u32>> {
+    let addresses = nix::ifaddrs::getifaddrs().context("list the machine's addresses")?;
+    let addresses = addresses.filter_map(|interface| interface.address);
+    Ok(addresses
+        .filter_map(|address| match address.as_sockaddr_in()?.ip().octets() {
+            [10, 213, number, _] => Some(u32::from(number)),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Returns the node's side of every existing pod network, and what the plugins remember of it.
