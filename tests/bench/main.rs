@@ -151,27 +151,26 @@ fn homes() -> Result<()> {
 /// Measures `ctr run --rm … true` with each runtime. Returns whether it takes no longer than with
 /// the build before.
 fn runs(node: &Node, before: Option<&Node>, rounds: usize) -> Result<bool> {
-    let wrapper = gvisor::wrapper(node.dir()).display().to_string();
-    let gvisor = gvisor::install(node.dir())?.then_some(wrapper);
     let mut runc = Series::new("runc");
     let mut runsc = Series::new("gVisor (runsc, systrap)");
     let mut old = Series::new("Caisson, the build before");
     let mut caisson = Series::new("Caisson");
     for _ in 0..rounds {
-        runc.add(timed(|| run_true(node, Runtime::Runc, None))?);
-        if let Some(wrapper) = &gvisor {
-            runsc.add(timed(|| run_true(node, Runtime::Runc, Some(wrapper)))?);
+        runc.add(timed(|| run_true(node, Runtime::Runc))?);
+        if gvisor::is_there() {
+            runsc.add(timed(|| run_true(node, Runtime::Gvisor))?);
         }
         if let Some(node) = before {
-            old.add(timed(|| run_true(node, Runtime::Caisson, None))?);
+            old.add(timed(|| run_true(node, Runtime::Caisson))?);
         }
-        caisson.add(timed(|| run_true(node, Runtime::Caisson, None))?);
+        caisson.add(timed(|| run_true(node, Runtime::Caisson))?);
     }
     table::heading("ctr run --rm … true");
     runc.print();
-    match gvisor {
-        Some(_) => runsc.print(),
-        None => println!("  gVisor is not there: cargo xtask test-tools --gvisor"),
+    if gvisor::is_there() {
+        runsc.print();
+    } else {
+        println!("  gVisor is not there: cargo xtask test-tools --gvisor");
     }
     caisson.print();
     Ok(caisson.print_beside(&old))
@@ -201,11 +200,8 @@ fn cold_starts(node: &Node, before: Option<&Node>, rounds: usize) -> Result<bool
     Ok(cold.print_beside(&old) && kept)
 }
 
-fn run_true(node: &Node, runtime: Runtime, runc_binary: Option<&str>) -> Result<()> {
-    let mut container = node.container("busybox").runtime(runtime).args(["true"]);
-    if let Some(binary) = runc_binary {
-        container = container.flag("--runc-binary", binary);
-    }
+fn run_true(node: &Node, runtime: Runtime) -> Result<()> {
+    let container = node.container("busybox").runtime(runtime).args(["true"]);
     container.run()?.ok().map(drop)
 }
 

@@ -107,7 +107,7 @@ fn pieces(pod: &Pod<'_>) -> Result<Vec<(String, u64)>> {
     let shim = pod.shim()?;
     let mut pieces = vec![("shim".to_owned(), proc::pss(shim)?)];
     match pod.runtime() {
-        Runtime::Runc => {
+        Runtime::Runc | Runtime::Gvisor => {
             let processes = family_pss(shim)?.saturating_sub(pieces[0].1);
             pieces.push(("pause and container".to_owned(), processes));
         }

@@ -19,9 +19,7 @@ const READY: Duration = Duration::from_secs(120);
 pub struct Way {
     pub name: &'static str,
     pub node: CriNode,
-    runtime: Runtime,
-    /// Whether runc's shim runs gVisor in place of runc.
-    pub is_gvisor: bool,
+    pub runtime: Runtime,
     pool: u32,
 }
 
@@ -31,9 +29,12 @@ impl Way {
     pub fn all() -> Result<Vec<Self>> {
         let mut ways = vec![Self::runc()?];
         if gvisor::is_there() {
-            let mut way = Self::new("gVisor (runsc, systrap)", Runtime::Runc, false, 0)?;
-            way.is_gvisor = gvisor::install(way.node.dir())?;
-            ways.push(way);
+            ways.push(Self::new(
+                "gVisor (runsc, systrap)",
+                Runtime::Gvisor,
+                false,
+                0,
+            )?);
         } else {
             println!("gVisor is not there: cargo xtask test-tools --gvisor");
         }
@@ -83,7 +84,6 @@ impl Way {
             name,
             node,
             runtime,
-            is_gvisor: false,
             pool,
         };
         if templates {
@@ -98,18 +98,12 @@ impl Way {
 
     /// Runs a container with `ctr` until it has ended.
     pub fn run_true(&self) -> Result<()> {
-        let wrapper = gvisor::wrapper(self.node.dir()).display().to_string();
-        let binary = self.is_gvisor.then_some(wrapper.as_str());
-        run_true(&self.node, self.runtime, binary)
+        run_true(&self.node, self.runtime)
     }
 
     /// Begins building a pod.
     pub fn pod(&self) -> PodBuilder<'_> {
-        let pod = self.node.pod().runtime(self.runtime);
-        match self.is_gvisor {
-            true => pod.handler(gvisor::HANDLER),
-            false => pod,
-        }
+        self.node.pod().runtime(self.runtime)
     }
 
     /// Waits until the next start would find what it needs.

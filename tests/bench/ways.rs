@@ -83,7 +83,7 @@ pub fn measure(rounds: usize) -> Result<()> {
     for (what, column) in columns {
         heading(&format!("\n{what}"));
         let of_runc = column(&times[0]);
-        let gvisor = ways.iter().position(|way| way.is_gvisor);
+        let gvisor = ways.iter().position(|way| way.runtime == Runtime::Gvisor);
         let of_gvisor = gvisor.map(|at| column(&times[at]));
         let rows = times.iter().map(|times| {
             let series = column(times);

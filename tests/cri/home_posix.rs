@@ -78,7 +78,7 @@ fn failures(runtime: Runtime) -> Result<BTreeSet<String>> {
 fn pod(runtime: Runtime) -> Result<Pod<'static>> {
     let pod = CriNode::shared().pod().runtime(runtime);
     match runtime {
-        Runtime::Runc => pod.start(),
+        Runtime::Runc | Runtime::Gvisor => pod.start(),
         Runtime::Caisson => pod
             .annotation("caisson.dev/home", "ephemeral")
             .annotation("caisson.dev/home-path", HOME)
@@ -91,7 +91,7 @@ fn programs<'p>(pod: &'p Pod<'p>) -> Result<ContainerBuilder<'p>> {
         .container("python")
         .mount_read_only(&paths::target().join("cache/tools/posix/bin"), "/programs");
     Ok(match pod.runtime() {
-        Runtime::Runc => container.mount(&pod.folder("home")?, HOME),
+        Runtime::Runc | Runtime::Gvisor => container.mount(&pod.folder("home")?, HOME),
         Runtime::Caisson => container,
     })
 }

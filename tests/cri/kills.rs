@@ -45,7 +45,7 @@ fn stopped_vm_is_removed_within_ten_seconds(#[case] runtime: Runtime) -> Result<
     let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
     let stopped = match runtime {
         Runtime::Caisson => pod.vmm()?,
-        Runtime::Runc => init(&container)?,
+        Runtime::Runc | Runtime::Gvisor => init(&container)?,
     };
     proc::kill(stopped, libc::SIGSTOP);
     let started = Instant::now();

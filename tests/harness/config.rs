@@ -29,7 +29,8 @@ pub fn containerd(dir: &Path) -> String {
 pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let caisson = Runtime::Caisson.name();
     let runc = Runtime::Runc.name();
-    let gvisor = gvisor::wrapper(dir);
+    let runsc = Runtime::Gvisor.name();
+    let gvisor = gvisor::config_file(dir);
     let gvisor = gvisor.display();
     let pause = fixture::full_name("pause");
     let hosts = registry::hosts_dir(dir);
@@ -78,11 +79,11 @@ pod_annotations = ["caisson.dev/*"]
 container_annotations = ["caisson.dev/*"]
 privileged_without_host_devices = true
 
-# gVisor's own shim does not start without CAP_SYS_RESOURCE.
 [plugins."{runtime}".containerd.runtimes.gvisor]
-runtime_type = "{runc}"
+runtime_type = "{runsc}"
 [plugins."{runtime}".containerd.runtimes.gvisor.options]
-BinaryName = "{gvisor}"
+TypeUrl = "runtimeoptions.v1.Options"
+ConfigPath = "{gvisor}"
 
 [plugins."{images}".registry]
 config_path = "{hosts}"

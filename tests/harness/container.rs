@@ -12,7 +12,7 @@ use anyhow::{bail, Context, Result};
 use crate::{
     command::{self, Output, Running, Stdin},
     exec::ExecBuilder,
-    leftovers,
+    gvisor, leftovers,
     node::LIMIT,
     Node,
 };
@@ -24,6 +24,8 @@ pub enum Runtime {
     Caisson,
     /// containerd's own shim, for comparison.
     Runc,
+    /// gVisor's, for the bench. It is there after `cargo xtask test-tools --gvisor`.
+    Gvisor,
 }
 
 impl Runtime {
@@ -32,6 +34,7 @@ impl Runtime {
         match self {
             Self::Caisson => "io.containerd.caisson.v2",
             Self::Runc => "io.containerd.runc.v2",
+            Self::Gvisor => "io.containerd.runsc.v1",
         }
     }
 }
@@ -195,6 +198,10 @@ impl<'n> ContainerBuilder<'n> {
         ctr.arg("run")
             .args(how)
             .args(["--runtime", self.runtime.name()]);
+        if self.runtime == Runtime::Gvisor {
+            ctr.arg("--runtime-config-path")
+                .arg(gvisor::config_file(self.node.dir()));
+        }
         ctr.args(&self.flags)
             .arg(image)
             .arg(&self.id)

@@ -22,7 +22,7 @@ use crate::{
     config,
     container::ContainerBuilder,
     cri::network,
-    fixture, leftovers,
+    fixture, gvisor, leftovers,
     paths::{self, Containerd, Start},
     sweep,
 };
@@ -134,6 +134,7 @@ impl Node {
             fs::create_dir_all(dir.join(folder))?;
         }
         fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;
+        gvisor::configure(&dir)?;
         // A program that searches for containerd's process by this name finds only this node's.
         symlink(version.bin().join("containerd"), dir.join(&tag))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
@@ -319,10 +320,11 @@ impl Node {
         let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let dist = paths::dist().join("bin");
         format!(
-            "{}:{}:{}:{system}",
+            "{}:{}:{}:{}:{system}",
             self.programs().display(),
             dist.display(),
-            self.version.bin().display()
+            self.version.bin().display(),
+            gvisor::bin().display()
         )
     }
 

@@ -252,7 +252,7 @@ fn file_log_uri_takes_both_streams(#[case] runtime: Runtime) -> Result<()> {
     let uri = format!("file://{}", log.display());
     // runc's shim sometimes loses a line if the process exits at once.
     let line = match runtime {
-        Runtime::Runc => "echo out; echo err >&2; sleep 1",
+        Runtime::Runc | Runtime::Gvisor => "echo out; echo err >&2; sleep 1",
         Runtime::Caisson => "echo out; echo err >&2",
     };
     let container = container.log_uri(&uri).sh(line).start()?;

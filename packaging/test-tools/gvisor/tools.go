@@ -3,4 +3,7 @@
 // Package tools names what `cargo xtask test-tools --gvisor` builds, so that go.mod and go.sum cover it.
 package tools
 
-import _ "gvisor.dev/gvisor/runsc"
+import (
+	_ "gvisor.dev/gvisor/runsc"
+	_ "gvisor.dev/gvisor/shim"
+)

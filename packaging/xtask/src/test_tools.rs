@@ -73,6 +73,15 @@ const GVISOR: Tool = Tool {
     ldflags: "",
 };
 
+/// gVisor's shim, what it would not start with here, and what it is built with instead: it gives
+/// itself an oom score that takes CAP_SYS_RESOURCE, which tests may run without.
+const GVISOR_SHIM: &str = "gvisor.dev/gvisor/shim";
+const GVISOR_SHIM_EDIT: (&str, &str, &str) = (
+    "vendor/gvisor.dev/gvisor/pkg/shim/v1/manager.go",
+    "oomScoreMax = -999",
+    "oomScoreMax = 0",
+);
+
 /// The version as in go.mod; charts and tests ask for it.
 const KUBERNETES_VERSION: &str = "-X k8s.io/component-base/version.gitVersion=v1.33.4";
 
@@ -209,7 +218,7 @@ pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
     unpack_containerd_1_7(dirs)?;
     match further {
         Further::Nothing | Further::Chart => Ok(()),
-        Further::Gvisor => build_tool(dirs, &GVISOR),
+        Further::Gvisor => build_gvisor(dirs),
         Further::Integration => build_integration(dirs),
         Further::Posix => build_posix(dirs),
     }
@@ -265,7 +274,7 @@ fn copy_from_module(dirs: &Dirs, files: &[(&str, &str)]) -> Result<()> {
 }
 
 fn build_integration(dirs: &Dirs) -> Result<()> {
-    let bin = dirs.cache.join("tools").join(CONTAINERD.to).join("bin");
+    let bin = bin(dirs, &CONTAINERD);
     build_tests(
         dirs,
         &CONTAINERD,
@@ -315,19 +324,76 @@ fn build_posix(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
+fn build_gvisor(dirs: &Dirs) -> Result<()> {
+    build_tool(dirs, &GVISOR)?;
+    let shim = bin(dirs, &GVISOR).join("containerd-shim-runsc-v1");
+    let stamp = format!("{}{GVISOR_SHIM_EDIT:?}", pins(dirs, &GVISOR)?);
+    once(&bin(dirs, &GVISOR).join(".gvisor-shim"), &stamp, || {
+        build_gvisor_shim(dirs, &shim)
+    })
+}
+
+fn build_gvisor_shim(dirs: &Dirs, shim: &Path) -> Result<()> {
+    // Go builds no edited file of its cache of modules, so the module gets a copy of them.
+    let copy = tempfile::tempdir_in(dirs.cache.join("tools"))
+        .context("make a folder for gVisor's module")?;
+    for file in ["go.mod", "go.sum", "tools.go"] {
+        let from = module(dirs, GVISOR.module).join(file);
+        files::copy(&from, &copy.path().join(file))?;
+    }
+    let mut vendor = Command::new(go());
+    vendor
+        .args(["mod", "vendor"])
+        .current_dir(copy.path())
+        .env("GOTOOLCHAIN", "auto");
+    step::run(&dirs.log, "gvisor-vendor", &mut vendor)?;
+    let (file, from, to) = GVISOR_SHIM_EDIT;
+    let file = copy.path().join(file);
+    let source = files::read_text(&file)?;
+    if !source.contains(from) {
+        bail!("{} does not contain `{from}`", file.display());
+    }
+    files::write(&file, source.replace(from, to).as_bytes(), 0o644)?;
+    let mut build = Command::new(go());
+    build
+        .args(["build", "-mod=vendor", "-trimpath", "-buildvcs=false"])
+        .args(["-ldflags", "-s -w", "-o"])
+        .arg(shim)
+        .arg(GVISOR_SHIM)
+        .current_dir(copy.path())
+        .env("GOTOOLCHAIN", "auto")
+        .env("CGO_ENABLED", "0");
+    step::run(&dirs.log, "gvisor-shim", &mut build)
+}
+
 fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
-    let module = module(dirs, tool.module);
-    let bin = dirs.cache.join("tools").join(tool.to).join("bin");
-    let stamp_path = bin.join(format!(".{}", tool.module));
-    let stamp = [
-        files::read_text(&module.join("go.mod"))?,
-        files::read_text(&module.join("go.sum"))?,
-        format!("{tool:?}"),
-    ]
-    .concat();
-    if std::fs::read_to_string(&stamp_path).is_ok_and(|old| old == stamp) {
+    let stamp = format!("{}{tool:?}", pins(dirs, tool)?);
+    let stamp_path = bin(dirs, tool).join(format!(".{}", tool.module));
+    once(&stamp_path, &stamp, || compile(dirs, tool))
+}
+
+/// Builds what is not there, or was built from something else than `stamp` says.
+fn once(stamp_path: &Path, stamp: &str, build: impl FnOnce() -> Result<()>) -> Result<()> {
+    if std::fs::read_to_string(stamp_path).is_ok_and(|old| old == stamp) {
         return Ok(());
     }
+    build()?;
+    files::write(stamp_path, stamp.as_bytes(), 0o644)
+}
+
+fn bin(dirs: &Dirs, tool: &Tool) -> PathBuf {
+    dirs.cache.join("tools").join(tool.to).join("bin")
+}
+
+/// Returns the texts of go.mod and go.sum.
+fn pins(dirs: &Dirs, tool: &Tool) -> Result<String> {
+    let module = module(dirs, tool.module);
+    let texts = ["go.mod", "go.sum"].map(|file| files::read_text(&module.join(file)));
+    texts.into_iter().collect()
+}
+
+fn compile(dirs: &Dirs, tool: &Tool) -> Result<()> {
+    let bin = bin(dirs, tool);
     files::make_dir(&bin)?;
     let go = go();
     if Command::new(go).arg("version").output().is_err() {
@@ -343,12 +409,11 @@ fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
         .args(["-tags", tool.tags, "-o"])
         .arg(tool.name.map_or(bin.clone(), |name| bin.join(name)))
         .args(tool.packages)
-        .current_dir(&module)
+        .current_dir(module(dirs, tool.module))
         // A module that wants a newer Go gets it from Go's proxy, checked like any module.
         .env("GOTOOLCHAIN", "auto")
         .env("CGO_ENABLED", if tool.cgo { "1" } else { "0" });
-    step::run(&dirs.log, tool.module, &mut build)?;
-    files::write(&stamp_path, stamp.as_bytes(), 0o644)
+    step::run(&dirs.log, tool.module, &mut build)
 }
 
 /// Unpacks Debian 13's package, whose binaries run on Debian 12 unchanged.

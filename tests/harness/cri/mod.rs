@@ -82,6 +82,7 @@ impl Runtime {
             Self::Caisson if sandboxer.is_ok_and(|name| name == "shim") => HANDLER_OF_SHIM,
             Self::Caisson => HANDLER,
             Self::Runc => "runc",
+            Self::Gvisor => "gvisor",
         }
     }
 }
