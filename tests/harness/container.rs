@@ -199,7 +199,9 @@ impl<'n> ContainerBuilder<'n> {
             .args(how)
             .args(["--runtime", self.runtime.name()]);
         if self.runtime == Runtime::Gvisor {
-            ctr.arg("--runtime-config-path")
+            // Its shim gives streams of its own only to what CRI calls a sandbox.
+            ctr.args(["--annotation", "io.kubernetes.cri.container-type=sandbox"])
+                .arg("--runtime-config-path")
                 .arg(gvisor::config_file(self.node.dir()));
         }
         ctr.args(&self.flags)
