@@ -33,7 +33,8 @@ pub fn write(panels: &[(&str, Vec<&Series>)], to: &Path) -> Result<()> {
         let (names, boxes): (Vec<_>, Vec<_>) = (names.collect(), boxes.collect());
         writeln!(
             script,
-            "END\nset xtics ({})\nplot {}",
+            "END\nset xrange [0.5:{}.5]\nset xtics ({})\nplot {}",
+            series.len(),
             names.join(", "),
             boxes.join(", ")
         )?;
