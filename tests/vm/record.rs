@@ -1,7 +1,7 @@
 //! Tests what `caisson list`, `caisson trace` and `caisson gc` say of pods, above all of those
 //! whose shim was killed.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, io, os::unix::process::ExitStatusExt, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use caisson_tests::{
@@ -39,6 +39,19 @@ fn list_of_a_container_that_has_ended_counts_it_until_it_is_removed() -> Result<
     assert!(listed.line.contains("0, 1 ended"), "{listed:?}");
     container.delete()?;
     assert!(listed_as(node, container.id()).is_err());
+    Ok(())
+}
+
+#[test]
+fn list_that_nobody_reads_ends_without_a_word() -> Result<()> {
+    let (reader, writer) = io::pipe()?;
+    drop(reader);
+    let list = caisson(Node::shared())?
+        .arg("list")
+        .stdout(writer)
+        .output()?;
+    assert_eq!(list.status.signal(), Some(libc::SIGPIPE));
+    assert_eq!(String::from_utf8_lossy(&list.stderr), "");
     Ok(())
 }
 

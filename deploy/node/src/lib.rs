@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use nix::sys::signal::{signal, SigHandler, Signal};
 
 /// Looks after a node that runs containers in VMs of their own.
 ///
@@ -59,15 +60,40 @@ enum Command {
     Gc,
 }
 
+impl Command {
+    /// Whether it changes nothing, so that it can end at any moment.
+    fn only_shows(&self) -> bool {
+        match self {
+            Self::List | Self::Trace { .. } | Self::Check(_) => true,
+            Self::Skill(command) => matches!(command, skill::Command::List),
+            Self::Home(command) => matches!(command, home::Command::List),
+            Self::Template(action) => matches!(action, template::Action::List),
+            Self::Node(command) => matches!(command, node::Command::Status(_)),
+            Self::Run(_) | Self::Gc => false,
+        }
+    }
+}
+
 /// Parses the arguments and runs the subcommand that they name.
 pub fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let command = Arguments::parse().command;
+    if command.only_shows() {
+        end_with_the_reader();
+    }
+    match run(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("caisson: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// From now on, the process ends where nobody reads its output any more, as in `caisson list |
+/// head` (signal(7), SIGPIPE). Rust's own start ignores that signal.
+fn end_with_the_reader() {
+    // SAFETY: no handler is installed.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 fn run(command: Command) -> Result<ExitCode> {
