@@ -168,44 +168,61 @@ pub(crate) fn set_oom_score_adj(role: &str, pid: u32, score: i32) {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use nix::mount::{mount, umount2, MntFlags, MsFlags};
+
     use super::*;
     use crate::driver::{
         process::Child,
         spawn::{Confinement, Program},
     };
 
-    /// A cgroup of the test's own, in the hierarchy that is mounted at `mount`. `None`, with a
-    /// message, if there is no such hierarchy.
-    struct Cgroup(std::path::PathBuf);
+    /// A cgroup of the test's own, in a hierarchy that it mounts: a host may have either version.
+    struct Cgroup {
+        dir: std::path::PathBuf,
+        hierarchy: tempfile::TempDir,
+    }
 
     impl Cgroup {
-        fn make(mount: &str) -> Option<Cgroup> {
-            let mount = Path::new(mount);
+        /// Makes one of version 1, in a hierarchy of that name and without controllers (cgroups(7),
+        /// "Cgroups v1 named hierarchies").
+        fn of_version_1(hierarchy: &str) -> Cgroup {
+            Cgroup::make("cgroup", &format!("none,name={hierarchy}"))
+        }
+
+        fn of_version_2() -> Cgroup {
+            Cgroup::make("cgroup2", "")
+        }
+
+        fn make(version: &str, options: &str) -> Cgroup {
             static COUNT: AtomicU32 = AtomicU32::new(0);
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let dir = mount.join(format!("caisson-vmm-{}-{number}", std::process::id()));
-            match mount
-                .join("cgroup.procs")
-                .exists()
-                .then(|| fs::create_dir(&dir))
-            {
-                Some(Ok(())) => Some(Cgroup(dir)),
-                _ => {
-                    eprintln!("skipped: no cgroup can be made in {}", mount.display());
-                    None
-                }
-            }
+            let hierarchy = tempfile::tempdir().unwrap();
+            let none: Option<&str> = None;
+            let flags = MsFlags::empty();
+            mount(none, hierarchy.path(), Some(version), flags, Some(options))
+                .expect("mounting a hierarchy takes root");
+            let dir = hierarchy
+                .path()
+                .join(format!("caisson-vmm-{}-{number}", std::process::id()));
+            fs::create_dir(&dir).unwrap();
+            Cgroup { dir, hierarchy }
+        }
+
+        fn processes(&self) -> Vec<u32> {
+            let inside = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap();
+            inside.lines().flat_map(str::parse).collect()
         }
     }
 
     impl Drop for Cgroup {
         fn drop(&mut self) {
             for _ in 0..100 {
-                if fs::remove_dir(&self.0).is_ok() {
-                    return;
+                if fs::remove_dir(&self.dir).is_ok() {
+                    break;
                 }
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
+            let _ = umount2(self.hierarchy.path(), MntFlags::MNT_DETACH);
         }
     }
 
@@ -239,12 +256,11 @@ mod tests {
         (child, fs::read_to_string(told).unwrap())
     }
 
-    async fn is_born_in(mounts: &[&str], field: &str) {
-        let cgroups: Option<Vec<_>> = mounts.iter().map(|mount| Cgroup::make(mount)).collect();
-        let Some(cgroups) = cgroups else { return };
-        let (child, said) = placed(cgroups.iter().map(|cgroup| cgroup.0.clone()).collect()).await;
+    async fn is_born_in(cgroups: &[Cgroup], field: &str) {
+        let dirs = cgroups.iter().map(|cgroup| cgroup.dir.clone());
+        let (child, said) = placed(dirs.collect()).await;
         let name = cgroups[0]
-            .0
+            .dir
             .file_name()
             .unwrap()
             .to_string_lossy()
@@ -252,60 +268,44 @@ mod tests {
         let line = said.lines().find(|line| line.contains(field)).unwrap();
         assert!(line.ends_with(&format!("/{name}")), "{line}");
         assert_eq!(said.lines().last(), Some("321"));
-        for cgroup in &cgroups {
-            let inside = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
-            let inside: Vec<u32> = inside.lines().flat_map(str::parse).collect();
+        for cgroup in cgroups {
+            let inside = cgroup.processes();
             assert!(inside.contains(&child.pid()), "{inside:?}");
         }
         child.stop().await.unwrap();
         // The shell's own child.
-        for cgroup in &cgroups {
-            let inside = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
-            for pid in inside.lines().flat_map(str::parse) {
-                // SAFETY: a process of the test's own cgroup.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
+        for pid in cgroups.iter().flat_map(Cgroup::processes) {
+            // SAFETY: a process of the test's own cgroup.
+            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
         }
     }
 
     #[tokio::test]
     async fn child_is_born_in_its_cgroups_of_version_1() {
-        is_born_in(
-            &["/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"],
-            ":memory:",
-        )
-        .await;
+        let first = format!("caisson-vmm-first-{}", std::process::id());
+        let second = format!("caisson-vmm-second-{}", std::process::id());
+        let cgroups = [Cgroup::of_version_1(&first), Cgroup::of_version_1(&second)];
+        is_born_in(&cgroups, &format!(":name={first}:")).await;
     }
 
     #[tokio::test]
     async fn child_is_born_in_its_cgroup_of_version_2() {
-        let mount = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-            true => "/sys/fs/cgroup",
-            false => "/sys/fs/cgroup/unified",
-        };
-        is_born_in(&[mount], "0::").await;
+        is_born_in(&[Cgroup::of_version_2()], "0::").await;
     }
 
     #[tokio::test]
     async fn process_that_is_relocated_takes_its_descendants_along() {
-        let mount = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-            true => "/sys/fs/cgroup",
-            false => "/sys/fs/cgroup/pids",
-        };
-        let Some(cgroup) = Cgroup::make(mount) else {
-            return;
-        };
+        let cgroup = Cgroup::of_version_2();
         let (child, _) = placed(Vec::new()).await;
         while family(child.pid()).len() < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         let placement = Placement {
-            cgroups: vec![cgroup.0.clone()],
+            cgroups: vec![cgroup.dir.clone()],
             oom_score_adj: 654,
         };
         relocate("test", child.pid(), &placement).unwrap();
-        let inside = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
-        let inside: Vec<u32> = inside.lines().flat_map(str::parse).collect();
+        let inside = cgroup.processes();
         for pid in family(child.pid()) {
             assert!(inside.contains(&pid), "{pid}: {inside:?}");
             let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
