@@ -11,7 +11,7 @@ use crate::paths;
 
 /// Whether gVisor is there.
 pub fn is_there() -> bool {
-    bin().join("runsc").exists()
+    bin().join("containerd-shim-runsc-v1").exists()
 }
 
 /// Returns the folder of its programs.
