@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::paths;
 
@@ -27,9 +28,10 @@ pub fn config_file(dir: &Path) -> PathBuf {
 /// Writes that configuration. runsc sets up no cgroups, which it can't on a host with cgroup
 /// version 1.
 pub fn configure(dir: &Path) -> Result<()> {
-    let config = format!(
-        "binary_name = \"{}\"\n\n[runsc_config]\nplatform = \"systrap\"\nignore-cgroups = \"true\"\n",
-        bin().join("runsc").display()
-    );
-    fs::write(config_file(dir), config).context("write the configuration of gVisor's shim")
+    let config = json!({
+        "binary_name": bin().join("runsc"),
+        "runsc_config": { "platform": "systrap", "ignore-cgroups": "true" },
+    });
+    fs::write(config_file(dir), toml::to_string(&config)?)
+        .context("write the configuration of gVisor's shim")
 }

@@ -20,7 +20,7 @@ use crate::{Error, Result};
 const PACE: u64 = 50_000;
 /// The same of an emulated guest, which met 10,000. Each check costs its host half a millisecond.
 const EMULATED_PACE: u64 = 25_000;
-/// What CPUID says of a machine that QEMU emulates (target/i386/cpu.c, leaf 0x4000_0000).
+/// The name that CPUID gives QEMU as an emulator (target/i386/cpu.c, leaf 0x4000_0000).
 const EMULATED: &[u8; 12] = b"TCGTCGTCGTCG";
 /// The shortest time between two checks.
 const LEAST: Duration = Duration::from_millis(50);

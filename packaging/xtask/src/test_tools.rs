@@ -242,11 +242,7 @@ pub fn build_conformance(dirs: &Dirs) -> Result<()> {
         dirs,
         &E2E_PROGRAMS,
         E2E,
-        &dirs
-            .cache
-            .join("tools")
-            .join(E2E_PROGRAMS.to)
-            .join("bin/e2e.test"),
+        &bin(dirs, &E2E_PROGRAMS).join("e2e.test"),
     )
 }
 

@@ -179,7 +179,7 @@ mod tests {
     /// A cgroup of the test's own.
     struct Cgroup {
         dir: std::path::PathBuf,
-        /// Where the test has mounted the hierarchy, if it has.
+        /// The folder where the test has mounted the hierarchy, if it has.
         mount: Option<tempfile::TempDir>,
     }
 
