@@ -20,7 +20,7 @@ use crate::hostile;
 use crate::{
     clock::Clock,
     containers::{oom::Oom, streams::Streams, Containers},
-    devices::{disk, inodes, network, share, size, target, wanted::Wanted},
+    devices::{disk, network, share, size, target, wanted::Wanted},
     door::Door,
     forward, identity,
     kernel::{modules, mounts},
@@ -173,10 +173,6 @@ impl agent_ttrpc::Agent for Service {
         use attach_request::Device;
         match (&self.machine, request.device) {
             (Machine::Guest, device) => {
-                let max_inodes = match &device {
-                    Some(Device::Share(share)) => share.max_inodes,
-                    _ => 0,
-                };
                 blocking(move || match device {
                     Some(Device::Share(share)) => share::attach(&share),
                     Some(Device::Disk(disk)) => disk::attach(&disk),
@@ -189,7 +185,6 @@ impl agent_ttrpc::Agent for Service {
                     Some(_) | None => Err(no_device()),
                 })
                 .await?;
-                inodes::keep_below(max_inodes);
             }
             (fake, Some(Device::Share(share))) => {
                 let to = target::share(&share.tag)?;
@@ -370,6 +365,13 @@ impl agent_ttrpc::Agent for Service {
             event: Some(event),
             ..Default::default()
         })
+    }
+
+    async fn forget_files(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        if let Machine::Guest = self.machine {
+            blocking(share::forget_files).await?;
+        }
+        Ok(Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

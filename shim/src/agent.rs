@@ -341,6 +341,11 @@ impl Agent {
         call!(self, RESUME, resume, container(id)).map(drop)
     }
 
+    /// Has the guest forget the files of shares that nothing uses.
+    pub async fn forget_files(&self) -> Result<()> {
+        call!(self, FORGET_FILES, forget_files, proto::Empty::new()).map(drop)
+    }
+
     /// Changes a container's limits.
     pub async fn update(
         &self,

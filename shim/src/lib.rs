@@ -25,6 +25,7 @@ pub mod limits;
 mod logger;
 mod machine;
 pub mod network;
+mod open_files;
 mod places;
 mod plug;
 pub mod pod;

@@ -95,6 +95,8 @@ pub const PAUSE: Call = call("pause", 15);
 pub const RESUME: Call = call("resume", 15);
 /// A helper does this, as above.
 pub const UPDATE: Call = call("update", 65);
+/// Takes as long as there are files to forget, which may be a million.
+pub const FORGET_FILES: Call = call("forget files", 65);
 /// The agent unmounts what has ended and removes its files, while the kubelet waits. A slower guest
 /// keeps the rest until it ends.
 pub const DELETE: Call = call("delete", 8);

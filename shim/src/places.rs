@@ -119,7 +119,6 @@ async fn find_home(
         },
         guest: GuestDevice::Share(proto::Share {
             tag: HOME_TAG.to_owned(),
-            max_inodes: caisson_vmm::max_inodes(),
             ..Default::default()
         }),
         hold: None,

@@ -47,6 +47,7 @@ enum Request {
     Relocate(PathBuf, Placement, oneshot::Sender<caisson_vmm::Result<()>>),
     Pids(oneshot::Sender<Vec<(String, u32)>>),
     Devices(oneshot::Sender<Vec<(DeviceId, Option<String>)>>),
+    OpenFiles(oneshot::Sender<u64>),
 }
 
 impl VmHandle {
@@ -110,6 +111,11 @@ impl VmHandle {
     /// Returns what is plugged in, each with its port, see [`Vm::devices`].
     pub async fn devices(&self) -> Result<Vec<(DeviceId, Option<String>)>> {
         self.ask(Request::Devices).await
+    }
+
+    /// Returns how many files a daemon of the VM has open, see [`Vm::open_files`].
+    pub async fn open_files(&self) -> Result<u64> {
+        self.ask(Request::OpenFiles).await
     }
 
     /// Ends the VM at once.
@@ -185,6 +191,7 @@ async fn serve(vm: &mut dyn Vm, queue: &mut mpsc::Receiver<Request>) {
             }
             Request::Pids(reply) => drop(reply.send(vm.pids())),
             Request::Devices(reply) => drop(reply.send(vm.devices())),
+            Request::OpenFiles(reply) => drop(reply.send(vm.open_files())),
         }
     }
 }

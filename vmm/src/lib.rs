@@ -62,7 +62,7 @@ pub use driver::{
     confined,
     log_lines::{one_line, plain},
     user_namespace,
-    virtiofsd::max_inodes,
+    virtiofsd::max_open_files,
     vsock::{READY_PORT, SERVICE_PORT},
 };
 pub use end::EndReason;

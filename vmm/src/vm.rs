@@ -143,6 +143,15 @@ pub trait Vm: Send {
     /// The host's processes of this VM by role, the VMM first. The VMM's role is the driver's own
     /// name (`qemu`); daemons are `vsock` and `virtiofsd-<tag>`.
     fn pids(&self) -> Vec<(String, u32)>;
+
+    /// How many files the daemon of a shared directory has open on the host, of the one that has
+    /// the most. It has each file open that the guest remembers, and at most
+    /// [`crate::max_open_files`].
+    ///
+    /// 0 by default, as for a VM whose directories need no daemon.
+    fn open_files(&self) -> u64 {
+        0
+    }
 }
 
 /// A connection being made, see [`Vm::connect`].

@@ -36,7 +36,7 @@ use self::{
     container::Container, follow::Followed, namespaces::PodNamespaces, oom::Oom, streams::Streams,
 };
 use crate::{
-    devices::{inodes, target},
+    devices::{share, target},
     kernel::mounts,
     launch,
     machine::Machine,
@@ -165,7 +165,7 @@ impl Containers {
             }
         }
         match (found, &self.machine) {
-            (true, Machine::Guest) => inodes::forget_entries(),
+            (true, Machine::Guest) => share::forget_files(),
             _ => Ok(()),
         }
     }

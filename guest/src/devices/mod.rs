@@ -4,7 +4,6 @@
 //! Every wait ends after [`crate::kernel::sysfs::DEADLINE`]. Functions that attach or detach block.
 
 pub mod disk;
-pub mod inodes;
 pub mod network;
 pub mod share;
 pub mod size;

@@ -27,7 +27,7 @@ use caisson_node::{
     state::PodDir,
 };
 use caisson_oci::VmSize;
-use caisson_vmm::{EndReason, VmSpec};
+use caisson_vmm::{Accelerator, EndReason, VmSpec};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -59,6 +59,8 @@ pub struct Machine {
     /// The VM that a template is to be made of, if there is none or it lacks something.
     missing: Mutex<Option<VmSpec>>,
     boot_timeout: Duration,
+    /// What executes the guest's instructions.
+    pub accelerator: Accelerator,
     patience: Patience,
     /// The agent of a VM that comes from the pool, until it is told who it is.
     known: Mutex<Option<Agent>>,

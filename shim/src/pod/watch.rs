@@ -25,6 +25,7 @@ use crate::{
     error::Error,
     limits,
     machine::Machine,
+    open_files,
     process::{Exit, Process, State},
     stats::timestamp,
     vm::describe,
@@ -131,6 +132,7 @@ impl Pod {
         };
         tokio::select! {
             error = self.follow_events(machine, agent) => chain(&error),
+            never = open_files::keep_few(machine, agent) => match never {},
             () = overdrawn(agent) => format!(
                 "its agent has left more than {} calls without an answer",
                 limits::MOST_OVERDUE

@@ -6,7 +6,7 @@
 //! | limit | QEMU | vsock daemon | virtiofsd |
 //! |---|---|---|---|
 //! | `CORE` | 0 | 0 | 0 |
-//! | `NOFILE` | 16,384 | 16,384 | [`crate::max_inodes`] |
+//! | `NOFILE` | 16,384 | 16,384 | [`crate::max_open_files`] |
 //! | `NPROC` | 512 | 512 | 512 |
 //! | `FSIZE` | – | 0 | – |
 //! | `MEMLOCK`, `MSGQUEUE`, `RTPRIO`, `NICE` | 0 | 0 | 0 |
@@ -53,8 +53,8 @@ impl Limits {
         Limits::of(&[(libc::RLIMIT_NOFILE, OPEN_FILES), (libc::RLIMIT_FSIZE, 0)])
     }
 
-    pub(crate) fn virtiofsd(max_inodes: u64) -> Limits {
-        Limits::of(&[(libc::RLIMIT_NOFILE, max_inodes)])
+    pub(crate) fn virtiofsd(max_open_files: u64) -> Limits {
+        Limits::of(&[(libc::RLIMIT_NOFILE, max_open_files)])
     }
 
     fn of(own: &[(libc::__rlimit_resource_t, libc::rlim_t)]) -> Limits {

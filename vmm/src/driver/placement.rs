@@ -124,7 +124,7 @@ pub(crate) fn relocate(role: &str, pid: u32, placement: &Placement) -> Result<()
 }
 
 /// Returns a process and its descendants, parents first.
-fn family(pid: u32) -> Vec<u32> {
+pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut pids = vec![pid];
     let mut next = 0;
     while let Some(pid) = pids.get(next) {

@@ -1,7 +1,7 @@
 //! Starts the virtiofs daemon of a shared directory.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::OpenOptionsExt, net::UnixListener},
@@ -12,10 +12,14 @@ use std::{
 
 use super::{
     limits::Limits,
+    placement,
     process::Child,
     spawn::{Confinement, Program, FIRST_DESCRIPTOR},
 };
 use crate::{Error, Result, VmSpec};
+
+/// What the roles of these daemons begin with. The share's tag follows.
+const ROLE: &str = "virtiofsd-";
 
 /// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user
 /// connection.
@@ -57,13 +61,13 @@ pub(crate) async fn start(
         "--xattrmap=:map:trusted.:user.virtiofs.:".to_owned(),
         "--cache=auto".to_owned(),
         "--log-level=warn".to_owned(),
-        format!("--rlimit-nofile={}", max_inodes()),
+        format!("--rlimit-nofile={}", max_open_files()),
     ];
     if read_only {
         arguments.push("--readonly".to_owned());
     }
     let child = Child::start(Program {
-        role: format!("virtiofsd-{tag}"),
+        role: format!("{ROLE}{tag}"),
         path: virtiofsd.to_owned(),
         arguments,
         descriptors: vec![listener.into()],
@@ -72,7 +76,7 @@ pub(crate) async fn start(
             user_namespace,
         },
         placement: vm.placement.clone(),
-        limits: Limits::virtiofsd(max_inodes()),
+        limits: Limits::virtiofsd(max_open_files()),
     })
     .await?;
     Ok((child, connection))
@@ -91,11 +95,32 @@ fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     Ok((listener, connection?.into()))
 }
 
+/// Whether the process is the daemon of a shared directory.
+pub(crate) fn is(child: &Child) -> bool {
+    child.role().starts_with(ROLE)
+}
+
+/// Returns how many files a daemon has open. 0 if it has ended.
+pub(crate) fn open_files(daemon: &Child) -> u64 {
+    let pids = placement::family(daemon.pid()).into_iter();
+    pids.map(descriptors).max().unwrap_or(0)
+}
+
+/// Returns how many descriptors a process has. From Linux 6.2 on, the size of the folder says so.
+fn descriptors(pid: u32) -> u64 {
+    let folder = format!("/proc/{pid}/fd");
+    let size = fs::metadata(&folder).map_or(0, |folder| folder.len());
+    match size {
+        0 => fs::read_dir(&folder).map_or(0, |entries| entries.count() as u64),
+        _ => size,
+    }
+}
+
 /// The number of files of a shared directory that its daemon can have open, and so that the guest
 /// can know at a time.
 ///
 /// It is the limit of this process. With the capability to raise that, it is a million.
-pub fn max_inodes() -> u64 {
+pub fn max_open_files() -> u64 {
     const WANTED: libc::rlim_t = 1_000_000;
     let mut limit = libc::rlimit {
         rlim_cur: 0,

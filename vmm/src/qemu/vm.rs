@@ -442,4 +442,9 @@ impl Vm for QemuVm {
             .map(|child| (child.role().to_owned(), child.pid()))
             .collect()
     }
+
+    fn open_files(&self) -> u64 {
+        let shares = self.children().filter(|child| virtiofsd::is(child));
+        shares.map(virtiofsd::open_files).max().unwrap_or(0)
+    }
 }
