@@ -42,6 +42,7 @@ pub mod streams;
 mod task;
 mod template;
 mod trace;
+mod turn;
 mod vm;
 
 pub use error::{Error, Result};

@@ -11,9 +11,9 @@ use caisson_vmm::Accelerator;
 
 use crate::{agent::Agent, machine::Machine};
 
-/// How many files a guest meets in a second at most: one that is emulated, which met 10,000, and one
-/// that is not. With half of what is left, it may do so until they are counted again. More counts
-/// would keep the host of many idle pods busy.
+/// How many files a guest meets in a second at most: one that is emulated, which met 10,000, and
+/// one that is not. With half of what is left, it may do so until they are counted again. More
+/// counts would keep the host of many idle pods busy.
 const EMULATED_PACE: u64 = 25_000;
 const PACE: u64 = 50_000;
 /// The shortest time between two counts.

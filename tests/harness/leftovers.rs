@@ -74,7 +74,7 @@ impl Leftovers {
             "state",
             state
                 .into_iter()
-                .filter(|name| ![".users", ".pool"].contains(&name.as_str()))
+                .filter(|name| ![".users", ".turns", ".pool"].contains(&name.as_str()))
                 .collect(),
         );
         add("user", users(node));

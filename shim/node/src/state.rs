@@ -72,6 +72,8 @@ pub enum StateError {
 type Result<T> = std::result::Result<T, StateError>;
 
 const USERS: &str = ".users";
+/// The name of the file, in the folder of all state, by which the node's starts take turns.
+pub const TURNS: &str = ".turns";
 /// The file with the path of the pod's cgroup.
 const CGROUP: &str = "cgroup";
 /// The file with the path of the cgroup that the VM was in before.

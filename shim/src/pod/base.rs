@@ -27,6 +27,7 @@ use crate::{
     machine::{Machine, Site},
     pool,
     process::{Process, State},
+    turn::Turns,
 };
 
 /// The exit status of a process whose end nobody could see because the VM was gone.
@@ -51,6 +52,8 @@ pub struct Pod {
     pub(super) recorder: OnceLock<Arc<Recorder>>,
     /// The number of creates and starts of containers so far.
     pub(super) steps: AtomicU64,
+    /// Those of the node's starts.
+    pub(super) turns: Turns,
     /// The skills that were attached late. The lock is held while one is attached or detached;
     /// nothing else waits for it.
     pub(super) late: tokio::sync::Mutex<Vec<LateSkill>>,
@@ -65,6 +68,7 @@ impl Pod {
         vmm: Arc<dyn Vmm>,
         events: Events,
     ) -> Arc<Self> {
+        let turns = Turns::new(&config.state_dir, host_cpus() as usize);
         Arc::new(Self {
             id,
             namespace,
@@ -78,6 +82,7 @@ impl Pod {
             containers: Mutex::default(),
             recorder: OnceLock::new(),
             steps: AtomicU64::new(0),
+            turns,
             late: Default::default(),
         })
     }

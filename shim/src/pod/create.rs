@@ -51,12 +51,14 @@ impl Pod {
         let json = read_config(&request.bundle)?;
         let wishes = Wishes::parse(&json, &self.config.policy, &self.namespace)?;
         let in_pod = matches!(wishes.role, Role::Container { .. });
-        let created = match wishes.role {
-            Role::Container { .. } => self.create_in_pod(&request, wishes).await,
-            Role::Sandbox => self.boot_sandbox(&request, wishes, true).await,
-            Role::Alone => self.create_alone(&request, wishes).await,
+        let created = async {
+            match wishes.role {
+                Role::Container { .. } => self.create_in_pod(&request, wishes).await,
+                Role::Sandbox => self.boot_sandbox(&request, wishes, true).await,
+                Role::Alone => self.create_alone(&request, wishes).await,
+            }
         };
-        let (machine, container) = match created {
+        let (machine, container) = match self.turns.take(&request.id, created).await {
             Ok(created) => created,
             Err(error) => {
                 // Nothing else is in the VM.

@@ -48,9 +48,14 @@ impl Pod {
         let process = container.process(exec)?;
         self.transition(&process, "start", State::Starting)?;
         let started = async {
+            let start = async {
+                match container.is_sandbox() {
+                    true => machine.agent().await.map(drop),
+                    false => Ok(machine.agent().await?.start(id).await?),
+                }
+            };
             match &process.exec {
-                None if container.is_sandbox() => machine.agent().await.map(drop),
-                None => Ok(machine.agent().await?.start(id).await?),
+                None => self.turns.take(id, start).await,
                 Some(exec) => self.start_exec(&machine, &process, exec).await,
             }
         };

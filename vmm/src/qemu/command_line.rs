@@ -29,12 +29,9 @@ pub(crate) const FIRMWARE: &str = "roms";
 ///
 /// Without `swiotlb=noforce`, a kernel that might get memory above 4 GiB sets 64 MiB aside for
 /// devices that can't reach it, and touches all of them. Virtio devices can reach it.
-///
-/// Without `tsc=nowatchdog`, an idle guest wakes up twice a second to compare its clock with a worse
-/// one.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp \
     random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd i8042.nopnp \
-    swiotlb=noforce tsc=nowatchdog";
+    swiotlb=noforce";
 
 /// Makes a guest under TCG write to each page that it takes into use.
 ///
