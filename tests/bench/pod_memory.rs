@@ -127,11 +127,16 @@ fn pieces(pod: &Pod<'_>) -> Result<Vec<(String, u64)>> {
 /// instructions, and its own.
 fn of_the_vmm(pid: u32) -> Result<Vec<(String, u64)>> {
     let (mut guest, mut code, mut rest) = (0, 0, 0);
-    for mapping in proc::mappings(pid)? {
+    let mappings = proc::mappings(pid)?;
+    let is_from_the_template = |mapping: &proc::Mapping| mapping.path.ends_with("/translations");
+    for (at, mapping) in mappings.iter().enumerate() {
+        // What QEMU keeps about each of the template's translations is right before them
+        // (packaging/machine/qemu.patch).
+        let is_about_them = mappings.get(at + 1).is_some_and(is_from_the_template);
         let sum = match mapping.path.as_str() {
             path if path.starts_with("/memfd:") => &mut guest,
-            path if path.ends_with("/translations") => &mut code,
-            "" if mapping.permissions.contains('x') => &mut code,
+            _ if is_from_the_template(mapping) => &mut code,
+            "" if mapping.permissions.contains('x') || is_about_them => &mut code,
             _ => &mut rest,
         };
         *sum += mapping.pss;
