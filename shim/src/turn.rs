@@ -14,6 +14,7 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    pin::Pin,
     time::Duration,
 };
 
@@ -49,14 +50,18 @@ impl Turns {
         }
     }
 
-    /// Does some work for a container when it is its turn.
-    pub async fn take<T>(&self, container: &str, work: impl Future<Output = T>) -> T {
+    /// Does some work for a container when it is its turn. It comes in a box since it is as large as
+    /// a start.
+    pub async fn take<T>(
+        &self,
+        container: &str,
+        mut work: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+    ) -> T {
         let asked = Instant::now();
         let turn = self.next().await;
         if asked.elapsed() >= PAUSE {
             stage(container, "turn", asked.into_std());
         }
-        let mut work = std::pin::pin!(work);
         match timeout(LAST, &mut work).await {
             Ok(result) => result,
             Err(_) => {
@@ -125,7 +130,7 @@ mod tests {
                 begun.send(()).unwrap();
                 pending().await
             };
-            turns.take("", work).await
+            turns.take("", Box::pin(work)).await
         });
         begins.await.unwrap();
         task
@@ -135,7 +140,7 @@ mod tests {
     async fn start_waits_until_a_turn_is_free() {
         let (_dir, turns) = turns();
         let (first, _second) = (busy(&turns).await, busy(&turns).await);
-        let waiting = turns.take("", async { Instant::now() });
+        let waiting = turns.take("", Box::pin(async { Instant::now() }));
         let ended = async {
             sleep(LAST / 2).await;
             first.abort();
@@ -150,7 +155,7 @@ mod tests {
         let (_dir, turns) = turns();
         let tasks = (busy(&turns).await, busy(&turns).await);
         let began = Instant::now();
-        turns.take("", async {}).await;
+        turns.take("", Box::pin(async {})).await;
         assert!(began.elapsed() >= LAST && began.elapsed() < LAST + 2 * PAUSE);
         assert!(!tasks.0.is_finished() && !tasks.1.is_finished());
     }
@@ -161,13 +166,13 @@ mod tests {
         let file = File::create(&turns.file).unwrap();
         (0..turns.count).for_each(|turn| lock(&file, turn).unwrap());
         let began = Instant::now();
-        turns.take("", async {}).await;
+        turns.take("", Box::pin(async {})).await;
         assert!(began.elapsed() >= WAIT && began.elapsed() < WAIT + 2 * PAUSE);
     }
 
     #[tokio::test]
     async fn start_works_where_no_turn_can_be_taken() {
         let turns = Turns::new(Path::new("/nowhere"), 1);
-        assert_eq!(turns.take("", async { 1 }).await, 1);
+        assert_eq!(turns.take("", Box::pin(async { 1 })).await, 1);
     }
 }

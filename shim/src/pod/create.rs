@@ -58,7 +58,7 @@ impl Pod {
                 Role::Alone => self.create_alone(&request, wishes).await,
             }
         };
-        let (machine, container) = match self.turns.take(&request.id, created).await {
+        let (machine, container) = match self.turns.take(&request.id, Box::pin(created)).await {
             Ok(created) => created,
             Err(error) => {
                 // Nothing else is in the VM.

@@ -55,7 +55,7 @@ impl Pod {
                 }
             };
             match &process.exec {
-                None => self.turns.take(id, start).await,
+                None => self.turns.take(id, Box::pin(start)).await,
                 Some(exec) => self.start_exec(&machine, &process, exec).await,
             }
         };

@@ -42,7 +42,7 @@ impl Pod {
             let wishes = Wishes::of(request.spec, &self.config.policy, &self.namespace)?;
             self.boot_sandbox(&create, wishes, false).await
         };
-        let (machine, container) = match self.turns.take(&create.id, created).await {
+        let (machine, container) = match self.turns.take(&create.id, Box::pin(created)).await {
             Ok(created) => created,
             Err(error) => {
                 self.shutdown().await;
