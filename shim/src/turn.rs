@@ -50,8 +50,8 @@ impl Turns {
         }
     }
 
-    /// Does some work for a container when it is its turn. It comes in a box since it is as large as
-    /// a start.
+    /// Does some work for a container when it is its turn. It comes in a box, since it is as large
+    /// as a start.
     pub async fn take<T>(
         &self,
         container: &str,
