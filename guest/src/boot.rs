@@ -33,13 +33,13 @@ use crate::{
 
 const CONSOLE: &str = "/dev/console";
 
-/// Kernel parameters that a kubelet sets on its node, and that programs there rely on: a program
-/// may reserve more memory than there is, and an oops panics the kernel.
-const SYSCTLS: [(&str, &str); 2] = [("vm/overcommit_memory", "1"), ("kernel/panic_on_oops", "1")];
-
-/// Kernel parameters that let an idle guest sleep: nothing compacts memory that nobody has asked
-/// for, which the kernel considers twice a second, and counters are summed up less often.
-const QUIET: [(&str, &str); 2] = [
+/// The kernel's parameters. The first two are those that a kubelet sets on its node, and that
+/// programs there rely on: a program may reserve more memory than there is, and an oops panics the
+/// kernel. The others let an idle guest sleep: nothing compacts memory that nobody has asked for,
+/// which the kernel considers twice a second, and counters are summed up less often.
+const SYSCTLS: [(&str, &str); 4] = [
+    ("vm/overcommit_memory", "1"),
+    ("kernel/panic_on_oops", "1"),
     ("vm/compaction_proactiveness", "0"),
     ("vm/stat_interval", "10"),
 ];
@@ -94,7 +94,7 @@ fn boot() -> Result<()> {
     loopback_up()?;
     // The file does not exist without memory hot-plug.
     let _ = fs::write("/sys/devices/system/memory/auto_online_blocks", "online");
-    for (name, value) in SYSCTLS.into_iter().chain(QUIET) {
+    for (name, value) in SYSCTLS {
         let path = Path::new("/proc/sys").join(name);
         fs::write(&path, value).map_err(Error::file("write", path))?;
     }

@@ -36,7 +36,7 @@ const WAIT: Duration = Duration::from_secs(20);
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Where the turns of a node are.
+/// The turns that the starts of a node take.
 pub struct Turns {
     file: PathBuf,
     count: usize,

@@ -144,9 +144,9 @@ pub trait Vm: Send {
     /// name (`qemu`); daemons are `vsock` and `virtiofsd-<tag>`.
     fn pids(&self) -> Vec<(String, u32)>;
 
-    /// How many files the daemon of a shared directory has open on the host, of the one that has
-    /// the most. It has each file open that the guest remembers, and at most
-    /// [`crate::max_open_files`].
+    /// Returns how many files the daemon of a shared directory has open on the host. If there are
+    /// several, the one with the most counts. A daemon has each file open that the guest remembers,
+    /// and at most [`crate::max_open_files`].
     ///
     /// 0 by default, as for a VM whose directories need no daemon.
     fn open_files(&self) -> u64 {

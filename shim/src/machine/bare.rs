@@ -15,7 +15,7 @@ use caisson_node::{
 };
 use caisson_oci::{NodeConfig, VmSize};
 use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
-use caisson_vmm::{Accelerator, Device, Vm, VmSpec, Vmm};
+use caisson_vmm::{Device, Vm, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 
 use crate::{
@@ -72,7 +72,6 @@ pub struct Bare {
     pub(super) returns_free_pages: bool,
     pub(super) booted: Booted,
     pub(super) boot_timeout: Duration,
-    pub(super) accelerator: Accelerator,
     pub(super) patience: Patience,
     /// The agent, once it has answered and mounted the shared folder.
     pub(super) agent: Option<Agent>,
@@ -126,7 +125,6 @@ impl Bare {
             modules: booted.shape.guest.modules.clone(),
             returns_free_pages: false,
             boot_timeout: Duration::from_secs(config.vm.boot_timeout_secs),
-            accelerator: booted.shape.accelerator,
             patience: Patience::new(&config.vm, booted.shape.accelerator),
             booted,
             agent: None,

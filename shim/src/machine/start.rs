@@ -55,7 +55,7 @@ impl Machine {
             template: bare.booted.template,
             missing: Mutex::new(bare.booted.missing),
             boot_timeout: bare.boot_timeout,
-            accelerator: bare.accelerator,
+            accelerator: bare.booted.shape.accelerator,
             patience: bare.patience,
             known: Mutex::new(bare.agent),
             agent: OnceCell::new(),

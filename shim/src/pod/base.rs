@@ -52,7 +52,7 @@ pub struct Pod {
     pub(super) recorder: OnceLock<Arc<Recorder>>,
     /// The number of creates and starts of containers so far.
     pub(super) steps: AtomicU64,
-    /// Those of the node's starts.
+    /// The turns that the starts of the node take.
     pub(super) turns: Turns,
     /// The skills that were attached late. The lock is held while one is attached or detached;
     /// nothing else waits for it.

@@ -18,9 +18,6 @@ use super::{
 };
 use crate::{Error, Result, VmSpec};
 
-/// What the roles of these daemons begin with. The share's tag follows.
-const ROLE: &str = "virtiofsd-";
-
 /// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user
 /// connection.
 ///
@@ -67,7 +64,7 @@ pub(crate) async fn start(
         arguments.push("--readonly".to_owned());
     }
     let child = Child::start(Program {
-        role: format!("{ROLE}{tag}"),
+        role: format!("virtiofsd-{tag}"),
         path: virtiofsd.to_owned(),
         arguments,
         descriptors: vec![listener.into()],
@@ -93,11 +90,6 @@ fn connected_pair(socket_dir: &Path) -> Result<(UnixListener, OwnedFd)> {
     let connection = std::os::unix::net::UnixStream::connect(&path).map_err(failed);
     std::fs::remove_file(&path).map_err(failed)?;
     Ok((listener, connection?.into()))
-}
-
-/// Whether the process is the daemon of a shared directory.
-pub(crate) fn is(child: &Child) -> bool {
-    child.role().starts_with(ROLE)
 }
 
 /// Returns how many files a daemon has open. 0 if it has ended.

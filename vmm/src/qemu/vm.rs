@@ -444,7 +444,7 @@ impl Vm for QemuVm {
     }
 
     fn open_files(&self) -> u64 {
-        let shares = self.children().filter(|child| virtiofsd::is(child));
-        shares.map(virtiofsd::open_files).max().unwrap_or(0)
+        let daemons = self.devices.daemons();
+        daemons.map(virtiofsd::open_files).max().unwrap_or(0)
     }
 }
