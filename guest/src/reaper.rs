@@ -11,9 +11,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use nix::{
-    errno::Errno,
-    sys::wait::{waitpid, WaitPidFlag, WaitStatus},
+use rustix::{
+    io::Errno,
+    process::{wait, WaitOptions, WaitStatus},
 };
 use tokio::{
     signal::unix::{signal, SignalKind},
@@ -71,15 +71,17 @@ impl Reaper {
             // The table is locked for each child, so that a pid is not reaped while it is being
             // looked up.
             let mut table = self.lock();
-            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), code as u32 & 0xff),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid.as_raw(), 128 + signal as u32),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(_) | Err(Errno::EINTR) => continue,
+            let (pid, ended) = match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, ended))) => (pid.as_raw_pid(), ended),
+                Ok(None) | Err(Errno::CHILD) => return,
+                Err(Errno::INTR) => continue,
                 Err(error) => {
                     log::error!(error:%; "wait for children");
                     return;
                 }
+            };
+            let Some(status) = status(ended) else {
+                continue;
             };
             log::debug!(pid, status; "process ended");
             match table.watched.remove(&pid) {
@@ -97,6 +99,14 @@ impl Reaper {
             Err(poisoned) => poisoned.into_inner(),
         }
     }
+}
+
+/// Returns the exit status of a process that has ended, see [`Exit`]. Any signal may have ended it,
+/// also one of the real-time signals, which have numbers and no names (signal(7)).
+fn status(ended: WaitStatus) -> Option<u32> {
+    let code = ended.exit_status();
+    let signal = ended.terminating_signal().map(|signal| 128 + signal);
+    code.or(signal).map(|status| status as u32)
 }
 
 /// Keeps exit statuses while it is held; see [`Reaper::expect`].

@@ -45,6 +45,8 @@ pub struct Found {
     /// Set if the kubelet's atomic writer wrote the volume and it is small: the folder's owner and
     /// mode.
     pub swapped: Option<Owner>,
+    /// The file system, such as `proc`, if the host's kernel makes up its files when they are read.
+    pub made_up: Option<&'static str>,
 }
 
 /// The owner and mode of a folder.
@@ -281,6 +283,7 @@ mod tests {
         Found {
             identity: (40, 1),
             swapped: None,
+            made_up: None,
             tmpfs: Some(Tmpfs {
                 size: 1 << 20,
                 empty,

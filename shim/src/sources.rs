@@ -13,12 +13,27 @@ use caisson_node::host::{
     folder::Folder,
 };
 use caisson_oci::volume::{Found, Owner, Tmpfs, MAX_COPY};
-use nix::sys::statfs::{statfs, TMPFS_MAGIC};
+use nix::sys::statfs::{
+    statfs, FsType, BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, CGROUP_SUPER_MAGIC, DEBUGFS_MAGIC,
+    PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC, TRACEFS_MAGIC,
+};
 use rustix::fs::FileType;
 
 /// The deepest nesting of folders in a volume that the kubelet swaps. The paths in a projected
 /// volume have only a few parts.
 const MAX_DEPTH: usize = 16;
+
+/// The file systems whose files the host's kernel makes up when they are read.
+const MADE_UP: [(FsType, &str); 8] = [
+    (BPF_FS_MAGIC, "bpf"),
+    (CGROUP_SUPER_MAGIC, "cgroup"),
+    (CGROUP2_SUPER_MAGIC, "cgroup2"),
+    (DEBUGFS_MAGIC, "debugfs"),
+    (PROC_SUPER_MAGIC, "proc"),
+    (SECURITYFS_MAGIC, "securityfs"),
+    (SYSFS_MAGIC, "sysfs"),
+    (TRACEFS_MAGIC, "tracefs"),
+];
 
 /// Looks at each source. Runs off the shim's only thread, since a pod may have created many files
 /// there. Fails if a source does not exist.
@@ -39,7 +54,13 @@ fn look_at(source: PathBuf) -> Result<(PathBuf, Found), FileError> {
         identity: (metadata.dev(), metadata.ino()),
         tmpfs: None,
         swapped: None,
+        made_up: None,
     };
+    let file_system = statfs(&source).map_err(|error| failed()(error.into()))?;
+    let kind = file_system.filesystem_type();
+    found.made_up = MADE_UP
+        .iter()
+        .find_map(|(made_up, name)| (*made_up == kind).then_some(*name));
     let swapped = fs::symlink_metadata(source.join("..data")).is_ok_and(|data| data.is_symlink());
     // The old and the new version exist at the same time, and the other half of the space is left
     // for what the folders take.
@@ -53,18 +74,15 @@ fn look_at(source: PathBuf) -> Result<(PathBuf, Found), FileError> {
     }
     let parent = source.parent().unwrap_or(&source);
     let is_root = fs::metadata(parent).is_ok_and(|parent| parent.dev() != metadata.dev());
-    if metadata.is_dir() && is_root {
-        let file_system = statfs(&source).map_err(|error| failed()(error.into()))?;
-        if file_system.filesystem_type() == TMPFS_MAGIC {
-            let mut entries = fs::read_dir(&source).map_err(failed())?;
-            found.tmpfs = Some(Tmpfs {
-                size: file_system.blocks() * file_system.block_size() as u64,
-                empty: entries.next().is_none(),
-                mode: metadata.mode() & 0o7777,
-                uid: metadata.uid(),
-                gid: metadata.gid(),
-            });
-        }
+    if metadata.is_dir() && is_root && kind == TMPFS_MAGIC {
+        let mut entries = fs::read_dir(&source).map_err(failed())?;
+        found.tmpfs = Some(Tmpfs {
+            size: file_system.blocks() * file_system.block_size() as u64,
+            empty: entries.next().is_none(),
+            mode: metadata.mode() & 0o7777,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+        });
     }
     Ok((source, found))
 }

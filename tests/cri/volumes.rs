@@ -349,6 +349,31 @@ fn pod_of_thirty_volumes_has_each_of_them(#[case] runtime: Runtime) -> Result<()
     Ok(())
 }
 
+/// A guest would find its files empty.
+#[rstest]
+fn what_the_kernel_of_the_host_makes_up_is_refused_with_a_reason(
+    #[values(("/proc", "proc"), ("/sys", "sysfs"), ("/sys/kernel/mm", "sysfs"))] volume: (&str, &str),
+) -> Result<()> {
+    let (source, file_system) = volume;
+    let container = pod(Runtime::Caisson)?.container("busybox");
+    let container = container.mount_read_only(Path::new(source), "/host");
+    let error = sleeping(container).err().context("it has started")?;
+    let error = format!("{error:#}");
+    assert!(
+        error.contains(&format!("is in the {file_system} of the host")),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[test]
+fn proc_of_the_host_is_read_with_runc() -> Result<()> {
+    let container = pod(Runtime::Runc)?.container("busybox");
+    let container = sleeping(container.mount_read_only(Path::new("/proc"), "/host"))?;
+    assert!(container.sh("cat /host/version")?.contains("Linux"));
+    Ok(())
+}
+
 fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {
     CriNode::shared().shared_pod(runtime)
 }

@@ -58,6 +58,40 @@ fn exec_after_a_signal_gives_128_and_its_number(#[case] runtime: Runtime) -> Res
     container.delete()
 }
 
+/// A real-time signal has a number and no name.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn exec_after_any_real_time_signal_gives_128_and_its_number(
+    #[case] runtime: Runtime,
+    #[values(34, 49, 64)] signal: i32,
+) -> Result<()> {
+    let container = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .args(["sleep", "1000"])
+        .start()?;
+    let output = container.exec(["sh", "-c", &format!("kill -{signal} $$")])?;
+    assert_eq!(output.code, 128 + signal, "{}", output.errors());
+    container.kill("SIGKILL")?;
+    container.wait()?;
+    container.delete()
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn init_after_sigrtmin_and_3_gives_165(#[case] runtime: Runtime) -> Result<()> {
+    let container = Node::shared()
+        .container("busybox")
+        .runtime(runtime)
+        .args(["sleep", "1000"])
+        .start()?;
+    container.kill("SIGRTMIN+3")?;
+    assert_eq!(container.wait()?, 165);
+    container.delete()
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

@@ -207,6 +207,17 @@ fn masked_and_read_only_paths_are_closed(#[case] runtime: Runtime) -> Result<()>
     Ok(())
 }
 
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn tun_that_the_container_makes_is_opened(#[case] runtime: Runtime) -> Result<()> {
+    let line = "mkdir /dev/net && mknod /dev/net/tun c 10 200 && exec 3<>/dev/net/tun && echo opened";
+    let container = Node::shared().container("busybox").runtime(runtime);
+    let output = container.flag("--cap-add", "CAP_NET_ADMIN").sh(line).run()?;
+    assert_eq!(output.line(), "opened", "{}", output.errors());
+    Ok(())
+}
+
 #[test]
 fn device_that_is_asked_for_is_the_guests_and_can_be_used() -> Result<()> {
     let container = Node::shared().container("busybox");

@@ -29,6 +29,7 @@ const ALWAYS: &[Rule] = &[
     Rule::allow(CHAR, Some(1), Some(9), ALL),
     Rule::allow(CHAR, Some(5), Some(0), ALL),
     Rule::allow(CHAR, Some(5), Some(2), ALL),
+    Rule::allow(CHAR, Some(10), Some(200), ALL),
     Rule::allow(CHAR, Some(136), None, ALL),
 ];
 
