@@ -20,13 +20,13 @@ use nix::{
     mount::{mount, MsFlags},
     sys::{
         reboot::{reboot, RebootMode},
-        resource::{setrlimit, Resource},
+        resource::{setrlimit, Resource, RLIM_INFINITY},
     },
 };
 
 use crate::{
     cgroup, console,
-    kernel::{memory, modules},
+    kernel::{memory, modules, sysctls},
     machine::Machine,
     secret, service, Error, Result,
 };
@@ -55,10 +55,16 @@ pub fn run() -> ! {
     power_off()
 }
 
-/// How many files a process may have open, and how far it may raise that limit. These are the
-/// values that systemd gives to containerd, and so to containers (systemd-system.conf(5),
-/// DefaultLimitNOFILE). The kernel's own limit of 4096 is too low for servers.
-const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// Limits of each process, and how far it may raise them: the values that systemd gives to
+/// containerd, and so to containers. For open files that is its default (systemd-system.conf(5),
+/// DefaultLimitNOFILE), since the kernel's own limit of 4096 is too low for servers. The others are
+/// those of containerd's unit (containerd.service, LimitNPROC and LimitCORE). The kernel allows a
+/// user fewer processes than a small machine has memory for.
+const LIMITS: [(Resource, u64, u64); 3] = [
+    (Resource::RLIMIT_NOFILE, 1024, 524_288),
+    (Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY),
+    (Resource::RLIMIT_CORE, RLIM_INFINITY, RLIM_INFINITY),
+];
 
 /// Writes all unwritten data to disk and turns the machine off.
 pub fn power_off() -> ! {
@@ -98,11 +104,13 @@ fn boot() -> Result<()> {
         let path = Path::new("/proc/sys").join(name);
         fs::write(&path, value).map_err(Error::file("write", path))?;
     }
-    let (soft, hard) = OPEN_FILES;
-    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|error| Error::System {
-        call: "set the limit of open files",
-        source: error.into(),
-    })?;
+    sysctls::raise()?;
+    for (resource, soft, hard) in LIMITS {
+        setrlimit(resource, soft, hard).map_err(|error| Error::System {
+            call: "set the limits of processes",
+            source: error.into(),
+        })?;
+    }
     service::serve(Machine::Guest, || {
         if words.template {
             memory::clear_what_is_free()?;

@@ -6,7 +6,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use crate::{
-    kernel::{module_disk, module_files},
+    kernel::{module_disk, module_files, sysctls},
     Result,
 };
 
@@ -21,6 +21,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             code = ExitCode::FAILURE;
         }
     }
+    // A module may have brought parameters. It is there, even if they stay as they are.
+    let _ = sysctls::raise();
     code
 }
 

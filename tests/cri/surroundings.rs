@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::Result;
 use caisson_tests::{
-    cri::{first_namespace, CriNode, Pod},
+    cri::{first_namespace, Container, CriNode, Pod},
     Runtime,
 };
 use rstest::rstest;
@@ -202,6 +202,58 @@ fn limit_of_open_files_can_be_raised_by_a_server() -> Result<()> {
     let output = container.sh("ulimit -Sn; ulimit -n 500000; ulimit -Sn");
     assert_eq!(output.run()?.ok()?.line(), "1024\n500000");
     Ok(())
+}
+
+/// The node's memory decides them, or an administrator has raised them for all; none of them is in
+/// a namespace.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn kernel_parameter_of_the_node_is_no_lower_in_a_pod(
+    #[case] runtime: Runtime,
+    #[values(
+        "fs/inotify/max_user_watches",
+        "fs/inotify/max_user_instances",
+        "fs/file-max",
+        "fs/aio-max-nr",
+        "kernel/pid_max",
+        "kernel/threads-max",
+        "kernel/keys/maxkeys",
+        "user/max_user_namespaces",
+        "vm/max_map_count"
+    )]
+    parameter: &str,
+) -> Result<()> {
+    let path = format!("/proc/sys/{parameter}");
+    let of_the_node: u64 = fs::read_to_string(&path)?.trim().parse()?;
+    let container = sleeping(pod(runtime)?)?;
+    let of_the_pod: u64 = container.sh(&format!("cat {path}"))?.parse()?;
+    assert!(of_the_pod >= of_the_node, "{of_the_pod} < {of_the_node}");
+    Ok(())
+}
+
+/// A container of runc does not see this parameter in its network namespace, but is bound by it.
+#[test]
+fn socket_buffer_of_a_pod_may_be_as_large_as_on_the_node() -> Result<()> {
+    let path = "/proc/sys/net/core/rmem_max";
+    let of_the_node: u64 = fs::read_to_string(path)?.trim().parse()?;
+    let container = sleeping(pod(Runtime::Caisson)?)?;
+    let of_the_pod: u64 = container.sh(&format!("cat {path}"))?.parse()?;
+    assert!(of_the_pod >= of_the_node, "{of_the_pod} < {of_the_node}");
+    Ok(())
+}
+
+/// As containerd's unit has it. In this test, containerd has the limit of this machine's shell.
+#[test]
+fn user_may_have_any_number_of_processes() -> Result<()> {
+    let container = sleeping(pod(Runtime::Caisson)?)?;
+    let most = container.sh("awk '/^Max processes/ { print $3, $4 }' /proc/1/limits")?;
+    assert_eq!(most, "unlimited unlimited");
+    Ok(())
+}
+
+fn sleeping<'p>(pod: &'p Pod<'p>) -> Result<Container<'p>> {
+    pod.container("busybox").args(["sleep", "1000"]).start()
 }
 
 fn pod(runtime: Runtime) -> Result<&'static Pod<'static>> {

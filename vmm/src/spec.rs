@@ -1,6 +1,6 @@
 //! The parts of a bare VM.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::Secret;
 
@@ -91,6 +91,9 @@ pub struct Guest {
     pub modules: Option<PathBuf>,
     /// The level from which on the agent logs.
     pub log_level: log::LevelFilter,
+    /// Kernel parameters, by their names in sysctl(8). The guest gets those that are higher than
+    /// what its kernel has chosen.
+    pub sysctls: BTreeMap<&'static str, u64>,
 }
 
 /// What runs the guest's instructions.

@@ -6,5 +6,6 @@ pub mod module_disk;
 pub mod module_files;
 pub mod modules;
 pub mod mounts;
+pub mod sysctls;
 pub mod sysfs;
 pub mod tty;

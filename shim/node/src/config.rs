@@ -13,7 +13,10 @@ use std::{
 
 pub use caisson_oci::config::{Accelerator, NodeConfig};
 
-use crate::host::error::{FileError, OnFile};
+use crate::host::{
+    error::{FileError, OnFile},
+    sysctls,
+};
 
 /// What can go wrong with the node's configuration.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +146,7 @@ pub fn guest_image(config: &NodeConfig) -> caisson_vmm::Guest {
         modules: (config.guest.modules.is_some() || modules.exists()).then_some(modules),
         // The level was checked when the configuration was read.
         log_level: config.log.level.parse().unwrap_or(log::LevelFilter::Info),
+        sysctls: sysctls::of_the_node(),
     }
 }
 

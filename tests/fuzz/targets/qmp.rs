@@ -132,6 +132,7 @@ fn spec() -> VmSpec {
             initramfs: PathBuf::new(),
             modules: None,
             log_level: log::LevelFilter::Info,
+            sysctls: Default::default(),
         },
         cpus: 1,
         max_cpus: 4,

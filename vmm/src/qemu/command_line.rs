@@ -131,6 +131,14 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
     if spec.guest.modules.is_some() {
         command_line.push_str(" caisson.modules");
     }
+    let sysctls = spec.guest.sysctls.iter();
+    let sysctls: Vec<_> = sysctls
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    if !sysctls.is_empty() {
+        command_line.push_str(" caisson.sysctls=");
+        command_line.push_str(&sysctls.join(","));
+    }
     match purpose {
         Purpose::Pod => {}
         Purpose::Template => command_line.push_str(" caisson.template"),
@@ -243,6 +251,7 @@ mod tests {
                 initramfs: "/i,foo=bar".into(),
                 modules: Some("/m,foo=bar".into()),
                 log_level: log::LevelFilter::Info,
+                sysctls: Default::default(),
             },
             cpus: 1,
             max_cpus: 4,

@@ -47,7 +47,10 @@ pub fn bare(
 /// accelerator and the host's cpu.
 pub(super) fn key(config: &NodeConfig, spec: &VmSpec) -> String {
     let Guest {
-        modules, log_level, ..
+        modules,
+        log_level,
+        sysctls,
+        ..
     } = &spec.guest;
     let shape = (spec.cpus, spec.max_cpus, spec.memory, spec.max_memory);
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -56,7 +59,7 @@ pub(super) fn key(config: &NodeConfig, spec: &VmSpec) -> String {
         line.unwrap_or_default().to_owned()
     };
     let all = format!(
-        "{} {} {shape:?} {:?} {} {log_level} {} {}",
+        "{} {} {shape:?} {:?} {} {log_level} {sysctls:?} {} {}",
         env!("CARGO_PKG_VERSION"),
         accelerator::key(config),
         spec.accelerator,
