@@ -16,7 +16,7 @@ use std::{
     process::ExitCode,
 };
 
-use caisson_protocol::path::{DISKS, MEMORY, SHARES};
+use caisson_protocol::path::{DISKS, MEMORY, PARTS, SHARES};
 use nix::{
     mount::{mount, MsFlags},
     sched::{unshare, CloneFlags},
@@ -47,7 +47,7 @@ fn prepare(dir: &Path) -> Result<PathBuf> {
         sink.map_err(Error::file("open", log))?,
         log::LevelFilter::Debug,
     );
-    for path in [SHARES, DISKS, MEMORY] {
+    for path in [SHARES, DISKS, MEMORY, PARTS] {
         fs::create_dir_all(path).map_err(Error::file("create directory", path))?;
     }
     // The containers' processes become this process' children, as in a guest.
@@ -66,6 +66,7 @@ fn prepare(dir: &Path) -> Result<PathBuf> {
     place("tmpfs", SHARES, MsFlags::empty())?;
     place("tmpfs", DISKS, MsFlags::empty())?;
     place("tmpfs", MEMORY, MsFlags::empty())?;
+    place("tmpfs", PARTS, MsFlags::empty())?;
     place("cgroup2", cgroup::MOUNT_POINT, MsFlags::empty())?;
     let parent = Path::new(cgroup::MOUNT_POINT).join("caisson-fake");
     fs::create_dir_all(&parent).map_err(Error::file("create directory", parent))?;

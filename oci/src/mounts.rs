@@ -10,7 +10,7 @@ use crate::{
     places::Places,
     pod, rules,
     secrets::{self, Descriptor},
-    volume::{self, Memory, Source, Volume},
+    volume::{self, Memory, Part, Source, Volume},
     Error, Result, Role,
 };
 
@@ -20,27 +20,23 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
 ];
 
 /// Replaces the sources of a spec's mounts by their places in the guest, and adds the mounts of
-/// skills and home. Returns what the mounts need on the host, and the descriptors of the secrets.
+/// skills and home. Returns what the mounts need, and the descriptors of the secrets.
 pub fn translate(
     spec: &mut Spec,
     role: &Role,
     annotations: &Annotations,
     places: &Places,
-) -> Result<(Vec<Volume>, Vec<Memory>, Vec<Descriptor>)> {
-    let uid = spec
-        .annotations()
-        .as_ref()
-        .and_then(|all| all.get(pod::SANDBOX_UID))
-        .cloned();
+) -> Result<(Needs, Vec<Descriptor>)> {
+    let uid = pod::uid(spec);
     let mut sources = Sources {
         pod: volume::Pod {
             role,
             uid: uid.as_deref(),
             found: &places.found,
+            mounted: &places.mounted,
         },
         places,
-        volumes: Vec::new(),
-        memory: Vec::new(),
+        needs: Needs::default(),
     };
     let mut mounts = Vec::new();
     let given = spec.mounts().clone().unwrap_or_default();
@@ -52,9 +48,7 @@ pub fn translate(
         secrets::check_environment(process, &descriptors)?;
         secrets::set_environment(process, &descriptors);
     }
-    let Sources {
-        volumes, memory, ..
-    } = sources;
+    let needs = sources.needs;
     for (target, place) in &places.skills {
         mounts.push(bind(target, place, &["rbind", "ro", "nosuid", "nodev"])?);
     }
@@ -62,15 +56,24 @@ pub fn translate(
         mounts.push(bind(target, place, &["rbind", "rw", "nosuid", "nodev"])?);
     }
     spec.set_mounts(Some(mounts));
-    Ok((volumes, memory, descriptors))
+    Ok((needs, descriptors))
+}
+
+/// What the mounts of a container need: on the host, and in the guest.
+#[derive(Debug, Default)]
+pub struct Needs {
+    pub volumes: Vec<Volume>,
+    pub memory: Vec<Memory>,
+    pub parts: Vec<Part>,
 }
 
 /// Returns the places below `shares` that a translated spec's root and bind mounts come from.
-pub fn shared(spec: &Spec, shares: &Path) -> Vec<PathBuf> {
+pub fn shared(spec: &Spec, parts: &[Part], shares: &Path) -> Vec<PathBuf> {
     let root = spec.root().iter().map(|root| root.path().clone());
     let binds = spec.mounts().iter().flatten().filter(|m| rules::is_bind(m));
     let sources = binds.filter_map(|mount| mount.source().clone());
-    let used = root.chain(sources);
+    let wholes = parts.iter().map(|part| part.whole.clone());
+    let used = root.chain(sources).chain(wholes);
     used.filter(|path| path.starts_with(shares)).collect()
 }
 
@@ -78,8 +81,7 @@ pub fn shared(spec: &Spec, shares: &Path) -> Vec<PathBuf> {
 struct Sources<'a> {
     pod: volume::Pod<'a>,
     places: &'a Places,
-    volumes: Vec<Volume>,
-    memory: Vec<Memory>,
+    needs: Needs,
 }
 
 impl Sources<'_> {
@@ -117,19 +119,27 @@ impl Sources<'_> {
                     shorten(&source.to_string_lossy())
                 )));
             }
-            let place = match self.pod.source_of(&mount, &source) {
+            let (whole, path) = self.pod.source_of(&mount, &source);
+            let mut folder = None;
+            let place = match whole {
                 Source::Host(volume) => {
                     let place = self.places.volumes.join(&volume.name);
-                    self.volumes.push(volume);
+                    self.needs.volumes.push(volume);
                     place
                 }
                 Source::Copy(volume, memory) => {
-                    self.volumes.push(volume);
+                    self.needs.volumes.push(volume);
                     self.remember(memory)
                 }
-                Source::Memory(memory) => self.remember(memory),
+                Source::Memory(memory) => {
+                    folder = Some(self.pod.owner_of(&mount, &source));
+                    self.remember(memory)
+                }
             };
-            mount.set_source(Some(place));
+            mount.set_source(Some(match path.as_os_str().is_empty() {
+                true => place,
+                false => self.part(Part::new(place, path, folder)),
+            }));
             // The host maps the ids.
             mount.set_uid_mappings(None).set_gid_mappings(None);
             if let Some(options) = mount.options_mut() {
@@ -153,9 +163,15 @@ impl Sources<'_> {
 
     fn remember(&mut self, memory: Memory) -> PathBuf {
         let place = self.places.memory.join(&memory.name);
-        if !self.memory.contains(&memory) {
-            self.memory.push(memory);
+        if !self.needs.memory.contains(&memory) {
+            self.needs.memory.push(memory);
         }
+        place
+    }
+
+    fn part(&mut self, part: Part) -> PathBuf {
+        let place = self.places.parts.join(&part.name);
+        self.needs.parts.push(part);
         place
     }
 }

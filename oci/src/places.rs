@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use crate::volume::Found;
+use crate::volume::{Found, Volume};
 
 /// The places in the guest of what the shim plugs in for a container, and what the shim found on
 /// the host.
@@ -17,6 +17,10 @@ pub struct Places {
     pub volumes: PathBuf,
     /// The folder of the pod's memory, each at `memory/<name>`.
     pub memory: PathBuf,
+    /// The folder of the parts of volumes, each at `parts/<name>`.
+    pub parts: PathBuf,
+    /// The volumes that containers of the pod have mounted.
+    pub mounted: Vec<Volume>,
     /// What the shim found on the host at the sources of the bind mounts.
     pub found: HashMap<PathBuf, Found>,
     /// The skills, in the order of the annotation, each as its mount point in the container and its

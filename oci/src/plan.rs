@@ -14,7 +14,7 @@ use crate::{
     places::{PidNamespace, Places},
     pod, privileged, rules, runtime,
     secrets::Descriptor,
-    volume::Memory,
+    volume::{Memory, Part},
     Error, IdMap, Limits, Node, Result, Role, Volume, Wishes,
 };
 
@@ -27,6 +27,8 @@ pub struct Plan {
     pub volumes: Vec<Volume>,
     /// Memory of the pod that the guest's spec refers to, each at `Places::memory/<name>`.
     pub memory: Vec<Memory>,
+    /// Parts of volumes and of memory, each at `Places::parts/<name>`.
+    pub parts: Vec<Part>,
     /// Block devices of the host that the VM gets as disks and the container as device nodes.
     pub disks: Vec<BlockDevice>,
     /// Whether the container has all device nodes of the guest.
@@ -102,7 +104,12 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     let limits = Limits::of(resources);
     node.room_for([limits])?;
 
-    let (volumes, memory, descriptors) = mounts::translate(&mut spec, &role, &annotations, places)?;
+    let (needs, descriptors) = mounts::translate(&mut spec, &role, &annotations, places)?;
+    let mounts::Needs {
+        volumes,
+        memory,
+        parts,
+    } = needs;
     if let Some(root) = spec.root_mut() {
         root.set_path(places.rootfs.clone());
     }
@@ -118,14 +125,15 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     runtime::adapt(&mut spec)?;
     Ok(Plan {
         limits,
+        shared: mounts::shared(&spec, &parts, &places.shares),
         volumes,
         memory,
+        parts,
         disks,
         guest_devices: privileged,
         descriptors,
         pid_namespace: places.pid_namespace.clone(),
         pod_users,
-        shared: mounts::shared(&spec, &places.shares),
         spec,
         warnings,
     })
@@ -176,6 +184,8 @@ mod tests {
             shares: "/g/shares".into(),
             volumes: "/g/shares/volumes".into(),
             memory: "/g/memory".into(),
+            parts: "/g/parts".into(),
+            mounted: Vec::new(),
             found: HashMap::new(),
             skills: vec![("/opt/skills/pptx".into(), "/g/disk".into())],
             home: Some(("/home/app".into(), "/g/home".into())),

@@ -61,6 +61,12 @@ pub fn namespace(spec: &Spec) -> Result<Option<String>> {
     }
 }
 
+/// Returns Kubernetes' uid of a container's pod, if it has one.
+pub fn uid(spec: &Spec) -> Option<String> {
+    let uid = spec.annotations().as_ref()?.get(SANDBOX_UID)?;
+    (!uid.is_empty()).then(|| uid.clone())
+}
+
 fn of_pod(spec: &Spec, key: &str) -> Result<String> {
     let value = spec.annotations().as_ref().and_then(|all| all.get(key));
     value.cloned().ok_or_else(|| Error::Annotation {

@@ -3,8 +3,8 @@
 //!
 //! - `…/sandboxes/<sandbox>/shm` at `/dev/shm` (CRI's tmpfs of the pod): a tmpfs of the same size,
 //!   one for the pod.
-//! - An emptyDir of the pod with medium Memory, empty: a tmpfs of the same size, owner and mode,
-//!   one for the pod.
+//! - An emptyDir of the pod with medium Memory, without a file: a tmpfs of the same size, owner and
+//!   mode, one for the pod.
 //! - A small volume that the kubelet swaps as a whole (its link `..data`): a copy in memory that
 //!   follows it, for inotify.
 //! - An emptyDir of the pod: the share. Only the guest makes it read-only, so that it is one place
@@ -12,9 +12,11 @@
 //! - Anything else, including secrets and projected volumes, which the kubelet fills: the share,
 //!   made read-only by the host.
 //!
-//! What two containers of a pod mount in the same way is one place in the guest, with the same
-//! inodes, so sockets and locks work across it. An emptyDir in memory that is not empty was filled
-//! on the host (a subPath is a folder there), so it is shared like one on disk.
+//! A volume is one file system in the guest, with the same inodes for all containers, so sockets
+//! and locks work across it. A container that mounts a part of a volume (`subPath`), or mounts it
+//! read-only beside a writer, gets a part of that file system: see [`Part`]. The guest is shown no
+//! more of the host than the pod mounts, so this holds for the emptyDirs of the pod, and for a
+//! volume that another container of the pod has mounted whole before.
 
 use std::{
     collections::HashMap,
@@ -40,17 +42,20 @@ pub const MAX_COPY: u64 = 32 << 20;
 pub struct Found {
     /// Device and inode from stat(2): a path that becomes something else becomes another volume.
     pub identity: (u64, u64),
+    /// Its owner and mode.
+    pub owner: Owner,
     /// Set if the source is the root of a tmpfs.
     pub tmpfs: Option<Tmpfs>,
-    /// Set if the kubelet's atomic writer wrote the volume and it is small: the folder's owner and
-    /// mode.
-    pub swapped: Option<Owner>,
+    /// Whether the kubelet's atomic writer wrote the volume and it is small.
+    pub swapped: bool,
     /// The file system, such as `proc`, if the host's kernel makes up its files when they are read.
     pub made_up: Option<&'static str>,
+    /// The folders of the pod that the source is in, each with the path in it.
+    pub parts: Vec<(PathBuf, PathBuf)>,
 }
 
-/// The owner and mode of a folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The owner and mode of a file or folder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Owner {
     /// Permission bits.
     pub mode: u32,
@@ -65,14 +70,9 @@ pub struct Owner {
 pub struct Tmpfs {
     /// The most that it may hold, in bytes.
     pub size: u64,
-    /// Whether it is empty.
+    /// Whether there is no file in it, but possibly folders: the kubelet makes that of a `subPath`
+    /// (Kubernetes, pkg/volume/util/subpath).
     pub empty: bool,
-    /// Permission bits of its root.
-    pub mode: u32,
-    /// Owner of its root.
-    pub uid: u32,
-    /// Group of its root.
-    pub gid: u32,
 }
 
 /// A bind mount of the spec: a directory or file of the host.
@@ -110,16 +110,38 @@ pub struct Memory {
     pub name: String,
     /// The size in bytes.
     pub size: u64,
-    /// Permission bits of its root.
-    pub mode: u32,
-    /// Owner of its root.
-    pub uid: u32,
-    /// Group of its root.
-    pub gid: u32,
+    /// The owner and mode of its root.
+    pub owner: Owner,
     /// Whether set-user-id, devices and programs are disallowed, as in `/dev/shm`.
     pub strict: bool,
     /// The name of the volume that it is a copy of.
     pub copy_of: Option<String>,
+}
+
+/// A part of a volume that a container mounts by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// A plain file name, the same for all mounts of the part.
+    pub name: String,
+    /// The place of the volume in the guest.
+    pub whole: PathBuf,
+    /// The path in the volume, without links.
+    pub path: PathBuf,
+    /// The owner and mode of the folder, if the guest makes it where there is none: those of the
+    /// folder that the kubelet made on the host.
+    pub folder: Option<Owner>,
+}
+
+impl Part {
+    /// Returns the part at a path of the volume whose place in the guest is `whole`.
+    pub fn new(whole: PathBuf, path: PathBuf, folder: Option<Owner>) -> Self {
+        Self {
+            name: digest(format!("{whole:?} {path:?}").as_bytes()),
+            whole,
+            path,
+            folder,
+        }
+    }
 }
 
 /// Where a mount comes from.
@@ -142,73 +164,98 @@ pub struct Pod<'a> {
     pub uid: Option<&'a str>,
     /// What the shim found, by the source of the bind mount.
     pub found: &'a HashMap<PathBuf, Found>,
+    /// The volumes that containers of the pod have mounted.
+    pub mounted: &'a [Volume],
 }
 
 impl Pod<'_> {
-    /// Decides where a bind mount comes from.
-    pub fn source_of(&self, mount: &Mount, source: &Path) -> Source {
-        let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
+    /// Decides where a bind mount comes from, and returns the path in it.
+    pub fn source_of(&self, mount: &Mount, source: &Path) -> (Source, PathBuf) {
+        let wanted = self.volume(mount, source);
+        let parts = self.found.get(source).into_iter();
+        let found = parts
+            .flat_map(|found| &found.parts)
+            .find_map(|(whole, path)| {
+                if self.is_own_empty_dir(whole) {
+                    return Some((self.whole(mount, whole), path.clone()));
+                }
+                let mut mounted = self.mounted.iter();
+                let fits = |volume: &&Volume| volume.source == *whole && volume.has_all_of(&wanted);
+                Some((Source::Host(mounted.find(fits)?.clone()), path.clone()))
+            });
+        found.unwrap_or_else(|| (self.whole(mount, source), PathBuf::new()))
+    }
+
+    /// Returns the owner that the source of a bind mount has in the guest, and its mode.
+    pub fn owner_of(&self, mount: &Mount, source: &Path) -> Owner {
+        let owner = self
+            .found
+            .get(source)
+            .map_or_else(Owner::default, |found| found.owner);
+        let Some(ids) = IdMap::of_mount(mount) else {
+            return owner;
+        };
+        let (uid, gid) = ids.outside(owner.uid, owner.gid);
+        Owner { uid, gid, ..owner }
+    }
+
+    /// Decides where a bind mount of a whole volume comes from.
+    fn whole(&self, mount: &Mount, source: &Path) -> Source {
         let found = self.found.get(source).cloned().unwrap_or_default();
-        let ids = IdMap::of_mount(mount);
-        let owner = |uid, gid| ids.as_ref().map_or((uid, gid), |ids| ids.outside(uid, gid));
-        let own_empty_dir = self.is_own_empty_dir(source);
+        let owner = self.owner_of(mount, source);
         if let Some(tmpfs) = &found.tmpfs {
             let shm = self.is_shm(mount, source);
-            if shm || (own_empty_dir && tmpfs.empty) {
-                let (uid, gid) = owner(tmpfs.uid, tmpfs.gid);
+            if shm || (self.is_own_empty_dir(source) && tmpfs.empty) {
                 return Source::Memory(Memory {
                     name: match shm {
                         true => SHM.to_owned(),
                         false => digest(source.as_os_str().as_encoded_bytes()),
                     },
                     size: tmpfs.size,
-                    mode: tmpfs.mode,
-                    uid,
-                    gid,
+                    owner,
                     strict: shm,
                     copy_of: None,
                 });
             }
         }
-        let recursive = has("rbind") || mount.typ().as_deref() == Some("rbind");
+        let volume = self.volume(mount, source);
+        // A container that may write to the volume means the host's.
+        if !found.swapped || volume.read_only == ReadOnly::No {
+            return Source::Host(volume);
+        }
+        let memory = Memory {
+            name: volume.name.clone(),
+            size: MAX_COPY,
+            owner,
+            strict: false,
+            copy_of: Some(volume.name.clone()),
+        };
+        Source::Copy(volume, memory)
+    }
+
+    /// Returns the volume that a bind mount of the host needs.
+    fn volume(&self, mount: &Mount, source: &Path) -> Volume {
+        let has = |name: &str| mount.options().iter().flatten().any(|o| o == name);
+        let own_empty_dir = self.is_own_empty_dir(source);
+        let recursive = own_empty_dir || has("rbind") || mount.typ().as_deref() == Some("rbind");
         let read_only = match (has("rro"), has("ro")) {
             _ if own_empty_dir => ReadOnly::No,
             (true, _) => ReadOnly::Recursive,
             (_, true) => ReadOnly::Top,
             _ => ReadOnly::No,
         };
-        let follows_host = has("rslave") || has("slave");
-        let identity = found.identity;
+        let follows_host = own_empty_dir || has("rslave") || has("slave");
+        let ids = IdMap::of_mount(mount);
+        let identity = self.found.get(source).map(|found| found.identity);
         let key =
             format!("{source:?} {identity:?} {recursive} {read_only:?} {follows_host} {ids:?}");
-        let volume = Volume {
+        Volume {
             name: digest(key.as_bytes()),
             source: source.to_owned(),
             recursive,
             read_only,
             follows_host,
-            ids: ids.clone(),
-        };
-        let swapped = found.swapped.map(|folder| Owner {
-            uid: owner(folder.uid, folder.gid).0,
-            gid: owner(folder.uid, folder.gid).1,
-            ..folder
-        });
-        match swapped {
-            // A container that may write to the volume means the host's.
-            Some(owner) if read_only != ReadOnly::No => Source::Copy(
-                volume.clone(),
-                Memory {
-                    name: volume.name.clone(),
-                    size: MAX_COPY,
-                    mode: owner.mode,
-                    uid: owner.uid,
-                    gid: owner.gid,
-                    strict: false,
-                    copy_of: Some(volume.name),
-                },
-            ),
-            _ => Source::Host(volume),
+            ids,
         }
     }
 
@@ -222,9 +269,10 @@ impl Pod<'_> {
         shm.then(|| Memory {
             name: SHM.to_owned(),
             size: options.find_map(|o| size(o)).unwrap_or(DEFAULT_SHM),
-            mode: 0o1777,
-            uid: 0,
-            gid: 0,
+            owner: Owner {
+                mode: 0o1777,
+                ..Owner::default()
+            },
             strict: true,
             copy_of: None,
         })
@@ -238,15 +286,44 @@ impl Pod<'_> {
         mount.destination() == Path::new("/dev/shm") && source.ends_with(folder)
     }
 
-    /// Returns whether a path is `<kubelet>/pods/<uid>/volumes/kubernetes.io~empty-dir/<name>`
-    /// (Kubernetes, pkg/volume/emptydir) of this pod: a hostPath may name another pod's.
+    /// Returns whether a path is an emptyDir of this pod: a hostPath may name another pod's.
     fn is_own_empty_dir(&self, source: &Path) -> bool {
         let kind = source.parent().unwrap_or(source);
-        self.uid.filter(|uid| !uid.is_empty()).is_some_and(|uid| {
-            let parts = Path::new("pods").join(uid).join("volumes");
-            kind.ends_with(parts.join("kubernetes.io~empty-dir"))
-        })
+        self.uid.is_some_and(|uid| kind.ends_with(empty_dirs(uid)))
     }
+}
+
+impl Volume {
+    /// Whether what is mounted for this volume can stand for one that another mount needs.
+    fn has_all_of(&self, wanted: &Volume) -> bool {
+        let writable = self.read_only == ReadOnly::No;
+        let recursive = self.recursive || !wanted.recursive;
+        let follows = self.follows_host || !wanted.follows_host;
+        (writable || self.read_only == wanted.read_only)
+            && recursive
+            && follows
+            && self.ids == wanted.ids
+    }
+}
+
+/// Returns the emptyDir of a pod that the source of a bind mount is a part of, if it is one:
+/// `<kubelet>/pods/<uid>/volume-subpaths/<volume>/<container>/<number>` (Kubernetes,
+/// pkg/volume/util/subpath). The volume of that name may be of another kind.
+pub fn empty_dir_of(source: &Path, uid: &str) -> Option<PathBuf> {
+    let volume = source.parent()?.parent()?;
+    let pod = volume.parent()?.parent()?;
+    let folder = Path::new("pods").join(uid);
+    let is_part = volume.parent()?.ends_with(folder.join("volume-subpaths"));
+    let kubelet = pod.parent()?.parent()?;
+    let empty_dirs = kubelet.join(empty_dirs(uid));
+    is_part.then_some(empty_dirs.join(volume.file_name()?))
+}
+
+/// Returns the folder of a pod's emptyDirs below the kubelet's (Kubernetes, pkg/volume/emptydir).
+fn empty_dirs(uid: &str) -> PathBuf {
+    Path::new("pods")
+        .join(uid)
+        .join("volumes/kubernetes.io~empty-dir")
 }
 
 /// Parses the `size` option of tmpfs(5), except for percentages.
@@ -281,29 +358,47 @@ mod tests {
 
     fn tmpfs(empty: bool) -> Found {
         Found {
-            identity: (40, 1),
-            swapped: None,
-            made_up: None,
             tmpfs: Some(Tmpfs {
                 size: 1 << 20,
                 empty,
-                mode: 0o777,
+            }),
+            ..folder(0o777)
+        }
+    }
+
+    fn folder(mode: u32) -> Found {
+        Found {
+            identity: (40, 1),
+            owner: Owner {
+                mode,
                 uid: 0,
                 gid: 2000,
-            }),
+            },
+            ..Found::default()
         }
     }
 
     fn source(at: &str, source: &str, options: &[&str], found: Found) -> Source {
+        let all = [(source.into(), found)].into();
+        source_beside(&[], &mount(at, options), source, all).0
+    }
+
+    fn source_beside(
+        mounted: &[Volume],
+        mount: &Mount,
+        source: &str,
+        found: HashMap<PathBuf, Found>,
+    ) -> (Source, PathBuf) {
         let role = Role::Container {
             sandbox_id: "s1".to_owned(),
         };
         let pod = Pod {
             role: &role,
             uid: Some("u1"),
-            found: &HashMap::from([(source.into(), found)]),
+            found: &found,
+            mounted,
         };
-        pod.source_of(&mount(at, options), Path::new(source))
+        pod.source_of(mount, Path::new(source))
     }
 
     fn volume(path: &str, options: &[&str]) -> Volume {
@@ -339,6 +434,7 @@ mod tests {
             role,
             uid: None,
             found: &found,
+            mounted: &[],
         };
         let role = Role::Container {
             sandbox_id: "s1".to_owned(),
@@ -354,7 +450,7 @@ mod tests {
             panic!("not in memory");
         };
         assert_eq!(
-            (memory.mode, memory.gid, memory.strict),
+            (memory.owner.mode, memory.owner.gid, memory.strict),
             (0o777, 2000, false)
         );
         assert!(matches!(found(false), Source::Host(_)));
@@ -362,20 +458,18 @@ mod tests {
 
     #[test]
     fn volume_that_is_swapped_as_a_whole_is_a_copy_unless_it_is_written() {
-        let owner = Owner {
-            mode: 0o2775,
-            uid: 0,
-            gid: 2000,
-        };
         let found = || Found {
-            swapped: Some(owner),
-            ..Found::default()
+            swapped: true,
+            ..folder(0o2775)
         };
         let Source::Copy(volume, memory) = source("/c", "/srv/config", &["rbind", "ro"], found())
         else {
             panic!("no copy");
         };
-        assert_eq!((memory.copy_of, memory.gid), (Some(volume.name), 2000));
+        assert_eq!(
+            (memory.copy_of, memory.owner.gid),
+            (Some(volume.name), 2000)
+        );
         assert!(matches!(
             source("/c", "/srv/config", &["rbind", "rw"], found()),
             Source::Host(_)
@@ -403,6 +497,67 @@ mod tests {
             volume("/srv", &["rbind", "ro"]),
             volume("/srv", &["rbind", "rw"])
         );
+    }
+
+    const SUB_PATH: &str = "/var/lib/kubelet/pods/u1/volume-subpaths/work/app/0";
+
+    fn part_of(whole: &str) -> Found {
+        Found {
+            parts: vec![(whole.into(), "a/b".into())],
+            ..folder(0o750)
+        }
+    }
+
+    #[test]
+    fn sub_path_names_the_empty_dir_that_it_may_be_a_part_of() {
+        let of = |path: &str| empty_dir_of(Path::new(path), "u1");
+        assert_eq!(of(SUB_PATH), Some(EMPTY_DIR.into()));
+        for other in [
+            EMPTY_DIR,
+            "/",
+            "/var/lib/kubelet/pods/u2/volume-subpaths/work/app/0",
+            "/var/lib/kubelet/pods/u1/volume-subpaths/work/0",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn part_of_an_empty_dir_is_in_the_place_of_the_whole() {
+        for whole in [folder(0o777), tmpfs(true)] {
+            let found = [
+                (SUB_PATH.into(), part_of(EMPTY_DIR)),
+                (EMPTY_DIR.into(), whole.clone()),
+            ];
+            let mount = mount("/work", &["bind", "ro"]);
+            let (part, path) = source_beside(&[], &mount, SUB_PATH, found.into());
+            assert_eq!(path, Path::new("a/b"));
+            assert_eq!(part, source("/work", EMPTY_DIR, &["rbind", "rw"], whole));
+        }
+    }
+
+    #[test]
+    fn part_of_another_volume_is_in_the_place_of_a_whole_that_has_as_much() {
+        let whole = volume("/srv", &["rbind", "rw"]);
+        let source = |mounted: &Volume, options: &[&str]| {
+            let found = [("/srv/a/b".into(), part_of("/srv"))].into();
+            let mounted = std::slice::from_ref(mounted);
+            source_beside(mounted, &mount("/work", options), "/srv/a/b", found)
+        };
+        for options in [["rbind", "ro"], ["bind", "rw"]] {
+            let (place, path) = source(&whole, &options);
+            assert_eq!(place, Source::Host(whole.clone()));
+            assert_eq!(path, Path::new("a/b"));
+        }
+        let read_only = volume("/srv", &["rbind", "ro"]);
+        for (mounted, options) in [
+            (&read_only, &["rbind", "rw"][..]),
+            (&whole, &["rbind", "rw", "rslave"][..]),
+        ] {
+            let (place, path) = source(mounted, options);
+            assert!(matches!(place, Source::Host(own) if own.source == Path::new("/srv/a/b")));
+            assert_eq!(path, PathBuf::new());
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     error::shorten,
     guest_devices,
     pod::{self, Sandbox},
-    rules, Error, Policy, Result, Role,
+    rules, volume, Error, Policy, Result, Role,
 };
 
 /// What a bundle asks for.
@@ -143,6 +143,17 @@ impl Wishes {
             .filter(|mount| rules::is_bind(mount))
             .filter_map(|mount| mount.source().clone());
         sources.filter(|source| source.is_absolute()).collect()
+    }
+
+    /// Returns the emptyDirs of the pod of which the container may mount a part by itself.
+    pub fn empty_dirs(&self) -> BTreeSet<PathBuf> {
+        let Some(uid) = pod::uid(&self.spec) else {
+            return BTreeSet::new();
+        };
+        let sources = self.bind_sources().into_iter();
+        sources
+            .filter_map(|source| volume::empty_dir_of(&source, &uid))
+            .collect()
     }
 }
 

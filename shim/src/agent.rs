@@ -230,11 +230,16 @@ impl Agent {
         let memory = plan.memory.iter().map(|memory| proto::Memory {
             name: memory.name.clone(),
             size_bytes: memory.size,
-            mode: memory.mode,
-            uid: memory.uid,
-            gid: memory.gid,
+            owner: Some(owner(&memory.owner)).into(),
             strict: memory.strict,
             copy_of: copied(memory),
+            ..Default::default()
+        });
+        let parts = plan.parts.iter().map(|part| proto::Part {
+            name: part.name.clone(),
+            whole: part.whole.display().to_string(),
+            path: part.path.display().to_string(),
+            folder: part.folder.as_ref().map(owner).into(),
             ..Default::default()
         });
         let disks = plan.disks.iter().map(|disk| proto::DiskNode {
@@ -251,6 +256,7 @@ impl Agent {
             spec_json: to_json("spec", &plan.spec)?,
             streams: Some(to_streams(streams, plan.terminal())).into(),
             memory: memory.collect(),
+            parts: parts.collect(),
             disks: disks.collect(),
             guest_devices: plan.guest_devices,
             descriptors: descriptors(&plan.descriptors),
@@ -441,6 +447,15 @@ fn copied(memory: &caisson_oci::volume::Memory) -> String {
     let name = memory.copy_of.as_ref();
     let path = name.map(|name| Share::guest_volumes().join(name));
     path.unwrap_or_default().display().to_string()
+}
+
+fn owner(owner: &caisson_oci::volume::Owner) -> proto::Owner {
+    proto::Owner {
+        mode: owner.mode,
+        uid: owner.uid,
+        gid: owner.gid,
+        ..Default::default()
+    }
 }
 
 fn container(id: &str) -> proto::ContainerRequest {

@@ -7,10 +7,10 @@ use caisson_node::{
     homes::{self, PodHome},
     skills::{self, Asker, SkillError, SkillStore},
 };
-use caisson_oci::{NodeConfig, PidNamespace, Places, Wishes};
+use caisson_oci::{NodeConfig, PidNamespace, Places, Volume, Wishes};
 use caisson_protocol::{
     agent as proto,
-    path::{MEMORY, SHARES},
+    path::{MEMORY, PARTS, SHARES},
 };
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
@@ -38,6 +38,8 @@ pub struct Creation<'a> {
     /// The container's root, as the guest sees it.
     pub guest_root: PathBuf,
     pub pid_namespace: PidNamespace,
+    /// The volumes that containers of the pod have mounted.
+    pub mounted: Vec<Volume>,
 }
 
 /// Finds everything.
@@ -48,7 +50,10 @@ pub async fn find(
     home: PodsHome<'_>,
 ) -> Result<(Places, Vec<Plug>)> {
     let mut plugs = Vec::new();
-    let found = sources::look(wishes.bind_sources()).await?;
+    let wholes = wishes.empty_dirs().into_iter();
+    let mounted = creation.mounted.iter().map(|volume| volume.source.clone());
+    let wholes = wholes.chain(mounted).collect();
+    let found = sources::look(wishes.bind_sources(), wholes).await?;
     let skills = find_skills(wishes, config, &mut plugs).await?;
     let home = find_home(wishes, config, &creation, home, &mut plugs).await?;
     let places = Places {
@@ -56,6 +61,8 @@ pub async fn find(
         shares: SHARES.into(),
         volumes: Share::guest_volumes(),
         memory: MEMORY.into(),
+        parts: PARTS.into(),
+        mounted: creation.mounted,
         found,
         skills,
         home,

@@ -352,7 +352,10 @@ fn pod_of_thirty_volumes_has_each_of_them(#[case] runtime: Runtime) -> Result<()
 /// A guest would find its files empty.
 #[rstest]
 fn what_the_kernel_of_the_host_makes_up_is_refused_with_a_reason(
-    #[values(("/proc", "proc"), ("/sys", "sysfs"), ("/sys/kernel/mm", "sysfs"))] volume: (&str, &str),
+    #[values(("/proc", "proc"), ("/sys", "sysfs"), ("/sys/kernel/mm", "sysfs"))] volume: (
+        &str,
+        &str,
+    ),
 ) -> Result<()> {
     let (source, file_system) = volume;
     let container = pod(Runtime::Caisson)?.container("busybox");

@@ -47,6 +47,8 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["posix", folder] => posix::posix(folder),
         ["lock", path] => posix::hold_lock(path),
         ["try-lock", path] => posix::try_lock(path),
+        ["flock", path] => posix::hold_flock(path),
+        ["try-flock", path] => posix::try_flock(path),
         ["watch", path] => watch(path),
         ["echo", address] => echo(TcpListener::bind(address)?.incoming()),
         ["echo-unix", path] => echo(UnixListener::bind(path)?.incoming()),

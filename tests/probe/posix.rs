@@ -2,7 +2,7 @@
 //! with what does not hold.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
     os::{
         fd::AsRawFd,
@@ -77,6 +77,25 @@ pub fn hold_lock(path: &str) -> io::Result<String> {
 pub fn try_lock(path: &str) -> io::Result<String> {
     let free = try_record_lock(&both(Path::new(path))?);
     Ok(if free { "free" } else { "taken" }.to_owned())
+}
+
+/// Takes the lock of flock(2) and keeps it until the process is killed.
+pub fn hold_flock(path: &str) -> io::Result<String> {
+    let file = both(Path::new(path))?;
+    file.lock()?;
+    println!("locked");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Reports whether the lock of flock(2) could be taken, which needs no right to write.
+pub fn try_flock(path: &str) -> io::Result<String> {
+    match File::open(path)?.try_lock() {
+        Ok(()) => Ok("free".to_owned()),
+        Err(TryLockError::WouldBlock) => Ok("taken".to_owned()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// A record lock of one process can't be taken by another until the first has ended.

@@ -211,9 +211,13 @@ fn masked_and_read_only_paths_are_closed(#[case] runtime: Runtime) -> Result<()>
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
 fn tun_that_the_container_makes_is_opened(#[case] runtime: Runtime) -> Result<()> {
-    let line = "mkdir /dev/net && mknod /dev/net/tun c 10 200 && exec 3<>/dev/net/tun && echo opened";
+    let line =
+        "mkdir /dev/net && mknod /dev/net/tun c 10 200 && exec 3<>/dev/net/tun && echo opened";
     let container = Node::shared().container("busybox").runtime(runtime);
-    let output = container.flag("--cap-add", "CAP_NET_ADMIN").sh(line).run()?;
+    let output = container
+        .flag("--cap-add", "CAP_NET_ADMIN")
+        .sh(line)
+        .run()?;
     assert_eq!(output.line(), "opened", "{}", output.errors());
     Ok(())
 }

@@ -36,6 +36,8 @@ pub mod path {
     pub const DISKS: &str = "/run/caisson/disks";
     /// The pod's memory with name `n` is mounted at `MEMORY/n`.
     pub const MEMORY: &str = "/run/caisson/memory";
+    /// The part of a volume with name `n` is mounted at `PARTS/n`.
+    pub const PARTS: &str = "/run/caisson/parts";
     /// The serial of the disk with further kernel modules, a squashfs whose root is `/lib/modules`.
     pub const MODULES_SERIAL: &str = "modules";
 }

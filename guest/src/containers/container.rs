@@ -36,6 +36,8 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// The paths below shares that the container uses. Each may be a mount of its own.
     pub shared: Vec<PathBuf>,
+    /// The places of the parts of volumes that it uses.
+    pub parts: Vec<PathBuf>,
     /// The pid namespace that it has joined, if it has none of its own.
     pub pid_namespace: OnceLock<PathBuf>,
     pub init: OnceLock<Process>,
@@ -47,7 +49,12 @@ pub struct Container {
 
 impl Container {
     /// Returns a container that has not been made yet.
-    pub fn new(machine: &Machine, id: &str, shared: Vec<PathBuf>) -> Container {
+    pub fn new(
+        machine: &Machine,
+        id: &str,
+        shared: Vec<PathBuf>,
+        parts: Vec<PathBuf>,
+    ) -> Container {
         let cgroup_path = machine.cgroup_path(id);
         Container {
             id: id.to_string(),
@@ -55,6 +62,7 @@ impl Container {
             cgroup: Cgroup::new(Path::new(cgroup::MOUNT_POINT), &cgroup_path),
             cgroup_path,
             shared,
+            parts,
             pid_namespace: OnceLock::new(),
             init: OnceLock::new(),
             execs: Mutex::default(),

@@ -4,7 +4,7 @@ use std::{collections::hash_map::Entry, fs, path::PathBuf, sync::Arc};
 
 use caisson_protocol::agent;
 
-use super::{container::Container, memory, process::Process, Containers};
+use super::{container::Container, memory, part, process::Process, Containers};
 use crate::{
     id,
     pause::Users,
@@ -24,7 +24,12 @@ impl Containers {
             .iter()
             .map(|memory| PathBuf::from(&memory.copy_of))
             .filter(|path| !path.as_os_str().is_empty());
-        let container = Container::new(&self.machine, &id, shared.chain(copied).collect());
+        let parts = request
+            .parts
+            .iter()
+            .map(part::place)
+            .collect::<Result<_>>()?;
+        let container = Container::new(&self.machine, &id, shared.chain(copied).collect(), parts);
         let container = Arc::new(container);
         match self.lock().entry(id.clone()) {
             Entry::Occupied(_) => {
@@ -81,6 +86,9 @@ impl Containers {
                 true => memory::mount(memory)?,
                 false => self.followed.add(&container.id, memory)?,
             }
+        }
+        for part in &request.parts {
+            part::mount(part)?;
         }
         let bundle = &container.bundle;
         fs::create_dir_all(bundle).map_err(Error::file("create directory", bundle))?;

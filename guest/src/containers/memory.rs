@@ -30,7 +30,8 @@ pub fn mount(memory: &Memory) -> Result<()> {
     let mut flags = MsFlags::empty();
     let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     flags.set(strict, memory.strict);
-    let options = format!("size={},mode={:o}", memory.size_bytes, memory.mode & 0o7777);
+    let owner = memory.owner.get_or_default();
+    let options = format!("size={},mode={:o}", memory.size_bytes, owner.mode & 0o7777);
     mount_at(
         Some("tmpfs"),
         &target,
@@ -43,6 +44,6 @@ pub fn mount(memory: &Memory) -> Result<()> {
         target: target.clone(),
         source: source.into(),
     })?;
-    let (uid, gid) = (Uid::from_raw(memory.uid), Gid::from_raw(memory.gid));
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     chown(&target, Some(uid), Some(gid)).map_err(Error::file("change the owner of", target))
 }

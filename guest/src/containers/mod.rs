@@ -11,6 +11,7 @@ mod follow;
 mod memory;
 mod namespaces;
 pub mod oom;
+mod part;
 mod process;
 pub mod streams;
 
@@ -146,6 +147,14 @@ impl Containers {
                     return Err(Error::file("remove", dir)(error))
                 }
                 _ => {}
+            }
+        }
+        for place in &container.parts {
+            let others = |other: &Arc<Container>| {
+                !Arc::ptr_eq(other, container) && other.parts.contains(place)
+            };
+            if !self.lock().values().any(others) {
+                part::remove(place)?;
             }
         }
         // Where a path crossed something that the host mounted below a share, it became a mount of

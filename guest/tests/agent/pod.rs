@@ -1,6 +1,6 @@
 //! Tests what the containers of a pod share.
 
-use caisson_protocol::agent::{CreateContainerRequest, Memory, PidNamespace};
+use caisson_protocol::agent::{CreateContainerRequest, Memory, Owner, PidNamespace};
 use serde_json::json;
 
 use crate::guest::*;
@@ -132,8 +132,12 @@ async fn run_with_memory(guest: &Guest, script: &str) -> String {
         memory: vec![Memory {
             name: "work".to_string(),
             size_bytes: 1 << 20,
-            mode: 0o2770,
-            gid: 2000,
+            owner: Some(Owner {
+                mode: 0o2770,
+                gid: 2000,
+                ..Default::default()
+            })
+            .into(),
             ..Default::default()
         }],
         ..Default::default()

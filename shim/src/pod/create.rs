@@ -205,6 +205,7 @@ impl Pod {
             root: &share.rootfs(id),
             guest_root,
             pid_namespace: self.pid_namespace(wishes.pid_namespace())?,
+            mounted: share.mounted(),
         };
         let (places, mut plugs) = places::find(&wishes, &self.config, creation, home).await?;
         let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());

@@ -57,8 +57,16 @@ pub struct Share {
     /// The pod's state folder.
     pod: PathBuf,
     shared: Folder,
-    /// The containers that use each volume, by the volume's name.
-    users: Mutex<HashMap<String, BTreeSet<String>>>,
+    /// The mounted volumes, by their names.
+    volumes: Mutex<HashMap<String, Mounted>>,
+}
+
+/// A mounted volume.
+#[derive(Debug)]
+struct Mounted {
+    volume: Volume,
+    /// The containers that use it.
+    users: BTreeSet<String>,
 }
 
 impl Share {
@@ -84,7 +92,7 @@ impl Share {
         Ok(Self {
             shared: make().map_err(ShareError::file("make the shared folder", path))?,
             pod: pod.to_owned(),
-            users: Mutex::default(),
+            volumes: Mutex::default(),
         })
     }
 
@@ -119,33 +127,44 @@ impl Share {
         if volumes.is_empty() {
             return Ok(());
         }
-        let folder = self.volumes()?;
-        let mut users = self.users();
+        let folder = self.folder_of_volumes()?;
+        let mut all = self.volumes();
         for volume in volumes {
-            let of_volume = users.entry(volume.name.clone()).or_default();
-            if of_volume.is_empty() {
+            if !all.contains_key(&volume.name) {
                 if let Err(error) = mount_volume(volume, &folder) {
                     self.remove_from(&folder, &volume.name)?;
                     return Err(ShareError::file("mount volume", &volume.source)(error));
                 }
             }
-            of_volume.insert(container.to_owned());
+            let mounted = all.entry(volume.name.clone()).or_insert_with(|| Mounted {
+                volume: volume.clone(),
+                users: BTreeSet::new(),
+            });
+            mounted.users.insert(container.to_owned());
         }
         Ok(())
+    }
+
+    /// Returns the volumes that are mounted.
+    pub fn mounted(&self) -> Vec<Volume> {
+        let all = self.volumes();
+        all.values().map(|mounted| mounted.volume.clone()).collect()
     }
 
     /// Unmounts and removes what belongs to a container, and the volumes that no other container
     /// uses. Idempotent. Also succeeds if the pod's folder has been removed in the meantime, which
     /// happens when the VM ends and containerd deletes pod and container at once.
     pub fn remove(&self, container: &str) -> Result<(), ShareError> {
-        let mut users = self.users();
+        let mut all = self.volumes();
         let mut unused = Vec::new();
-        for (name, of_volume) in users.iter_mut() {
-            if of_volume.remove(container) && of_volume.is_empty() {
+        all.retain(|name, mounted| {
+            mounted.users.remove(container);
+            let used = !mounted.users.is_empty();
+            if !used {
                 unused.push(name.clone());
             }
-        }
-        users.retain(|_, of_volume| !of_volume.is_empty());
+            used
+        });
         match self.shared.folder(VOLUMES) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             volumes => {
@@ -156,7 +175,7 @@ impl Share {
                 }
             }
         }
-        drop(users);
+        drop(all);
         self.remove_from(&self.shared, container)
     }
 
@@ -168,13 +187,13 @@ impl Share {
         folder.remove(name).map_err(failed)
     }
 
-    fn volumes(&self) -> Result<Folder, ShareError> {
+    fn folder_of_volumes(&self) -> Result<Folder, ShareError> {
         let failed = ShareError::file("create", self.pod.join(SHARED).join(VOLUMES));
         self.shared.make_folder(VOLUMES).map_err(failed)
     }
 
-    fn users(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    fn volumes(&self) -> MutexGuard<'_, HashMap<String, Mounted>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -147,6 +147,8 @@ fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, Places)>> {
         shares: "/g/shares".into(),
         volumes: "/g/shares/volumes".into(),
         memory: "/g/memory".into(),
+        parts: "/g/parts".into(),
+        mounted: Vec::new(),
         found: found(wishes.bind_sources()),
         skills: skills
             .map(|(n, _)| {
@@ -184,18 +186,23 @@ fn found(sources: BTreeSet<PathBuf>) -> HashMap<PathBuf, Found> {
         let tmpfs = Tmpfs {
             size: 1 << 20,
             empty: kind == 1,
-            mode: 0o1777,
-            uid: 7,
-            gid: 8,
         };
         Found {
             identity: (1, bytes.len() as u64),
             tmpfs: matches!(kind, 1 | 2).then_some(tmpfs),
-            swapped: (kind == 3).then_some(Owner {
+            swapped: kind == 3,
+            owner: Owner {
                 mode: 0o755,
                 uid: 7,
                 gid: 8,
-            }),
+            },
+            made_up: (bytes.len() % 32 == 0).then_some("proc"),
+            parts: source
+                .parent()
+                .zip(source.file_name())
+                .map(|(whole, name)| (whole.to_owned(), name.into()))
+                .into_iter()
+                .collect(),
         }
     };
     let found = sources.into_iter().map(|source| {
@@ -256,6 +263,10 @@ fn is_place(path: &Path, plan: &Plan, places: &Places) -> bool {
             .memory
             .iter()
             .any(|memory| is_in(&places.memory, &memory.name))
+        || plan
+            .parts
+            .iter()
+            .any(|part| is_in(&places.parts, &part.name))
         || skills
             .chain(places.home.iter().map(|(_, place)| place))
             .any(|place| place == path)
