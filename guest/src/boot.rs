@@ -209,13 +209,18 @@ fn stdio() -> Result<()> {
 fn enable_controllers() -> Result<()> {
     let path = Path::new(cgroup::MOUNT_POINT).join("cgroup.controllers");
     let controllers = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    let path = Path::new(cgroup::MOUNT_POINT).join("cgroup.subtree_control");
-    for controller in controllers.split_whitespace() {
-        if let Err(error) = fs::write(&path, format!("+{controller}")) {
-            log::warn!(controller, error:%; "controller can't be enabled");
+    let root = Path::new(cgroup::MOUNT_POINT);
+    let all = root.join(cgroup::ALL.trim_start_matches('/'));
+    fs::create_dir(&all).map_err(Error::file("create directory", &all))?;
+    for cgroup in [root, &all] {
+        let path = cgroup.join("cgroup.subtree_control");
+        for controller in controllers.split_whitespace() {
+            if let Err(error) = fs::write(&path, format!("+{controller}")) {
+                log::warn!(controller, error:%; "controller can't be enabled");
+            }
         }
     }
-    let first = Path::new(cgroup::MOUNT_POINT).join("@first");
+    let first = all.join("@first");
     fs::create_dir(&first).map_err(Error::file("create directory", &first))
 }
 

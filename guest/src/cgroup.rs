@@ -16,6 +16,9 @@ use crate::{Error, Result};
 /// The mount point of cgroup v2.
 pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
+/// The cgroup in which those of all containers are.
+pub const ALL: &str = "/containers";
+
 /// How long freezing and emptying may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
@@ -130,6 +133,21 @@ impl Cgroup {
     pub fn oom_kills(&self) -> u64 {
         let text = self.read("memory.events").unwrap_or_default();
         flat(&text).get("oom_kill").copied().unwrap_or(0)
+    }
+
+    /// Whether most of the memory up to `memory.high` is in use and can't be taken back, as caches
+    /// can.
+    pub fn is_full_for_good(&self) -> bool {
+        let read = |name| self.read(name).unwrap_or_default();
+        let (high, used) = (
+            number(&read("memory.high")),
+            number(&read("memory.current")),
+        );
+        let stat = flat(&read("memory.stat"));
+        let of = |key| stat.get(key).copied().unwrap_or(0);
+        let files = of("file").saturating_sub(of("shmem"));
+        let kept = used.saturating_sub(files + of("slab_reclaimable"));
+        kept > high / 4 * 3
     }
 
     fn read(&self, name: &str) -> Result<String> {

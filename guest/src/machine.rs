@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    cgroup,
     kernel::{module_disk::WANTED, mounts},
     launch,
     reaper::Reaper,
@@ -47,7 +48,7 @@ impl Machine {
     /// Returns the path of a container's cgroup below the mount point.
     pub fn cgroup_path(&self, id: &str) -> PathBuf {
         match self {
-            Machine::Guest => Path::new("/").join(id),
+            Machine::Guest => Path::new(cgroup::ALL).join(id),
             Machine::Fake { .. } => {
                 PathBuf::from(format!("/caisson-fake/{}-{id}", std::process::id()))
             }

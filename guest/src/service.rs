@@ -19,7 +19,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 use crate::hostile;
 use crate::{
     clock::Clock,
-    containers::{oom::Oom, streams::Streams, Containers},
+    containers::{oom::Oom, room::Room, streams::Streams, Containers},
     devices::{disk, network, share, size, target, wanted::Wanted},
     door::Door,
     forward, identity,
@@ -56,6 +56,7 @@ pub fn serve(machine: Machine, secret: impl FnOnce() -> Result<Secret>) -> Resul
             reaper: reaper.clone(),
             oom,
             wanted: Wanted::listen(&machine.wishes())?,
+            room: Room::watch()?,
             containers: containers.clone(),
             clock: Clock::default(),
         });
@@ -129,6 +130,7 @@ struct Service {
     reaper: Reaper,
     oom: Oom,
     wanted: Wanted,
+    room: Room,
     containers: Arc<Containers>,
     clock: Clock,
 }
@@ -173,11 +175,15 @@ impl agent_ttrpc::Agent for Service {
         use attach_request::Device;
         match (&self.machine, request.device) {
             (Machine::Guest, device) => {
+                let room = self.room.clone();
                 blocking(move || match device {
                     Some(Device::Share(share)) => share::attach(&share),
                     Some(Device::Disk(disk)) => disk::attach(&disk),
                     Some(Device::Cpus(total)) => size::online_cpus(total),
-                    Some(Device::MemoryBytes(total)) => size::online_memory(total),
+                    Some(Device::Memory(memory)) => {
+                        size::online_memory(memory.bytes)?;
+                        room.set(memory.may_grow)
+                    }
                     Some(Device::Network(network)) => network::attach(&network),
                     Some(Device::FreePageReporting(_)) => {
                         modules::load(modules::FREE_PAGE_REPORTING)
@@ -360,6 +366,7 @@ impl agent_ttrpc::Agent for Service {
                 ..Default::default()
             }),
             () = self.wanted.modules() => event::Event::ModulesWanted(Default::default()),
+            () = self.room.wanted() => event::Event::MemoryWanted(Default::default()),
         };
         Ok(Event {
             event: Some(event),

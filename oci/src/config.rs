@@ -79,9 +79,12 @@ pub struct Guest {
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vm {
-    /// Cpus of a VM whose containers have no cpu limit.
+    /// Cpus that a VM begins with whose containers have no cpu limit.
     pub default_cpus: u32,
-    /// Memory of a VM whose containers have no memory limit.
+    /// The most cpus of a VM whose containers have no cpu limit. It gets them when they have
+    /// started.
+    pub max_cpus: u32,
+    /// Memory that a VM begins with whose containers have no memory limit.
     pub default_memory_mib: u64,
     /// Added to the containers' memory limits for the guest's kernel and agent.
     pub memory_overhead_mib: u64,
@@ -232,6 +235,7 @@ impl Default for Vm {
     fn default() -> Self {
         Self {
             default_cpus: 1,
+            max_cpus: 8,
             default_memory_mib: 512,
             memory_overhead_mib: 128,
             max_memory_mib: 8192,
@@ -309,6 +313,7 @@ impl NodeConfig {
         let uids = u64::from(self.hypervisor.uid_count);
         let ranges = [
             ("vm.default_cpus", u64::from(vm.default_cpus), 1..=any),
+            ("vm.max_cpus", u64::from(vm.max_cpus), 1..=any),
             ("vm.boot_timeout_secs", vm.boot_timeout_secs, 1..=MAX_SECS),
             (
                 "vm.answer_timeout_secs",

@@ -25,7 +25,26 @@ pub struct VmSize {
     pub cpus: u32,
     /// In MiB.
     pub memory_mib: u64,
+    /// Whether the VM gets more memory when its containers need it, since one of them has no limit.
+    pub may_grow: bool,
 }
+
+impl VmSize {
+    /// Returns the next size of a VM that needs more memory. It grows by half, and up to `most_mib`.
+    pub fn grown(self, most_mib: u64) -> Self {
+        let step = (self.memory_mib / 2).max(LEAST_STEP_MIB);
+        let memory_mib = self.memory_mib.saturating_add(step).min(most_mib);
+        let memory_mib = memory_mib.max(self.memory_mib);
+        Self {
+            memory_mib,
+            may_grow: memory_mib < most_mib,
+            ..self
+        }
+    }
+}
+
+/// The least by which a VM grows that needs more memory.
+const LEAST_STEP_MIB: u64 = 256;
 
 /// The most that a container may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -98,10 +117,27 @@ impl Node<'_> {
         }
         // The size in bytes must fit in a u64, too.
         memory_mib = memory_mib.min(u64::MAX >> 20);
+        let memory_mib = memory_mib.max(MIN_MEMORY_MIB);
         VmSize {
             cpus: cpus.clamp(1, self.cpus.max(1)),
-            memory_mib: memory_mib.max(MIN_MEMORY_MIB),
+            memory_mib,
+            may_grow: unlimited && memory_mib < self.most_memory_mib(),
         }
+    }
+
+    /// Returns the cpus that a VM has when its containers have started. One without a limit sees
+    /// those of the node.
+    pub fn cpus(&self, limits: &[Limits]) -> u32 {
+        let cpus = self.size(limits.iter().copied()).cpus;
+        match limits.iter().any(|limits| limits.cpu_milli.is_none()) {
+            true => cpus.max(self.cpus.min(self.vm.max_cpus)),
+            false => cpus,
+        }
+    }
+
+    /// Returns the memory up to which a VM grows when its containers need more, in MiB.
+    pub fn most_memory_mib(&self) -> u64 {
+        self.vm.max_memory_mib.min(self.memory_mib)
     }
 
     /// Returns the size as [`Self::size`] does, unless the node has less memory.
@@ -223,5 +259,44 @@ mod tests {
         assert_eq!(pod(&[limited, limited]), (2, 200 + 128));
         let free = Limits::default();
         assert_eq!(pod(&[limited, free, free]), (1, 100 + 512));
+    }
+
+    #[test]
+    fn vm_grows_if_a_container_has_no_memory_limit() {
+        let limited = Limits {
+            cpu_milli: None,
+            memory: Some(1 << 20),
+        };
+        assert!(!sum([limited]).may_grow);
+        assert!(sum([limited, Limits::default()]).may_grow);
+    }
+
+    #[test]
+    fn vm_grows_by_half_until_it_has_all_it_may_have() {
+        let mut size = sum([Limits::default()]);
+        let mut sizes = Vec::new();
+        while size.may_grow {
+            size = size.grown(1500);
+            sizes.push(size.memory_mib);
+        }
+        assert_eq!(sizes, [768, 1152, 1500]);
+        assert_eq!(size.grown(1000).memory_mib, 1500);
+    }
+
+    #[test]
+    fn container_without_a_cpu_limit_sees_the_cpus_of_the_node_up_to_a_most() {
+        let cpus = |most, limit: Option<u64>| {
+            let vm = Vm {
+                max_cpus: most,
+                ..Vm::default()
+            };
+            let limits = Limits {
+                cpu_milli: limit,
+                memory: None,
+            };
+            Node::small(&vm).cpus(&[limits])
+        };
+        assert_eq!((cpus(8, None), cpus(3, None)), (4, 3));
+        assert_eq!(cpus(8, Some(2000)), 2);
     }
 }

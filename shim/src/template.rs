@@ -8,7 +8,7 @@ use std::{
 
 use caisson_node::{accelerator, config, host::error::OnFile, templates};
 use caisson_oci::NodeConfig;
-use caisson_protocol::agent::attach_request::Device as GuestDevice;
+use caisson_protocol::agent::{self as proto, attach_request::Device as GuestDevice};
 use caisson_vmm::{Device, VmSpec, Vmm};
 use tokio::time::timeout;
 
@@ -57,7 +57,11 @@ async fn record(config: &NodeConfig, vmm: &dyn Vmm, spec: VmSpec, place: PathBuf
         agent.configure("rehearsal").await?;
         let card = network::rehearsal::card().await?;
         plug_both(&vm, &agent, card.vm, card.guest).await?;
-        let memory = GuestDevice::MemoryBytes(grown);
+        let memory = GuestDevice::Memory(proto::MemorySize {
+            bytes: grown,
+            may_grow: true,
+            ..Default::default()
+        });
         plug_both(&vm, &agent, Device::Memory(grown), memory).await?;
         rehearse(config, &place, &share, &vm, &agent).await?;
         bare.plug_the_rest(&agent).await;

@@ -79,6 +79,88 @@ fn memory_below_the_limit_is_there(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// The VM begins with 256 MiB here.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn container_without_a_memory_limit_has_what_it_needs(#[case] runtime: Runtime) -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(runtime).start()?;
+    let container = pod.container("busybox").args(["probe", "allocate", "1200"]);
+    assert_eq!(container.run()?.ok()?.line(), "allocated 307200 pages");
+    Ok(())
+}
+
+/// An emptyDir in memory counts, as anything that can't be taken back.
+#[test]
+fn files_in_memory_of_a_container_without_a_limit_have_room() -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson);
+    let pod = pod.privileged().start()?;
+    let container = pod.container("busybox").privileged();
+    let line = "mount -t tmpfs -o size=1g none /mnt && dd if=/dev/zero of=/mnt/file bs=1M count=700 2>/dev/null && du -m /mnt/file";
+    assert_eq!(container.sh(line).run()?.ok()?.line(), "700\t/mnt/file");
+    Ok(())
+}
+
+#[test]
+fn memory_that_a_vm_has_grown_by_goes_back_to_the_host_when_it_is_free() -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
+    let container = pod.container("busybox").args(["sleep", "1000"]).start()?;
+    let vmm = pod.vmm()?;
+    let before = proc::rss(vmm)?;
+    container.exec(["probe", "allocate", "900"])?.ok()?;
+    let after = proc::rss(vmm)?;
+    assert!(after > before + (800 << 20), "{before} {after}");
+    command::poll("the memory to be back", LIMIT, || {
+        let now = proc::rss(vmm).ok()?;
+        (now < before + (200 << 20)).then_some(())
+    })
+}
+
+#[test]
+fn container_that_needs_more_than_its_vm_may_have_is_oom_killed_and_the_log_says_why() -> Result<()>
+{
+    let node = CriNode::start_with(|config| config["vm"]["max_memory_mib"] = 512.into())?;
+    node.image("busybox")?;
+    let pod = node.pod().start()?;
+    let container = pod.container("busybox").args(["probe", "allocate", "700"]);
+    let status = container.start()?.wait()?;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled")
+    );
+    let log = node.log();
+    assert!(
+        log.contains("grows to 512 MiB and no further: vm.max_memory_mib"),
+        "{log}"
+    );
+    Ok(())
+}
+
+#[test]
+fn files_that_are_read_do_not_make_the_vm_grow() -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(Runtime::Caisson).start()?;
+    let container = pod.container("busybox");
+    let line = "dd if=/dev/zero of=/file bs=1M count=500 2>/dev/null && cat /file > /dev/null && awk '/^MemTotal/ { print $2 }' /proc/meminfo";
+    let total: u64 = container.sh(line).run()?.ok()?.line().parse()?;
+    assert!(total < 256 << 10, "{total} KiB");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn container_without_a_cpu_limit_sees_the_cpus_of_the_node(#[case] runtime: Runtime) -> Result<()> {
+    let container = pod(runtime)?
+        .container("busybox")
+        .args(["sleep", "1000"])
+        .start()?;
+    let of_the_node = std::thread::available_parallelism()?.to_string();
+    command::poll("the node's cpus", LIMIT, || {
+        let seen = container.sh("nproc").ok()?;
+        (seen == of_the_node).then_some(())
+    })
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

@@ -13,6 +13,7 @@ mod namespaces;
 pub mod oom;
 mod part;
 mod process;
+pub mod room;
 pub mod streams;
 
 use std::{

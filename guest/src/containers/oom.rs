@@ -2,17 +2,16 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    os::fd::{AsFd, AsRawFd, RawFd},
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use nix::{
-    errno::Errno,
-    sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
-};
-use tokio::{io::unix::AsyncFd, sync::Notify};
+use tokio::sync::Notify;
 
-use crate::{cgroup::Cgroup, Error, Result};
+use crate::{
+    cgroup::Cgroup,
+    kernel::watch::{Watch, WatchDescriptor},
+    Error, Result,
+};
 
 /// How many events are kept that the host has not fetched. The oldest are dropped first.
 const MAX_EVENTS: usize = 1024;
@@ -24,7 +23,7 @@ pub struct Oom {
 }
 
 struct Shared {
-    inotify: AsyncFd<Watcher>,
+    watch: Watch,
     table: Mutex<Table>,
     event: Notify,
 }
@@ -41,25 +40,13 @@ struct Watched {
     seen: u64,
 }
 
-struct Watcher(Inotify);
-
-impl AsRawFd for Watcher {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
 impl Oom {
     /// Starts to watch, on the event loop that this is called from.
     pub fn start() -> Result<Oom> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
-            .map_err(Error::system("watch files"))?;
-        // SAFETY: an open descriptor that is only closed with the value.
-        let inotify = unsafe { AsyncFd::register(Watcher(inotify)) }
-            .map_err(|error| Error::system("watch files")(std::io::Error::from(error)))?;
+        let watch = Watch::start().map_err(Error::system("watch files"))?;
         let oom = Oom {
             shared: Arc::new(Shared {
-                inotify,
+                watch,
                 table: Mutex::default(),
                 event: Notify::new(),
             }),
@@ -80,13 +67,7 @@ impl Oom {
     /// watch.
     pub fn watch(&self, container: &str, cgroup: &Cgroup) {
         let path = cgroup.path().join("memory.events");
-        let added = self
-            .shared
-            .inotify
-            .get_ref()
-            .0
-            .add_watch(&path, AddWatchFlags::IN_MODIFY);
-        match added {
+        match self.shared.watch.add(&path) {
             Ok(descriptor) => {
                 let watched = Watched {
                     container: container.to_string(),
@@ -110,8 +91,7 @@ impl Oom {
         if let Some(descriptor) = found {
             self.look(&mut table, &descriptor);
             table.watched.remove(&descriptor);
-            // The kernel also drops the watch when the file goes.
-            let _ = self.shared.inotify.get_ref().0.rm_watch(descriptor);
+            self.shared.watch.remove(descriptor);
         }
     }
 
@@ -127,16 +107,8 @@ impl Oom {
     }
 
     async fn read(&self) -> std::io::Result<()> {
-        let mut guard = self.shared.inotify.readable().await?;
-        let read = guard.try_io(|watcher| match watcher.get_ref().0.read_events() {
-            Err(Errno::EINTR) => Ok(Vec::new()),
-            events => Ok(events?),
-        });
-        let Ok(events) = read else {
-            return Ok(());
-        };
-        for event in events? {
-            self.look(&mut self.lock(), &event.wd);
+        for file in self.shared.watch.changed().await? {
+            self.look(&mut self.lock(), &file);
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What the agent asks of the guest's kernel: memory, mounts, devices in sysfs, modules and
-//! terminals.
+//! What the agent asks of the guest's kernel: memory, mounts, devices in sysfs, modules,
+//! terminals and parameters.
 
 pub mod memory;
 pub mod module_disk;
@@ -9,3 +9,4 @@ pub mod mounts;
 pub mod sysctls;
 pub mod sysfs;
 pub mod tty;
+pub mod watch;

@@ -33,6 +33,10 @@ pub enum CgroupError {
     },
 }
 
+/// From here on, a memory limit of version 1 is none: the kernel rounds the largest number to pages
+/// (cgroup-v1/memory.rst).
+const NO_LIMIT: u64 = i64::MAX as u64 >> 12 << 12;
+
 type Result<T> = std::result::Result<T, CgroupError>;
 
 /// Creates the cgroup, or uses the one that exists.
@@ -68,6 +72,25 @@ pub fn limit_memory(path: &Path, bytes: u64) -> Result<()> {
     memory
         .set_limit(i64::try_from(bytes).unwrap_or(i64::MAX))
         .map_err(|source| failed("limit the memory of", path, source))
+}
+
+/// Returns the memory limit of the cgroup in bytes: the lowest of its own and those above it.
+pub fn memory_limit(path: &Path) -> Option<u64> {
+    let (inside, root) = (relative(path).ok()?, auto().root());
+    let limits = inside.ancestors().filter_map(|inside| {
+        // The first file is version 2's, where a limit of "max" is none, the second version 1's.
+        let files = [
+            root.join(inside).join("memory.max"),
+            root.join("memory")
+                .join(inside)
+                .join("memory.limit_in_bytes"),
+        ];
+        let mut texts = files
+            .iter()
+            .filter_map(|file| std::fs::read_to_string(file).ok());
+        texts.next()?.trim().parse::<u64>().ok()
+    });
+    limits.min().filter(|limit| *limit < NO_LIMIT)
 }
 
 /// Returns how much memory is charged to the cgroup and those below it, in bytes. 0 if there is

@@ -204,6 +204,11 @@ impl PodDir {
         self.cgroup.as_deref().is_some_and(cgroup::out_of_memory)
     }
 
+    /// Returns the memory limit of the VM's cgroup in bytes, if it has one.
+    pub fn memory_limit(&self) -> Option<u64> {
+        cgroup::memory_limit(self.cgroup.as_deref()?)
+    }
+
     /// Records the processes of the VM, for a cleanup after this process has died.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
         let lines: Vec<_> = pids

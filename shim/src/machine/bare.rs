@@ -289,7 +289,11 @@ async fn boot(
         discard(&template.machine);
     }
     let booted = Booted {
-        size,
+        // The guest is not told so yet.
+        size: VmSize {
+            may_grow: false,
+            ..size
+        },
         shape: bare,
         template: None,
         missing,

@@ -35,6 +35,10 @@ use crate::{
     vm::VmHandle,
 };
 
+/// The memory that the VMM and its daemons take beside the guest's, in MiB, for the limit of a pod
+/// without an overhead.
+const AROUND_MIB: u64 = 128;
+
 /// The VM of a pod.
 pub struct Machine {
     pub vm: VmHandle,
@@ -90,6 +94,13 @@ impl Machine {
         let died = matches!(self.end().await, Some(EndReason::ProcessDied { .. }));
         let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
         died && dir.as_ref().is_some_and(PodDir::out_of_memory)
+    }
+
+    /// Returns the memory that the VM may have within the limit of the pod's cgroup, in MiB.
+    pub fn memory_limit_mib(&self) -> Option<u64> {
+        let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = dir.as_ref()?.memory_limit()?;
+        Some((limit >> 20).saturating_sub(AROUND_MIB))
     }
 
     /// Stops the VM at once because its guest has broken off. How the processes in it ended is

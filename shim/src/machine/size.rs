@@ -2,7 +2,7 @@
 
 use caisson_node::host::chain::chain;
 use caisson_oci::VmSize;
-use caisson_protocol::agent::attach_request::Device as GuestDevice;
+use caisson_protocol::agent::{self as proto, attach_request::Device as GuestDevice};
 use caisson_vmm::Device;
 
 use super::{bare::plug_both, Machine};
@@ -30,11 +30,16 @@ impl Machine {
         }
         let bytes = wanted.memory_mib << 20;
         if wanted.memory_mib > current.memory_mib {
-            let memory = GuestDevice::MemoryBytes(bytes);
-            plug_both(&self.vm, agent, Device::Memory(bytes), memory).await?;
-        } else if wanted.memory_mib < current.memory_mib {
-            if let Err(error) = self.vm.attach(Device::Memory(bytes)).await {
-                kept("memory", &error);
+            let guest = memory(wanted);
+            plug_both(&self.vm, agent, Device::Memory(bytes), guest).await?;
+        } else {
+            if wanted.memory_mib < current.memory_mib {
+                if let Err(error) = self.vm.attach(Device::Memory(bytes)).await {
+                    kept("memory", &error);
+                }
+            }
+            if wanted.may_grow || current.may_grow {
+                agent.attach(memory(wanted)).await?;
             }
         }
         *size = wanted;
@@ -48,6 +53,15 @@ impl Machine {
         // The first growth plugs a device in.
         self.record().await
     }
+}
+
+/// Returns the guest's half of the memory.
+fn memory(size: VmSize) -> GuestDevice {
+    GuestDevice::Memory(proto::MemorySize {
+        bytes: size.memory_mib << 20,
+        may_grow: size.may_grow,
+        ..Default::default()
+    })
 }
 
 /// Logs why the guest has not given back what it no longer has to have.

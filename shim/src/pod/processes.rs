@@ -95,6 +95,7 @@ impl Pod {
     async fn follow_up(self: Arc<Self>, machine: Arc<Machine>) {
         self.step();
         self.quiet(AFTER_START).await;
+        self.give_cpus(&machine).await;
         if let Some(spec) = machine.missing_template() {
             if let Err(error) = template::make(&self.config, self.vmm.as_ref(), &spec).await {
                 log::info!("make the template of the node's VMs: {}", error.chain());

@@ -126,7 +126,7 @@ impl Pod {
 
     /// Resolves with the reason when the guest is dead or has broken off. Never resolves if the
     /// guest never came up: the create reports that.
-    async fn lose(&self, machine: &Arc<Machine>) -> String {
+    async fn lose(self: &Arc<Self>, machine: &Arc<Machine>) -> String {
         let Ok(agent) = machine.agent().await else {
             return std::future::pending().await;
         };
@@ -145,7 +145,7 @@ impl Pod {
     }
 
     /// Acts on the guest's events until there are no more, with a pause after each.
-    async fn follow_events(&self, machine: &Arc<Machine>, agent: &Agent) -> AgentError {
+    async fn follow_events(self: &Arc<Self>, machine: &Arc<Machine>, agent: &Agent) -> AgentError {
         let mut told = HashMap::new();
         loop {
             match agent.next_event().await {
@@ -159,7 +159,7 @@ impl Pod {
     /// Acts on an event of the guest. `told` records when each container was last reported to be
     /// out of memory.
     fn guest_event(
-        &self,
+        self: &Arc<Self>,
         machine: &Arc<Machine>,
         event: Option<event::Event>,
         told: &mut HashMap<String, Instant>,
@@ -179,6 +179,10 @@ impl Pod {
             Some(event::Event::ModulesWanted(_)) => {
                 let machine = machine.clone();
                 tokio::spawn(async move { machine.plug_modules().await });
+            }
+            Some(event::Event::MemoryWanted(_)) => {
+                let (pod, machine) = (self.clone(), machine.clone());
+                tokio::spawn(async move { pod.grow(&machine).await });
             }
             // If the guest is honest, the event is about a container that is gone by now.
             _ => log::debug!("the guest sent an event that can't be"),
