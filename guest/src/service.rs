@@ -182,7 +182,7 @@ impl agent_ttrpc::Agent for Service {
                     Some(Device::Cpus(total)) => size::online_cpus(total),
                     Some(Device::Memory(memory)) => {
                         size::online_memory(memory.bytes)?;
-                        room.set(memory.may_grow)
+                        room.set(&memory)
                     }
                     Some(Device::Network(network)) => network::attach(&network),
                     Some(Device::FreePageReporting(_)) => {

@@ -25,20 +25,47 @@ pub struct VmSize {
     pub cpus: u32,
     /// In MiB.
     pub memory_mib: u64,
-    /// Whether the VM gets more memory when its containers need it, since one of them has no limit.
-    pub may_grow: bool,
+    /// In MiB, no less than `memory_mib`. The VM grows up to this size when its containers need it,
+    /// since one of them has no memory limit.
+    pub most_mib: u64,
 }
 
 impl VmSize {
-    /// Returns the next size of a VM that needs more memory. It grows by half, and up to `most_mib`.
-    pub fn grown(self, most_mib: u64) -> Self {
-        let step = (self.memory_mib / 2).max(LEAST_STEP_MIB);
-        let memory_mib = self.memory_mib.saturating_add(step).min(most_mib);
+    /// Whether the VM gets more memory when its containers need it.
+    pub fn may_grow(self) -> bool {
+        self.most_mib > self.memory_mib
+    }
+
+    /// Returns the size of a VM that does not grow.
+    pub fn fixed(self) -> Self {
+        Self {
+            most_mib: self.memory_mib,
+            ..self
+        }
+    }
+
+    /// Returns the size with at least this much memory.
+    pub fn at_least(self, memory_mib: u64) -> Self {
         let memory_mib = memory_mib.max(self.memory_mib);
         Self {
             memory_mib,
-            may_grow: memory_mib < most_mib,
+            most_mib: match self.may_grow() {
+                true => self.most_mib.max(memory_mib),
+                false => memory_mib,
+            },
             ..self
+        }
+    }
+
+    /// Returns the next size of a VM that needs more memory. It grows by half, and now up to
+    /// `most_mib`.
+    pub fn grown(self, most_mib: u64) -> Self {
+        let step = (self.memory_mib / 2).max(LEAST_STEP_MIB);
+        let most_mib = most_mib.min(self.most_mib);
+        let size = self.at_least(self.memory_mib.saturating_add(step).min(most_mib));
+        match size.memory_mib < most_mib {
+            true => size,
+            false => size.fixed(),
         }
     }
 }
@@ -121,7 +148,10 @@ impl Node<'_> {
         VmSize {
             cpus: cpus.clamp(1, self.cpus.max(1)),
             memory_mib,
-            may_grow: unlimited && memory_mib < self.most_memory_mib(),
+            most_mib: match unlimited {
+                true => self.most_memory_mib().max(memory_mib),
+                false => memory_mib,
+            },
         }
     }
 
@@ -267,15 +297,15 @@ mod tests {
             cpu_milli: None,
             memory: Some(1 << 20),
         };
-        assert!(!sum([limited]).may_grow);
-        assert!(sum([limited, Limits::default()]).may_grow);
+        assert!(!sum([limited]).may_grow());
+        assert_eq!(sum([limited, Limits::default()]).most_mib, 8192);
     }
 
     #[test]
     fn vm_grows_by_half_until_it_has_all_it_may_have() {
         let mut size = sum([Limits::default()]);
         let mut sizes = Vec::new();
-        while size.may_grow {
+        while size.may_grow() {
             size = size.grown(1500);
             sizes.push(size.memory_mib);
         }

@@ -49,7 +49,8 @@ pub async fn make(config: &NodeConfig, vmm: &dyn Vmm, spec: &VmSpec) -> Result<(
 async fn record(config: &NodeConfig, vmm: &dyn Vmm, spec: VmSpec, place: PathBuf) -> Result<()> {
     let share = Share::create(&place)?;
     let grown = (templates::SIZE.memory_mib + config.vm.default_memory_mib) << 20;
-    let grown = grown.min(spec.max_memory);
+    let most = spec.max_memory;
+    let grown = grown.min(most);
     let mut bare = Bare::start_from(vmm, config, spec, &share).await?;
     let vm = bare.vm();
     let rehearsed = async {
@@ -59,7 +60,7 @@ async fn record(config: &NodeConfig, vmm: &dyn Vmm, spec: VmSpec, place: PathBuf
         plug_both(&vm, &agent, card.vm, card.guest).await?;
         let memory = GuestDevice::Memory(proto::MemorySize {
             bytes: grown,
-            may_grow: true,
+            most_bytes: most,
             ..Default::default()
         });
         plug_both(&vm, &agent, Device::Memory(grown), memory).await?;

@@ -7,6 +7,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::Path,
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_protocol::agent::MemorySize;
 use tokio::sync::Notify;
 
 use crate::{
@@ -26,6 +28,8 @@ use crate::{
 /// What is left for the kernel, the agent and what the containers take until more has come, in
 /// bytes. A sixteenth of the memory is left beyond that.
 const RESERVE: u64 = 64 << 20;
+/// The size of a page in bytes.
+const PAGE: u64 = 4096;
 /// How often it is looked whether the containers need more, at most. A container that reads files
 /// fills any memory with caches, and is at the limit all the time.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -73,12 +77,14 @@ impl Room {
         Ok(room)
     }
 
-    /// Says that the VM has another size now, and whether it may grow.
-    pub fn set(&self, may_grow: bool) -> Result<()> {
+    /// Says that the VM has another size now, and up to which it may grow.
+    pub fn set(&self, size: &MemorySize) -> Result<()> {
+        let to_come = size.most_bytes.saturating_sub(size.bytes);
+        let own = show(to_come)?;
+        let may_grow = to_come > 0;
         let high = match may_grow {
             true => {
-                let total = memory()?;
-                let high = total.saturating_sub(RESERVE).saturating_sub(total / 16);
+                let high = own.saturating_sub(RESERVE).saturating_sub(own / 16);
                 high.to_string()
             }
             false => "max".to_string(),
@@ -103,6 +109,21 @@ impl Room {
             self.shared.wanted.notify_one();
         }
     }
+}
+
+/// Has the kernel count memory that the host will give as memory that the machine has, as far as the
+/// kernel is ours (`packaging/machine/kernel.patch`). Returns how much the machine really has. Both
+/// are in bytes.
+fn show(to_come: u64) -> Result<u64> {
+    let path = "/proc/sys/vm/pages_to_come";
+    let shown = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return memory(),
+        shown => shown.map_err(Error::file("read", path))?,
+    };
+    let own = memory()?.saturating_sub(shown.trim().parse().unwrap_or(0) * PAGE);
+    let pages = (to_come / PAGE).to_string();
+    fs::write(path, pages).map_err(Error::file("write", path))?;
+    Ok(own)
 }
 
 /// Returns the memory of the machine in bytes (proc(5), `MemTotal`).

@@ -290,10 +290,7 @@ async fn boot(
     }
     let booted = Booted {
         // The guest is not told so yet.
-        size: VmSize {
-            may_grow: false,
-            ..size
-        },
+        size: size.fixed(),
         shape: bare,
         template: None,
         missing,

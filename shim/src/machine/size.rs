@@ -38,7 +38,7 @@ impl Machine {
                     kept("memory", &error);
                 }
             }
-            if wanted.may_grow || current.may_grow {
+            if wanted.may_grow() || current.may_grow() {
                 agent.attach(memory(wanted)).await?;
             }
         }
@@ -59,7 +59,7 @@ impl Machine {
 fn memory(size: VmSize) -> GuestDevice {
     GuestDevice::Memory(proto::MemorySize {
         bytes: size.memory_mib << 20,
-        may_grow: size.may_grow,
+        most_bytes: size.most_mib << 20,
         ..Default::default()
     })
 }

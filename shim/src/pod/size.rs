@@ -39,8 +39,7 @@ impl Pod {
         machine
             .resize(|current| VmSize {
                 cpus: wanted.cpus.max(current.cpus),
-                memory_mib: wanted.memory_mib.max(current.memory_mib),
-                ..wanted
+                ..wanted.at_least(current.memory_mib)
             })
             .await
     }
@@ -61,12 +60,12 @@ impl Pod {
     pub(super) async fn grow(&self, machine: &Machine) {
         let grown = machine.resize(|current| {
             // Only a guest that lies asks for what it has been refused.
-            if !current.may_grow {
+            if !current.may_grow() {
                 return current;
             }
             let (most_mib, why) = self.most_memory_mib(machine, current.memory_mib);
             let size = current.grown(most_mib);
-            if !size.may_grow {
+            if !size.may_grow() {
                 log::warn!(
                     "the containers need more memory, and the VM grows to {} MiB and no further: \
                      {why}",
@@ -80,10 +79,7 @@ impl Pod {
         };
         log::warn!("the VM does not get more memory: {}", error.chain());
         // The guest waits for an answer.
-        let stays = machine.resize(|current| VmSize {
-            may_grow: false,
-            ..current
-        });
+        let stays = machine.resize(VmSize::fixed);
         if let Err(error) = stays.await {
             log::warn!("the guest is not told so: {}", error.chain());
         }
@@ -118,13 +114,12 @@ impl Pod {
         let wanted = self.wanted_size(&[])?;
         let cpus = self.node().cpus(&self.limits());
         machine
-            .resize(|current| VmSize {
-                cpus,
-                memory_mib: match wanted.may_grow {
-                    true => wanted.memory_mib.max(current.memory_mib),
-                    false => wanted.memory_mib,
-                },
-                ..wanted
+            .resize(|current| {
+                let wanted = match wanted.may_grow() {
+                    true => wanted.at_least(current.memory_mib),
+                    false => wanted,
+                };
+                VmSize { cpus, ..wanted }
             })
             .await
     }

@@ -143,7 +143,7 @@ mod tests {
             record.boot(VmSize {
                 cpus: 2,
                 memory_mib: 300,
-                may_grow: false,
+                most_mib: 300,
             });
             assert!(record.machine_becomes(MachineState::Running));
             let machine = record.machine.as_mut().unwrap();

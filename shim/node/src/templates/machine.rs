@@ -20,7 +20,7 @@ use crate::{
 pub const SIZE: VmSize = VmSize {
     cpus: 1,
     memory_mib: 128,
-    may_grow: false,
+    most_mib: 128,
 };
 
 /// Returns a bare VM of that size, of no pod and without a place on the host yet.
