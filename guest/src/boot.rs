@@ -25,7 +25,8 @@ use nix::{
 };
 
 use crate::{
-    cgroup, console,
+    cgroup::{self, Cgroup},
+    console,
     kernel::{memory, modules, sysctls},
     machine::Machine,
     secret, service, Error, Result,
@@ -209,10 +210,10 @@ fn stdio() -> Result<()> {
 fn enable_controllers() -> Result<()> {
     let path = Path::new(cgroup::MOUNT_POINT).join("cgroup.controllers");
     let controllers = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    let root = Path::new(cgroup::MOUNT_POINT);
-    let all = root.join(cgroup::ALL.trim_start_matches('/'));
-    fs::create_dir(&all).map_err(Error::file("create directory", &all))?;
-    for cgroup in [root, &all] {
+    let all = Cgroup::of_all();
+    let all = all.path();
+    fs::create_dir(all).map_err(Error::file("create directory", all))?;
+    for cgroup in [Path::new(cgroup::MOUNT_POINT), all] {
         let path = cgroup.join("cgroup.subtree_control");
         for controller in controllers.split_whitespace() {
             if let Err(error) = fs::write(&path, format!("+{controller}")) {

@@ -37,6 +37,11 @@ impl Cgroup {
         }
     }
 
+    /// Returns the cgroup in which those of all containers are.
+    pub fn of_all() -> Cgroup {
+        Cgroup::new(Path::new(MOUNT_POINT), Path::new(ALL))
+    }
+
     /// Returns the cgroup's directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -62,6 +67,15 @@ impl Cgroup {
     pub fn kill(&self) -> Result<()> {
         let path = self.path.join("cgroup.kill");
         match fs::write(&path, "1") {
+            Err(error) if !gone(&error) => Err(Error::file("write", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets `cpu.max`. Without the cpu controller, nothing is limited.
+    pub fn limit_cpu(&self, limit: &str) -> Result<()> {
+        let path = self.path.join("cpu.max");
+        match fs::write(&path, limit) {
             Err(error) if !gone(&error) => Err(Error::file("write", path)(error)),
             _ => Ok(()),
         }

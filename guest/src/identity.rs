@@ -10,7 +10,7 @@ use std::{
 
 use caisson_protocol::agent::ConfigureRequest;
 
-use crate::{Error, Result};
+use crate::{cgroup::Cgroup, Error, Result};
 
 /// `RNDADDENTROPY` and `RNDRESEEDCRNG` from the kernel's include/uapi/linux/random.h.
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
@@ -29,6 +29,11 @@ pub fn apply(request: &ConfigureRequest) -> Result<()> {
     }
     if !request.machine_id.is_empty() {
         write_machine_id(&request.machine_id)?;
+    }
+    if request.max_processes > 0 {
+        let path = Cgroup::of_all().path().join("pids.max");
+        let limit = request.max_processes.to_string();
+        fs::write(&path, limit).map_err(Error::file("write", path))?;
     }
     Ok(())
 }

@@ -77,6 +77,13 @@ pub fn shared(spec: &Spec, parts: &[Part], shares: &Path) -> Vec<PathBuf> {
     used.filter(|path| path.starts_with(shares)).collect()
 }
 
+/// Whether mounts that the container makes below a mount are to appear elsewhere
+/// (mount_namespaces(7)).
+pub fn is_shared(mount: &Mount) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|option| matches!(option.as_str(), "shared" | "rshared"))
+}
+
 /// The places that the mounts of one container come from.
 struct Sources<'a> {
     pod: volume::Pod<'a>,
@@ -97,6 +104,17 @@ impl Sources<'_> {
             )));
         }
         let typ = mount.typ().clone().unwrap_or_default();
+        let in_empty_dir = mount
+            .source()
+            .as_ref()
+            .is_some_and(|source| rules::is_bind(&mount) && self.pod.is_in_empty_dir(source));
+        if is_shared(&mount) && !in_empty_dir {
+            return Err(refuse(format!(
+                "rshared of {destination:?}: a mount made in the guest can't appear on the host; \
+                 mountPropagation Bidirectional is possible for an emptyDir, between the containers \
+                 of the pod"
+            )));
+        }
         if rules::is_bind(&mount) {
             let source = mount.source().clone().ok_or_else(|| {
                 refuse(format!("the bind mount at {destination:?} has no source"))
@@ -135,6 +153,10 @@ impl Sources<'_> {
                     folder = Some(self.pod.owner_of(&mount, &source));
                     self.remember(memory)
                 }
+            };
+            let place = match self.pod.shares_mounts(&mount, &source) {
+                true => self.part(Part::shared(place)),
+                false => place,
             };
             mount.set_source(Some(match path.as_os_str().is_empty() {
                 true => place,

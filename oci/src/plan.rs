@@ -41,6 +41,9 @@ pub struct Plan {
     pub pod_users: Option<IdMap>,
     /// The places below `Places::shares` that the container's root and mounts come from.
     pub shared: Vec<PathBuf>,
+    /// The limit of cpu time, as `cpu.max` of the container's cgroup has it, from the start of its
+    /// program on.
+    pub cpu_max: Option<String>,
     /// The spec that the guest runs. The guest adds the numbers of the devices in `disks` and
     /// `guest_devices`, the paths of the namespaces in `pid_namespace` and `pod_users`, and the
     /// path of the container's cgroup.
@@ -113,16 +116,19 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     if let Some(root) = spec.root_mut() {
         root.set_path(places.rootfs.clone());
     }
+    let shares_mounts = spec.mounts().iter().flatten().any(mounts::is_shared);
     if let Some(linux) = spec.linux_mut() {
         // The guest has a cgroup of its own for each container.
         linux.set_cgroups_path(None);
-        // A mount in the guest propagates nowhere; the share follows the host's mounts by itself.
-        linux.set_rootfs_propagation(None);
+        // The share follows the host's mounts by itself. A mount in the guest propagates to other
+        // containers only if the root's do.
+        linux.set_rootfs_propagation(shares_mounts.then(|| "shared".to_owned()));
         if let Some(namespaces) = linux.namespaces_mut() {
             guest_namespaces(namespaces, &role, privileged)?;
         }
     }
     runtime::adapt(&mut spec)?;
+    let cpu_max = runtime::take_cpu_limit(&mut spec);
     Ok(Plan {
         limits,
         shared: mounts::shared(&spec, &parts, &places.shares),
@@ -134,6 +140,7 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
         descriptors,
         pid_namespace: places.pid_namespace.clone(),
         pod_users,
+        cpu_max,
         spec,
         warnings,
     })

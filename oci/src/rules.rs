@@ -110,17 +110,6 @@ pub const RULES: &[Rule] = &[
         drop: keep,
     },
     Rule {
-        field: "mounts.options",
-        action: Action::Refuse,
-        advice: "a mount made in the guest can't appear on the host; ask for no mountPropagation Bidirectional or rshared",
-        find: |spec, _| {
-            let shared = |option: &String| matches!(option.as_str(), "shared" | "rshared");
-            let mount = spec.mounts().as_ref()?.iter().find(|m| m.options().iter().flatten().any(shared))?;
-            Some(format!("rshared of {}", mount.destination().display()))
-        },
-        drop: keep,
-    },
-    Rule {
         field: "mounts.uidMappings",
         action: Action::Refuse,
         advice: "only a bind mount can be id-mapped, and by both uidMappings and gidMappings",
@@ -199,6 +188,16 @@ pub const RULES: &[Rule] = &[
                 }
             })
         },
+    },
+    Rule {
+        field: "linux.resources.unified",
+        action: Action::Refuse,
+        advice: "a key is the name of a file of the cgroup, without a slash",
+        find: |spec, _| {
+            let unified = linux(spec)?.resources().as_ref()?.unified().as_ref()?;
+            unified.keys().find(|key| key.contains('/')).map(|key| format!("{key:?}"))
+        },
+        drop: keep,
     },
     Rule {
         field: "linux.resources.blockIO",

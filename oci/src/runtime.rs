@@ -16,6 +16,9 @@ use crate::{Error, IdMap, Result};
 /// from runc, where the pod's network belongs to its users.
 const GUESTS: &[(&str, &str)] = &[("sysfs", "/sys"), ("mqueue", "/dev/mqueue")];
 
+/// In µs, if a spec has no other (kernel, cgroup-v2.rst).
+const DEFAULT_PERIOD: u64 = 100_000;
+
 /// Adapts a spec whose sources are the guest's.
 pub fn adapt(spec: &mut Spec) -> Result<()> {
     // Hooks belong to the host, and the rules refuse them. An empty list is left of them.
@@ -35,6 +38,22 @@ pub fn adapt(spec: &mut Spec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes the limit of cpu time out of a spec. Returns it as `cpu.max` of the container's cgroup has
+/// it (kernel, cgroup-v2.rst). It holds from the start of the container's program on: what makes the
+/// container is not the container's to pay for.
+pub fn take_cpu_limit(spec: &mut Spec) -> Option<String> {
+    let resources = spec.linux_mut().as_mut()?.resources_mut().as_mut()?;
+    let cpu = resources.cpu_mut().as_mut()?;
+    // libcontainer sets a burst together with the quota.
+    if cpu.burst().is_some() {
+        return None;
+    }
+    let quota = cpu.quota().filter(|quota| *quota > 0)?;
+    let period = cpu.period().filter(|period| *period > 0);
+    cpu.set_quota(None).set_period(None);
+    Some(format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD)))
 }
 
 /// Adapts a process: the container's init or an additional one.
@@ -101,6 +120,20 @@ mod tests {
         let mut spec = serde_json::from_str(text).unwrap();
         adapt(&mut spec).unwrap();
         spec
+    }
+
+    #[test]
+    fn limit_of_cpu_time_is_taken_out() {
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","linux":{"resources":{"cpu":
+                {"quota":1000,"shares":10,"cpus":"0"}}}}"#,
+        )
+        .unwrap();
+        assert_eq!(take_cpu_limit(&mut spec).unwrap(), "1000 100000");
+        let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+        let cpu = resources.cpu().clone().unwrap();
+        assert_eq!((cpu.quota(), cpu.shares()), (None, Some(10)));
+        assert_eq!(take_cpu_limit(&mut spec), None);
     }
 
     const SMALL: &str = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":["true"],

@@ -130,6 +130,9 @@ pub struct Part {
     /// The owner and mode of the folder, if the guest makes it where there is none: those of the
     /// folder that the kubelet made on the host.
     pub folder: Option<Owner>,
+    /// Whether a mount that one container makes below it appears in the others
+    /// (mount_namespaces(7)).
+    pub shared: bool,
 }
 
 impl Part {
@@ -140,6 +143,16 @@ impl Part {
             whole,
             path,
             folder,
+            shared: false,
+        }
+    }
+
+    /// Returns all of a volume as a part in which mounts are shared.
+    pub fn shared(whole: PathBuf) -> Self {
+        Self {
+            name: digest(format!("shared {whole:?}").as_bytes()),
+            shared: true,
+            ..Self::new(whole, PathBuf::new(), None)
         }
     }
 }
@@ -286,11 +299,31 @@ impl Pod<'_> {
         mount.destination() == Path::new("/dev/shm") && source.ends_with(folder)
     }
 
+    /// Whether mounts are shared between the containers that mount it like this one: it is an
+    /// emptyDir of the pod.
+    pub fn shares_mounts(&self, mount: &Mount, source: &Path) -> bool {
+        let options = ["shared", "rshared", "slave", "rslave"];
+        let mut given = mount.options().iter().flatten();
+        given.any(|option| options.contains(&option.as_str())) && self.is_in_empty_dir(source)
+    }
+
+    /// Whether a path is an emptyDir of this pod or a part of one.
+    pub fn is_in_empty_dir(&self, source: &Path) -> bool {
+        let parts = self.found.get(source).into_iter();
+        let mut wholes = parts.flat_map(|found| &found.parts);
+        self.is_own_empty_dir(source) || wholes.any(|(whole, _)| self.is_own_empty_dir(whole))
+    }
+
     /// Returns whether a path is an emptyDir of this pod: a hostPath may name another pod's.
     fn is_own_empty_dir(&self, source: &Path) -> bool {
-        let kind = source.parent().unwrap_or(source);
-        self.uid.is_some_and(|uid| kind.ends_with(empty_dirs(uid)))
+        self.uid.is_some_and(|uid| is_empty_dir(source, uid))
     }
+}
+
+/// Whether a path is an emptyDir of the pod with this uid.
+pub fn is_empty_dir(source: &Path, uid: &str) -> bool {
+    let kind = source.parent().unwrap_or(source);
+    kind.ends_with(empty_dirs(uid))
 }
 
 impl Volume {

@@ -154,9 +154,9 @@ impl Agent {
         self.overdue.load(Ordering::Relaxed)
     }
 
-    /// Gives a new machine its identity: clock, randomness and names. Returns the guest's kernel
-    /// release.
-    pub async fn configure(&self, hostname: &str) -> Result<String> {
+    /// Gives a new machine its identity: clock, randomness and names, and the limit of the pod's
+    /// processes. Returns the guest's kernel release.
+    pub async fn configure(&self, hostname: &str, max_processes: Option<u64>) -> Result<String> {
         let mut entropy = vec![0; 64];
         random::fill(&mut entropy)?;
         let mut machine_id = [0; 16];
@@ -166,6 +166,7 @@ impl Agent {
             entropy,
             hostname: hostname.to_owned(),
             machine_id: hex::encode(machine_id),
+            max_processes: max_processes.unwrap_or(0),
             ..Default::default()
         };
         let answer = call!(self, CONFIGURE, configure, request)?;
@@ -240,6 +241,7 @@ impl Agent {
             whole: part.whole.display().to_string(),
             path: part.path.display().to_string(),
             folder: part.folder.as_ref().map(owner).into(),
+            shared: part.shared,
             ..Default::default()
         });
         let disks = plan.disks.iter().map(|disk| proto::DiskNode {
@@ -257,6 +259,7 @@ impl Agent {
             streams: Some(to_streams(streams, plan.terminal())).into(),
             memory: memory.collect(),
             parts: parts.collect(),
+            cpu_max: plan.cpu_max.clone().unwrap_or_default(),
             disks: disks.collect(),
             guest_devices: plan.guest_devices,
             descriptors: descriptors(&plan.descriptors),

@@ -55,7 +55,7 @@ async fn record(config: &NodeConfig, vmm: &dyn Vmm, spec: VmSpec, place: PathBuf
     let vm = bare.vm();
     let rehearsed = async {
         let agent = bare.greet().await?;
-        agent.configure("rehearsal").await?;
+        agent.configure("rehearsal", None).await?;
         let card = network::rehearsal::card().await?;
         plug_both(&vm, &agent, card.vm, card.guest).await?;
         let memory = GuestDevice::Memory(proto::MemorySize {

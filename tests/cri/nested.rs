@@ -78,6 +78,22 @@ fn inner_container_has_its_image_as_an_overlay(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
+/// iptables' older kind speaks to the kernel by socket options, for which the kernel loads no module
+/// by itself.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn rule_of_iptables_older_kind_is_set(#[case] runtime: Runtime) -> Result<()> {
+    let node = CriNode::shared();
+    node.image("podman")?;
+    let pod = node.pod().runtime(runtime).start()?;
+    let container = pod.container("podman").capabilities(&["NET_ADMIN"], &[]);
+    let line = "iptables-legacy -t nat -A OUTPUT -p tcp --dport 81 -j REDIRECT --to-ports 80 && iptables-legacy -t nat -S OUTPUT";
+    let rules = container.sh(line).run()?.ok()?.text();
+    assert!(rules.contains("--dport 81 -j REDIRECT"), "{rules}");
+    Ok(())
+}
+
 /// Returns a container in which podman runs one called `inner` with a web server. There is one for
 /// each runtime, since it takes a minute to start.
 fn outer(runtime: Runtime) -> Result<&'static Container<'static>> {

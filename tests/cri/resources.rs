@@ -201,6 +201,83 @@ fn cpu_limit_slows_the_container(#[case] runtime: Runtime) -> Result<()> {
     Ok(())
 }
 
+/// What makes a container and its execs is not charged to its limit of 10m.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn container_with_a_hundredth_of_a_cpu_is_ready_within_seconds(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    let container = pod(runtime)?
+        .container("busybox")
+        .milli_cpus(10)
+        .memory_mib(16);
+    let container = container.args(["sleep", "1000"]);
+    let started = Instant::now();
+    let container = container.start()?;
+    let ready = started.elapsed();
+    container.exec(["true"])?.ok()?;
+    let all = started.elapsed();
+    eprintln!("SAID {runtime:?} {ready:?} {all:?}");
+    assert!(all < Duration::from_secs(8), "{ready:?} {all:?}");
+    Ok(())
+}
+
+/// The kubelet's podPidsLimit is a limit of the pod's cgroup.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn pod_with_a_limit_of_processes_has_no_more(#[case] runtime: Runtime) -> Result<()> {
+    let pod = CriNode::shared().pod().runtime(runtime);
+    pod.limit_processes(100)?;
+    let pod = pod.start()?;
+    let line = "n=0; while [ $n -lt 150 ]; do sleep 1000 & n=$((n + 1)); done; echo all";
+    let container = pod.container("busybox").sh(line).start()?;
+    command::poll("a refused fork", LIMIT, || {
+        let lines = container.logs().ok()?;
+        let refused = |line: &Line| line.text.contains("can't fork");
+        lines.iter().any(refused).then_some(())
+    })
+}
+
+#[test]
+fn container_with_memory_oom_group_ends_as_a_whole() -> Result<()> {
+    let container = pod(Runtime::Caisson)?.container("busybox").memory_mib(48);
+    let container = container.resources(|resources| {
+        let group = ("memory.oom.group".to_owned(), "1".to_owned());
+        resources.unified.extend([group]);
+    });
+    let container = container
+        .sh("probe allocate 200; echo goes on; sleep 1000")
+        .start()?;
+    let status = container.wait()?;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled")
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::unknown("no.such.key", "no.such.key")]
+#[case::path("../memory.max", "without a slash")]
+fn file_of_a_cgroup_that_cannot_be_is_refused_by_name(
+    #[case] key: &str,
+    #[case] said: &str,
+) -> Result<()> {
+    let container = pod(Runtime::Caisson)?.container("busybox");
+    let container = container.resources(|resources| {
+        resources.unified.extend([(key.to_owned(), "1".to_owned())]);
+    });
+    let error = container
+        .args(["sleep", "1000"])
+        .start()
+        .err()
+        .context("it has started")?;
+    assert!(format!("{error:#}").contains(said), "{error:#}");
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

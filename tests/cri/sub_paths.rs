@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use caisson_tests::{
-    cri::{Container, ContainerBuilder, CriNode, Pod},
+    cri::{api::MountPropagation, Container, ContainerBuilder, CriNode, Pod, PodBuilder},
     Runtime,
 };
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -149,6 +149,60 @@ fn part_that_is_read_only_cannot_be_written(
     Ok(())
 }
 
+/// As with a sidecar that mounts a bucket for the pod's other containers.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn mount_that_a_container_makes_in_an_empty_dir_is_in_the_others(
+    #[case] runtime: Runtime,
+    #[values(Kind::Disk, Kind::Memory)] kind: Kind,
+    #[values(true, false)] sidecar_first: bool,
+) -> Result<()> {
+    let pod = Kubelet::start_with(runtime, kind, PodBuilder::privileged)?;
+    pod.shares_mounts()?;
+    let mounted = |name: &str, propagation| {
+        let container = pod.container(name);
+        let container = container.mount_with(&pod.volume, "/data", |mount| {
+            mount.set_propagation(propagation);
+        });
+        container.privileged()
+    };
+    let sidecar = || {
+        sleeping(mounted(
+            "sidecar",
+            MountPropagation::PropagationBidirectional,
+        ))
+    };
+    let app = || sleeping(mounted("app", MountPropagation::PropagationHostToContainer));
+    let (sidecar, app) = match sidecar_first {
+        true => (sidecar()?, app()?),
+        false => {
+            let app = app()?;
+            (sidecar()?, app)
+        }
+    };
+    sidecar.sh(
+        "mkdir /data/bucket && mount -t tmpfs none /data/bucket && echo object > /data/bucket/key",
+    )?;
+    assert_eq!(app.sh("cat /data/bucket/key")?, "object");
+    sidecar.sh("umount /data/bucket")?;
+    assert_eq!(app.sh("ls /data/bucket")?, "");
+    Ok(())
+}
+
+#[test]
+fn mount_that_would_be_the_hosts_is_refused_with_a_reason() -> Result<()> {
+    let pod = Kubelet::start_with(Runtime::Caisson, Kind::Host, PodBuilder::privileged)?;
+    pod.shares_mounts()?;
+    let container = pod.container("sidecar").privileged();
+    let container = container.mount_with(&pod.volume, "/data", |mount| {
+        mount.set_propagation(MountPropagation::PropagationBidirectional);
+    });
+    let error = format!("{:#}", sleeping(container).err().context("it has started")?);
+    assert!(error.contains("can't appear on the host"), "{error}");
+    Ok(())
+}
+
 /// The kubelet has looked up the folder by then; what another container makes of it meanwhile
 /// leads nowhere.
 #[test]
@@ -177,10 +231,18 @@ struct Kubelet {
 
 impl Kubelet {
     fn start(runtime: Runtime, kind: Kind) -> Result<Self> {
+        Self::start_with(runtime, kind, |pod| pod)
+    }
+
+    fn start_with(
+        runtime: Runtime,
+        kind: Kind,
+        with: impl FnOnce(PodBuilder<'static>) -> PodBuilder<'static>,
+    ) -> Result<Self> {
         static PODS: AtomicU32 = AtomicU32::new(0);
         let number = PODS.fetch_add(1, Ordering::Relaxed);
         let uid = format!("6d0f2a5e-{number:04}");
-        let pod = CriNode::shared().pod().runtime(runtime);
+        let pod = with(CriNode::shared().pod().runtime(runtime));
         let pod = pod.configure(|config| {
             config.metadata.get_or_insert_default().uid = uid.clone();
         });
@@ -210,6 +272,20 @@ impl Kubelet {
             volume,
             mounts: mounts.into(),
         })
+    }
+
+    /// Makes the volume a mount whose mounts propagate. A kubelet's folder is on one.
+    fn shares_mounts(&self) -> Result<()> {
+        let none = None::<&str>;
+        mount(
+            Some(&self.volume),
+            &self.volume,
+            none,
+            MsFlags::MS_BIND,
+            none,
+        )?;
+        self.mounts.borrow_mut().push(self.volume.clone());
+        Ok(mount(none, &self.volume, none, MsFlags::MS_SHARED, none)?)
     }
 
     fn container(&self, name: &str) -> ContainerBuilder<'_> {

@@ -349,6 +349,25 @@ fn pod_of_thirty_volumes_has_each_of_them(#[case] runtime: Runtime) -> Result<()
     Ok(())
 }
 
+/// Both runtimes have to make the folder of the mount in the volume first.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn mount_that_has_no_place_in_a_read_only_volume_is_named(#[case] runtime: Runtime) -> Result<()> {
+    let pod = pod(runtime)?;
+    let (volume, other) = (pod.folder("no-place")?, pod.folder("placed")?);
+    fs::write(other.join("file"), "placed")?;
+    let container = pod
+        .container("busybox")
+        .mount_read_only(&volume, "/data")
+        .mount(&other.join("file"), "/data/sub/file");
+    let error = format!("{:#}", sleeping(container).err().context("it has started")?);
+    for part in ["/data/sub", "read-only file system"] {
+        assert!(error.to_lowercase().contains(part), "{error}");
+    }
+    Ok(())
+}
+
 /// A guest would find its files empty.
 #[rstest]
 fn what_the_kernel_of_the_host_makes_up_is_refused_with_a_reason(

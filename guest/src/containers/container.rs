@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, Ordering},
-        Arc, Mutex, MutexGuard, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
     },
 };
 
@@ -38,6 +38,8 @@ pub struct Container {
     pub shared: Vec<PathBuf>,
     /// The places of the parts of volumes that it uses.
     pub parts: Vec<PathBuf>,
+    /// The limit of cpu time that is not in force yet, as `cpu.max` of the cgroup has it.
+    pub cpu_max: Mutex<Option<String>>,
     /// The pid namespace that it has joined, if it has none of its own.
     pub pid_namespace: OnceLock<PathBuf>,
     pub init: OnceLock<Process>,
@@ -63,6 +65,7 @@ impl Container {
             cgroup_path,
             shared,
             parts,
+            cpu_max: Mutex::default(),
             pid_namespace: OnceLock::new(),
             init: OnceLock::new(),
             execs: Mutex::default(),
@@ -88,6 +91,15 @@ impl Container {
         match states.contains(&self.state()) {
             true => Ok(()),
             false => Err(self.refuse(action)),
+        }
+    }
+
+    /// Puts the limit of cpu time in force, once.
+    pub fn limit_cpu(&self) -> Result<()> {
+        let mut limit = self.cpu_max.lock().unwrap_or_else(PoisonError::into_inner);
+        match limit.take() {
+            Some(limit) => self.cgroup.limit_cpu(&limit),
+            None => Ok(()),
         }
     }
 

@@ -1,6 +1,11 @@
 //! Makes containers, up to the point before their programs run.
 
-use std::{collections::hash_map::Entry, fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::hash_map::Entry,
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use caisson_protocol::agent;
 
@@ -30,7 +35,11 @@ impl Containers {
             .map(part::place)
             .collect::<Result<_>>()?;
         let container = Container::new(&self.machine, &id, shared.chain(copied).collect(), parts);
-        let container = Arc::new(container);
+        let limit = Some(request.cpu_max.clone()).filter(|limit| !limit.is_empty());
+        let container = Arc::new(Container {
+            cpu_max: Mutex::new(limit),
+            ..container
+        });
         match self.lock().entry(id.clone()) {
             Entry::Occupied(_) => {
                 return Err(Error::Exists {

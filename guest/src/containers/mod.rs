@@ -84,6 +84,7 @@ impl Containers {
         let container = self.get(id)?;
         let _step = container.step.lock().await;
         container.expect("start", &["created"])?;
+        container.limit_cpu()?;
         let dir = self.state_dir(id);
         let failed = || Error::file("write", dir.join(START_SOCKET));
         // The path of a socket has at most 108 bytes. The path through the descriptor always fits.
@@ -150,7 +151,7 @@ impl Containers {
                 _ => {}
             }
         }
-        for place in &container.parts {
+        for place in container.parts.iter().rev() {
             let others = |other: &Arc<Container>| {
                 !Arc::ptr_eq(other, container) && other.parts.contains(place)
             };
@@ -279,6 +280,8 @@ impl Containers {
         let container = self.get(&request.container_id)?;
         let _step = container.step.lock().await;
         container.expect("update", &["created", "running", "paused"])?;
+        // Otherwise, the start would undo the update.
+        container.limit_cpu()?;
         let path = container.bundle.join("resources.json");
         fs::write(&path, &request.resources_json).map_err(Error::file("write", &path))?;
         let task = Request::Update {

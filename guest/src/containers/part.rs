@@ -50,8 +50,13 @@ pub fn mount(part: &Part) -> Result<()> {
             .and_then(|()| fs::write(&place, ""))
             .map_err(failed)?,
     }
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount_at(Some(&from), &place, None::<&str>, flags, None::<&str>).map_err(|error| Error::Mount {
+    let (none, bind) = (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC);
+    let bound = mount_at(Some(&from), &place, none, bind, none);
+    let made = bound.and_then(|()| match part.shared {
+        true => mount_at(none, &place, none, MsFlags::MS_SHARED, none),
+        false => Ok(()),
+    });
+    made.map_err(|error| Error::Mount {
         what: source.display().to_string(),
         target: place,
         source: error.into(),
@@ -92,9 +97,9 @@ fn open(part: &Part) -> rustix::io::Result<OwnedFd> {
     }
     // A folder on which the host has mounted something becomes that mount only if it is opened as a
     // folder.
-    let path = Path::new(&part.path);
-    match beneath(path, OFlags::DIRECTORY) {
-        Err(Errno::NOTDIR) => beneath(path, OFlags::empty()),
+    let path = Path::new(".").join(&part.path);
+    match beneath(&path, OFlags::DIRECTORY) {
+        Err(Errno::NOTDIR) => beneath(&path, OFlags::empty()),
         opened => opened,
     }
 }

@@ -8,7 +8,6 @@
 use std::{
     fs,
     io::ErrorKind,
-    path::Path,
     sync::{
         atomic::{AtomicBool, Ordering},
         Arc,
@@ -19,11 +18,7 @@ use std::{
 use caisson_protocol::agent::MemorySize;
 use tokio::sync::Notify;
 
-use crate::{
-    cgroup::{self, Cgroup},
-    kernel::watch::Watch,
-    Error, Result,
-};
+use crate::{cgroup::Cgroup, kernel::watch::Watch, Error, Result};
 
 /// What is left for the kernel, the agent and what the containers take until more has come, in
 /// bytes. A sixteenth of the memory is left beyond that.
@@ -51,10 +46,9 @@ impl Room {
     /// Watches the cgroup of all containers, on the event loop that this is called from. Without
     /// the memory controller there is nothing to watch.
     pub fn watch() -> Result<Room> {
-        let path = Path::new(cgroup::MOUNT_POINT);
         let room = Room {
             shared: Arc::new(Shared {
-                cgroup: Cgroup::new(path, Path::new(cgroup::ALL)),
+                cgroup: Cgroup::of_all(),
                 may_ask: AtomicBool::new(false),
                 wanted: Notify::new(),
             }),

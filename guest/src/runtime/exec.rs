@@ -1,12 +1,14 @@
 //! Starts a process in a running container.
 //!
 //! libcontainer's `exec` is not used, since it leaves out the container's seccomp filter. The order
-//! of the steps is that of libcontainer's init (and of runc's): cgroup, namespaces, session,
-//! terminal, limits, user, capabilities, filter, program.
+//! of the steps is that of libcontainer's init (and of runc's): namespaces, session, terminal,
+//! limits, user, capabilities, filter, program. The cgroup comes as late as root can join it, so
+//! that the container does not pay for the steps before: with a small limit of cpu time they would
+//! take a minute.
 //!
 //! ```text
-//!   this process: score, cgroup, namespaces --fork--> the new one: terminal ... execve
-//!        `------------ pipe: its failure in words, or its end at execve <---------'
+//!   this process: score, namespaces --fork--> the new one: terminal ... cgroup ... execve
+//!        `---------- pipe: its failure in words, or its end at execve <-----------'
 //! ```
 
 use std::{
@@ -64,7 +66,7 @@ pub fn run(
     // Before the execve, other processes of the container must not see the guest's things through
     // this process.
     nix::sys::prctl::set_dumpable(false).map_err(Error::system("become undumpable"))?;
-    join_cgroup(cgroup, init)?;
+    let cgroups = open_cgroups(cgroup, init)?;
     join_namespaces(&container, init)?;
 
     let (mut failure, told) = pipe2(OFlag::O_CLOEXEC)
@@ -76,7 +78,7 @@ pub fn run(
         -1 => return Err(Error::system("fork")(std::io::Error::last_os_error())),
         0 => {
             drop((failure, near));
-            let message = match enter(&process, seccomp.as_ref(), far, open) {
+            let message = match enter(&process, seccomp.as_ref(), &cgroups, far, open) {
                 Ok(never) => match never {},
                 Err(message) => message,
             };
@@ -88,7 +90,7 @@ pub fn run(
         }
         pid => pid,
     };
-    drop((told, far));
+    drop((told, far, cgroups));
     let mut message = String::new();
     let read = failure.read_to_string(&mut message);
     read.map_err(Error::system("wait for the process"))?;
@@ -108,25 +110,36 @@ pub fn run(
     })
 }
 
-/// Joins the container's cgroup, or the cgroup of its init if the container has divided its own
-/// further.
-fn join_cgroup(cgroup: &Path, init: i32) -> Result<()> {
-    let procs = cgroup.join("cgroup.procs");
-    match fs::write(&procs, "0") {
-        Ok(()) => return Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-        Err(error) => return Err(Error::file("write", procs)(error)),
-    }
+/// Opens the files by which a process joins the container's cgroup or, if the container has divided
+/// its own further, that of its init.
+fn open_cgroups(cgroup: &Path, init: i32) -> Result<Vec<File>> {
     let path = format!("/proc/{init}/cgroup");
     let text = fs::read_to_string(&path).map_err(Error::file("read", path))?;
-    let own = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or_default();
-    let procs = Path::new(crate::cgroup::MOUNT_POINT)
-        .join(own)
-        .join("cgroup.procs");
-    fs::write(&procs, "0").map_err(Error::file("write", procs))
+    let of_init = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let of_init = Path::new(crate::cgroup::MOUNT_POINT).join(of_init.unwrap_or_default());
+    let mut folders = vec![cgroup];
+    if of_init != cgroup {
+        folders.push(&of_init);
+    }
+    let procs = folders.iter().map(|folder| folder.join("cgroup.procs"));
+    procs
+        .map(|path| {
+            let file = File::options().write(true).open(&path);
+            file.map_err(Error::file("open", path))
+        })
+        .collect()
+}
+
+/// Joins the first of the cgroups that takes a process.
+fn join_cgroup(cgroups: &[File]) -> std::io::Result<()> {
+    for mut cgroup in cgroups {
+        match cgroup.write_all(b"0") {
+            // A cgroup that is divided further has no processes (kernel, cgroup-v2.rst).
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            joined => return joined,
+        }
+    }
+    Err(std::io::ErrorKind::ResourceBusy.into())
 }
 
 /// Enters those namespaces that the container does not share with the guest. A new pid namespace
@@ -172,6 +185,7 @@ fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
 fn enter(
     process: &Process,
     seccomp: Option<&LinuxSeccomp>,
+    cgroups: &[File],
     console: OwnedFd,
     open: i32,
 ) -> std::result::Result<std::convert::Infallible, String> {
@@ -202,6 +216,7 @@ fn enter(
         Err(Errno::EPERM | Errno::EACCES) => true,
         Err(error) => return Err(program::no_dir(cwd, error)),
     };
+    join_cgroup(cgroups).map_err(|error| format!("join the container's cgroup: {error}"))?;
     become_user(process, syscall.as_ref())?;
     if let (Some(seccomp), false) = (seccomp, no_new_privileges) {
         // Needs a capability that is dropped next.

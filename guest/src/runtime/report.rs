@@ -62,6 +62,9 @@ fn tell(error: &str, log: &str) -> String {
     if let Some(message) = log.lines().find_map(|line| line.strip_prefix(FINAL)) {
         return message.to_string();
     }
+    if let Some(message) = of_a_mount(log) {
+        return message;
+    }
     let mut lines: Vec<&str> = Vec::new();
     for line in log.lines() {
         if !lines.contains(&line) && !error.contains(line) {
@@ -73,6 +76,22 @@ fn tell(error: &str, log: &str) -> String {
         [] => error.to_string(),
         _ => format!("{error} ({})", lines.join("; ")),
     }
+}
+
+/// Returns the reason if the log says that a mount failed, as runc gives it: where, and what the
+/// kernel said. libcontainer writes down all that it knows about the mount.
+fn of_a_mount(log: &str) -> Option<String> {
+    const MOUNT: &str = "failed to mount Mount { destination: \"";
+    let line = log.lines().find_map(|line| line.strip_prefix(MOUNT))?;
+    let (destination, rest) = line.split_once('"')?;
+    let (_, step) = rest.rsplit_once(" }: ")?;
+    let said = log
+        .split_once("message: \"")
+        .and_then(|(_, said)| said.split_once('"'));
+    Some(match said {
+        Some((said, _)) => format!("mount at {destination:?}: {step}: {said}"),
+        None => format!("mount at {destination:?}: {step}"),
+    })
 }
 
 fn line(text: &str) {
@@ -142,6 +161,18 @@ mod tests {
                 "no mount err=EPERM\nno mount err=EPERM\n"
             ),
             "create container (no mount err=EPERM)"
+        );
+    }
+
+    #[test]
+    fn failure_of_a_mount_tells_where_and_what_the_kernel_said() {
+        let log = "failed to mount Mount { destination: \"/data/sub\", typ: Some(\"bind\"), \
+                   uid_mappings: None }: create next directory component failed\n\
+                   failed to prepare rootfs err=Mount(Pathrs(Os { code: 30, \
+                   message: \"Read-only file system\" }))\n";
+        assert_eq!(
+            tell("create container: exec process failed", log),
+            "mount at \"/data/sub\": create next directory component failed: Read-only file system"
         );
     }
 

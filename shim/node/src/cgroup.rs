@@ -33,10 +33,6 @@ pub enum CgroupError {
     },
 }
 
-/// From here on, a memory limit of version 1 is none: the kernel rounds the largest number to pages
-/// (cgroup-v1/memory.rst).
-const NO_LIMIT: u64 = i64::MAX as u64 >> 12 << 12;
-
 type Result<T> = std::result::Result<T, CgroupError>;
 
 /// Creates the cgroup, or uses the one that exists.
@@ -76,21 +72,33 @@ pub fn limit_memory(path: &Path, bytes: u64) -> Result<()> {
 
 /// Returns the memory limit of the cgroup in bytes: the lowest of its own and those above it.
 pub fn memory_limit(path: &Path) -> Option<u64> {
+    // Version 1 has the largest number, rounded to pages, for none (cgroup-v1/memory.rst).
+    const NONE: u64 = i64::MAX as u64 >> 12 << 12;
+    let limit = lowest(path, "memory", ["memory.max", "memory.limit_in_bytes"]);
+    limit.filter(|limit| *limit < NONE)
+}
+
+/// Returns how many processes the cgroup may have: the lowest limit of its own and those above it.
+pub fn process_limit(path: &Path) -> Option<u64> {
+    lowest(path, "pids", ["pids.max", "pids.max"])
+}
+
+/// Returns the lowest number that a file has in the cgroup and those above it. The file has one
+/// name with version 2 and one with version 1, where it is in the hierarchy of a controller. A limit
+/// of `max` is none.
+fn lowest(path: &Path, controller: &str, [new, old]: [&str; 2]) -> Option<u64> {
     let (inside, root) = (relative(path).ok()?, auto().root());
     let limits = inside.ancestors().filter_map(|inside| {
-        // The first file is version 2's, where a limit of "max" is none, the second version 1's.
         let files = [
-            root.join(inside).join("memory.max"),
-            root.join("memory")
-                .join(inside)
-                .join("memory.limit_in_bytes"),
+            root.join(inside).join(new),
+            root.join(controller).join(inside).join(old),
         ];
         let mut texts = files
             .iter()
             .filter_map(|file| std::fs::read_to_string(file).ok());
         texts.next()?.trim().parse::<u64>().ok()
     });
-    limits.min().filter(|limit| *limit < NO_LIMIT)
+    limits.min()
 }
 
 /// Returns how much memory is charged to the cgroup and those below it, in bytes. 0 if there is

@@ -209,6 +209,11 @@ impl PodDir {
         cgroup::memory_limit(self.cgroup.as_deref()?)
     }
 
+    /// Returns the limit of processes of the VM's cgroup, if it has one.
+    pub fn process_limit(&self) -> Option<u64> {
+        cgroup::process_limit(self.cgroup.as_deref()?)
+    }
+
     /// Records the processes of the VM, for a cleanup after this process has died.
     pub fn record(&self, pids: &[(String, u32)]) -> Result<()> {
         let lines: Vec<_> = pids

@@ -103,6 +103,13 @@ impl Machine {
         Some((limit >> 20).saturating_sub(AROUND_MIB))
     }
 
+    /// Returns how many processes the pod may have, by the limit of its cgroup. On the host, only
+    /// those of the VMM count.
+    fn process_limit(&self) -> Option<u64> {
+        let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        dir.as_ref()?.process_limit()
+    }
+
     /// Stops the VM at once because its guest has broken off. How the processes in it ended is
     /// unknown. Logs the reason, once.
     pub async fn break_off(&self, why: &str) {

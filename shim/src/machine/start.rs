@@ -127,7 +127,8 @@ impl Machine {
         };
         let identifying = Instant::now();
         let identify = async {
-            let kernel = agent.configure(&self.hostname).await?;
+            let max_processes = self.process_limit();
+            let kernel = agent.configure(&self.hostname, max_processes).await?;
             stage(&self.hostname, "identity", identifying);
             Result::Ok(kernel)
         };

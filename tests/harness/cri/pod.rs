@@ -163,6 +163,20 @@ impl<'n> PodBuilder<'n> {
         self
     }
 
+    /// Makes the pod's cgroup with a limit of processes, as the kubelet does with podPidsLimit.
+    pub fn limit_processes(&self, most: u64) -> Result<()> {
+        let linux = self.config.linux.as_ref();
+        let parent = linux.map_or("", |linux| linux.cgroup_parent.trim_start_matches('/'));
+        let root = Path::new("/sys/fs/cgroup");
+        let of_version_1 = root.join("pids");
+        let folder = match of_version_1.exists() {
+            true => of_version_1.join(parent),
+            false => root.join(parent),
+        };
+        fs::create_dir_all(&folder)?;
+        Ok(fs::write(folder.join("pids.max"), most.to_string())?)
+    }
+
     /// Calls RunPodSandbox.
     pub fn start(self) -> Result<Pod<'n>> {
         fs::create_dir_all(&self.config.log_directory)?;
