@@ -6,8 +6,8 @@
 //! and its guests are guests of that.
 
 mod containers;
-mod install;
 mod kills;
+mod package;
 mod pod;
 mod reboot;
 mod site;

@@ -8,7 +8,7 @@ use serde_json::{json, Value};
 
 use crate::site::Site;
 
-/// A pod that runs in a VM.
+/// A running pod.
 pub struct Pod<'n> {
     site: &'n Site,
     /// containerd's id.
@@ -24,8 +24,13 @@ pub struct Container<'n> {
 }
 
 impl Site {
-    /// Starts a pod. `more` is merged into its PodSandboxConfig.
+    /// Starts a pod in a VM. `more` is merged into its PodSandboxConfig.
     pub fn pod(&self, name: &str, more: Value) -> Result<Pod<'_>> {
+        self.pod_of("sandbox", name, more)
+    }
+
+    /// Starts a pod of a runtime handler.
+    pub fn pod_of(&self, handler: &str, name: &str, more: Value) -> Result<Pod<'_>> {
         let mut config = json!({
             "metadata": { "name": name, "namespace": "tests", "uid": name, "attempt": 1 },
             "log_directory": format!("/var/log/pods/{name}"),
@@ -36,7 +41,7 @@ impl Site {
         let id = self.sh(&format!(
             "set -e; mkdir -p /run/tests
             cat >{file} <<'EOF'\n{config:#}\nEOF
-            crictl runp --runtime sandbox {file}"
+            crictl runp --runtime {handler} {file}"
         ))?;
         Ok(Pod {
             site: self,

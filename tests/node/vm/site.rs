@@ -118,12 +118,12 @@ impl Site {
         &self.pristine
     }
 
-    /// Installs the package and the handler, and makes the node's template, so that no pod's start
-    /// makes it in the background.
+    /// Installs the package and the handler, and makes the template of the handler's pods, so that
+    /// no pod's start makes it in the background.
     pub fn install(&mut self) -> Result<()> {
         if !self.is_installed {
             self.install_package()?;
-            self.sh("caisson node install && caisson template build")?;
+            self.sh("caisson node install && /opt/caisson/current/bin/caisson template build")?;
             self.is_installed = true;
         }
         Ok(())

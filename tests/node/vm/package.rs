@@ -10,7 +10,9 @@ fn package_installed_by_apt_runs_and_needs_nothing_more() -> Result<()> {
     let node = site::bare()?;
     let said = node.install_package()?;
     assert!(said.contains("Setting up caisson"), "{said}");
-    assert_eq!(node.sh("dpkg --verify caisson")?, "");
+    // The node's dpkg leaves out what nobody reads there.
+    let differs = "dpkg --verify caisson | grep -v ' /usr/share/doc/' || true";
+    assert_eq!(node.sh(differs)?, "");
     assert_eq!(
         node.sh("caisson --version")?,
         format!("caisson {}", env!("CARGO_PKG_VERSION"))
