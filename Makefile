@@ -1,7 +1,7 @@
 # `make help` lists the targets. Each target installs or builds what it needs: on a fresh Debian 12,
 # as root, with a Rust toolchain.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-debian versions clones unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
+.PHONY: help demo test test-debian test-node test-node-short versions clones unit packages pods cri bench bench-k8s conformance hostile fuzz fuzz-short soak cluster cluster-down test-k8s test-k8s-short machine image dist release lint deny clean
 
 # Tests under ctr for which containerd's version matters.
 tasks = $(addprefix --test ,control events exit_codes kills machine run streams)
@@ -16,6 +16,8 @@ old_skip = -- --skip users_of_its_own
 # The part of the tests with lying agents and with greedy pods that fits into `make test`.
 lies = answer_that_claims answers_that_nobody ends_that events_without kill_that statistics_as case_3_start text_with
 abuses = fork_bomb memory_bomb log_flood
+# The part of the tests on nodes in VMs that fits into `.ci/run`.
+node_short = container_by_ctr vm_starts_from pod_by_cri process_killed_ends_the_pod_and_leaves_nothing::case_2 uninstalled_node
 # A pod with hostNetwork crashes containerd 2.1.4 if the runtime has sandboxer = "shim":
 # containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
@@ -60,6 +62,17 @@ clones: ## VMs that start from a template, on our own QEMU and kernel: their own
 	CAISSON_TEST_CONTAINERD=2 cargo test -p caisson-tests --test clones
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_START=clone cargo test --no-fail-fast -p caisson-tests
 	CAISSON_TEST_CONTAINERD=2 CAISSON_TEST_START=clone cargo test --no-fail-fast -p caisson-tests $(pods) $(more_pods) $(pods_of_2)
+
+test-node: node-ready ## on Debian 12 and 13 as nodes in VMs, with systemd and KVM: what only such a node has, then the tests of `make test`; hours
+	@cargo xtask node-vm
+	CAISSON_TEST_DEBIAN=12 cargo test --no-fail-fast -p caisson-tests --test node_vm -- --test-threads 1 --skip suites::
+	CAISSON_TEST_DEBIAN=13 cargo test --no-fail-fast -p caisson-tests --test node_vm -- --test-threads 1 --skip suites::
+	CAISSON_TEST_DEBIAN=12 cargo test --no-fail-fast -p caisson-tests --test node_vm -- --test-threads 1 suites::
+	CAISSON_TEST_DEBIAN=13 cargo test --no-fail-fast -p caisson-tests --test node_vm -- --test-threads 1 suites::
+
+test-node-short: node-ready ## of these, what fits into .ci/run, on Debian 12
+	@cargo xtask node-vm 12
+	CAISSON_TEST_DEBIAN=12 cargo test -p caisson-tests --test node_vm -- --test-threads 1 $(node_short)
 
 unit: ## the tests that need no VM and no root
 	@packaging/setup test
@@ -174,3 +187,10 @@ k8s-ready:
 	@cargo xtask dist $(dist_flags)
 	@cargo xtask node-image --as-is
 	@cargo xtask cluster-tools
+
+.PHONY: node-ready
+node-ready:
+	@packaging/setup test
+	@cargo xtask dist $(dist_flags)
+	@cargo xtask test-tools --crictl
+	@cargo xtask deb --as-is

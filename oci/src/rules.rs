@@ -1,6 +1,6 @@
 //! The table of what can't be honoured in a VM. Each row is either refused (the container fails and
-//! says why) or dropped (it starts, with a warning in the shim's log). Devices have a table of
-//! their own in [`crate::devices`].
+//! says why) or dropped (it starts, with a warning in the shim's log, unless nobody has chosen it).
+//! Devices have a table of their own in [`crate::devices`].
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 
@@ -13,6 +13,9 @@ pub enum Action {
     Refuse,
     /// The container starts without it, and the shim logs a warning.
     Drop,
+    /// The container starts without it. Engines ask for it for every container, so there is nothing
+    /// to be said.
+    DropUnsaid,
 }
 
 /// One row of the table.
@@ -35,6 +38,28 @@ fn keep(_: &mut Spec) {}
 /// that it would share with the host. The VM does that already. A profile with another name was
 /// chosen by a user and must not be silently ignored.
 const USUAL_PROFILES: &[&str] = &["unconfined", "cri-containerd.apparmor.d", "docker-default"];
+
+/// The types in the SELinux labels that engines give to every container and its files, for the same
+/// reason (container_selinux(8)).
+const USUAL_TYPES: &[&str] = &["container_t", "container_file_t"];
+
+/// Whether a label, `USER:ROLE:TYPE:LEVEL`, is one that engines give to every container.
+fn is_usual_label(label: &str) -> bool {
+    let found = label.split(':').nth(2);
+    found.is_some_and(|found| USUAL_TYPES.contains(&found))
+}
+
+fn drop_process_label(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut() {
+        process.set_selinux_label(None);
+    }
+}
+
+fn drop_mount_label(spec: &mut Spec) {
+    drop_linux(spec, |linux| {
+        linux.set_mount_label(None);
+    });
+}
 
 /// The table.
 pub const RULES: &[Rule] = &[
@@ -130,7 +155,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         field: "process.apparmorProfile",
-        action: Action::Drop,
+        action: Action::DropUnsaid,
         advice: "AppArmor profiles are not loaded in the guest; the VM confines the container",
         find: |spec, _| non_empty(spec.process().as_ref()?.apparmor_profile()).filter(|p| p != "unconfined"),
         drop: |spec| {
@@ -141,25 +166,31 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         field: "process.selinuxLabel",
+        action: Action::DropUnsaid,
+        advice: "SELinux labels are not set in the guest; the VM confines the container",
+        find: |spec, _| non_empty(spec.process().as_ref()?.selinux_label()).filter(|label| is_usual_label(label)),
+        drop: drop_process_label,
+    },
+    Rule {
+        field: "process.selinuxLabel",
         action: Action::Drop,
         advice: "SELinux labels are not set in the guest; the VM confines the container",
         find: |spec, _| non_empty(spec.process().as_ref()?.selinux_label()),
-        drop: |spec| {
-            if let Some(process) = spec.process_mut() {
-                process.set_selinux_label(None);
-            }
-        },
+        drop: drop_process_label,
+    },
+    Rule {
+        field: "linux.mountLabel",
+        action: Action::DropUnsaid,
+        advice: "SELinux labels are not set in the guest; the VM confines the container",
+        find: |spec, _| non_empty(linux(spec)?.mount_label()).filter(|label| is_usual_label(label)),
+        drop: drop_mount_label,
     },
     Rule {
         field: "linux.mountLabel",
         action: Action::Drop,
         advice: "SELinux labels are not set in the guest; the VM confines the container",
         find: |spec, _| non_empty(linux(spec)?.mount_label()),
-        drop: |spec| {
-            drop_linux(spec, |linux| {
-                linux.set_mount_label(None);
-            })
-        },
+        drop: drop_mount_label,
     },
     Rule {
         field: "linux.intelRdt",
@@ -266,6 +297,7 @@ pub fn apply(spec: &mut Spec, role: &Role) -> Result<Vec<String>> {
                 (rule.drop)(spec);
                 warnings.push(format!("{} {what} is dropped: {}", rule.field, rule.advice));
             }
+            Action::DropUnsaid => (rule.drop)(spec),
         }
     }
     Ok(warnings)
@@ -455,26 +487,36 @@ mod tests {
     }
 
     #[test]
-    fn labels_of_the_hosts_security_modules_are_dropped_with_a_warning() {
+    fn labels_that_somebody_chose_are_dropped_with_a_warning() {
         let mut spec = spec(|value| {
-            value["process"]["apparmorProfile"] = json!("docker-default");
             value["process"]["selinuxLabel"] = json!("system_u:system_r:svirt_t:s0");
             value["linux"]["mountLabel"] = json!("system_u:object_r:svirt_t:s0");
         });
-        assert_eq!(apply(&mut spec, &Role::Alone).unwrap().len(), 3);
+        assert_eq!(apply(&mut spec, &Role::Alone).unwrap().len(), 2);
         assert!(apply(&mut spec, &Role::Alone).unwrap().is_empty());
     }
 
     #[test]
-    fn apparmor_profile_by_name_is_refused_and_the_usual_one_dropped() {
+    fn labels_that_engines_give_to_every_container_are_dropped_without_a_word() {
+        let mut spec = spec(|value| {
+            value["process"]["apparmorProfile"] = json!("cri-containerd.apparmor.d");
+            value["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0:c1,c2");
+            value["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0:c1,c2");
+        });
+        assert_eq!(apply(&mut spec, &Role::Alone).unwrap(), [""; 0]);
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!(process.apparmor_profile(), &None);
+        assert_eq!(process.selinux_label(), &None);
+        assert_eq!(spec.linux().as_ref().unwrap().mount_label(), &None);
+    }
+
+    #[test]
+    fn apparmor_profile_by_name_is_refused_and_the_usual_ones_are_not() {
         let with =
             |profile: &str| spec(|value| value["process"]["apparmorProfile"] = json!(profile));
-        let mut usual = with("cri-containerd.apparmor.d");
-        assert_eq!(apply(&mut usual, &Role::Alone).unwrap().len(), 1);
-        assert_eq!(
-            apply(&mut with("unconfined"), &Role::Alone).unwrap(),
-            [""; 0]
-        );
+        for usual in USUAL_PROFILES {
+            apply(&mut with(usual), &Role::Alone).unwrap();
+        }
         let message = apply(&mut with("k8s-nginx"), &Role::Alone)
             .unwrap_err()
             .to_string();

@@ -20,6 +20,7 @@
 //!   has no command;
 //! - [`cri`]: pods and their containers, as a kubelet asks for them;
 //! - [`k8s`]: a cluster, used through `kubectl`;
+//! - [`node_vm`]: a Debian node in a VM, with systemd and KVM;
 //! - [`image`]: images made here, without network; [`fixture`]: the images that tests use by name;
 //!   [`debian`]: images of Debian packages;
 //! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: the sources of skills, and
@@ -45,6 +46,7 @@ pub mod hostile;
 pub mod k8s;
 pub mod leftovers;
 pub mod node;
+pub mod node_vm;
 pub mod paths;
 pub mod proc;
 pub mod registry;

@@ -167,7 +167,7 @@ fn is_newer(one: &str, other: &str) -> bool {
 }
 
 /// Returns the mirror that apt uses for Debian 12; it has every release.
-fn debian_mirror() -> Result<String> {
+pub fn debian_mirror() -> Result<String> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(SITE) $(RELEASE)"])
         .arg("Created-By: Packages")

@@ -9,10 +9,12 @@
 //! release ----> target/dist/{node-image.tar,caisson_VERSION_amd64.deb,
 //!                            sbom.cdx.json,licences.txt,SHA256SUMS}
 //! test-tools, cluster-tools -> target/cache/tools/
+//! node-vm ----> ~/.cache/caisson/node-vm: disks of Debian nodes, for tests
 //! ```
 
 mod apt;
 mod archive;
+mod cache;
 mod deb;
 mod demo;
 mod deny;
@@ -26,6 +28,7 @@ mod inputs;
 mod libraries;
 mod machine;
 mod node_image;
+mod node_vm;
 mod oci_image;
 mod papers;
 mod payload;
@@ -64,13 +67,15 @@ const USAGE: &str = "usage: cargo xtask JOB
                               these three with --as-is: of what is in target/dist; with --locked: refuse other
                               sources than the pinned ones
   release --check-reproducible  packs target/dist twice and compares
-  test-tools [--chart|--gvisor|--integration|--posix]
+  test-tools [--chart|--crictl|--gvisor|--integration|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
-                              gVisor for the bench; containerd's own CRI tests; --chart: only helm and the
-                              description of Kubernetes' API
+                              crictl for nodes in VMs; gVisor for the bench; containerd's own CRI tests; --chart:
+                              only helm and the description of Kubernetes' API
   cluster-tools [--conformance]
                               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; Kubernetes'
                               own end-to-end tests
+  node-vm [12|13]             the disks of Debian 12's and 13's nodes that `make test-node` boots, into
+                              ~/.cache/caisson/node-vm
   demo                        builds what it needs of dist, then: two containers in VMs of their own, with a skill and a home, by Debian's containerd
   run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, conformance
   timings                     which crates the programs of the demo take their time to build for
@@ -124,9 +129,11 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
         ["test-tools", "--chart"] => test_tools::build(&dirs, Further::Chart),
+        ["test-tools", "--crictl"] => test_tools::build(&dirs, Further::Crictl),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
         ["cluster-tools", "--conformance"] => test_tools::build_conformance(&dirs),
+        ["node-vm", releases @ ..] => node_vm::build(&dirs, releases),
         ["timings"] => timings::print(&dirs),
         ["deny"] => deny::check(&dirs),
         ["prose"] => prose::check(&dirs),

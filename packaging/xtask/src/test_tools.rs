@@ -144,6 +144,17 @@ const HELM: Tool = Tool {
     ldflags: "",
 };
 
+/// The command of CRI, as an administrator of a node has it.
+const CRICTL: Tool = Tool {
+    module: "cri-tools",
+    to: "cri-tools",
+    packages: &["sigs.k8s.io/cri-tools/cmd/crictl"],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: "",
+};
+
 /// Kubernetes' own end-to-end tests, the program that runs several of them at once, and two
 /// programs of their images.
 const E2E: &str = "k8s.io/kubernetes/test/e2e";
@@ -205,6 +216,8 @@ pub enum Further {
     Posix,
     /// For `chart`, and nothing beside it.
     Chart,
+    /// For `node_vm`.
+    Crictl,
 }
 
 /// Builds containerd 2.1, runc and the `further` tools; unpacks containerd 1.7.
@@ -221,6 +234,7 @@ pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
         Further::Gvisor => build_gvisor(dirs),
         Further::Integration => build_integration(dirs),
         Further::Posix => build_posix(dirs),
+        Further::Crictl => build_tool(dirs, &CRICTL),
     }
 }
 

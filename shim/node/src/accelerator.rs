@@ -111,7 +111,8 @@ async fn probed(config: &NodeConfig) -> Result<ProbeResult> {
     }
 }
 
-/// Boots a probe VM and remembers the result. Takes a few seconds at most.
+/// Boots a probe VM and remembers the result. Takes [`PROBE_LIMIT`] at most, and about a second
+/// where KVM works or does nothing at all.
 pub async fn probe(config: &NodeConfig) -> Result<ProbeResult> {
     let _lock = lock(config).await?;
     probe_alone(config).await

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -32,28 +32,44 @@ const BURST: Duration = Duration::from_secs(4);
 
 /// The last lines of a log. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Tail(Arc<Mutex<VecDeque<String>>>);
+pub(crate) struct Tail(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    last: VecDeque<String>,
+    /// How many lines there have been.
+    count: u64,
+}
 
 impl Tail {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, line: String) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.push_back(line);
-        let mut bytes: usize = lines.iter().map(String::len).sum();
-        while lines.len() > KEPT_LINES || bytes > KEPT_BYTES {
-            bytes -= lines.pop_front().map_or(bytes, |line| line.len());
+        let Lines { last, count } = &mut *self.lines();
+        *count += 1;
+        last.push_back(line);
+        let mut bytes: usize = last.iter().map(String::len).sum();
+        while last.len() > KEPT_LINES || bytes > KEPT_BYTES {
+            bytes -= last.pop_front().map_or(bytes, |line| line.len());
         }
     }
 
     /// The last lines, joined by newlines.
     pub(crate) fn text(&self) -> String {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().cloned().collect::<Vec<_>>().join("\n")
+        let lines = self.lines().last.iter().cloned().collect::<Vec<_>>();
+        lines.join("\n")
     }
 
     /// Whether one of the last lines contains `text`.
     pub(crate) fn contains(&self, text: &str) -> bool {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().any(|line| line.contains(text))
+        self.lines().last.iter().any(|line| line.contains(text))
+    }
+
+    /// How many lines there have been, those that are not kept included.
+    pub(crate) fn count(&self) -> u64 {
+        self.lines().count
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) const FIRMWARE: &str = "roms";
 ///
 /// Without `swiotlb=noforce`, a kernel that might get memory above 4 GiB sets 64 MiB aside for
 /// devices that can't reach it, and touches all of them. Virtio devices can reach it.
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp \
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=t no_timer_check noreplace-smp \
     random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd i8042.nopnp \
     swiotlb=noforce";
 
@@ -139,11 +139,12 @@ pub(crate) fn arguments(spec: &VmSpec, descriptors: Descriptors, purpose: Purpos
         command_line.push_str(" caisson.sysctls=");
         command_line.push_str(&sysctls.join(","));
     }
-    match purpose {
-        Purpose::Pod => {}
-        Purpose::Template => command_line.push_str(" caisson.template"),
-        Purpose::Probe => command_line.push_str(" caisson.probe"),
-    }
+    command_line.push_str(match purpose {
+        Purpose::Pod => " quiet",
+        Purpose::Template => " quiet caisson.template",
+        // What the kernel prints shows that the guest makes progress.
+        Purpose::Probe => " caisson.probe",
+    });
     add("-append", command_line);
     add(
         "-chardev",
@@ -266,12 +267,16 @@ mod tests {
     }
 
     fn line(spec: &VmSpec) -> Vec<String> {
+        line_for(spec, Purpose::Pod)
+    }
+
+    fn line_for(spec: &VmSpec, purpose: Purpose) -> Vec<String> {
         let descriptors = Descriptors {
             monitor: 3,
             console: 4,
             translations: 5,
         };
-        arguments(spec, descriptors, Purpose::Pod)
+        arguments(spec, descriptors, purpose)
     }
 
     fn template(translations: Translations) -> Template {
@@ -326,6 +331,18 @@ mod tests {
         assert_eq!(from, format!("{own},saved-from-fd=5"));
         let to = accelerator(Translations::To("/f,foo=bar".into()));
         assert_eq!(to, format!("{own},saved-to-fd=5"));
+    }
+
+    #[test]
+    fn kernel_prints_its_boot_for_a_probe_only() {
+        let quiet = |purpose| {
+            let line = line_for(&spec(), purpose);
+            value(&line, "-append")
+                .split(' ')
+                .any(|word| word == "quiet")
+        };
+        assert!(quiet(Purpose::Pod) && quiet(Purpose::Template));
+        assert!(!quiet(Purpose::Probe));
     }
 
     #[test]

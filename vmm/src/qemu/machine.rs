@@ -117,7 +117,12 @@ impl Qemu {
             }
             asked
         };
-        let log_line = move |line: &str| log::info!(source = "guest", pod; "{line}");
+        // A probe's kernel prints its whole boot.
+        let level = match purpose {
+            Purpose::Probe => log::Level::Debug,
+            Purpose::Pod | Purpose::Template => log::Level::Info,
+        };
+        let log_line = move |line: &str| log::log!(level, source = "guest", pod; "{line}");
         tokio::spawn(follow_but(output, tail.clone(), log_line, tell));
         let (note, end) = watch::channel(None);
         let pause = Pause::default();

@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result};
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     apt::{Kind, Package, Release},
+    cache,
     dirs::Dirs,
     files,
     pins::Pins,
@@ -56,7 +56,7 @@ pub fn sources(dirs: &Dirs) -> PathBuf {
 impl Recipe<'_> {
     /// Returns the part from the cache, and makes it there first if needed.
     pub fn part(&self, dirs: &Dirs, release: &str, pins: Pins) -> Result<Part> {
-        let cache = cache()?;
+        let cache = cache::dir(CACHE)?;
         let tools = self
             .tools()
             .context("packages are missing: run `packaging/setup machine`")?;
@@ -97,7 +97,7 @@ impl Recipe<'_> {
                 return Err(error).with_context(|| format!("make {}", dir.display()));
             }
         }
-        remove_old(&cache)?;
+        cache::remove_old(&cache)?;
         self.cached(&cache, &packages, &tools)?
             .with_context(|| format!("{} is not there", dir.display()))
     }
@@ -105,7 +105,9 @@ impl Recipe<'_> {
     /// Returns whether the part is in the cache. Without the tools to build it, it is not.
     pub fn is_built(&self) -> Result<bool> {
         match self.tools() {
-            Some(tools) => Ok(self.cached(&cache()?, &self.pinned(), &tools)?.is_some()),
+            Some(tools) => Ok(self
+                .cached(&cache::dir(CACHE)?, &self.pinned(), &tools)?
+                .is_some()),
             None => Ok(false),
         }
     }
@@ -130,9 +132,7 @@ impl Recipe<'_> {
         let Ok(text) = fs::read_to_string(dir.join(SOURCES)) else {
             return Ok(None);
         };
-        let now = SystemTime::now();
-        let used = fs::File::open(&dir).and_then(|dir| dir.set_modified(now));
-        used.with_context(|| format!("set the time of {}", dir.display()))?;
+        cache::use_now(&dir)?;
         let sources = serde_json::from_str(&text)
             .with_context(|| format!("read {}", dir.join(SOURCES).display()))?;
         Ok(Some(Part { dir, sources }))
@@ -146,44 +146,14 @@ impl Recipe<'_> {
             all.push('\0');
         }
         all.push_str(tools);
-        let file = tempfile::NamedTempFile::new().context("make a file")?;
-        files::write(file.path(), all.as_bytes(), 0o600)?;
-        let digest = files::sha256(file.path())?;
-        Ok(cache.join(format!("{}-{}", self.name, &digest[..16])))
+        cache::entry(cache, self.name, &all)
     }
 }
 
 /// The file in a part's folder that lists its sources.
 const SOURCES: &str = "sources.json";
-/// How long a part is kept after its last use.
-const KEPT: Duration = Duration::from_secs(60 * 24 * 3600);
-
-/// Returns the folder that is shared by all checkouts of this user.
-fn cache() -> Result<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base
-        .filter(|path| path.is_absolute())
-        .or_else(home)
-        .context("neither XDG_CACHE_HOME nor HOME is set")?;
-    let cache = base.join("caisson/machine");
-    files::make_dir(&cache)?;
-    Ok(cache)
-}
-
-/// Removes the parts that no checkout has used for long, and what an interrupted build left.
-fn remove_old(cache: &Path) -> Result<()> {
-    for entry in fs::read_dir(cache).with_context(|| format!("list {}", cache.display()))? {
-        let entry = entry.with_context(|| format!("list {}", cache.display()))?;
-        let used = entry.metadata().and_then(|meta| meta.modified());
-        let idle = used.map(|used| used.elapsed().unwrap_or_default());
-        if idle.is_ok_and(|idle| idle > KEPT) {
-            let path = entry.path();
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
+/// The folder of the parts in the user's cache.
+const CACHE: &str = "machine";
 
 /// Changes a part's source by a patch.
 pub fn apply(dirs: &Dirs, step: &str, patch: &Path, source: &Path) -> Result<()> {

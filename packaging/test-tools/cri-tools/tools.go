@@ -1,0 +1,7 @@
+//go:build tools
+
+// Package tools names what `cargo xtask test-tools --crictl` builds, so that go.mod and go.sum cover
+// it.
+package tools
+
+import _ "sigs.k8s.io/cri-tools/cmd/crictl"
