@@ -276,15 +276,12 @@ impl Kubelet {
 
     /// Makes the volume a mount whose mounts propagate. A kubelet's folder is on one.
     fn shares_mounts(&self) -> Result<()> {
-        let none = None::<&str>;
-        mount(
-            Some(&self.volume),
-            &self.volume,
-            none,
-            MsFlags::MS_BIND,
-            none,
-        )?;
-        self.mounts.borrow_mut().push(self.volume.clone());
+        let (none, volume) = (None::<&str>, &self.volume);
+        // A volume in memory is one already.
+        if self.mounts.borrow().is_empty() {
+            mount(Some(volume), volume, none, MsFlags::MS_BIND, none)?;
+            self.mounts.borrow_mut().push(volume.clone());
+        }
         Ok(mount(none, &self.volume, none, MsFlags::MS_SHARED, none)?)
     }
 

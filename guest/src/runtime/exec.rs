@@ -2,12 +2,11 @@
 //!
 //! libcontainer's `exec` is not used, since it leaves out the container's seccomp filter. The order
 //! of the steps is that of libcontainer's init (and of runc's): namespaces, session, terminal,
-//! limits, user, capabilities, filter, program. The cgroup comes as late as root can join it, so
-//! that the container does not pay for the steps before: with a small limit of cpu time they would
-//! take a minute.
+//! limits, user, capabilities, filter, program. The cgroup comes last, so that the container does
+//! not pay for the steps before: with a small limit of cpu time they would take a minute.
 //!
 //! ```text
-//!   this process: score, namespaces --fork--> the new one: terminal ... cgroup ... execve
+//!   this process: score, namespaces --fork--> the new one: terminal ... cgroup, execve
 //!        `---------- pipe: its failure in words, or its end at execve <-----------'
 //! ```
 
@@ -30,7 +29,7 @@ use nix::{
     sys::stat::Mode,
     unistd::{pipe2, Gid, Uid},
 };
-use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec};
 
 use super::{
     create, descriptors,
@@ -142,6 +141,17 @@ fn join_cgroup(cgroups: &[File]) -> std::io::Result<()> {
     Err(std::io::ErrorKind::ResourceBusy.into())
 }
 
+/// Whether a process may call write(2) under a filter.
+fn allows_write(filter: &LinuxSeccomp) -> bool {
+    let allowed = |action| action == LinuxSeccompAction::ScmpActAllow;
+    let rules = filter.syscalls().iter().flatten();
+    let mut of_write = rules.filter(|rule| rule.names().iter().any(|name| name == "write"));
+    match of_write.next() {
+        Some(rule) => allowed(rule.action()),
+        None => allowed(filter.default_action()),
+    }
+}
+
 /// Enters those namespaces that the container does not share with the guest. A new pid namespace
 /// applies only to processes that are forked afterwards.
 fn join_namespaces(container: &Spec, init: i32) -> Result<()> {
@@ -216,7 +226,12 @@ fn enter(
         Err(Errno::EPERM | Errno::EACCES) => true,
         Err(error) => return Err(program::no_dir(cwd, error)),
     };
-    join_cgroup(cgroups).map_err(|error| format!("join the container's cgroup: {error}"))?;
+    let join =
+        || join_cgroup(cgroups).map_err(|error| format!("join the container's cgroup: {error}"));
+    let may_write = seccomp.is_none_or(allows_write);
+    if !may_write {
+        join()?;
+    }
     become_user(process, syscall.as_ref())?;
     if let (Some(seccomp), false) = (seccomp, no_new_privileges) {
         // Needs a capability that is dropped next.
@@ -231,6 +246,9 @@ fn enter(
     nix::unistd::getcwd().map_err(|error| program::no_dir(cwd, error))?;
     if let (Some(seccomp), true) = (seccomp, no_new_privileges) {
         initialize_seccomp(seccomp).map_err(|error| crate::error::chain(&error))?;
+    }
+    if may_write {
+        join()?;
     }
     syscall
         .close_range(open)
