@@ -41,8 +41,8 @@ pub fn adapt(spec: &mut Spec) -> Result<()> {
 }
 
 /// Takes the limit of cpu time out of a spec. Returns it as `cpu.max` of the container's cgroup has
-/// it (kernel, cgroup-v2.rst). It holds from the start of the container's program on: what makes the
-/// container is not the container's to pay for.
+/// it (kernel, cgroup-v2.rst). It holds from the start of the container's program on: what makes
+/// the container is not the container's to pay for.
 pub fn take_cpu_limit(spec: &mut Spec) -> Option<String> {
     let resources = spec.linux_mut().as_mut()?.resources_mut().as_mut()?;
     let cpu = resources.cpu_mut().as_mut()?;

@@ -78,8 +78,8 @@ fn inner_container_has_its_image_as_an_overlay(#[case] runtime: Runtime) -> Resu
     Ok(())
 }
 
-/// iptables' older kind speaks to the kernel by socket options, for which the kernel loads no module
-/// by itself.
+/// iptables' older kind speaks to the kernel by socket options, for which the kernel loads no
+/// module by itself.
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

@@ -1,8 +1,8 @@
 //! Mounts parts of volumes by themselves (`subPath` in Kubernetes), so that a volume is one file
 //! system for all containers, whichever part of it each has.
 //!
-//! A container may write to the volume and swap a folder for a link while another container is being
-//! made. So no link is followed below the volume's root.
+//! A container may write to the volume and swap a folder for a link while another container is
+//! being made. So no link is followed below the volume's root.
 
 use std::{
     fs,

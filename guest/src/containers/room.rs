@@ -105,9 +105,9 @@ impl Room {
     }
 }
 
-/// Has the kernel count memory that the host will give as memory that the machine has, as far as the
-/// kernel is ours (`packaging/machine/kernel.patch`). Returns how much the machine really has. Both
-/// are in bytes.
+/// Has the kernel count memory that the host will give as memory that the machine has, as far as
+/// the kernel is ours (`packaging/machine/kernel.patch`). Returns how much the machine really has.
+/// Both are in bytes.
 fn show(to_come: u64) -> Result<u64> {
     let path = "/proc/sys/vm/pages_to_come";
     let shown = match fs::read_to_string(path) {

@@ -84,8 +84,8 @@ pub fn process_limit(path: &Path) -> Option<u64> {
 }
 
 /// Returns the lowest number that a file has in the cgroup and those above it. The file has one
-/// name with version 2 and one with version 1, where it is in the hierarchy of a controller. A limit
-/// of `max` is none.
+/// name with version 2 and one with version 1, where it is in the hierarchy of a controller. A
+/// limit of `max` is none.
 fn lowest(path: &Path, controller: &str, [new, old]: [&str; 2]) -> Option<u64> {
     let (inside, root) = (relative(path).ok()?, auto().root());
     let limits = inside.ancestors().filter_map(|inside| {

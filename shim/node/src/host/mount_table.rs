@@ -41,8 +41,8 @@ impl MountTable {
         }
     }
 
-    /// Returns the path that a file or folder has in its file system. Two paths with the same device
-    /// (stat(2), `st_dev`) and the same place are the same file.
+    /// Returns the path that a file or folder has in its file system. Two paths with the same
+    /// device (stat(2), `st_dev`) and the same place are the same file.
     pub fn place(&self, path: &Path) -> Option<PathBuf> {
         let path = fs::canonicalize(path).ok()?;
         let status = statx(CWD, &path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;

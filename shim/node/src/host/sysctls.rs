@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// The parameters that belong to no namespace and are larger on a larger machine, or that an
-/// administrator raises for all: sysctl/fs.rst, sysctl/kernel.rst, sysctl/net.rst, sysctl/vm.rst and
-/// sysctl/user.rst of the kernel's documentation, and keyrings(7). The memory and the workloads of a
-/// node decide them, and a program finds them there wherever it runs.
+/// administrator raises for all: sysctl/fs.rst, sysctl/kernel.rst, sysctl/net.rst, sysctl/vm.rst
+/// and sysctl/user.rst of the kernel's documentation, and keyrings(7). The memory and the workloads
+/// of a node decide them, and a program finds them there wherever it runs.
 const NAMES: [&str; 28] = [
     "fs.aio-max-nr",
     "fs.epoll.max_user_watches",
