@@ -44,11 +44,12 @@ fn suite_passes_in_the_node(
         Debian::V13 => "1.7",
     };
     let target = paths::target();
+    // What they print is on the node's console meanwhile.
     let script = format!(
-        "cd {} && systemd-run --pipe --wait --collect --unit=suite --property=Delegate=yes \
+        "set -o pipefail; cd {} && systemd-run --pipe --wait --collect --unit=suite --property=Delegate=yes \
             --setenv=PATH=$PATH --setenv=HOME=/root --setenv=CARGO_TARGET_DIR={} \
             --setenv=CAISSON_TEST_CONTAINERD={version} --setenv=CAISSON_TEST_ACCELERATOR=kvm \
-            {program} --test-threads 1 2>&1",
+            {program} --test-threads 1 2>&1 | tee /dev/console",
         paths::workspace().display(),
         target.display(),
     );
