@@ -24,7 +24,10 @@ fn pod_lives_on_when_containerd_is_restarted() -> Result<()> {
 fn pod_lives_on_while_containerd_is_stopped() -> Result<()> {
     let node = site::installed()?;
     let pod = node.pod("stopped", json!({}))?;
-    let container = pod.container("while sleep 1; do date +%s >/tmp/now; done", json!({}))?;
+    let container = pod.container(
+        "while sleep 1; do date +%s >/tmp/next; mv /tmp/next /tmp/now; done",
+        json!({}),
+    )?;
     let qemu = pod.process("qemu")?;
     node.sh("systemctl stop containerd && sleep 5")?;
     assert_eq!(
