@@ -88,6 +88,6 @@ fn program(suite: &str) -> Result<String> {
             let program = artifact["executable"].as_str().filter(|_| is_it);
             program.map(str::to_owned)
         })
-        .last()
+        .next_back()
         .with_context(|| format!("cargo built no {suite}"))
 }
