@@ -7,6 +7,7 @@ use std::{
 
 use caisson_node::host::chain::chain;
 use caisson_oci::exec::Exec;
+use caisson_vmm::Accelerator;
 use containerd_shim::protos::{
     events::task::{
         TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
@@ -34,8 +35,9 @@ use crate::{
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// The time without a start in this pod after which the node prepares for the next pod.
 const AFTER_START: Duration = Duration::from_secs(1);
-/// The time without a start after which the guest begins to return free pages. Pods often come many
-/// at once, and this would take the cpus from those that are still starting.
+/// The time without a start after which the guest begins to return free pages, and an emulated one
+/// gets the node's cpus. Pods often come many at once, and this would take the cpus from those that
+/// are still starting.
 const AFTER_STARTS: Duration = Duration::from_secs(10);
 /// How often such a time is waited for at most.
 const WAITS: u32 = 3;
@@ -95,7 +97,11 @@ impl Pod {
     async fn follow_up(self: Arc<Self>, machine: Arc<Machine>) {
         self.step();
         self.quiet(AFTER_START).await;
-        self.give_cpus(&machine).await;
+        // Under emulation, plugging a cpu in takes much of the time of a start.
+        let is_emulated = machine.accelerator == Accelerator::Tcg;
+        if !is_emulated {
+            self.give_cpus(&machine).await;
+        }
         if let Some(spec) = machine.missing_template() {
             if let Err(error) = template::make(&self.config, self.vmm.as_ref(), &spec).await {
                 log::info!("make the template of the node's VMs: {}", error.chain());
@@ -103,6 +109,9 @@ impl Pod {
         }
         pool::fill(&self.config).await;
         self.quiet(AFTER_STARTS).await;
+        if is_emulated {
+            self.give_cpus(&machine).await;
+        }
         machine.return_free_pages().await;
     }
 
