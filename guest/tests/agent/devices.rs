@@ -120,7 +120,9 @@ async fn disk_is_shown_in_a_running_container_and_hidden_again() {
     let (_, stdout, stderr) = guest.run_in(&id, &process(&sh(look))).await;
     assert_eq!(stdout, "skill\nno write\n1\n", "{stderr}");
 
-    let user = process(&sh("cd /opt/skills/late && sleep 100"));
+    // The disk may be hidden again for a moment when the process looks for it.
+    let enter = "until cd /opt/skills/late; do sleep 0.01; done; sleep 100";
+    let user = process(&sh(enter));
     guest
         .exec(&id, "user", &user, &Default::default())
         .await
