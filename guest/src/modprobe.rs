@@ -17,12 +17,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         .filter(|word| !word.starts_with('-'));
     let mut code = ExitCode::SUCCESS;
     for name in names {
-        if !matches!(probe(&name), Ok(true)) {
-            code = ExitCode::FAILURE;
+        match probe(&name) {
+            // The module may have brought parameters. It is there, even if they stay as they are.
+            Ok(true) => drop(sysctls::raise()),
+            _ => code = ExitCode::FAILURE,
         }
     }
-    // A module may have brought parameters. It is there, even if they stay as they are.
-    let _ = sysctls::raise();
     code
 }
 

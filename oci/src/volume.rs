@@ -184,7 +184,6 @@ pub struct Pod<'a> {
 impl Pod<'_> {
     /// Decides where a bind mount comes from, and returns the path in it.
     pub fn source_of(&self, mount: &Mount, source: &Path) -> (Source, PathBuf) {
-        let wanted = self.volume(mount, source);
         let parts = self.found.get(source).into_iter();
         let found = parts
             .flat_map(|found| &found.parts)
@@ -192,6 +191,7 @@ impl Pod<'_> {
                 if self.is_own_empty_dir(whole) {
                     return Some((self.whole(mount, whole), path.clone()));
                 }
+                let wanted = self.volume(mount, source);
                 let mut mounted = self.mounted.iter();
                 let fits = |volume: &&Volume| volume.source == *whole && volume.has_all_of(&wanted);
                 Some((Source::Host(mounted.find(fits)?.clone()), path.clone()))
@@ -316,14 +316,9 @@ impl Pod<'_> {
 
     /// Returns whether a path is an emptyDir of this pod: a hostPath may name another pod's.
     fn is_own_empty_dir(&self, source: &Path) -> bool {
-        self.uid.is_some_and(|uid| is_empty_dir(source, uid))
+        let kind = source.parent().unwrap_or(source);
+        self.uid.is_some_and(|uid| kind.ends_with(empty_dirs(uid)))
     }
-}
-
-/// Whether a path is an emptyDir of the pod with this uid.
-pub fn is_empty_dir(source: &Path, uid: &str) -> bool {
-    let kind = source.parent().unwrap_or(source);
-    kind.ends_with(empty_dirs(uid))
 }
 
 impl Volume {

@@ -152,10 +152,7 @@ impl Containers {
             }
         }
         for place in container.parts.iter().rev() {
-            let others = |other: &Arc<Container>| {
-                !Arc::ptr_eq(other, container) && other.parts.contains(place)
-            };
-            if !self.lock().values().any(others) {
+            if !self.others_use(container, |other| other.parts.contains(place)) {
                 part::remove(place)?;
             }
         }
@@ -163,12 +160,9 @@ impl Containers {
         // its own here. The host can't unmount it while the guest holds it.
         let mut found = false;
         for path in &container.shared {
-            let others = |other: &Arc<Container>| {
-                !Arc::ptr_eq(other, container) && other.shared.contains(path)
-            };
             // What other containers use stays mounted: mounting it again would give them other
             // inodes.
-            if self.lock().values().any(others) {
+            if self.others_use(container, |other| other.shared.contains(path)) {
                 continue;
             }
             if path.components().count() > Path::new(SHARES).components().count() + 1 {
@@ -179,6 +173,13 @@ impl Containers {
             (true, Machine::Guest) => share::forget_files(),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a container other than this one uses something.
+    fn others_use(&self, container: &Arc<Container>, uses: impl Fn(&Container) -> bool) -> bool {
+        let all = self.lock();
+        let mut others = all.values().filter(|other| !Arc::ptr_eq(other, container));
+        others.any(|other| uses(other))
     }
 
     /// Waits for the end of a process and returns its status.

@@ -7,16 +7,14 @@
 //! keys.
 
 use std::{
+    collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
 };
 
 pub use caisson_oci::config::{Accelerator, NodeConfig};
 
-use crate::host::{
-    error::{FileError, OnFile},
-    sysctls,
-};
+use crate::host::error::{FileError, OnFile};
 
 /// What can go wrong with the node's configuration.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +144,8 @@ pub fn guest_image(config: &NodeConfig) -> caisson_vmm::Guest {
         modules: (config.guest.modules.is_some() || modules.exists()).then_some(modules),
         // The level was checked when the configuration was read.
         log_level: config.log.level.parse().unwrap_or(log::LevelFilter::Info),
-        sysctls: sysctls::of_the_node(),
+        // What a guest is to have of the node is read where a pod's VM is made.
+        sysctls: BTreeMap::new(),
     }
 }
 

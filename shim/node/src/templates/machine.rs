@@ -12,6 +12,7 @@ use crate::{
     host::{
         error::{FileError, OnFile},
         size::{host_cpus, host_memory_mib},
+        sysctls,
     },
 };
 
@@ -31,7 +32,10 @@ pub fn bare(
     Ok(VmSpec {
         id: String::new(),
         dir: PathBuf::new(),
-        guest: guest_image(config),
+        guest: Guest {
+            sysctls: sysctls::of_the_node(),
+            ..guest_image(config)
+        },
         cpus: SIZE.cpus,
         max_cpus: host_cpus(),
         memory: SIZE.memory_mib << 20,
