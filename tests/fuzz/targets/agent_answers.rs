@@ -213,7 +213,7 @@ async fn ask(agent: &Agent, call: Call) {
     };
     let asked = match call {
         Call::Configure => agent
-            .configure("web-0")
+            .configure("web-0", None)
             .await
             .map(|kernel| assert!(kernel.len() <= 131 && !kernel.contains(char::is_control))),
         Call::Pids => agent
