@@ -87,7 +87,8 @@ packages: ## the chart, the node image and the Debian package: the tests that ne
 
 pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD names (2, 1.7 or 1.6), sandboxes by CAISSON_TEST_SANDBOXER (shim)
 	@cargo xtask test-tools --posix
-	cargo test --no-fail-fast -p caisson-tests $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),$(old_skip),$(pods_of_2)) \
+	@cargo xtask test-tools --nerdctl
+	cargo test --no-fail-fast -p caisson-tests --test nerdctl $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),$(old_skip),$(pods_of_2)) \
 		$(if $(filter shim,$(CAISSON_TEST_SANDBOXER)),$(shim_skip))
 
 hostile: ready ## pods whose agent lies, and pods that take all they can, each for a minute: figures of what others had of it
@@ -163,6 +164,7 @@ lint: ## format, lock files, clippy, shell syntax, length of prose, licences
 	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --package caisson-guest --features hostile -- -D warnings
+	cargo clippy --manifest-path tests/fuzz/Cargo.toml --target-dir target -- -D warnings
 	bash -n packaging/setup .ci/run
 	@cargo xtask prose
 	@$(MAKE) --no-print-directory deny

@@ -196,7 +196,7 @@ fn found(sources: BTreeSet<PathBuf>) -> HashMap<PathBuf, Found> {
                 uid: 7,
                 gid: 8,
             },
-            made_up: (bytes.len() % 32 == 0).then_some("proc"),
+            made_up: bytes.len().is_multiple_of(32).then_some("proc"),
             parts: source
                 .parent()
                 .zip(source.file_name())
@@ -279,7 +279,12 @@ fn check_guest_spec(plan: &Plan, places: &Places) {
     for mount in spec.mounts().iter().flatten() {
         check_mount(mount, plan, places);
     }
-    let hooks = serde_json::to_value(spec.hooks()).unwrap_or_default();
+    // The container's own hook stays.
+    let hooks = spec.hooks().clone().map(|mut hooks| {
+        hooks.set_start_container(None);
+        hooks
+    });
+    let hooks = serde_json::to_value(hooks).unwrap_or_default();
     let none = |list: &serde_json::Value| list.as_array().is_none_or(Vec::is_empty);
     assert!(
         hooks
