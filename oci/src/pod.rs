@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use oci_spec::runtime::{LinuxNamespaceType, MountBuilder, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, MountBuilder, Spec};
 
 pub use crate::role::{Role, CONTAINER_TYPE, SANDBOX_ID};
 
@@ -78,9 +78,13 @@ fn of_pod(spec: &Spec, key: &str) -> Result<String> {
 /// Returns the path of the namespace of this type that a container is to join, or `None` if it gets
 /// its own or has none.
 pub fn joined(spec: &Spec, typ: LinuxNamespaceType) -> Option<&Path> {
+    namespace_of(spec, typ)?.path().as_deref()
+}
+
+/// Returns the namespace of a type that a spec asks for.
+pub fn namespace_of(spec: &Spec, typ: LinuxNamespaceType) -> Option<&LinuxNamespace> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
-    let mut namespaces = namespaces.iter();
-    namespaces.find(|ns| ns.typ() == typ)?.path().as_deref()
+    namespaces.iter().find(|ns| ns.typ() == typ)
 }
 
 /// Returns the process whose pid namespace a path is, as containerd names it (internal/cri/opts

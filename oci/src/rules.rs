@@ -124,13 +124,12 @@ pub const RULES: &[Rule] = &[
         drop: keep,
     },
     Rule {
-        field: "hooks",
+        field: "hooks.createContainer",
         action: Action::Refuse,
-        advice: "hooks act on namespaces of the host, which a container in a VM does not have; remove them",
+        advice: "it is a program of the host that acts inside the container, which a VM keeps apart; use createRuntime, which acts on the host, or startContainer, whose program is the container's",
         find: |spec, _| {
-            let hooks = serde_json::to_value(spec.hooks().as_ref()?).ok()?;
-            let set = |(_, list): &(&String, &serde_json::Value)| list.as_array().is_some_and(|l| !l.is_empty());
-            hooks.as_object()?.iter().find(set).map(|(name, _)| name.clone())
+            let hook = spec.hooks().as_ref()?.create_container().as_ref()?.first()?;
+            Some(hook.path().display().to_string())
         },
         drop: keep,
     },
@@ -259,7 +258,11 @@ pub const RULES: &[Rule] = &[
 ];
 
 /// The rows that concern a pod as a whole. They are checked before the pod is started.
-const SANDBOX_FIELDS: &[&str] = &["linux.namespaces", "linux.netDevices", "hooks"];
+const SANDBOX_FIELDS: &[&str] = &[
+    "linux.namespaces",
+    "linux.netDevices",
+    "hooks.createContainer",
+];
 
 /// Refuses a sandbox that the rows for pods don't allow. The rest of its spec is for the pause
 /// container, which is not run.
@@ -480,10 +483,15 @@ mod tests {
     }
 
     #[test]
-    fn hooks_are_refused() {
-        let message =
-            refusal(|value| value["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}));
-        assert!(message.contains("hooks prestart"), "{message}");
+    fn hook_of_the_host_inside_the_container_is_refused() {
+        let hooks = json!({"createContainer": [{"path": "/bin/true"}]});
+        let message = refusal(|value| value["hooks"] = hooks.clone());
+        assert!(
+            message.contains("hooks.createContainer /bin/true"),
+            "{message}"
+        );
+        let of_host = json!({"createRuntime": [{"path": "/bin/true"}]});
+        assert!(apply(&mut spec(|value| value["hooks"] = of_host), &Role::Alone).is_ok());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! spec says and what runc would do.
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, Mount, Process, Spec,
+    Capabilities, Hooks, LinuxCapabilities, LinuxCapabilitiesBuilder, Mount, Process, Spec,
 };
 
 use crate::{Error, IdMap, Result};
@@ -21,8 +21,7 @@ const DEFAULT_PERIOD: u64 = 100_000;
 
 /// Adapts a spec whose sources are the guest's.
 pub fn adapt(spec: &mut Spec) -> Result<()> {
-    // Hooks belong to the host, and the rules refuse them. An empty list is left of them.
-    spec.set_hooks(None);
+    keep_hooks_of_the_container(spec);
     let own_users = IdMap::of_namespace(spec).is_some();
     let process = spec.process_mut().as_mut();
     let process = process.ok_or(Error::Missing("process"))?;
@@ -38,6 +37,18 @@ pub fn adapt(spec: &mut Spec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Leaves the hooks that run inside the container. The shim runs those of the host.
+fn keep_hooks_of_the_container(spec: &mut Spec) {
+    let inside = spec.hooks().as_ref();
+    let inside = inside.and_then(|hooks| hooks.start_container().clone());
+    let inside = inside.filter(|hooks| !hooks.is_empty()).map(|hooks| {
+        let mut kept = Hooks::default();
+        kept.set_start_container(Some(hooks));
+        kept
+    });
+    spec.set_hooks(inside);
 }
 
 /// Takes the limit of cpu time out of a spec. Returns it as `cpu.max` of the container's cgroup has
@@ -149,6 +160,17 @@ mod tests {
         assert!(spec.hooks().is_none());
         let bounding = process.capabilities().clone().unwrap().bounding().clone();
         assert_eq!(bounding, Some(Capabilities::new()));
+    }
+
+    #[test]
+    fn only_the_hook_inside_the_container_goes_to_the_guest() {
+        let hooks = r#""hooks":{"createRuntime":[{"path":"/host"}],
+            "startContainer":[{"path":"/guest"}]}"#;
+        let spec = adapted(&SMALL.replace(r#""hooks":{}"#, hooks));
+        let hooks = spec.hooks().clone().unwrap();
+        assert!(hooks.create_runtime().is_none());
+        let inside = hooks.start_container().clone().unwrap();
+        assert_eq!(inside[0].path().to_str(), Some("/guest"));
     }
 
     #[test]

@@ -122,6 +122,11 @@ impl Wishes {
         pod::joined(&self.spec, LinuxNamespaceType::Network).map(Path::to_owned)
     }
 
+    /// Whether the spec asks for a network namespace: one that it names, or one of its own.
+    pub fn has_network(&self) -> bool {
+        pod::namespace_of(&self.spec, LinuxNamespaceType::Network).is_some()
+    }
+
     /// Returns the pid namespace that the container asks for. Without a pod it is its own: another
     /// one is refused.
     pub fn pid_namespace(&self) -> PidWish {

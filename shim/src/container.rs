@@ -12,6 +12,7 @@ use caisson_oci::{exec::Grants, Limits};
 
 use crate::{
     error::{Error, Result},
+    hooks::HostHooks,
     process::Process,
     stand_in::StandIn,
     stats,
@@ -25,6 +26,8 @@ pub struct Container {
     /// pid of its [`StandIn`].
     pub pid: u32,
     stand_in: Option<StandIn>,
+    /// The hooks that the host runs for it.
+    pub hooks: HostHooks,
     /// The init's pid in the guest. `None` for the sandbox, which is the VM itself.
     pub guest_pid: Option<u32>,
     /// Whether containerd has a task for the container and therefore gets events about it.
@@ -59,6 +62,7 @@ impl Container {
             init: Arc::new(init),
             pid,
             stand_in: None,
+            hooks: HostHooks::default(),
             guest_pid: Some(guest_pid),
             is_task: true,
             limits: Mutex::new(limits),

@@ -16,7 +16,8 @@ use caisson_node::{
 use containerd_shim::protos::ttrpc::{self, Code};
 
 use crate::{
-    agent::AgentError, network::NetworkError, share::ShareError, streams::StreamError, vm::VmError,
+    agent::AgentError, hooks::HookError, network::NetworkError, share::ShareError,
+    streams::StreamError, vm::VmError,
 };
 
 /// A failed request. Its text reaches the user through containerd, in `ctr`'s output or in that of
@@ -91,6 +92,9 @@ pub enum Error {
     /// The pod's network can't be set up.
     #[error("the pod's network")]
     Network(#[from] NetworkError),
+    /// A hook that the spec asks for failed.
+    #[error("hooks")]
+    Hook(#[from] HookError),
     /// A stream of a process can't be opened or connected.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -167,6 +171,10 @@ fn code(error: &Error) -> Code {
             | NetworkError::Read { .. }
             | NetworkError::Card { .. }
             | NetworkError::Forward { .. } => Code::UNKNOWN,
+        },
+        Error::Hook(error) => match error {
+            HookError::Run { .. } | HookError::Failed { .. } | HookError::File(_) => Code::UNKNOWN,
+            HookError::Timeout { .. } => Code::DEADLINE_EXCEEDED,
         },
         Error::Stream(error) => match error {
             StreamError::Uri { .. } => Code::INVALID_ARGUMENT,

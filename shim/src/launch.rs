@@ -10,7 +10,7 @@ use caisson_node::{
     host::{chain::chain, error::OnFile},
     state, templates,
 };
-use caisson_oci::{NodeConfig, Role};
+use caisson_oci::{Hooks, NodeConfig, Role};
 use containerd_shim::{
     api::DeleteResponse,
     asynchronous::{spawn, ExitSignal},
@@ -28,7 +28,9 @@ use crate::{
     bundle::read_config,
     error::{Error, Result},
     events::Events,
-    features, logger,
+    features,
+    hooks::HostHooks,
+    logger,
     machine::Site,
     pod::Pod,
     pool,
@@ -73,7 +75,7 @@ pub async fn run() -> Result<()> {
     }
     match flags.action.as_str() {
         "start" => answer(start(flags).await?.as_bytes()),
-        "delete" => answer(&delete(&flags)?),
+        "delete" => answer(&delete(&flags).await?),
         pool::ACTION => live_in_the_pool(&flags.id).await,
         templates::ACTION => template::build().await,
         _ => serve_new(flags).await,
@@ -142,8 +144,9 @@ fn pod_address(sandbox_id: &str) -> Result<String> {
         .map_err(Error::file("find the shim of the pod's sandbox by", path))
 }
 
-/// Removes what a dead shim left behind. Returns the answer for containerd.
-fn delete(flags: &Flags) -> Result<Vec<u8>> {
+/// Removes what a dead shim left behind, and runs the hooks that come after a container's end.
+/// Returns the answer for containerd.
+async fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let state_dir = config::load().unwrap_or_default().state_dir;
     // A container of a pod leaves nothing outside the pod, and the pod is removed with its sandbox.
     if !matches!(role(), Ok(Role::Container { .. })) {
@@ -151,6 +154,10 @@ fn delete(flags: &Flags) -> Result<Vec<u8>> {
         if let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) {
             remove_socket(&address);
         }
+    }
+    let bundle = std::env::current_dir().map_err(Error::file("find", "the bundle"))?;
+    if let Ok(hooks) = read_config(&bundle).and_then(|json| Ok(Hooks::parse(&json)?)) {
+        HostHooks::new(hooks, &flags.id, &bundle).stopped().await;
     }
     let response = DeleteResponse {
         exit_status: KILLED,

@@ -20,6 +20,7 @@ pub mod events;
 mod features;
 mod frames;
 mod guest_text;
+mod hooks;
 mod launch;
 pub mod limits;
 mod logger;

@@ -8,6 +8,13 @@ use std::{
 };
 
 use anyhow::{bail, Context, Result};
+use containerd_client::{
+    services::v1::{GetContainerRequest, UpdateContainerRequest},
+    tonic::Request,
+    with_namespace,
+};
+use prost_types::FieldMask;
+use serde_json::Value;
 
 use crate::{
     command::{self, Output, Running, Stdin},
@@ -56,6 +63,7 @@ pub struct ContainerBuilder<'n> {
     args: Vec<String>,
     stdin: Option<Vec<u8>>,
     log: Option<String>,
+    hooks: Option<Value>,
     limit: Duration,
 }
 
@@ -70,6 +78,7 @@ impl<'n> ContainerBuilder<'n> {
             args: Vec::new(),
             stdin: None,
             log: None,
+            hooks: None,
             limit: LIMIT,
         }
     }
@@ -143,6 +152,13 @@ impl<'n> ContainerBuilder<'n> {
         self
     }
 
+    /// Sets the spec's `hooks`, for which `ctr` has no flag. They go for
+    /// [`ContainerBuilder::start`].
+    pub fn hooks(mut self, hooks: Value) -> Self {
+        self.hooks = Some(hooks);
+        self
+    }
+
     /// Sets how long [`ContainerBuilder::run`] may take.
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -163,7 +179,7 @@ impl<'n> ContainerBuilder<'n> {
     /// Starts `ctr run --rm`, which keeps running beside the test.
     pub fn spawn(mut self) -> Result<Running> {
         let stdin = self.stdin.take();
-        let mut ctr = self.command(&["--rm"])?;
+        let mut ctr = self.command(&["run", "--rm"])?;
         let stdin = stdin.map(|bytes| Stdin::for_process(bytes, self.node, &self.id, ""));
         command::spawn(&mut ctr, stdin)
     }
@@ -171,14 +187,21 @@ impl<'n> ContainerBuilder<'n> {
     /// Returns a `ctr run --rm` command for a test that starts it with a terminal or pipes of its
     /// own.
     pub fn foreground(&self) -> Result<Command> {
-        self.command(&["--rm"])
+        self.command(&["run", "--rm"])
     }
 
     /// Starts the container and leaves it running: `ctr run --detach`.
     pub fn start(self) -> Result<Container<'n>> {
-        let mut ctr = match &self.log {
-            Some(uri) => self.command(&["--detach", "--log-uri", uri])?,
-            None => self.command(&["--detach", "--null-io"])?,
+        let mut ctr = match (&self.log, &self.hooks) {
+            (Some(uri), _) => self.command(&["run", "--detach", "--log-uri", uri])?,
+            (None, None) => self.command(&["run", "--detach", "--null-io"])?,
+            (None, Some(hooks)) => {
+                command::run(&mut self.command(&["container", "create"])?, None, LIMIT)?.ok()?;
+                set_hooks(self.node, &self.id, hooks.clone())?;
+                let mut ctr = self.node.ctr_command();
+                ctr.args(["task", "start", "--detach", "--null-io", &self.id]);
+                ctr
+            }
         };
         let container = Container {
             node: self.node,
@@ -195,9 +218,7 @@ impl<'n> ContainerBuilder<'n> {
     fn command(&self, how: &[&str]) -> Result<Command> {
         let image = self.node.image(&self.image)?;
         let mut ctr = self.node.ctr_command();
-        ctr.arg("run")
-            .args(how)
-            .args(["--runtime", self.runtime.name()]);
+        ctr.args(how).args(["--runtime", self.runtime.name()]);
         if self.runtime == Runtime::Gvisor {
             // Its shim gives streams of its own only to what CRI calls a sandbox.
             ctr.args(["--annotation", "io.kubernetes.cri.container-type=sandbox"])
@@ -210,6 +231,34 @@ impl<'n> ContainerBuilder<'n> {
             .args(&self.args);
         Ok(ctr)
     }
+}
+
+/// Writes hooks into the spec of a container that has no task yet.
+fn set_hooks(node: &Node, id: &str, hooks: Value) -> Result<()> {
+    let (id, namespace) = (id.to_owned(), node.tag());
+    node.call(|client| async move {
+        let mut containers = client.containers();
+        let request = GetContainerRequest { id };
+        let got = containers.get(with_namespace!(request, namespace)).await?;
+        let mut container = got.into_inner().container.context("no container")?;
+        let spec = container
+            .spec
+            .as_mut()
+            .context("a container without a spec")?;
+        let mut json: Value = serde_json::from_slice(&spec.value)?;
+        json["hooks"] = hooks;
+        spec.value = serde_json::to_vec(&json)?;
+        let request = UpdateContainerRequest {
+            container: Some(container),
+            update_mask: Some(FieldMask {
+                paths: vec!["spec".to_owned()],
+            }),
+        };
+        containers
+            .update(with_namespace!(request, namespace))
+            .await?;
+        Ok(())
+    })
 }
 
 /// A started container. Dropping it kills and removes it, so that a failed test leaves nothing

@@ -67,9 +67,9 @@ const USAGE: &str = "usage: cargo xtask JOB
                               these three with --as-is: of what is in target/dist; with --locked: refuse other
                               sources than the pinned ones
   release --check-reproducible  packs target/dist twice and compares
-  test-tools [--chart|--crictl|--gvisor|--integration|--posix]
+  test-tools [--chart|--crictl|--gvisor|--integration|--nerdctl|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
-                              crictl for nodes in VMs; gVisor for the bench; containerd's own CRI tests; --chart:
+                              crictl for nodes in VMs; gVisor for the bench; containerd's own CRI tests; nerdctl; --chart:
                               only helm and the description of Kubernetes' API
   cluster-tools [--conformance]
                               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; Kubernetes'
@@ -129,6 +129,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--gvisor"] => test_tools::build(&dirs, Further::Gvisor),
         ["test-tools", "--posix"] => test_tools::build(&dirs, Further::Posix),
         ["test-tools", "--chart"] => test_tools::build(&dirs, Further::Chart),
+        ["test-tools", "--nerdctl"] => test_tools::build(&dirs, Further::Nerdctl),
         ["test-tools", "--crictl"] => test_tools::build(&dirs, Further::Crictl),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["cluster-tools"] => test_tools::build_cluster(&dirs),

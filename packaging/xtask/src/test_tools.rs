@@ -155,6 +155,17 @@ const CRICTL: Tool = Tool {
     ldflags: "",
 };
 
+/// Runs containers as Docker's command does, and brings their network by hooks.
+const NERDCTL: Tool = Tool {
+    module: "nerdctl",
+    to: "nerdctl",
+    packages: &["github.com/containerd/nerdctl/v2/cmd/nerdctl"],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: "",
+};
+
 /// Kubernetes' own end-to-end tests, the program that runs several of them at once, and two
 /// programs of their images.
 const E2E: &str = "k8s.io/kubernetes/test/e2e";
@@ -218,6 +229,8 @@ pub enum Further {
     Chart,
     /// For `node_vm`.
     Crictl,
+    /// For `nerdctl`.
+    Nerdctl,
 }
 
 /// Builds containerd 2.1, runc and the `further` tools; unpacks containerd 1.7.
@@ -235,6 +248,7 @@ pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
         Further::Integration => build_integration(dirs),
         Further::Posix => build_posix(dirs),
         Further::Crictl => build_tool(dirs, &CRICTL),
+        Further::Nerdctl => build_tool(dirs, &NERDCTL),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use caisson_node::{host::chain::chain, oom_score, state::PodDir};
-use caisson_oci::{exec::Grants, plan, PidNamespace, PidWish, Plan, Role, Wishes};
+use caisson_oci::{exec::Grants, plan, Hooks, PidNamespace, PidWish, Plan, Role, Wishes};
 use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 
 use super::{base::Pod, request::CreateRequest};
@@ -20,13 +20,14 @@ use crate::{
     bundle::read_config,
     container::Container,
     error::{Error, Result},
+    hooks::HostHooks,
     logger::stage,
     machine::{Machine, Site},
     places::{self, Creation, PodsHome},
     plug::Plug,
     process::Process,
     share::Share,
-    stand_in::StandIn,
+    stand_in::{self, StandIn},
     streams::HostEnds,
 };
 
@@ -51,23 +52,38 @@ impl Pod {
         let json = read_config(&request.bundle)?;
         let wishes = Wishes::parse(&json, &self.config.policy, &self.namespace)?;
         let in_pod = matches!(wishes.role, Role::Container { .. });
+        let hooks = HostHooks::new(Hooks::parse(&json)?, &request.id, &request.bundle);
+        let stand_in = match in_pod || !hooks.is_empty() {
+            true => Some(StandIn::start(network(&wishes, &hooks))?),
+            false => None,
+        };
         let created = async {
+            if let Some(stand_in) = &stand_in {
+                hooks.create(stand_in.pid).await?;
+            }
             match wishes.role {
                 Role::Container { .. } => self.create_in_pod(&request, wishes).await,
                 Role::Sandbox => self.boot_sandbox(&request, wishes, true).await,
-                Role::Alone => self.create_alone(&request, wishes).await,
+                Role::Alone => self.create_alone(&request, wishes, stand_in.as_ref()).await,
             }
         };
-        let (machine, container) = match self.turns.take(&request.id, Box::pin(created)).await {
+        let (machine, mut container) = match self.turns.take(&request.id, Box::pin(created)).await {
             Ok(created) => created,
             Err(error) => {
                 // Nothing else is in the VM.
                 if !in_pod {
                     self.shutdown().await;
                 }
+                hooks.stopped().await;
                 return Err(error);
             }
         };
+        container.hooks = hooks;
+        match stand_in {
+            // The pid of a sandbox is that of its VM.
+            Some(stand_in) if !container.is_sandbox() => container.stand_in(stand_in),
+            _ => {}
+        }
         let container = self.admit(&request.id, container);
         self.score(&machine).await;
         self.events.send(TaskCreate {
@@ -89,14 +105,18 @@ impl Pod {
         Ok(container.pid)
     }
 
-    /// Creates a container that has a VM to itself.
+    /// Creates a container that has a VM to itself. Its network, unless the spec names one, is what
+    /// hooks have brought to its stand-in.
     async fn create_alone(
         self: &Arc<Self>,
         request: &CreateRequest,
         wishes: Wishes,
+        stand_in: Option<&StandIn>,
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
-        let (network, hostname) = (wishes.network(), wishes.hostname());
+        let brought = stand_in.filter(|_| wishes.has_network());
+        let network = wishes.network().or(brought.map(StandIn::network));
+        let hostname = wishes.hostname();
         let mut site = self.site(wishes.cgroups_path().as_deref())?;
         let mut prepared = self.prepare(&site.share, request, wishes).await?;
         let score = oom_score::of_vm(site.dir.class, &[prepared.plan.oom_score_adj()]);
@@ -130,10 +150,7 @@ impl Pod {
             let prepared = self.prepare(&machine.share, request, wishes).await?;
             stage(&request.id, "prepare", started);
             self.make_room(&machine, &[prepared.plan.limits]).await?;
-            let stand_in = StandIn::start()?;
-            let mut container = self.bring_in(&machine, request, prepared, started).await?;
-            container.stand_in(stand_in);
-            Ok(container)
+            self.bring_in(&machine, request, prepared, started).await
         };
         match created.await {
             Ok(container) => Ok((machine, container)),
@@ -297,5 +314,14 @@ impl Pod {
         (container.name, container.skills) = (name, skills);
         container.oom_score_adj = plan.oom_score_adj();
         Ok(container)
+    }
+}
+
+/// Returns the network namespace that hooks find by a container's pid.
+fn network(wishes: &Wishes, hooks: &HostHooks) -> stand_in::Network {
+    match wishes.network() {
+        Some(path) if !hooks.is_empty() => stand_in::Network::Of(path),
+        None if !hooks.is_empty() && wishes.has_network() => stand_in::Network::New,
+        _ => stand_in::Network::Host,
     }
 }

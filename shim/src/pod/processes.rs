@@ -86,6 +86,7 @@ impl Pod {
         }
         self.settle(&process, State::Running);
         if exec.is_empty() {
+            container.hooks.started(container.pid).await;
             tokio::spawn(self.clone().follow_up(machine));
         } else {
             self.watch(machine, process, &container);
@@ -254,6 +255,7 @@ impl Pod {
             self.score(&machine).await;
             machine.share.remove(id)?;
         }
+        container.hooks.stopped().await;
         self.events.send(TaskDelete {
             container_id: id.to_owned(),
             pid: container.pid,
