@@ -1,6 +1,7 @@
 //! Describes this runtime to containerd, which asks with `-info` (containerd, core/runtime/v2
 //! `PluginInfo`). Since 2.0, containerd starts a container with id-mapped mounts only with a
-//! runtime that declares support for them.
+//! runtime that declares support for them. It also tells the kubelet whether a handler has user
+//! namespaces and recursive read-only mounts.
 
 use containerd_shim::protos::{
     protobuf::{well_known_types::any::Any, Message, MessageField},
@@ -13,6 +14,7 @@ const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/F
 const FEATURES: &str = r#"{
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.2.0",
+    "mountOptions": ["bind", "rbind", "ro", "rro", "rw", "private", "rprivate", "slave", "rslave"],
     "linux": {
         "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
         "mountExtensions": { "idmap": { "enabled": true } }
@@ -42,13 +44,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn info_says_that_mounts_can_be_mapped() {
+    fn info_says_what_a_kubelet_wants_to_know_of_mounts() {
         let info = RuntimeInfo::parse_from_bytes(&info().unwrap()).unwrap();
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         assert_eq!(
             features["linux"]["mountExtensions"]["idmap"]["enabled"],
             true
         );
+        let options = features["mountOptions"].as_array().unwrap();
+        assert!(options.contains(&"rro".into()), "{options:?}");
         assert_eq!(info.name, caisson_node::config::RUNTIME);
     }
 }

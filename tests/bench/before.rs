@@ -62,7 +62,11 @@ fn configure(dist: &Path, config: &mut Value) {
 }
 
 fn put_programs(node: &Node, dist: &Path) -> Result<()> {
-    symlink(dist.join("bin"), node.programs()).context("link the programs of the build before")
+    let link = || {
+        fs::remove_dir_all(node.programs())?;
+        symlink(dist.join("bin"), node.programs())
+    };
+    link().context("link the programs of the build before")
 }
 
 /// Starts a container, since the first start of a node finds out about KVM, which takes time.

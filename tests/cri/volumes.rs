@@ -263,16 +263,13 @@ fn file_system_below_a_volume_goes_with_it(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
-/// containerd supports this since 2.0. Before that, what is mounted below stays as it is. The test
-/// has its own node, since containerd 2.1.4 crashes here when a runtime has not reported its
-/// features.
+/// containerd supports this since 2.0. Before that, what is mounted below stays as it is.
 #[rstest]
 #[case::runc(Runtime::Runc)]
-#[ignore = "containerd 2.1.4 asks no runtime but runc's for its features, and crashes without"]
 #[case::caisson(Runtime::Caisson)]
 fn recursive_read_only_goes_for_what_is_mounted_below(#[case] runtime: Runtime) -> Result<()> {
-    let node = CriNode::start()?;
-    let pod = node.pod().runtime(runtime).start()?;
+    let node = CriNode::shared();
+    let pod = pod(runtime)?;
     let volume = pod.folder("recursive-read-only")?;
     fs::create_dir_all(volume.join("below"))?;
     let _below = Mounted::tmpfs(&volume.join("below"), "size=1m")?;

@@ -1,7 +1,7 @@
 //! Writes the configuration files of a test node: containerd's, with and without its CRI plugin,
 //! and Caisson's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{json, Value};
 
@@ -11,6 +11,14 @@ use crate::{
     paths::{self, Containerd, Start},
     Runtime,
 };
+
+/// The name of the shim's program.
+pub const SHIM: &str = "containerd-shim-caisson-v2";
+
+/// Returns the folder of a test node that comes first in its search for programs, and has its shim.
+pub fn programs(dir: &Path) -> PathBuf {
+    dir.join("programs")
+}
 
 /// Returns containerd's config.toml with all paths below `dir`, without CRI and without any plugin
 /// that would look at the host's own paths.
@@ -32,6 +40,14 @@ pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
     let runsc = Runtime::Gvisor.name();
     let gvisor = gvisor::config_file(dir);
     let gvisor = gvisor.display();
+    // As `caisson node install` has it.
+    let sandbox = match version {
+        Containerd::V1_6 => format!("runtime_type = \"{caisson}\""),
+        Containerd::V1_7 | Containerd::V2 => format!(
+            "runtime_type = \"{runc}\"\nruntime_path = \"{}\"",
+            programs(dir).join(SHIM).display()
+        ),
+    };
     let pause = fixture::full_name("pause");
     let hosts = registry::hosts_dir(dir);
     let hosts = hosts.display();
@@ -74,7 +90,7 @@ default_runtime_name = "runc"
 runtime_type = "{runc}"
 
 [plugins."{runtime}".containerd.runtimes.sandbox]
-runtime_type = "{caisson}"
+{sandbox}
 pod_annotations = ["caisson.dev/*"]
 container_annotations = ["caisson.dev/*"]
 privileged_without_host_devices = true

@@ -135,6 +135,10 @@ impl Node {
         }
         fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;
         gvisor::configure(&dir)?;
+        let programs = config::programs(&dir);
+        fs::create_dir(&programs)?;
+        let shim = paths::dist().join("bin").join(config::SHIM);
+        symlink(shim, programs.join(config::SHIM))?;
         // A program that searches for containerd's process by this name finds only this node's.
         symlink(version.bin().join("containerd"), dir.join(&tag))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;
@@ -310,9 +314,9 @@ impl Node {
         fs::read_to_string(self.dir.join("logs/containerd.log")).unwrap_or_default()
     }
 
-    /// Returns a folder that comes first in this node's search for programs. It need not exist.
+    /// Returns the folder that comes first in this node's search for programs. The shim is in it.
     pub fn programs(&self) -> PathBuf {
-        self.dir.join("programs")
+        config::programs(&self.dir)
     }
 
     /// Returns containerd's `PATH`, in which it finds shims and runc.

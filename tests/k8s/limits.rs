@@ -65,6 +65,39 @@ fn kubelets_summary_has_cpu_and_memory_of_the_pod(#[case] runtime: Runtime) -> R
     command::poll("figures of the pod and its container", LIMIT, measured)
 }
 
+/// Prometheus gets a container's series here: docs/install.md.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn kubelets_resource_metrics_have_the_containers_series(#[case] runtime: Runtime) -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    let pod = namespace.pod("busy").runtime(runtime);
+    let pod = pod.sh("while :; do :; done").start()?;
+    let node = pod.get("{.spec.nodeName}")?;
+    let path = format!("/api/v1/nodes/{node}/proxy/metrics/resource");
+    let of_container = format!("namespace=\"{}\",pod=\"busy\"", namespace.name());
+    let measured = |name: &str| {
+        let metrics = cluster.kubectl(&["get", "--raw", &path]).ok()?.ok().ok()?;
+        let text = metrics.text();
+        let is_ours = |line: &&str| {
+            line.starts_with(&format!("{name}{{container=\"main\"")) && line.contains(&of_container)
+        };
+        // A line is `NAME{LABELS} VALUE TIMESTAMP`.
+        let line = text.lines().find(is_ours)?;
+        let value: f64 = line.split("} ").nth(1)?.split(' ').next()?.parse().ok()?;
+        (value > 0.0).then_some(())
+    };
+    for name in [
+        "container_cpu_usage_seconds_total",
+        "container_memory_working_set_bytes",
+        "container_start_time_seconds",
+    ] {
+        command::poll(name, LIMIT, || measured(name))?;
+    }
+    Ok(())
+}
+
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]

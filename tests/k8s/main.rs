@@ -3,6 +3,7 @@
 mod deployments;
 mod errors;
 mod examples;
+mod features;
 mod kubectl;
 mod limits;
 mod local;

@@ -18,7 +18,7 @@ pub fn block(
     lines.extend(version.map(|version| format!("version = {version}")));
     let name = &handler.name;
     lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
-    for (key, item) in settings(handler).iter() {
+    for (key, item) in settings(handler, None).iter() {
         lines.push(format!("  {key} = {}", item.to_string().trim()));
     }
     if !others.is_empty() {

@@ -10,12 +10,10 @@ mod handler;
 
 use std::{fmt, path::Path};
 
-use caisson_node::config::RUNTIME;
 use toml_edit::{value, Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
-use crate::shim::PROGRAM;
 use block::{block, block_in};
-use handler::settings;
+use handler::{is_ours, runtime_type, settings};
 
 pub use handler::Handler;
 
@@ -95,13 +93,13 @@ pub fn add_beside(
         document["version"] = value(format);
     }
     let path = path(cri(&document)?, &handler.name);
-    let settings = settings(handler);
-    if let Some(there) = find(document.as_item(), &path) {
-        let runtime = runtime_type(there).unwrap_or_default();
-        if !is_ours(runtime) {
+    let there = find(document.as_item(), &path);
+    let settings = settings(handler, there);
+    if let Some(there) = there {
+        if !is_ours(there) {
             return Err(ConfigError::Taken {
                 handler: handler.name.clone(),
-                runtime: runtime.to_owned(),
+                runtime: runtime_type(there).to_owned(),
             });
         }
         if let Some(block) = block_in(text) {
@@ -155,8 +153,7 @@ pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
     let mut found = false;
     for (_, cri) in CRI {
         let path = path(cri, handler);
-        let there = find(document.as_item(), &path);
-        if there.and_then(runtime_type).is_some_and(is_ours) {
+        if find(document.as_item(), &path).is_some_and(is_ours) {
             take(document.as_item_mut(), &path);
             found = true;
         }
@@ -175,7 +172,7 @@ pub fn has(text: &str, handler: &Handler) -> bool {
     };
     CRI.iter().any(|(_, cri)| {
         find(document.as_item(), &path(cri, &handler.name)).is_some_and(|there| {
-            settings(handler)
+            settings(handler, Some(there))
                 .iter()
                 .all(|(key, item)| there.get(key).and_then(plain) == plain(item))
         })
@@ -301,14 +298,6 @@ fn cri(document: &DocumentMut) -> Result<&'static str, ConfigError> {
 
 fn path<'a>(cri: &'a str, handler: &'a str) -> [&'a str; 5] {
     ["plugins", cri, "containerd", "runtimes", handler]
-}
-
-fn is_ours(runtime: &str) -> bool {
-    runtime == RUNTIME || Path::new(runtime).ends_with(PROGRAM)
-}
-
-fn runtime_type(handler: &Item) -> Option<&str> {
-    handler.get("runtime_type").and_then(Item::as_str)
 }
 
 fn find<'i>(item: &'i Item, path: &[&str]) -> Option<&'i Item> {

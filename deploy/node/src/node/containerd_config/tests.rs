@@ -176,6 +176,22 @@ fn handler_by_hand_keeps_what_more_it_says() {
         has(&added, &ours()) && added.contains("sandboxer = 'shim' # mine"),
         "{added}"
     );
+    // The program that makes the sandboxes is found by the type.
+    let by_type = Handler {
+        by_type: true,
+        ..ours()
+    };
+    assert!(has(&added, &by_type), "{added}");
+}
+
+#[test]
+fn handler_of_runcs_type_is_ours_only_with_our_program() {
+    let table = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.sandbox]\n\
+        runtime_type = 'io.containerd.runc.v2'\n";
+    let error = add(table, &ours(), 2).unwrap_err().to_string();
+    assert!(error.contains("io.containerd.runc.v2"), "{error}");
+    let older = format!("{table}runtime_path = '/opt/older/bin/containerd-shim-caisson-v2'\n");
+    assert!(has(&add(&older, &ours(), 2).unwrap(), &ours()));
 }
 
 #[test]
