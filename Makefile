@@ -90,6 +90,7 @@ pods: ready ## all tests by CRI, on the containerd that CAISSON_TEST_CONTAINERD 
 	@cargo xtask test-tools --nerdctl
 	cargo test --no-fail-fast -p caisson-tests --test nerdctl $(all_pods) $(if $(filter 1.%,$(CAISSON_TEST_CONTAINERD)),$(old_skip),$(pods_of_2)) \
 		$(if $(filter shim,$(CAISSON_TEST_SANDBOXER)),$(shim_skip))
+	cargo test --no-fail-fast -p caisson-tests --test rootfs -- --ignored
 
 hostile: ready ## pods whose agent lies, and pods that take all they can, each for a minute: figures of what others had of it
 	@cargo xtask image --hostile

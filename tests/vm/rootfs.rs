@@ -17,6 +17,7 @@ use rstest::rstest;
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
+#[ignore = "takes minutes: make pods"]
 fn image_of_50000_files_is_there_to_the_last_byte(#[case] runtime: Runtime) -> Result<()> {
     let line = "find /many -type f | wc -l; for d in /many/*; do cat $d/*; done | sha256sum";
     let container = Node::shared().container("many").runtime(runtime).sh(line);
@@ -136,6 +137,7 @@ fn device_node_on_a_file_system_of_the_host_is_refused() -> Result<()> {
 #[rstest]
 #[case::runc(Runtime::Runc)]
 #[case::caisson(Runtime::Caisson)]
+#[ignore = "takes minutes: make pods"]
 fn file_of_2_gib_is_written_and_read(#[case] runtime: Runtime) -> Result<()> {
     let line = "dd if=/dev/zero of=/big bs=1M count=2047 2>/dev/null && \
                 probe write-at /big 2147483640 overhead && stat -c %s /big && tail -c 8 /big && echo && \
