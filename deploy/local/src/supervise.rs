@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context, Result};
 use nix::{
     fcntl::{Flock, FlockArg},
-    sys::signal::{self, SigHandler, Signal},
+    sys::{
+        resource::{getrlimit, setrlimit, Resource},
+        signal::{self, SigHandler, Signal},
+    },
 };
 
 use crate::{
@@ -182,9 +185,15 @@ fn spawn(component: &Component, plan: &Plan) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    // SAFETY: prctl with PR_SET_PDEATHSIG is async-signal-safe and touches no memory.
+    // SAFETY: prctl with PR_SET_PDEATHSIG and setrlimit are async-signal-safe and touch no memory.
     unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+        command.pre_exec(|| {
+            // As in containerd's unit (LimitCORE), where the hard limit allows it. Containers of runc
+            // inherit it.
+            let (_, most) = getrlimit(Resource::RLIMIT_CORE)?;
+            setrlimit(Resource::RLIMIT_CORE, most, most)?;
+            Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)
+        });
     }
     command.spawn().with_context(|| format!("start {program}"))
 }
