@@ -97,9 +97,10 @@ hostile: ready ## pods whose agent lies, and pods that take all they can, each f
 	cargo test --no-fail-fast -p caisson-tests --test hostile_agent -- --nocapture --include-ignored
 	CAISSON_TEST_FULL=1 cargo test --no-fail-fast -p caisson-tests --test hostile_abuse -- --nocapture
 
-cri: ready ## containerd's own CRI tests, with runc and with Caisson
+cri: ready ## containerd's own CRI tests and critest, with runc and with Caisson: docs/conformance.md
 	@cargo xtask test-tools --integration
 	@cargo xtask run cri-integration
+	@cargo xtask run critest
 
 test-k8s: k8s-ready ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart
 	cargo test -p caisson-tests --test k8s -- --test-threads 2

@@ -8,11 +8,15 @@
 //! | `pause` | the program of a sandbox's own process, where a sandbox has one |
 //! | `empty` | no file and no command |
 //! | `volume` | `busybox` and a volume of its own at `/srv/data`, which is app's |
-//! | `hub-busybox` | `busybox` with the users and groups that Docker Hub's image of this name has |
+//! | `hub-busybox` | `busybox` with the users, groups and programs that other projects' tests expect in Docker Hub's |
 //! | `resource-consumer`, `volume-copy-up` | what containerd's own CRI tests need of these images |
 //! | `volume-ownership` | the same |
-//! | `httpd` | what Kubernetes' end-to-end tests need of the images `httpd` and `nginx` |
+//! | `httpd` | what Kubernetes' end-to-end tests and critest need of the images `httpd` and `nginx` |
+//! | `httpd-12003` | the same on port 12003 |
 //! | `nonroot`, `nonewprivs` | what Kubernetes' end-to-end tests need of these images |
+//! | `predefined-group` | `busybox` with a user of a group, for critest |
+//! | `user-uid`, `user-name`, `user-uid-group`, `user-name-group` | `busybox` for users that critest knows |
+//! | `marked-X` | nothing but an empty file `/X` |
 //! | `many` | `busybox` and 50,000 files below `/many` |
 //!
 //! Images made of Debian packages are in [`crate::debian`].
@@ -45,6 +49,9 @@ pub const APP: Owner = Owner {
     gid: 1000,
 };
 
+/// A program that prints the processes with this text in their names.
+const PGREP: &[u8] = b"#!/bin/sh\ngrep -l -- \"$1\" /proc/[0-9]*/comm 2>/dev/null\n";
+
 /// Returns the name under which containerd knows an image of this module.
 pub fn full_name(name: &str) -> String {
     format!("localhost/{name}:test")
@@ -57,7 +64,8 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
         return archive;
     }
     let mut image = ImageBuilder::new(dir)?;
-    if name != "empty" {
+    let mark = name.strip_prefix("marked-");
+    if name != "empty" && mark.is_none() {
         busybox(&mut image)?;
     }
     match name {
@@ -90,9 +98,31 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
                 root(0o644),
                 b"root:x:0:\ndaemon:x:1:\nwheel:x:10:root\nnogroup:x:65534:\n",
             )?;
+            // What Debian's busybox has no applet for.
+            image.copy(Path::new("/usr/bin/ipcs"), "usr/bin/ipcs", root(0o755))?;
+            image.file("usr/bin/pgrep", root(0o755), PGREP)?;
         }
-        "httpd" => {
-            image.config("Cmd", json!(["httpd", "-f", "-p", "80"]));
+        "httpd" => httpd(&mut image, 80)?,
+        "httpd-12003" => httpd(&mut image, 12003)?,
+        "predefined-group" => {
+            let user = b"root:x:0:0:root:/root:/bin/sh\ndefault-user:x:1000:1000::/home:/bin/sh\n";
+            let groups = b"root:x:0:\ndefault-user:x:1000:\n\
+                           group-defined-in-image:x:50000:default-user\n";
+            image.file("etc/passwd", root(0o644), user)?;
+            image.file("etc/group", root(0o644), groups)?;
+            image.config("User", json!("1000"));
+        }
+        "user-uid" => {
+            image.config("User", json!("1002"));
+        }
+        "user-name" => {
+            image.config("User", json!("www-data"));
+        }
+        "user-uid-group" => {
+            image.config("User", json!("1003:1004"));
+        }
+        "user-name-group" => {
+            image.config("User", json!("www-data:1004"));
         }
         "nonroot" => {
             image.config("User", json!("1234"));
@@ -126,7 +156,10 @@ pub fn archive(name: &str, dir: &Path) -> Result<PathBuf> {
         }
         "files" => files(&mut image)?,
         "many" => many(&mut image)?,
-        other => bail!("no image is called {other}"),
+        other => match mark {
+            Some(mark) => image.file(mark, root(0o644), b"")?,
+            None => bail!("no image is called {other}"),
+        },
     }
     let archive = dir.join(format!("{name}.tar"));
     image
@@ -167,6 +200,15 @@ fn busybox(image: &mut ImageBuilder) -> Result<()> {
         image.symlink(&format!("bin/{applet}"), "busybox")?;
     }
     probe(image)
+}
+
+/// Adds a web server with a page. It names itself in its log, as Docker Hub's image does.
+fn httpd(image: &mut ImageBuilder, port: u16) -> Result<()> {
+    image.dir("www", root(0o755))?;
+    image.file("www/index.html", root(0o644), b"served by httpd\n")?;
+    let line = format!("echo httpd on port {port}; exec httpd -f -p {port} -h /www");
+    image.config("Cmd", json!(["sh", "-c", line]));
+    Ok(())
 }
 
 /// Adds the `probe` program together with the host's libraries to which it is linked.

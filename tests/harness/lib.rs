@@ -25,13 +25,15 @@
 //!   [`debian`]: images of Debian packages;
 //! - [`skill`]: skills of a node; [`s3`], [`registry`], [`faults`]: the sources of skills, and
 //!   their failures;
-//! - [`exceptions`]: the failures allowed in other projects' tests;
+//! - [`exceptions`]: the failures allowed in other projects' tests; [`ginkgo`]: their reports;
+//!   [`comparison`]: their results with runc and with Caisson;
 //! - [`bridge`]: network namespaces as CNI leaves them;
 //! - [`hostile`]: what a pod must not do to its node; [`gvisor`]: another runtime to compare with;
 //! - [`leftovers`]: what Caisson leaves on the host; [`proc`]: `/proc` of the host's processes.
 
 pub mod bridge;
 pub mod command;
+pub mod comparison;
 pub mod config;
 pub mod container;
 pub mod cri;
@@ -41,6 +43,7 @@ pub mod exceptions;
 pub mod exec;
 pub mod faults;
 pub mod fixture;
+pub mod ginkgo;
 pub mod gvisor;
 pub mod hostile;
 pub mod k8s;

@@ -163,6 +163,17 @@ pub fn conformance(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Returns the program with the tests of CRI. If it is missing, the error says how to get it.
+pub fn critest() -> Result<PathBuf> {
+    let path = target().join("cache/tools/cri-tools/bin/critest");
+    ensure!(
+        path.exists(),
+        "no {}: cargo xtask test-tools --integration",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// Returns the names of what is in a folder; none if it is not there.
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

@@ -12,8 +12,9 @@ use crate::{command, node::LIMIT};
 
 const PROGRAM: &str = "/usr/bin/docker-registry";
 /// The registries that this one stands in for. A short name such as `busybox` is docker.io's.
-const PUBLIC: [&str; 5] = [
+const PUBLIC: [&str; 6] = [
     "docker.io",
+    "gcr.io",
     "registry.k8s.io",
     "ghcr.io",
     "quay.io",

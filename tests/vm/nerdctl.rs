@@ -75,12 +75,8 @@ impl Nerdctl {
         // It adds a network of its own to the folder.
         let networks = node.dir().join("nerdctl-cni");
         fs::create_dir_all(&networks)?;
-        let network = "10-bridge.conflist";
-        fs::copy(
-            network::conf_dir(node.dir()).join(network),
-            networks.join(network),
-        )
-        .context("copy the network")?;
+        let network = network::conf_file(node.dir());
+        fs::copy(network, networks.join("10-bridge.conflist")).context("copy the network")?;
         Ok(Self { node, program })
     }
 

@@ -69,15 +69,15 @@ const USAGE: &str = "usage: cargo xtask JOB
   release --check-reproducible  packs target/dist twice and compares
   test-tools [--chart|--crictl|--gvisor|--integration|--nerdctl|--posix]
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
-                              crictl for nodes in VMs; gVisor for the bench; containerd's own CRI tests; nerdctl; --chart:
-                              only helm and the description of Kubernetes' API
+                              crictl for nodes in VMs; gVisor for the bench; containerd's own CRI tests and critest;
+                              nerdctl; --chart: only helm and the description of Kubernetes' API
   cluster-tools [--conformance]
                               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; Kubernetes'
                               own end-to-end tests
   node-vm [12|13]             the disks of Debian 12's and 13's nodes that `make test-node` boots, into
                               ~/.cache/caisson/node-vm
   demo                        builds what it needs of dist, then: two containers in VMs of their own, with a skill and a home, by Debian's containerd
-  run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, conformance
+  run NAME [ARGUMENT ...]     a program of the tests' crate: bench, cri-integration, critest, conformance
   timings                     which crates the programs of the demo take their time to build for
   prose                       comments and pages have at most 100 characters a line
   deny                        licences, bans and sources of the dependencies

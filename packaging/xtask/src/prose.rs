@@ -11,7 +11,8 @@ use crate::{dirs::Dirs, files, step};
 
 /// The longest line, in characters.
 const MAX: usize = 100;
-/// Files that are not written by hand: a page that `make conformance` writes, and inputs of tests.
+/// Files that are not written by hand: a page that `make conformance` and `make cri` write, and
+/// inputs of tests.
 const OTHERS: [&str; 3] = [
     "docs/conformance.md",
     "deploy/node/tests/configs/",

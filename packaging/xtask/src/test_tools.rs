@@ -155,6 +155,9 @@ const CRICTL: Tool = Tool {
     ldflags: "",
 };
 
+/// The tests of CRI by the same project.
+const CRITEST: &str = "sigs.k8s.io/cri-tools/cmd/critest";
+
 /// Runs containers as Docker's command does, and brings their network by hooks.
 const NERDCTL: Tool = Tool {
     module: "nerdctl",
@@ -166,8 +169,8 @@ const NERDCTL: Tool = Tool {
     ldflags: "",
 };
 
-/// Kubernetes' own end-to-end tests, the program that runs several of them at once, and two
-/// programs of their images.
+/// Kubernetes' own end-to-end tests, the program that runs several of them at once, and a program
+/// of their images.
 const E2E: &str = "k8s.io/kubernetes/test/e2e";
 const E2E_PROGRAMS: Tool = Tool {
     module: "kubernetes",
@@ -175,12 +178,22 @@ const E2E_PROGRAMS: Tool = Tool {
     packages: &[
         "github.com/onsi/ginkgo/v2/ginkgo",
         "k8s.io/kubernetes/test/images/agnhost",
-        "k8s.io/kubernetes/test/images/nonewprivs",
     ],
     tags: "",
     cgo: false,
     name: None,
     ldflags: KUBERNETES_VERSION,
+};
+
+/// The program of another of their images, which critest has too.
+const NONEWPRIVS: Tool = Tool {
+    module: "kubernetes",
+    to: "conformance",
+    packages: &["k8s.io/kubernetes/test/images/nonewprivs"],
+    tags: "",
+    cgo: false,
+    name: Some("nonewprivs"),
+    ldflags: "",
 };
 
 /// The module with the files that the cluster is built from, and where they go below
@@ -221,7 +234,7 @@ pub enum Further {
     Nothing,
     /// For the bench.
     Gvisor,
-    /// For `cargo xtask run cri-integration`.
+    /// For `cargo xtask run cri-integration` and `cargo xtask run critest`.
     Integration,
     /// For `cri_home_posix`.
     Posix,
@@ -245,7 +258,10 @@ pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
     match further {
         Further::Nothing | Further::Chart => Ok(()),
         Further::Gvisor => build_gvisor(dirs),
-        Further::Integration => build_integration(dirs),
+        Further::Integration => {
+            build_integration(dirs)?;
+            build_critest(dirs)
+        }
         Further::Posix => build_posix(dirs),
         Further::Crictl => build_tool(dirs, &CRICTL),
         Further::Nerdctl => build_tool(dirs, &NERDCTL),
@@ -265,6 +281,7 @@ pub fn build_cluster(dirs: &Dirs) -> Result<()> {
 pub fn build_conformance(dirs: &Dirs) -> Result<()> {
     build_cluster(dirs)?;
     build_tool(dirs, &E2E_PROGRAMS)?;
+    build_tool(dirs, &NONEWPRIVS)?;
     copy_from_module(dirs, &CERTIFICATE)?;
     build_tests(
         dirs,
@@ -314,6 +331,14 @@ fn build_integration(dirs: &Dirs) -> Result<()> {
         .current_dir(module(dirs, CONTAINERD.module))
         .env("CGO_ENABLED", "0");
     step::run(&dirs.log, "failpoints", &mut build)
+}
+
+/// Builds critest, and the one program of its images that busybox can't stand in for.
+fn build_critest(dirs: &Dirs) -> Result<()> {
+    build_tool(dirs, &NONEWPRIVS)?;
+    let bin = bin(dirs, &CRICTL);
+    files::make_dir(&bin)?;
+    build_tests(dirs, &CRICTL, CRITEST, &bin.join("critest"))
 }
 
 /// Builds the tests of a package as a program, from the module of `tool` and with its flags. Go's
@@ -392,7 +417,8 @@ fn build_gvisor_shim(dirs: &Dirs, shim: &Path) -> Result<()> {
 
 fn build_tool(dirs: &Dirs, tool: &Tool) -> Result<()> {
     let stamp = format!("{}{tool:?}", pins(dirs, tool)?);
-    let stamp_path = bin(dirs, tool).join(format!(".{}", tool.module));
+    let stamp_name = tool.name.unwrap_or(tool.module);
+    let stamp_path = bin(dirs, tool).join(format!(".{stamp_name}"));
     once(&stamp_path, &stamp, || compile(dirs, tool))
 }
 

@@ -123,15 +123,14 @@ fn configure(node: &CriNode, pause: &str) -> Result<Table> {
 /// Configures the node's own network, with its bridge and addresses, for the plugin that can fail.
 /// Returns the folder.
 fn failpoint_network(dir: &Path) -> Result<PathBuf> {
-    const FILE: &str = "10-bridge.conflist";
-    let text = fs::read_to_string(network::conf_dir(dir).join(FILE))?;
+    let text = fs::read_to_string(network::conf_file(dir))?;
     let mut conf: Value = serde_json::from_str(&text)?;
     let plugin = &mut conf["plugins"][0];
     plugin["type"] = FAILPOINT_PLUGIN.into();
     plugin["capabilities"] = json!({ "io.kubernetes.cri.pod-annotations": true });
     let conf_dir = dir.join("cni-failpoint");
     fs::create_dir_all(&conf_dir)?;
-    fs::write(conf_dir.join(FILE), conf.to_string())?;
+    fs::write(conf_dir.join("10-bridge.conflist"), conf.to_string())?;
     Ok(conf_dir)
 }
 

@@ -21,12 +21,19 @@ const RESULTS: &str = "/var/lib/cni/results";
 /// The folder in which host-local keeps a network's addresses, in a subfolder named after the
 /// network. The path could be changed, but containerd's own tests look for the addresses here.
 const ADDRESSES: &str = "/var/lib/cni/networks";
+/// The name of the configuration's file.
+const FILE: &str = "10-bridge.conflist";
 /// `IFNAMSIZ` without the NUL, netdevice(7).
 const NAME_MAX: usize = 15;
 
 /// Returns the folder with the network's configuration.
 pub fn conf_dir(dir: &Path) -> PathBuf {
     dir.join("cni")
+}
+
+/// Returns the file of the network's configuration.
+pub fn conf_file(dir: &Path) -> PathBuf {
+    conf_dir(dir).join(FILE)
 }
 
 /// Claims a subnet and writes the network's configuration. The bridge's name is the node's tag.
@@ -56,9 +63,8 @@ pub fn configure(tag: &str, dir: &Path) -> Result<()> {
             },
         }],
     });
-    let conf_dir = conf_dir(dir);
-    fs::create_dir_all(&conf_dir)?;
-    fs::write(conf_dir.join("10-bridge.conflist"), conf.to_string())?;
+    fs::create_dir_all(conf_dir(dir))?;
+    fs::write(conf_file(dir), conf.to_string())?;
     Ok(())
 }
 

@@ -40,10 +40,9 @@ impl<'n> Registry<'n> {
     }
 
     /// Makes an image of [`crate::fixture`] available under a public name such as
-    /// `docker.io/library/busybox:1.36`.
+    /// `docker.io/library/busybox:1.36`. CRI has the image only when it has pulled it.
     pub fn publish(&self, fixture: &str, name: &str) -> Result<()> {
-        let full = self.node.image_in(super::NAMESPACE, fixture)?;
-        self.server
-            .push(self.node.ctr_in(super::NAMESPACE), &full, name)
+        let full = self.node.image_in(self.node.tag(), fixture)?;
+        self.server.push(self.node.ctr_command(), &full, name)
     }
 }

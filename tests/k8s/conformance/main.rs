@@ -3,25 +3,26 @@
 //! has its own cluster. Both run at the same time, since two of the tests wait half an hour.
 //!
 //! What passes with runc has to pass with Caisson, and nothing may fail with runc. Exceptions are
-//! listed in `exceptions.toml`, each with its reason, and they have to fail. If all tests ran, the
-//! program writes `docs/conformance.md`. With arguments, only the tests run whose name contains one
-//! of them. With `--last`, none run, and the last run is judged again with the current exceptions.
+//! listed in `exceptions.toml`, each with its reason, and they have to fail. If all tests ran and
+//! ended as they have to, the program writes a section of `docs/conformance.md`. With arguments,
+//! only the tests run whose name contains one of them. With `--last`, none run, and the last run is
+//! judged again with the current exceptions.
 
-mod report;
 mod suite;
 
 use std::{
-    collections::BTreeMap,
     os::unix::process::CommandExt,
     process::{Child, Command, ExitCode},
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use caisson_tests::{exceptions::Exceptions, node::exit_on_signals, Runtime};
+use caisson_tests::{
+    comparison::Comparison, exceptions::Exceptions, node::exit_on_signals, Runtime,
+};
 use nix::sys::signal::Signal;
 
-use crate::suite::Ended;
-
+/// The section's heading in `docs/conformance.md`.
+const HEADING: &str = "Kubernetes' end-to-end tests for nodes";
 /// An argument that, followed by a runtime's handler, makes this program run the tests with it.
 const WITH: &str = "--with";
 /// An argument that judges the last run in place of a new one.
@@ -36,14 +37,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A test's results with runc and with Caisson, and the verdict.
-struct Row {
-    name: String,
-    runc: Ended,
-    caisson: Ended,
-    note: std::result::Result<String, &'static str>,
 }
 
 fn run() -> Result<bool> {
@@ -67,13 +60,24 @@ fn run() -> Result<bool> {
             ensure!(status.success(), "a run ended with {status}");
         }
     }
-    let rows = compare(suite::ended(runc)?, suite::ended(caisson)?, &exceptions)?;
-    ensure!(!rows.is_empty(), "no test is called {args:?}");
-    print!("{}", report::text(&rows));
-    if rows.len() == names.len() {
-        report::write(&rows, &suite::node(caisson)?)?;
+    let comparison = Comparison::new(suite::ended(runc)?, suite::ended(caisson)?, &exceptions)?;
+    print!("{}", comparison.text());
+    if comparison.has_all(&names) && comparison.is_good() {
+        comparison.write(HEADING, &introduction(&suite::node(caisson)?))?;
     }
-    Ok(rows.iter().all(|row| row.note.is_ok()))
+    Ok(comparison.is_good())
+}
+
+fn introduction(node: &str) -> String {
+    format!(
+        "`make conformance` runs the tests of `k8s.io/kubernetes/test/e2e` that every node has to pass\n\
+         (`[NodeConformance]`), with runc and with Caisson as containerd's default runtime, each on a cluster\n\
+         of one node: {node}.\n\
+         With Caisson the tests' pods get its RuntimeClass too (`tests/k8s/conformance/class.yaml`), so that\n\
+         the memory that a VM takes is counted. The exceptions are named in\n\
+         `tests/k8s/conformance/exceptions.toml`. Seconds are those of a test with its pods, three tests at\n\
+         once.\n"
+    )
 }
 
 /// Starts this program for one runtime. The process ends with this one.
@@ -87,25 +91,4 @@ fn start(handler: &str, parts: &[String]) -> Result<Child> {
     command
         .spawn()
         .with_context(|| format!("start the run with {handler}"))
-}
-
-fn compare(
-    runc: BTreeMap<String, Ended>,
-    mut caisson: BTreeMap<String, Ended>,
-    exceptions: &Exceptions,
-) -> Result<Vec<Row>> {
-    let rows = runc.into_iter().map(|(name, runc)| {
-        let caisson = caisson
-            .remove(&name)
-            .with_context(|| format!("{name} did not run with Caisson"))?;
-        let note = exceptions.judge(&name, runc.outcome, caisson.outcome);
-        let note = note.map(str::to_owned);
-        Ok(Row {
-            name,
-            runc,
-            caisson,
-            note,
-        })
-    });
-    rows.collect()
 }

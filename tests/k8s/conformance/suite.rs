@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -12,11 +12,10 @@ use anyhow::{ensure, Context, Result};
 use caisson_local::components::MARK;
 use caisson_tests::{
     command,
-    exceptions::Outcome,
+    ginkgo::{self, Ended},
     k8s::{program, Registry, TestCluster, LIMIT},
     paths, proc, Runtime,
 };
-use serde_json::Value;
 
 /// For each image, the tests' name and the image that is served.
 const IMAGES: [(&str, &str); 9] = [
@@ -44,27 +43,18 @@ const AT_ONCE: u32 = 3;
 /// How long all of them may take with one runtime.
 const ALL: Duration = Duration::from_secs(2 * 3600);
 
-/// The result of a test.
-#[derive(Debug, Clone)]
-pub struct Ended {
-    pub outcome: Outcome,
-    pub seconds: f64,
-    /// The first line of a failure.
-    pub why: String,
-}
-
 /// Returns the tests' names.
 pub fn names() -> Result<BTreeSet<String>> {
     let path = logs()?.join("names.json");
     let report = format!("--ginkgo.json-report={}", path.display());
     let filter = format!("--ginkgo.label-filter={LABEL}");
     e2e(&["--ginkgo.dry-run", &filter, &report])?;
-    Ok(read(&path)?.into_keys().collect())
+    Ok(ginkgo::read(&path)?.into_keys().collect())
 }
 
 /// Returns the results of the last run with this runtime.
 pub fn ended(handler: &str) -> Result<BTreeMap<String, Ended>> {
-    read(&logs()?.join(report(handler)))
+    ginkgo::read(&logs()?.join(report(handler)))
 }
 
 /// Returns the description of the node of that run.
@@ -97,15 +87,19 @@ pub fn run(handler: &str, parts: &[String]) -> Result<()> {
     // If ginkgo can't write a report, that of an earlier run must not be taken for this one's.
     let _ = fs::remove_file(logs.join(report(handler)));
     let cluster = nodes.cluster();
-    let mut ginkgo = Command::new(paths::conformance("ginkgo")?);
-    ginkgo
+    let mut runner = Command::new(paths::conformance("ginkgo")?);
+    runner
         .arg(format!("--procs={AT_ONCE}"))
         .arg(format!("--label-filter={LABEL}"))
         .arg(format!("--timeout={}s", ALL.as_secs()))
         .arg(format!("--output-dir={}", logs.display()))
         .arg(format!("--json-report={}", report(handler)))
         .args(["--no-color", "--silence-skips", "-v"])
-        .args(parts.iter().map(|part| format!("--focus={}", quote(part))))
+        .args(
+            parts
+                .iter()
+                .map(|part| format!("--focus={}", ginkgo::focus(part))),
+        )
         .arg(paths::conformance("e2e.test")?)
         .args(["--", "--provider=skeleton", "--num-nodes=1"])
         .arg(format!(
@@ -121,7 +115,7 @@ pub fn run(handler: &str, parts: &[String]) -> Result<()> {
         .current_dir(&logs)
         .stdout(output.try_clone()?)
         .stderr(output);
-    let mut process = ginkgo.spawn().context("start ginkgo")?;
+    let mut process = runner.spawn().context("start ginkgo")?;
     // The exit code says only whether all have passed.
     let ended = command::wait(&mut process, ALL + LIMIT)?;
     ensure!(ended.is_some(), "not within {ALL:?}: {}", log.display());
@@ -185,53 +179,4 @@ fn e2e(args: &[&str]) -> Result<String> {
     let mut e2e = Command::new(paths::conformance("e2e.test")?);
     let output = command::run(e2e.args(args), None, LIMIT)?;
     Ok(output.ok()?.text())
-}
-
-/// Returns a regular expression that matches this text.
-fn quote(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == ' ';
-    text.chars()
-        .flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c]))
-        .collect()
-}
-
-/// Reads a report of ginkgo (`types.Report` of its Go module): the tests that ran, or would have
-/// run in a dry run.
-fn read(path: &Path) -> Result<BTreeMap<String, Ended>> {
-    let text = fs::read(path).with_context(|| path.display().to_string())?;
-    let reports: Value = serde_json::from_slice(&text)?;
-    let specs = reports[0]["SpecReports"].as_array();
-    let specs = specs.context("a report without tests")?.iter();
-    let mut ended = BTreeMap::new();
-    for spec in specs.filter(|spec| spec["LeafNodeType"] == "It") {
-        let state = spec["State"].as_str().unwrap_or_default();
-        let failure = &spec["Failure"]["Message"];
-        let outcome = match state {
-            "passed" => Outcome::Passed,
-            // A test that skipped itself gives a reason. A test that was not selected does not.
-            "skipped" | "pending" if failure.as_str().is_none_or(str::is_empty) => continue,
-            "skipped" => Outcome::Skipped,
-            _ => Outcome::Failed,
-        };
-        let why = failure.as_str().unwrap_or_default();
-        ended.insert(
-            name(spec),
-            Ended {
-                outcome,
-                seconds: spec["RunTime"].as_f64().unwrap_or_default() / 1e9,
-                why: why.lines().next().unwrap_or_default().to_owned(),
-            },
-        );
-    }
-    Ok(ended)
-}
-
-/// Returns a test's name as in the tests' own reports.
-fn name(spec: &Value) -> String {
-    let texts = spec["ContainerHierarchyTexts"].as_array();
-    let texts = texts.into_iter().flatten().chain([&spec["LeafNodeText"]]);
-    texts
-        .filter_map(Value::as_str)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
