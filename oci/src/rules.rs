@@ -117,6 +117,13 @@ pub const RULES: &[Rule] = &[
         drop: keep,
     },
     Rule {
+        field: "linux.uidMappings",
+        action: Action::Refuse,
+        advice: "root of a container with users of its own has to be one of them: map the id 0 of users and of groups",
+        find: |spec, _| (!IdMap::of_namespace(spec)?.has_root()).then(|| "without 0".to_owned()),
+        drop: keep,
+    },
+    Rule {
         field: "linux.netDevices",
         action: Action::Refuse,
         advice: "the host's network devices can't be moved into the guest; remove them",
@@ -260,6 +267,7 @@ pub const RULES: &[Rule] = &[
 /// The rows that concern a pod as a whole. They are checked before the pod is started.
 const SANDBOX_FIELDS: &[&str] = &[
     "linux.namespaces",
+    "linux.uidMappings",
     "linux.netDevices",
     "hooks.createContainer",
 ];
@@ -480,6 +488,22 @@ mod tests {
             let message = refusal(|value| value["mounts"] = json!([mount]));
             assert!(message.contains("mounts.uidMappings /a"), "{message}");
         }
+    }
+
+    #[test]
+    fn users_without_root_are_refused() {
+        let of = |first: u32| {
+            let ids = json!([{"containerID": first, "hostID": 1000, "size": 100_000}]);
+            spec(|value| {
+                value["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}]);
+                value["linux"]["uidMappings"] = ids.clone();
+                value["linux"]["gidMappings"] = ids;
+            })
+        };
+        let error = check_sandbox(&of(1)).unwrap_err().to_string();
+        assert!(error.contains("map the id 0"), "{error}");
+        let refused = check_sandbox(&of(0)).err().map(|error| error.to_string());
+        assert!(!refused.unwrap_or_default().contains("map the id 0"));
     }
 
     #[test]

@@ -42,6 +42,15 @@ impl IdMap {
         })
     }
 
+    /// Whether the user and the group 0 are mapped.
+    pub fn has_root(&self) -> bool {
+        let has = |lines: &[LinuxIdMapping]| {
+            let is_first = |line: &LinuxIdMapping| line.container_id() == 0 && line.size() > 0;
+            lines.iter().any(is_first)
+        };
+        has(&self.uids) && has(&self.gids)
+    }
+
     /// Returns the text for `/proc/<pid>/uid_map`.
     pub fn uid_map(&self) -> String {
         text(&self.uids)
