@@ -495,15 +495,15 @@ mod tests {
         let of = |first: u32| {
             let ids = json!([{"containerID": first, "hostID": 1000, "size": 100_000}]);
             spec(|value| {
-                value["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}]);
+                let namespaces = value["linux"]["namespaces"].as_array_mut();
+                namespaces.unwrap().push(json!({"type": "user"}));
                 value["linux"]["uidMappings"] = ids.clone();
                 value["linux"]["gidMappings"] = ids;
             })
         };
         let error = check_sandbox(&of(1)).unwrap_err().to_string();
         assert!(error.contains("map the id 0"), "{error}");
-        let refused = check_sandbox(&of(0)).err().map(|error| error.to_string());
-        assert!(!refused.unwrap_or_default().contains("map the id 0"));
+        assert!(check_sandbox(&of(0)).is_ok());
     }
 
     #[test]
