@@ -10,6 +10,7 @@
 //! | `python` | pip, git |
 //! | `cargo` | cargo and rustc with a linker |
 //! | `rclone` | rclone with FUSE's `fusermount3` |
+//! | `features` | the tools of ACLs and of flags of inodes, and python |
 //! | `agnhost` | the program of Kubernetes' end-to-end tests, curl and network tools |
 //! | `work` | a programmer's tools: git, npm, cargo with a linker |
 //!
@@ -57,6 +58,7 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
         "python" => &["python3-pip", "git"],
         "cargo" => &["cargo", "gcc", "libc6-dev"],
         "rclone" => &["rclone", "fuse3"],
+        "features" => &["acl", "e2fsprogs", "python3-minimal"],
         "work" => &["git", "npm", "cargo", "gcc", "libc6-dev"],
         "agnhost" => return Some(agnhost()),
         _ => return None,

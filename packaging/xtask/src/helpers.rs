@@ -1,15 +1,24 @@
 //! `cargo xtask helpers`: builds the daemons that run beside QEMU from their crates, so that no
 //! user has to install them by hand.
+//!
+//! What is changed in a crate's source is in `packaging/helpers/<name>.patch`.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
-use crate::{dirs::Dirs, files, inputs::Inputs, profile::Profile, step};
+use crate::{cache, dirs::Dirs, files, inputs::Inputs, machine, profile::Profile, step};
 
 /// The crates through which a daemon's data goes. [`Build::Quick`] optimises these and the daemon
 /// itself.
 const RUST_VMM: [&str; 4] = ["vhost", "vhost-user-backend", "virtio-queue", "vm-memory"];
+
+/// What is changed in the sources of crates. They are shipped beside the binaries.
+pub const PATCHES: [&str; 1] = ["virtiofsd.patch"];
 
 /// How a crate's binary is built.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,16 +49,23 @@ pub fn build(dirs: &Dirs, profile: Profile) -> Result<()> {
 pub fn installed(dirs: &Dirs, name: &str, version: &str, build: Build) -> Result<PathBuf> {
     let crates = dirs.cache.join("crates");
     let suffix = if build == Build::Quick { "-quick" } else { "" };
-    let root = crates.join(format!("{name}-{version}{suffix}"));
+    let patch = patch(dirs, name);
+    let folder = format!("{name}-{version}{suffix}");
+    let root = match &patch {
+        None => crates.join(folder),
+        Some(patch) => cache::entry(&crates, &folder, &files::read_text(patch)?)?,
+    };
     let binary = root.join("bin").join(name);
     // cargo puts the binary there last, so an interrupted build is not taken for a finished one.
     if binary.exists() {
         return Ok(binary);
     }
     let target_dir = crates.join("build");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // The binary depends on where its source is, so that is always the same folder.
+    let source_dir = crates.join("source");
+    let mut cargo = cargo();
     cargo
-        .args(["install", "--locked", "--version", version, "--root"])
+        .args(["install", "--locked", "--root"])
         .arg(&root)
         .arg("--target-dir")
         .arg(&target_dir)
@@ -69,8 +85,81 @@ pub fn installed(dirs: &Dirs, name: &str, version: &str, build: Build) -> Result
             cargo.arg("--debug");
         }
     }
-    step::run(&dirs.log, name, cargo.arg(name))?;
-    std::fs::remove_dir_all(&target_dir)
-        .with_context(|| format!("remove {}", target_dir.display()))?;
+    match &patch {
+        None => cargo.args(["--version", version, name]),
+        Some(patch) => {
+            patched_source(dirs, name, version, patch, &source_dir)?;
+            cargo.arg("--path").arg(&source_dir)
+        }
+    };
+    step::run(&dirs.log, name, &mut cargo)?;
+    remove(&target_dir)?;
+    remove(&source_dir)?;
     Ok(binary)
+}
+
+/// Returns what is changed in a crate's source, if anything is.
+fn patch(dirs: &Dirs, name: &str) -> Option<PathBuf> {
+    let file = format!("{name}.patch");
+    let known = PATCHES.contains(&file.as_str());
+    known.then(|| patches(dirs).join(file))
+}
+
+/// Returns the folder with the [`PATCHES`].
+pub fn patches(dirs: &Dirs) -> PathBuf {
+    dirs.root.join("packaging/helpers")
+}
+
+/// Puts the source of a crate into `to` and changes it.
+fn patched_source(dirs: &Dirs, name: &str, version: &str, patch: &Path, to: &Path) -> Result<()> {
+    remove(to)?;
+    let from = source(dirs, name, version)?;
+    for path in files::below(&from)? {
+        files::copy(&from.join(&path), &to.join(&path))?;
+    }
+    machine::apply(dirs, &format!("{name}-patch"), patch, to)?;
+    // It is below the checkout, but no part of its workspace.
+    let manifest = to.join("Cargo.toml");
+    let text = files::read_text(&manifest)? + "\n[workspace]\n";
+    files::write(&manifest, text.as_bytes(), 0o644)
+}
+
+/// Returns the folder with a crate's source, which cargo gets and checks first if needed.
+pub fn source(dirs: &Dirs, name: &str, version: &str) -> Result<PathBuf> {
+    if let Some(found) = unpacked(name, version)? {
+        return Ok(found);
+    }
+    // It unpacks the crate to read its manifest.
+    let mut info = cargo();
+    info.args(["info", "--quiet", &format!("{name}@{version}")])
+        .current_dir(&dirs.root);
+    step::run(&dirs.log, &format!("{name}-source"), &mut info)?;
+    unpacked(name, version)?.with_context(|| format!("cargo did not unpack {name} {version}"))
+}
+
+/// Returns where cargo has unpacked a crate.
+fn unpacked(name: &str, version: &str) -> Result<Option<PathBuf>> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let sources = home.context("neither CARGO_HOME nor HOME is set")?;
+    let Ok(registries) = fs::read_dir(sources.join("registry/src")) else {
+        return Ok(None);
+    };
+    let folder = format!("{name}-{version}");
+    // cargo writes the file last.
+    let mut found = registries.filter_map(|registry| Some(registry.ok()?.path().join(&folder)));
+    Ok(found.find(|path| path.join(".cargo-ok").exists()))
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if dir.exists() => {
+            Err(error).with_context(|| format!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }

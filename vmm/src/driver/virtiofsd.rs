@@ -53,6 +53,9 @@ pub(crate) async fn start(
         // capability would have no effect anyway. Overlayfs's whiteouts need no capability.
         "--modcaps=-mknod".to_owned(),
         "--xattr".to_owned(),
+        // The guest's kernel obeys ACLs; the host's file system gives them to what is made in a
+        // folder with a default ACL, and applies the umask in any other.
+        "--posix-acl".to_owned(),
         // Root in a guest may have trusted attributes, which an overlay over a volume needs. The
         // host's own ones require a capability.
         "--xattrmap=:map:trusted.:user.virtiofs.:".to_owned(),

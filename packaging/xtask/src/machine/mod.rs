@@ -13,7 +13,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 pub use kernel::PAPERS as KERNEL_PAPERS;
-pub use part::{Part, Source};
+pub use part::{apply, Part, Source};
 pub use qemu::{LINKED, PAPERS as QEMU_PAPERS};
 use qemu::{PROGRAM, ROMS};
 

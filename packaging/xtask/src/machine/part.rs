@@ -155,7 +155,7 @@ const SOURCES: &str = "sources.json";
 /// The folder of the parts in the user's cache.
 const CACHE: &str = "machine";
 
-/// Changes a part's source by a patch.
+/// Changes a source by a patch.
 pub fn apply(dirs: &Dirs, step: &str, patch: &Path, source: &Path) -> Result<()> {
     let mut command = Command::new("patch");
     command

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use serde::Deserialize;
 
-use crate::{dirs::Dirs, files, step};
+use crate::{dirs::Dirs, files, helpers, step};
 
 /// The platform of everything that is shipped.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
@@ -81,29 +81,9 @@ pub fn of_workspace(dirs: &Dirs, roots: &[&str]) -> Result<Vec<Crate>> {
 }
 
 /// Returns the crates that are linked into a daemon installed from its crate, that crate included.
-pub fn of_helper(name: &str, version: &str) -> Result<Vec<Crate>> {
-    let metadata = metadata(&source(name, version)?.join("Cargo.toml"))?;
+pub fn of_helper(dirs: &Dirs, name: &str, version: &str) -> Result<Vec<Crate>> {
+    let metadata = metadata(&helpers::source(dirs, name, version)?.join("Cargo.toml"))?;
     linked(&metadata, &[name], |_| true)
-}
-
-/// Returns where cargo unpacked a crate to install it.
-fn source(name: &str, version: &str) -> Result<PathBuf> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let sources = home.context("neither CARGO_HOME nor HOME is set")?;
-    let sources = sources.join("registry/src");
-    let folder = format!("{name}-{version}");
-    let registries = fs::read_dir(&sources);
-    let found = registries
-        .with_context(|| format!("read {}", sources.display()))?
-        .filter_map(|registry| Some(registry.ok()?.path().join(&folder)))
-        .find(|path| path.exists());
-    found.with_context(|| {
-        format!(
-            "{folder} is not in {}; `cargo xtask helpers` gets it once target/cache/crates/{folder} is removed",
-            sources.display()
-        )
-    })
 }
 
 fn metadata(manifest: &Path) -> Result<Metadata> {

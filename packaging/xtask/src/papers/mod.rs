@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::{
     dirs::Dirs,
-    files,
+    files, helpers,
     inputs::Inputs,
     libraries,
     machine::{self, Machine},
@@ -31,6 +31,7 @@ const STATIC: [&str; 2] = ["libc6-dev", "libseccomp-dev"];
 /// Returns the names of the papers in `target/dist`.
 pub fn all(dirs: &Dirs) -> Vec<&'static str> {
     let mut all = vec!["LICENSE", LICENCES, SBOM];
+    all.extend(helpers::PATCHES);
     if machine::installed(dirs) == Machine::Own {
         all.extend(machine::KERNEL_PAPERS);
         all.extend(machine::QEMU_PAPERS);
@@ -43,10 +44,13 @@ pub fn build(dirs: &Dirs) -> Result<()> {
     let inputs = Inputs::read(&dirs.inputs())?;
     let mut crates = crates::of_workspace(dirs, &ROOTS)?;
     for (name, version) in &inputs.helpers {
-        crates.extend(crates::of_helper(name, version)?);
+        crates.extend(crates::of_helper(dirs, name, version)?);
     }
     crates.sort();
     crates.dedup();
+    for name in helpers::PATCHES {
+        files::copy(&helpers::patches(dirs).join(name), &dirs.dist.join(name))?;
+    }
 
     let libraries = libraries::of(&dirs.dist.join("bin/caisson-remote"))?;
     let mut packages = debian::owners(&libraries)?;
@@ -123,7 +127,8 @@ fn licences(crates: &[Crate], packages: &[Package]) -> String {
 
     let mut all = String::from(
         "What Caisson's programs and its guest image are made of besides Caisson, which is under the Apache License 2.0 (LICENSE).\n\
-         Sources: of crates by their name and version from the Rust project's registry, of Debian's packages by theirs from Debian.\n",
+         Sources: of crates by their name and version from the Rust project's registry, of Debian's packages by theirs from Debian.\n\
+         What is changed in a source is in a file beside this one (*.patch).\n",
     );
     if !without.is_empty() {
         all.push_str("\nUnder the licences named, without a text of their own:\n");
