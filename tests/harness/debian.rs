@@ -8,6 +8,9 @@
 //! | `redis` | the server and redis-benchmark |
 //! | `postgresql` | PostgreSQL 15 with pgbench |
 //! | `python` | pip, git |
+//! | `npm` | npm with Node.js |
+//! | `java` | OpenJDK 17 without graphics |
+//! | `pytest` | pytest |
 //! | `cargo` | cargo and rustc with a linker |
 //! | `rclone` | rclone with FUSE's `fusermount3` |
 //! | `agnhost` | the program of Kubernetes' end-to-end tests, curl and network tools |
@@ -52,6 +55,9 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
         "redis" => &["redis-server"],
         "postgresql" => &["postgresql-15"],
         "python" => &["python3-pip", "git"],
+        "npm" => &["npm"],
+        "java" => &["openjdk-17-jdk-headless"],
+        "pytest" => &["python3-pytest"],
         "cargo" => &["cargo", "gcc", "libc6-dev"],
         "rclone" => &["rclone", "fuse3"],
         "work" => &["git", "npm", "cargo", "gcc", "libc6-dev"],
@@ -143,6 +149,8 @@ fn unpack(recipe: &Recipe, work: &Path, layer: &Path) -> Result<()> {
         ))
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
+        // Java's packages make links in this folder and fail without it.
+        .arg("--dpkgopt=path-include=/usr/share/man/man1")
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
         .args(
             recipe
