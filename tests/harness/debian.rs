@@ -8,6 +8,9 @@
 //! | `redis` | the server and redis-benchmark |
 //! | `postgresql` | PostgreSQL 15 with pgbench |
 //! | `python` | pip, git |
+//! | `npm` | npm with Node.js |
+//! | `java` | OpenJDK 17 without graphics |
+//! | `pytest` | pytest |
 //! | `cargo` | cargo and rustc with a linker |
 //! | `rclone` | rclone with FUSE's `fusermount3` |
 //! | `features` | the tools of ACLs and of flags of inodes, and python |
@@ -56,6 +59,9 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
         "redis" => &["redis-server"],
         "postgresql" => &["postgresql-15"],
         "python" => &["python3-pip", "git"],
+        "npm" => &["npm"],
+        "java" => &["openjdk-17-jdk-headless"],
+        "pytest" => &["python3-pytest"],
         "cargo" => &["cargo", "gcc", "libc6-dev"],
         "rclone" => &["rclone", "fuse3"],
         "features" => &["acl", "e2fsprogs", "python3-minimal"],
@@ -154,6 +160,8 @@ fn unpack(recipe: &Recipe, work: &Path, layer: &Path) -> Result<()> {
         ))
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
+        // Java's packages make links in this folder and fail without it.
+        .arg("--dpkgopt=path-include=/usr/share/man/man1")
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
         .args(
             recipe
