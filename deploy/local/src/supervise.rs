@@ -188,8 +188,8 @@ fn spawn(component: &Component, plan: &Plan) -> Result<Child> {
     // SAFETY: prctl with PR_SET_PDEATHSIG and setrlimit are async-signal-safe and touch no memory.
     unsafe {
         command.pre_exec(|| {
-            // As in containerd's unit (LimitCORE), where the hard limit allows it. Containers of runc
-            // inherit it.
+            // As in containerd's unit (LimitCORE), where the hard limit allows it. Containers of
+            // runc inherit it.
             let (_, most) = getrlimit(Resource::RLIMIT_CORE)?;
             setrlimit(Resource::RLIMIT_CORE, most, most)?;
             Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)
