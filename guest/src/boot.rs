@@ -62,9 +62,9 @@ pub fn run() -> ! {
 /// Limits of each process, and how far it may raise them: the values that systemd gives to
 /// containerd, and so to containers. For open files, the first is systemd's default
 /// (systemd-system.conf(5), DefaultLimitNOFILE), and the second is what `infinity` in Debian's unit
-/// comes to (LimitNOFILE, and the kernel's fs.nr_open): podman in a container raises it to that. The
-/// others are those of containerd's unit too (LimitNPROC and LimitCORE). The kernel allows a user
-/// fewer processes than a small machine has memory for.
+/// comes to (LimitNOFILE, and the kernel's fs.nr_open): podman in a container raises it to that.
+/// The others are those of containerd's unit too (LimitNPROC and LimitCORE). The kernel allows a
+/// user fewer processes than a small machine has memory for.
 const LIMITS: [(Resource, u64, u64); 3] = [
     (Resource::RLIMIT_NOFILE, 1024, 1_048_576),
     (Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY),

@@ -39,6 +39,11 @@ impl Output {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
+    /// Whether the program printed nothing.
+    pub fn is_silent(&self) -> bool {
+        self.stdout.is_empty() && self.stderr.is_empty()
+    }
+
     /// Returns this output, or an error that shows all of it if the program did not exit with 0.
     pub fn ok(self) -> Result<Self> {
         ensure!(
