@@ -6,8 +6,7 @@
 
 use std::collections::HashMap;
 
-use oci_spec::runtime::Hook;
-use serde::Deserialize;
+use oci_spec::runtime::{Hook, Spec};
 
 use crate::{Error, Result};
 
@@ -30,31 +29,25 @@ pub struct Hooks {
 impl Hooks {
     /// Reads the hooks from a bundle's `config.json`.
     pub fn parse(json: &[u8]) -> Result<Self> {
-        #[derive(Default, Deserialize)]
-        #[serde(rename_all = "camelCase", default)]
-        struct Lists {
-            prestart: Vec<Hook>,
-            create_runtime: Vec<Hook>,
-            poststart: Vec<Hook>,
-            poststop: Vec<Hook>,
+        let spec = serde_json::from_slice(json).map_err(|error| Error::Spec(error.into()))?;
+        Ok(Self::of(&spec))
+    }
+
+    /// Reads the hooks from a spec.
+    pub fn of(spec: &Spec) -> Self {
+        let Some(hooks) = spec.hooks() else {
+            return Self::default();
+        };
+        #[allow(deprecated)]
+        let prestart = hooks.prestart();
+        let create = prestart.iter().chain(hooks.create_runtime());
+        Self {
+            create: create.flatten().cloned().collect(),
+            started: hooks.poststart().clone().unwrap_or_default(),
+            stopped: hooks.poststop().clone().unwrap_or_default(),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+            version: spec.version().clone(),
         }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Hooked {
-            oci_version: String,
-            annotations: Option<HashMap<String, String>>,
-            hooks: Option<Lists>,
-        }
-        let read: Hooked =
-            serde_json::from_slice(json).map_err(|error| Error::Spec(error.into()))?;
-        let lists = read.hooks.unwrap_or_default();
-        Ok(Self {
-            create: [lists.prestart, lists.create_runtime].concat(),
-            started: lists.poststart,
-            stopped: lists.poststop,
-            annotations: read.annotations.unwrap_or_default(),
-            version: read.oci_version,
-        })
     }
 
     /// Whether the host runs none.

@@ -15,7 +15,7 @@ use crate::{
     error::shorten,
     guest_devices,
     pod::{self, Sandbox},
-    rules, volume, Error, Policy, Result, Role,
+    rules, volume, Error, Hooks, Policy, Result, Role,
 };
 
 /// What a bundle asks for.
@@ -97,6 +97,11 @@ impl Wishes {
             .process()
             .as_ref()
             .ok_or(Error::Missing("process"))
+    }
+
+    /// Returns the hooks that the host runs.
+    pub fn hooks(&self) -> Hooks {
+        Hooks::of(&self.spec)
     }
 
     /// Returns the hostname that the spec names.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use caisson_node::{host::chain::chain, oom_score, state::PodDir};
-use caisson_oci::{exec::Grants, plan, Hooks, PidNamespace, PidWish, Plan, Role, Wishes};
+use caisson_oci::{exec::Grants, plan, PidNamespace, PidWish, Plan, Role, Wishes};
 use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 
 use super::{base::Pod, request::CreateRequest};
@@ -52,7 +52,7 @@ impl Pod {
         let json = read_config(&request.bundle)?;
         let wishes = Wishes::parse(&json, &self.config.policy, &self.namespace)?;
         let in_pod = matches!(wishes.role, Role::Container { .. });
-        let hooks = HostHooks::new(Hooks::parse(&json)?, &request.id, &request.bundle);
+        let hooks = HostHooks::new(wishes.hooks(), &request.id, &request.bundle);
         let stand_in = match in_pod || !hooks.is_empty() {
             true => Some(StandIn::start(network(&wishes, &hooks))?),
             false => None,
