@@ -58,7 +58,7 @@ fn build_rest(dirs: &Dirs, machine: Machine, pins: Pins, profile: Profile) -> Re
 /// Builds programs by one call, so that each dependency is built once, with the features that all
 /// of them need.
 fn cargo(dirs: &Dirs, pins: Pins, profile: Profile, programs: &[Program]) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = step::cargo();
     cargo
         .args(["build", "--profile", profile.name(), "--target-dir"])
         .arg(&dirs.target)

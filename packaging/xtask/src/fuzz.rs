@@ -96,7 +96,7 @@ fn build(dirs: &Dirs) -> Result<PathBuf> {
     let here = dirs.root.join("tests/fuzz");
     let target_dir = dirs.target.join("fuzz");
     // No sanitizer is used: almost nothing here is unsafe, and stable Rust has no sanitizers.
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = step::cargo();
     cargo
         .args(["build", "--release", "--bins", "--target", TRIPLE])
         .arg("--manifest-path")

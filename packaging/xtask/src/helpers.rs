@@ -6,7 +6,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -63,7 +62,7 @@ pub fn installed(dirs: &Dirs, name: &str, version: &str, build: Build) -> Result
     let target_dir = crates.join("build");
     // The binary depends on where its source is, so that is always the same folder.
     let source_dir = crates.join("source");
-    let mut cargo = cargo();
+    let mut cargo = step::cargo();
     cargo
         .args(["install", "--locked", "--root"])
         .arg(&root)
@@ -93,8 +92,8 @@ pub fn installed(dirs: &Dirs, name: &str, version: &str, build: Build) -> Result
         }
     };
     step::run(&dirs.log, name, &mut cargo)?;
-    remove(&target_dir)?;
-    remove(&source_dir)?;
+    files::remove_dir(&target_dir)?;
+    files::remove_dir(&source_dir)?;
     Ok(binary)
 }
 
@@ -112,7 +111,7 @@ pub fn patches(dirs: &Dirs) -> PathBuf {
 
 /// Puts the source of a crate into `to` and changes it.
 fn patched_source(dirs: &Dirs, name: &str, version: &str, patch: &Path, to: &Path) -> Result<()> {
-    remove(to)?;
+    files::remove_dir(to)?;
     let from = source(dirs, name, version)?;
     for path in files::below(&from)? {
         files::copy(&from.join(&path), &to.join(&path))?;
@@ -130,7 +129,7 @@ pub fn source(dirs: &Dirs, name: &str, version: &str) -> Result<PathBuf> {
         return Ok(found);
     }
     // It unpacks the crate to read its manifest.
-    let mut info = cargo();
+    let mut info = step::cargo();
     info.args(["info", "--quiet", &format!("{name}@{version}")])
         .current_dir(&dirs.root);
     step::run(&dirs.log, &format!("{name}-source"), &mut info)?;
@@ -149,17 +148,4 @@ fn unpacked(name: &str, version: &str) -> Result<Option<PathBuf>> {
     // cargo writes the file last.
     let mut found = registries.filter_map(|registry| Some(registry.ok()?.path().join(&folder)));
     Ok(found.find(|path| path.join(".cargo-ok").exists()))
-}
-
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if dir.exists() => {
-            Err(error).with_context(|| format!("remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
 }

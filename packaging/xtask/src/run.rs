@@ -9,7 +9,7 @@ use crate::{dirs::Dirs, step};
 
 /// Returns only when the program can't be built or started.
 pub fn run(dirs: &Dirs, program: &str, args: &[&str]) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = step::cargo();
     cargo
         .args(["build", "-p", "caisson-tests", "--bins"])
         .arg("--target-dir")

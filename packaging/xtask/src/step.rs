@@ -52,6 +52,11 @@ pub fn cpu_time() -> Result<Duration> {
     ))
 }
 
+/// Returns the cargo that runs this program, or else the one in the `PATH`.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
 /// Runs `command` to its end; its output goes to `<log_dir>/<name>.log`.
 pub fn run(log_dir: &Path, name: &str, command: &mut Command) -> Result<()> {
     let log_path = log_dir.join(format!("{name}.log"));

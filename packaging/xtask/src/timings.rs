@@ -1,6 +1,6 @@
 //! `cargo xtask timings`: tells which crates the programs of the demo take their time to build for.
 
-use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -26,7 +26,7 @@ struct Unit {
 /// Builds the programs from nothing, one crate at a time, and prints what each crate took.
 pub fn print(dirs: &Dirs) -> Result<()> {
     let target = dirs.target.join("timings");
-    remove(&target)?;
+    files::remove_dir(&target)?;
     let fresh = Dirs {
         target: target.clone(),
         ..dirs.clone()
@@ -43,16 +43,7 @@ pub fn print(dirs: &Dirs) -> Result<()> {
             println!("{seconds:>8.1} s  {krate}");
         }
     }
-    remove(&target)
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
+    files::remove_dir(&target)
 }
 
 /// Returns the seconds of each crate, those with the most first. A crate that is compiled for

@@ -63,7 +63,7 @@ pub fn cargo(
         " --remap-path-prefix={}=/target",
         target_dir.display()
     ));
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = step::cargo();
     cargo
         .args(["build", "--package", "caisson-guest"])
         .args([

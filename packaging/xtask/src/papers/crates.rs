@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{ensure, Context, Result};
@@ -87,7 +86,7 @@ pub fn of_helper(dirs: &Dirs, name: &str, version: &str) -> Result<Vec<Crate>> {
 }
 
 fn metadata(manifest: &Path) -> Result<Metadata> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = step::cargo();
     cargo
         .args(["metadata", "--quiet", "--locked", "--format-version=1"])
         .args(["--filter-platform", PLATFORM, "--manifest-path"])
