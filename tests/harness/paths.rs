@@ -154,23 +154,24 @@ pub fn program(name: &str) -> Result<PathBuf> {
 /// Returns a program for Kubernetes' own end-to-end tests. If it is missing, the error says how to
 /// get it.
 pub fn conformance(name: &str) -> Result<PathBuf> {
-    let path = target().join("cache/tools/conformance/bin").join(name);
-    ensure!(
-        path.exists(),
-        "no {}: cargo xtask cluster-tools --conformance",
-        path.display()
-    );
-    Ok(path)
+    tool("conformance", name, "cluster-tools --conformance")
 }
 
 /// Returns the program with the tests of CRI. If it is missing, the error says how to get it.
 pub fn critest() -> Result<PathBuf> {
-    let path = target().join("cache/tools/cri-tools/bin/critest");
-    ensure!(
-        path.exists(),
-        "no {}: cargo xtask test-tools --integration",
-        path.display()
-    );
+    tool("cri-tools", "critest", "test-tools --integration")
+}
+
+/// Returns nerdctl. If it is missing, the error says how to get it.
+pub fn nerdctl() -> Result<PathBuf> {
+    tool("nerdctl", "nerdctl", "test-tools --nerdctl")
+}
+
+/// Returns a program that a job of xtask builds into a folder of the cache.
+fn tool(folder: &str, name: &str, job: &str) -> Result<PathBuf> {
+    let bin = target().join("cache/tools").join(folder).join("bin");
+    let path = bin.join(name);
+    ensure!(path.exists(), "no {}: cargo xtask {job}", path.display());
     Ok(path)
 }
 

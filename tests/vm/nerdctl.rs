@@ -69,8 +69,7 @@ struct Nerdctl {
 
 impl Nerdctl {
     fn new() -> Result<Self> {
-        let program = paths::target().join("cache/tools/nerdctl/bin/nerdctl");
-        anyhow::ensure!(program.exists(), "cargo xtask test-tools --nerdctl");
+        let program = paths::nerdctl()?;
         let node = CriNode::shared();
         // It adds a network of its own to the folder.
         let networks = node.dir().join("nerdctl-cni");
