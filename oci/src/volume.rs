@@ -28,6 +28,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{IdMap, Role};
 
+/// The names of volumes that only the pod changes begin with this.
+pub const OWN: &str = "own-";
 /// The name of the memory that is mounted at `/dev/shm`.
 pub const SHM: &str = "shm";
 /// Size of a pod's /dev/shm if the host has none to copy, in bytes (containerd, `defaultShmSize`).
@@ -262,8 +264,12 @@ impl Pod<'_> {
         let identity = self.found.get(source).map(|found| found.identity);
         let key =
             format!("{source:?} {identity:?} {recursive} {read_only:?} {follows_host} {ids:?}");
+        let digest = digest(key.as_bytes());
         Volume {
-            name: digest(key.as_bytes()),
+            name: match own_empty_dir {
+                true => format!("{OWN}{digest}"),
+                false => digest,
+            },
             source: source.to_owned(),
             recursive,
             read_only,

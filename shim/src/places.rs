@@ -12,7 +12,7 @@ use caisson_protocol::{
     agent as proto,
     path::{MEMORY, PARTS, SHARES},
 };
-use caisson_vmm::Device;
+use caisson_vmm::{Device, Exclusive};
 use proto::attach_request::Device as GuestDevice;
 
 use crate::{error::Result, plug::Plug, share::Share, skill_disk, sources};
@@ -122,6 +122,7 @@ async fn find_home(
             tag: HOME_TAG.to_owned(),
             path,
             read_only: false,
+            exclusive: Exclusive::Everything,
             user_namespace: Some(user_namespace),
         },
         guest: GuestDevice::Share(proto::Share {

@@ -1,13 +1,13 @@
 //! `make bench` measures start times, memory and sizes, compared with runc (and gVisor if its
 //! binary exists) on the same containerd. It measures single containers with `ctr`, pods over CRI,
-//! and work in their homes. With the argument `cluster` (`make bench-k8s`), it measures pods on a
+//! and work with small files. With the argument `cluster` (`make bench-k8s`), it measures pods on a
 //! Kubernetes.
 //!
 //! Runtimes that are compared are measured in turns in one run, since machines differ, and one
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `homes`, `cluster`, `memory` (a part of `pods`), `bursts`
+//! argument `containers`, `pods`, `ways`, `work`, `cluster`, `memory` (a part of `pods`), `bursts`
 //! (a part of `ways`) or `crowd` (not run otherwise, since it takes ten minutes) selects one part.
 
 mod bare;
@@ -16,7 +16,6 @@ mod bursts;
 mod cluster_starts;
 mod cold;
 mod crowd;
-mod home_work;
 mod plot;
 mod pod_memory;
 mod pod_network;
@@ -28,6 +27,7 @@ mod stages;
 mod table;
 mod way;
 mod ways;
+mod work;
 
 use std::{
     process::ExitCode,
@@ -78,16 +78,16 @@ fn bench() -> Result<bool> {
         _ => {}
     }
     ensure!(
-        asked("containers") || asked("pods") || asked("ways") || asked("homes"),
-        "bench [containers|pods|ways|bursts|crowd|homes|memory|cluster]"
+        asked("containers") || asked("pods") || asked("ways") || asked("work"),
+        "bench [containers|pods|ways|bursts|crowd|work|memory|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
     if asked("ways") {
         ways::measure(rounds)?;
     }
-    if asked("homes") {
-        homes()?;
+    if asked("work") {
+        work()?;
     }
     Ok(containers_are_kept && pods_are_kept)
 }
@@ -139,11 +139,12 @@ fn memory() -> Result<()> {
     Ok(())
 }
 
-/// Measures only one round, since it takes half an hour under emulation.
-fn homes() -> Result<()> {
+/// Measures work with small files, on a separate node. Two rounds, since one takes minutes under
+/// emulation.
+fn work() -> Result<()> {
     let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
     Node::end_at_exit(node);
-    home_work::measure(node)?;
+    work::measure(node, 2)?;
     node.remove();
     Ok(())
 }

@@ -1,16 +1,17 @@
 //! Tests what Linux' file systems have beyond POSIX, on a container's root and on an emptyDir:
 //! ACLs, flags of inodes, the time of birth, files without a name.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use caisson_tests::{
-    command::Output,
-    cri::{Container, CriNode},
+    command::{self, Output},
+    cri::{Container, CriNode, Pod},
     Runtime,
 };
 use rstest::rstest;
 
+const LIMIT: Duration = Duration::from_secs(20);
 /// A folder on the root, and an emptyDir.
 const FOLDERS: [&str; 2] = ["/srv", EMPTY_DIR];
 const EMPTY_DIR: &str = "/data";
@@ -281,6 +282,53 @@ fn file_without_a_name_is_refused_on_a_read_only_volume(#[case] runtime: Runtime
     let errors = output.errors();
     assert!(errors.contains("Read-only file system"), "{errors}");
     Ok(())
+}
+
+/// The guest knows that the file has no ACL, and learns that another pod gives it one.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn acl_that_another_pod_sets_is_obeyed(#[case] runtime: Runtime) -> Result<()> {
+    let (container, other) = two_pods_with_a_volume(runtime)?;
+    container.sh("mkdir -p /shared/acl && cd /shared/acl && echo text > file && chmod 600 file")?;
+    let reads = || container.exec(["sh", "-c", &format!("{AS_1000} cat /shared/acl/file")]);
+    assert_is_denied(&reads()?);
+    other.sh("setfacl -m u:1000:r /shared/acl/file")?;
+    command::poll("the ACL to be obeyed", LIMIT, || {
+        reads().ok().filter(|output| output.code == 0)
+    })?;
+    Ok(())
+}
+
+/// The guest knows what is in the volume, and learns that another pod changes it.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn files_that_another_pod_changes_are_seen(#[case] runtime: Runtime) -> Result<()> {
+    let (container, other) = two_pods_with_a_volume(runtime)?;
+    container.sh("mkdir -p /shared/files && cd /shared/files && echo old > text && touch gone")?;
+    let list = "cd /shared/files && ls -x && cat text";
+    assert_eq!(container.sh(list)?, "gone  text\nold");
+    other.sh("cd /shared/files && echo new > text && mv gone moved && echo > added")?;
+    command::poll("the changes to be seen", LIMIT, || {
+        container
+            .sh(list)
+            .ok()
+            .filter(|seen| seen == "added  moved  text\nnew")
+    })?;
+    Ok(())
+}
+
+/// Starts a container of a pod, and one of a pod of runc beside it, that share a volume.
+fn two_pods_with_a_volume(runtime: Runtime) -> Result<(Container<'static>, Container<'static>)> {
+    let node = CriNode::shared();
+    let pod = node.shared_pod(runtime)?;
+    let volume = pod.folder("shared")?;
+    let of = |pod: &'static Pod<'static>| {
+        let container = pod.container("features").mount(&volume, "/shared");
+        container.args(["sleep", "1000"]).start()
+    };
+    Ok((of(pod)?, of(node.shared_pod(Runtime::Runc)?)?))
 }
 
 /// Starts a container with the tools.

@@ -153,7 +153,7 @@ fn plant(container: &Container<'_>, bystander: &Bystander) -> Result<()> {
     let host = bystander.dir.path().display();
     let script = format!(
         "for d in /data /root /; do \
-            ln -sfn {host} $d/..data; ln -sfn {host}/folder $d/files; ln -sfn {host}/mounted $d/rootfs; \
+            ln -sfn {host} $d/..data; ln -sfn {host}/folder $d/files; ln -sfn {host}/mounted $d/own-root; \
             ln -sfn {host}/file $d/image; ln -sfn / $d/up; rm -f $d/pipe; mkfifo $d/pipe; \
             ln -sfn ../../../../../../../..{host} $d/relative; done; \
          rm -rf /opt /etc/passwd /etc/group /etc/hostname.d; \
@@ -266,7 +266,7 @@ fn nobody_of_the_host_reaches_what_is_in_the_state_folder_and_the_stores() -> Re
         below(&folder, 6, &mut paths)?;
     }
     let shared = node.state_dir().join(pod.id()).join("shared");
-    let is_token = |path: &PathBuf| path.starts_with(&shared) && path.ends_with("rootfs/token");
+    let is_token = |path: &PathBuf| path.starts_with(&shared) && path.ends_with("own-root/token");
     assert!(paths.iter().any(is_token), "{paths:?}");
     let mut child = Command::new("sh")
         .arg("-c")

@@ -62,10 +62,10 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
         "npm" => &["npm"],
         "java" => &["openjdk-17-jdk-headless"],
         "pytest" => &["python3-pytest"],
-        "cargo" => &["cargo", "gcc", "libc6-dev"],
+        "cargo" => &["cargo", "gcc", "libc6-dev", "mount"],
         "rclone" => &["rclone", "fuse3"],
         "features" => &["acl", "e2fsprogs", "python3-minimal"],
-        "work" => &["git", "npm", "cargo", "gcc", "libc6-dev"],
+        "work" => &["git", "npm", "cargo", "gcc", "libc6-dev", "mount"],
         "agnhost" => return Some(agnhost()),
         _ => return None,
     };

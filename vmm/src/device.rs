@@ -14,6 +14,8 @@ pub enum Device {
         path: PathBuf,
         /// Enforced by the daemon.
         read_only: bool,
+        /// What nobody else changes.
+        exclusive: Exclusive,
         /// The user namespace in which the daemon is root. None means one in which every id is the
         /// host's own.
         user_namespace: Option<OwnedFd>,
@@ -49,6 +51,19 @@ pub enum Device {
     Cpus(u32),
     /// More (or less) memory: the total for the VM, in bytes. Rounded up to what the VMM can plug.
     Memory(u64),
+}
+
+/// What only the guest changes of a directory that it shares with the host.
+///
+/// The guest keeps for good what it knows of that. Of anything else, it asks again after a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exclusive {
+    /// The host changes anything.
+    Nothing,
+    /// The mounts in it whose names begin with this.
+    Mounts(&'static str),
+    /// All of it.
+    Everything,
 }
 
 /// Names a device that was plugged in, for [`crate::Vm::detach`].

@@ -57,7 +57,7 @@ mod secret;
 mod spec;
 mod vm;
 
-pub use device::{Device, DeviceId};
+pub use device::{Device, DeviceId, Exclusive};
 pub use driver::{
     confined,
     log_lines::{one_line, plain},

@@ -6,7 +6,7 @@ mod fixture;
 
 use std::time::Duration;
 
-use caisson_vmm::{Device, EndReason, Vmm};
+use caisson_vmm::{Device, EndReason, Exclusive, Vmm};
 use fixture::{Fixture, CREDENTIALS};
 
 fn status(pid: u32, key: &str) -> String {
@@ -30,6 +30,7 @@ async fn booted_guest_answers_and_its_processes_are_confined_until_they_are_gone
         tag: "pod".to_owned(),
         path,
         read_only: false,
+        exclusive: Exclusive::Nothing,
         user_namespace: None,
     })
     .await

@@ -6,7 +6,7 @@ mod fixture;
 
 use std::{fs, path::Path, time::Duration};
 
-use caisson_vmm::{fake::FakeVmm, Device, DeviceId, EndReason, Error, Vm, VmSpec, Vmm};
+use caisson_vmm::{fake::FakeVmm, Device, DeviceId, EndReason, Error, Exclusive, Vm, VmSpec, Vmm};
 use fixture::{tap, Fixture};
 use tokio::net::UnixStream;
 
@@ -74,6 +74,7 @@ impl Driver {
             tag: tag.to_owned(),
             path: self.fixture.out(),
             read_only: false,
+            exclusive: Exclusive::Nothing,
             user_namespace: None,
         }
     }

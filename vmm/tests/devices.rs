@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-use caisson_vmm::{Device, Error, Vm, Vmm};
+use caisson_vmm::{Device, Error, Exclusive, Vm, Vmm};
 use fixture::{tap, Fixture};
 
 /// A name that would be several options in an option string.
@@ -24,6 +24,7 @@ async fn share(vm: &mut Box<dyn Vm>, tag: &str, path: &Path, read_only: bool) {
         tag,
         path,
         read_only,
+        exclusive: Exclusive::Nothing,
         user_namespace: None,
     })
     .await

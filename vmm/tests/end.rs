@@ -6,7 +6,7 @@ mod fixture;
 
 use std::{path::Path, time::Duration};
 
-use caisson_vmm::{Device, EndReason, Error, Vm, Vmm};
+use caisson_vmm::{Device, EndReason, Error, Exclusive, Vm, Vmm};
 use fixture::Fixture;
 
 async fn booted(fixture: &Fixture) -> Box<dyn Vm> {
@@ -19,6 +19,7 @@ async fn booted(fixture: &Fixture) -> Box<dyn Vm> {
         tag: "out".to_owned(),
         path: fixture.out(),
         read_only: false,
+        exclusive: Exclusive::Nothing,
         user_namespace: None,
     })
     .await

@@ -6,7 +6,7 @@ mod fixture;
 
 use std::{fs, path::Path, time::Duration};
 
-use caisson_vmm::{fake::FakeVmm, Device, EndReason, Error, Vmm};
+use caisson_vmm::{fake::FakeVmm, Device, EndReason, Error, Exclusive, Vmm};
 use fixture::Fixture;
 
 #[tokio::test]
@@ -27,6 +27,7 @@ async fn fake_serves_the_agent_s_ports_and_keeps_devices_until_they_go() {
         tag: tag.to_owned(),
         path: fixture.out(),
         read_only: false,
+        exclusive: Exclusive::Nothing,
         user_namespace: None,
     };
     fs::write(fixture.out().join("file"), "").unwrap();

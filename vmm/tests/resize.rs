@@ -4,7 +4,7 @@
 
 mod fixture;
 
-use caisson_vmm::{Device, Error, Vmm};
+use caisson_vmm::{Device, Error, Exclusive, Vmm};
 use fixture::Fixture;
 
 #[tokio::test]
@@ -33,6 +33,7 @@ async fn cpus_and_memory_grow_and_shrink_and_the_share_works_on() {
         tag: "out".to_owned(),
         path: fixture.out(),
         read_only: false,
+        exclusive: Exclusive::Nothing,
         user_namespace: None,
     })
     .await

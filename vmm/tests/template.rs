@@ -8,7 +8,7 @@ use std::{fs::File, path::PathBuf, time::Duration};
 
 use caisson_vmm::{
     qemu::{QemuConfig, QemuVmm},
-    Device, Secret, Template, Translations, VmSpec, Vmm,
+    Device, Exclusive, Secret, Template, Translations, VmSpec, Vmm,
 };
 use fixture::Fixture;
 
@@ -81,6 +81,7 @@ async fn machines_from_one_template_answer_side_by_side() {
             tag: "pod".to_owned(),
             path: fixture.out(),
             read_only: false,
+            exclusive: Exclusive::Nothing,
             user_namespace: None,
         };
         let vm = vmm.boot(spec, vec![share]).await.unwrap();

@@ -13,9 +13,9 @@ use caisson_node::{
     state::PodDir,
     templates,
 };
-use caisson_oci::{NodeConfig, VmSize};
+use caisson_oci::{volume, NodeConfig, VmSize};
 use caisson_protocol::{agent as proto, path::MODULES_SERIAL, port};
-use caisson_vmm::{Device, Vm, VmSpec, Vmm};
+use caisson_vmm::{Device, Exclusive, Vm, VmSpec, Vmm};
 use proto::attach_request::Device as GuestDevice;
 
 use crate::{
@@ -304,6 +304,7 @@ fn devices(share: &Share) -> Vec<Device> {
         tag: share::TAG.to_owned(),
         path: share.view(),
         read_only: false,
+        exclusive: Exclusive::Mounts(volume::OWN),
         user_namespace: None,
     }]
 }

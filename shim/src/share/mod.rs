@@ -2,9 +2,10 @@
 //! containers' roots and volumes are mounted into it.
 //!
 //! ```text
-//! <pod>/shared/<container>/rootfs  the container's root
-//! <pod>/shared/.volumes/<name>     a volume, for all containers that mount it in the same way
-//! <pod>/view/                      the same folder, as the virtiofs daemon has it
+//! <pod>/shared/<container>/own-root   the container's root
+//! <pod>/shared/.volumes/<name>         a volume, for all containers that mount it in the same way
+//! <pod>/shared/.volumes/own-<name>     one that only the pod changes
+//! <pod>/view/                          the same folder, as the virtiofs daemon has it
 //! ```
 //!
 //! A volume exists for as long as a container uses it. All its containers use the same mount: a
@@ -45,8 +46,8 @@ const SHARED: &str = "shared";
 const VIEW: &str = "view";
 /// The folder of the volumes.
 const VOLUMES: &str = ".volumes";
-/// A container's root in the container's folder.
-const ROOTFS: &str = "rootfs";
+/// A container's root in the container's folder. It begins with [`volume::OWN`].
+const ROOTFS: &str = "own-root";
 
 /// The tag of the virtiofs device.
 pub const TAG: &str = "pod";

@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// script runs as the handler of a core dump (core(5)). `$B` is busybox, `$R` the container's root,
 /// `$F` a file in it. Returns what the script prints.
 pub fn run(container: &Container<'_>, script: &str) -> Result<String> {
-    let root = format!("/run/caisson/shares/pod/{}/rootfs", container.id());
+    let root = format!("/run/caisson/shares/pod/{}/own-root", container.id());
     let script = format!(
         "exec > {root}/said 2>&1\nB={root}/bin/busybox R={root} F={root}/script\n{script}\n\
          $B mv {root}/said {root}/done"

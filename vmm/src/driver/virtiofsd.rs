@@ -16,7 +16,16 @@ use super::{
     process::Child,
     spawn::{Confinement, Program, FIRST_DESCRIPTOR},
 };
-use crate::{Error, Result, VmSpec};
+use crate::{Error, Exclusive, Result, VmSpec};
+
+/// Who changes a shared directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Access {
+    /// Not the guest.
+    pub read_only: bool,
+    /// What of it the guest alone.
+    pub exclusive: Exclusive,
+}
 
 /// Starts a daemon that serves `shared` and nothing else. Returns our end of its vhost-user
 /// connection.
@@ -27,7 +36,7 @@ pub(crate) async fn start(
     vm: &VmSpec,
     tag: &str,
     shared: &Path,
-    read_only: bool,
+    access: Access,
     user_namespace: Arc<OwnedFd>,
 ) -> Result<(Child, OwnedFd)> {
     let cwd = File::options()
@@ -40,6 +49,10 @@ pub(crate) async fn start(
             source,
         })?;
     let (listener, connection) = connected_pair(&vm.dir)?;
+    let cache = match access.exclusive {
+        Exclusive::Everything => "always",
+        Exclusive::Nothing | Exclusive::Mounts(_) => "auto",
+    };
     let mut arguments = vec![
         format!("--fd={FIRST_DESCRIPTOR}"),
         // The directory is passed as the working directory: no path reaches the daemon, and the
@@ -59,11 +72,14 @@ pub(crate) async fn start(
         // Root in a guest may have trusted attributes, which an overlay over a volume needs. The
         // host's own ones require a capability.
         "--xattrmap=:map:trusted.:user.virtiofs.:".to_owned(),
-        "--cache=auto".to_owned(),
+        format!("--cache={cache}"),
         "--log-level=warn".to_owned(),
         format!("--rlimit-nofile={}", max_open_files()),
     ];
-    if read_only {
+    if let Exclusive::Mounts(prefix) = access.exclusive {
+        arguments.push(format!("--exclusive-mounts={prefix}"));
+    }
+    if access.read_only {
         arguments.push("--readonly".to_owned());
     }
     let child = Child::start(Program {

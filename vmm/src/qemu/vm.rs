@@ -28,7 +28,7 @@ use crate::{
         size,
         stage::log_stage,
         state::{State, States},
-        virtiofsd,
+        virtiofsd::{self, Access},
         vsock::{Dialer, Vsock},
     },
     Accelerator, Connecting, Device, DeviceId, Ended, Error, Placement, Result, Translations, Vm,
@@ -186,7 +186,7 @@ impl QemuVm {
         &mut self,
         tag: String,
         path: PathBuf,
-        read_only: bool,
+        access: Access,
         user_namespace: Option<OwnedFd>,
     ) -> Result<DeviceId> {
         let id = format!("share-{tag}");
@@ -196,7 +196,7 @@ impl QemuVm {
             &self.spec,
             &tag,
             &path,
-            read_only,
+            access,
             user_namespace.map_or_else(|| self.user_namespace.clone(), Arc::new),
         )
         .await?;
@@ -284,9 +284,14 @@ impl Vm for QemuVm {
                 tag,
                 path,
                 read_only,
+                exclusive,
                 user_namespace,
             } => {
-                self.attach_shared_dir(tag, path, read_only, user_namespace)
+                let access = Access {
+                    read_only,
+                    exclusive,
+                };
+                self.attach_shared_dir(tag, path, access, user_namespace)
                     .await?
             }
             Device::Disk {
