@@ -2,7 +2,7 @@
 //! containers' roots and volumes are mounted into it.
 //!
 //! ```text
-//! <pod>/shared/<container>/own-root   the container's root
+//! <pod>/shared/<container>/own-root     the container's root
 //! <pod>/shared/.volumes/<name>         a volume, for all containers that mount it in the same way
 //! <pod>/shared/.volumes/own-<name>     one that only the pod changes
 //! <pod>/view/                          the same folder, as the virtiofs daemon has it
