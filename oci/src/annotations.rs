@@ -175,12 +175,16 @@ fn add_of_one<T: Clone>(
 }
 
 fn unknown(key: &str) -> Error {
-    let (secret_fd, secret_fd_of) = (secrets::KEY, secrets::KEY_OF);
+    let known = KEYS.iter().flat_map(|&key| {
+        let of_one = [SKILLS, secrets::KEY].contains(&key);
+        let of_one = of_one.then(|| format!("{key}.CONTAINER"));
+        [key.to_owned()].into_iter().chain(of_one)
+    });
+    let mut known: Vec<_> = known.collect();
+    known.sort();
     Error::Annotation {
         key: shorten(key),
-        reason: format!(
-            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {secret_fd}, {secret_fd_of}CONTAINER, {HOME}, {HOME_SIZE}, {HOME_PATH}"
-        ),
+        reason: format!("is not known; known are {}", known.join(", ")),
     }
 }
 

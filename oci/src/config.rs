@@ -2,6 +2,7 @@
 //! Later files override earlier ones key by key.
 //!
 //! The caller reads the files; this module parses and checks them. Unknown keys are refused.
+//! [`crate::presets`] has the settings of single runtime handlers.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -22,7 +23,7 @@ const MAX_MIB: u64 = MAX_SIZE >> 20;
 const MAX_SECS: u64 = 24 * 60 * 60;
 
 /// The configuration of a node, with defaults filled in.
-#[derive(Debug, Clone, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
     /// Holds one folder for each pod; it is gone after a reboot.
@@ -39,6 +40,11 @@ pub struct NodeConfig {
     pub policy: Policy,
     pub network: Network,
     pub log: Log,
+    /// `[presets.NAME]`: what is different for the pods of one runtime handler.
+    pub presets: BTreeMap<String, toml::Table>,
+    /// The preset that this configuration has been made for by [`Self::with_preset`].
+    #[serde(skip)]
+    pub preset: Option<String>,
 }
 
 /// `[hypervisor]`: the programs that a VM is made of.
@@ -90,6 +96,11 @@ pub struct Vm {
     pub memory_overhead_mib: u64,
     /// The size up to which a running VM can grow.
     pub max_memory_mib: u64,
+    /// The most cpus of any VM, whatever its containers' limits are. By default the node's.
+    pub limit_cpus: Option<u32>,
+    /// The most memory of any VM. A pod whose containers' limits add up to more is refused. By
+    /// default the node's.
+    pub limit_memory_mib: Option<u64>,
     /// How long the guest has from boot to the agent's first answer, in seconds.
     pub boot_timeout_secs: u64,
     /// The longest time that the guest's agent may take to answer any one request, in seconds. The
@@ -214,6 +225,8 @@ impl Default for NodeConfig {
             policy: Policy::default(),
             network: Network::default(),
             log: Log::default(),
+            presets: BTreeMap::new(),
+            preset: None,
         }
     }
 }
@@ -239,6 +252,8 @@ impl Default for Vm {
             default_memory_mib: 512,
             memory_overhead_mib: 128,
             max_memory_mib: 8192,
+            limit_cpus: None,
+            limit_memory_mib: None,
             boot_timeout_secs: 60,
             answer_timeout_secs: None,
             templates: true,
@@ -303,10 +318,13 @@ impl NodeConfig {
             source: Box::new(source),
         })?;
         config.check()?;
+        for name in config.presets.keys() {
+            config.with_preset(name)?;
+        }
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.policy.check()?;
         let any = u64::from(u32::MAX);
         let (vm, skills) = (&self.vm, &self.skills);
@@ -314,6 +332,16 @@ impl NodeConfig {
         let ranges = [
             ("vm.default_cpus", u64::from(vm.default_cpus), 1..=any),
             ("vm.max_cpus", u64::from(vm.max_cpus), 1..=any),
+            (
+                "vm.limit_cpus",
+                u64::from(vm.limit_cpus.unwrap_or(1)),
+                1..=any,
+            ),
+            (
+                "vm.limit_memory_mib",
+                vm.limit_memory_mib.unwrap_or(MIN_MEMORY_MIB),
+                MIN_MEMORY_MIB..=MAX_MIB,
+            ),
             ("vm.boot_timeout_secs", vm.boot_timeout_secs, 1..=MAX_SECS),
             (
                 "vm.answer_timeout_secs",

@@ -41,7 +41,7 @@ const KMSG: (i64, i64) = (1, 11);
 /// Linux has no larger numbers (kernel, include/linux/kdev_t.h, `MINORBITS`).
 const MAX_NUMBERS: (i64, i64) = ((1 << 12) - 1, (1 << 20) - 1);
 /// The advice given when another device is refused.
-const ADVICE: &str = "the host's devices are not reachable from the guest; possible are block devices (volumeDevices), /dev/fuse, /dev/net/tun, /dev/kmsg and /dev/ppp, and all of the guest's for a privileged container";
+pub const ADVICE: &str = "the host's devices are not reachable from the guest; possible are block devices (volumeDevices), /dev/fuse, /dev/net/tun, /dev/kmsg and /dev/ppp, and all of the guest's for a privileged container";
 
 /// A block device of the host that the VM gets as a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

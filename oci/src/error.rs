@@ -64,6 +64,22 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// A preset of the node is missing, or has a setting that it can't have.
+    #[error("configuration: [presets.{preset}]: {reason}")]
+    Preset {
+        /// The preset's name, shortened.
+        preset: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The policy refuses what a pod or container is.
+    #[error("{what} {reason}")]
+    Denied {
+        /// The pod, or what the container asks for.
+        what: String,
+        /// Where it is not allowed, and what would allow it.
+        reason: String,
+    },
 }
 
 /// A JSON reader's message, shortened because it quotes what it read.

@@ -129,12 +129,11 @@ impl Sources<'_> {
             }
             let found = self.places.found.get(&source);
             if let Some(file_system) = found.and_then(|found| found.made_up) {
-                // Such files have no size, so a guest would read nothing (fuse(4)).
                 return Err(refuse(format!(
                     "source {:?} of the bind mount at {destination:?} is in the {file_system} of the \
-                     host, which a VM can't show; the guest has its own, so leave the mount out, or \
-                     run the pod without runtimeClassName",
-                    shorten(&source.to_string_lossy())
+                     host, {}",
+                    shorten(&source.to_string_lossy()),
+                    rules::MADE_UP
                 )));
             }
             let (whole, path) = self.pod.source_of(&mount, &source);

@@ -18,6 +18,13 @@
 //! | `skills` | `NAME`, `NAME@VERSION`, `sha256:DIGEST` | `"*" = ["*"]` |
 //! | `sources` | `NAME` of `[skills.sources.NAME]` | `"*" = []` |
 //!
+//! Two lists of namespaces are for pods as they are:
+//!
+//! - `namespaces`: those that may have pods at all. It serves a preset ([`crate::presets`]), since
+//!   every pod can name every RuntimeClass.
+//! - `privileges`: those whose containers may be privileged, or have capabilities that containerd
+//!   does not give to every container ([`crate::privileges`]).
+//!
 //! A container of a pod is in a namespace of Kubernetes, any other in one of containerd's. `*`
 //! stands for any text in a namespace and in the name of a skill or source. If several names match,
 //! the most specific one decides: a name without `*` before one with it, then the longer. Drop-ins
@@ -44,6 +51,8 @@ type Table = BTreeMap<String, Vec<String>>;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(from = "Given")]
 pub struct Policy {
+    namespaces: Vec<String>,
+    privileges: Vec<String>,
     annotations: Table,
     skills: Table,
     sources: Table,
@@ -53,6 +62,8 @@ pub struct Policy {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Given {
+    namespaces: Option<Vec<String>>,
+    privileges: Option<Vec<String>>,
     annotations: Table,
     skills: Table,
     sources: Table,
@@ -62,12 +73,21 @@ struct Given {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "is not allowed in the namespace {namespace}; \
-     {name:?} in [policy.{table}] of the node's configuration lists the namespaces where it is"
+     {entry} of the node's configuration lists the namespaces where it is"
 )]
 pub struct Denied {
     namespace: String,
-    table: &'static str,
-    name: String,
+    /// The name and its table.
+    entry: String,
+}
+
+impl Denied {
+    fn new(namespace: &str, table: &str, name: &str) -> Self {
+        Self {
+            namespace: shorten(namespace),
+            entry: format!("{name:?} in [{table}]"),
+        }
+    }
 }
 
 impl Default for Policy {
@@ -78,6 +98,8 @@ impl Default for Policy {
             (key.to_owned(), if nobody { Vec::new() } else { every() })
         });
         Self {
+            namespaces: every(),
+            privileges: every(),
             annotations: annotations.collect(),
             skills: [("*".to_owned(), every())].into(),
             sources: [("*".to_owned(), Vec::new())].into(),
@@ -88,6 +110,8 @@ impl Default for Policy {
 impl From<Given> for Policy {
     fn from(given: Given) -> Self {
         let mut policy = Self::default();
+        policy.namespaces = given.namespaces.unwrap_or(policy.namespaces);
+        policy.privileges = given.privileges.unwrap_or(policy.privileges);
         policy.annotations.extend(given.annotations);
         policy.skills.extend(given.skills);
         policy.sources.extend(given.sources);
@@ -128,19 +152,46 @@ impl Policy {
                 return refuse("policy.skills", reason);
             }
         }
+        for (key, list) in [
+            ("policy.namespaces", &self.namespaces),
+            ("policy.privileges", &self.privileges),
+        ] {
+            check_patterns(key, list)?;
+        }
         for (key, table, patterns) in [
             ("policy.annotations", &self.annotations, false),
             ("policy.skills", &self.skills, true),
             ("policy.sources", &self.sources, true),
         ] {
             let names = table.keys().filter(|_| patterns);
-            for pattern in names.chain(table.values().flatten()) {
-                if let Err(error) = Pattern::new(pattern) {
-                    return refuse(key, format!("{:?}: {}", shorten(pattern), error.msg));
-                }
-            }
+            check_patterns(key, names.chain(table.values().flatten()))?;
         }
         Ok(())
+    }
+
+    /// Whether every namespace may have pods with any privileges.
+    pub(crate) fn is_open(&self) -> bool {
+        [&self.namespaces, &self.privileges].map(Vec::as_slice) == [["*"]; 2]
+    }
+
+    /// Refuses a pod of a namespace that may have none.
+    pub(crate) fn check_namespace(&self, namespace: &str) -> Result<()> {
+        list("namespaces", &self.namespaces, namespace).map_err(|denied| Error::Denied {
+            what: "the pod".to_owned(),
+            reason: denied.to_string(),
+        })
+    }
+
+    /// Refuses privileges beyond the default in a namespace that may not have them.
+    pub(crate) fn check_privileges(
+        &self,
+        (field, value): (&str, String),
+        namespace: &str,
+    ) -> Result<()> {
+        list("privileges", &self.privileges, namespace).map_err(|denied| Error::Denied {
+            what: format!("config.json: {field}: {value}"),
+            reason: denied.to_string(),
+        })
     }
 
     /// Refuses the first of Caisson's annotations that the namespace may not use. Unknown keys are
@@ -168,9 +219,9 @@ impl Policy {
             for device in value.split(',').map(str::trim) {
                 let one = format!("{base}={device}");
                 let names = [one.as_str(), base];
-                decide("annotations", &self.annotations, &names, namespace).map_err(|denied| {
-                    let name = one.clone();
-                    refuse(&format!("{} ", shorten(device)), Denied { name, ..denied })
+                decide("annotations", &self.annotations, &names, namespace).map_err(|_| {
+                    let denied = Denied::new(namespace, "policy.annotations", &one);
+                    refuse(&format!("{} ", shorten(device)), denied)
                 })?;
             }
         }
@@ -196,10 +247,7 @@ impl Policy {
     pub fn check_source(&self, source: &str, namespace: &str) -> std::result::Result<(), Denied> {
         decide("sources", &self.sources, &[source], namespace)
             // Show the source's own name, which is what the operator would write.
-            .map_err(|denied| Denied {
-                name: source.to_owned(),
-                ..denied
-            })
+            .map_err(|_| Denied::new(namespace, "policy.sources", source))
     }
 }
 
@@ -223,11 +271,31 @@ fn decide(
     if allowed {
         return Ok(());
     }
-    Err(Denied {
-        namespace: shorten(namespace),
-        table,
-        name: decides.map_or(names[0], |(entry, _)| entry).to_owned(),
-    })
+    let name = decides.map_or(names[0], |(entry, _)| entry);
+    Err(Denied::new(namespace, &format!("policy.{table}"), name))
+}
+
+/// Decides by a list whether the namespace is allowed.
+fn list(key: &str, namespaces: &[String], namespace: &str) -> std::result::Result<(), Denied> {
+    let mut patterns = namespaces.iter();
+    match patterns.any(|pattern| matches(pattern, namespace)) {
+        true => Ok(()),
+        false => Err(Denied::new(namespace, "policy", key)),
+    }
+}
+
+/// Refuses a pattern that can't be read.
+fn check_patterns<'p>(
+    key: &'static str,
+    patterns: impl IntoIterator<Item = &'p String>,
+) -> Result<()> {
+    for pattern in patterns {
+        if let Err(error) = Pattern::new(pattern) {
+            let reason = format!("{:?}: {}", shorten(pattern), error.msg);
+            return Err(Error::ConfigValue { key, reason });
+        }
+    }
+    Ok(())
 }
 
 /// Matches a pattern that [`Policy::check`] has accepted; a pattern that can't be read matches
@@ -365,6 +433,27 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_namespaces_are_for_all_unless_said() {
+        let policy = Policy::default();
+        assert!(policy.is_open());
+        policy.check_namespace("a").unwrap();
+        let policy = self::policy(&["[policy]\nnamespaces = ['ci-*']\nprivileges = []"]).unwrap();
+        assert!(!policy.is_open());
+        policy.check_namespace("ci-1").unwrap();
+        let error = policy.check_namespace("web").unwrap_err().to_string();
+        let text = "the pod is not allowed in the namespace web; \"namespaces\" in [policy]";
+        assert!(error.contains(text), "{error}");
+        let added = ("process.capabilities", "SYS_ADMIN".to_owned());
+        let error = policy
+            .check_privileges(added, "ci-1")
+            .unwrap_err()
+            .to_string();
+        let text = "process.capabilities: SYS_ADMIN is not allowed in the namespace ci-1; \
+                    \"privileges\" in [policy]";
+        assert!(error.contains(text), "{error}");
+    }
+
+    #[test]
     fn name_that_can_never_match_is_refused() {
         for (text, part) in [
             (
@@ -383,6 +472,8 @@ mod tests {
             ("[policy.annotations]\n'caisson.dev/home' = ['a[']", "a["),
             ("[policy.skills]\n'sha256:0*' = []", "whole digest"),
             ("[policy.skills]\n'a**b' = []", "a**b"),
+            ("[policy]\nnamespaces = ['a[']", "policy.namespaces"),
+            ("[policy]\nprivileges = ['a[']", "policy.privileges"),
         ] {
             let error = policy(&[text]).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

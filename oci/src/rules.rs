@@ -32,6 +32,10 @@ pub struct Rule {
     drop: fn(&mut Spec),
 }
 
+/// What becomes of a volume in a file system of the host whose files have no size: a guest would
+/// read nothing (fuse(4)). It continues a text that names the file system.
+pub const MADE_UP: &str = "which a VM can't show; the guest has its own, so leave the mount out, or run the pod without runtimeClassName";
+
 fn keep(_: &mut Spec) {}
 
 /// The AppArmor profiles that engines give to every container, to keep it from the kernel controls

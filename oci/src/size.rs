@@ -146,7 +146,7 @@ impl Node<'_> {
         memory_mib = memory_mib.min(u64::MAX >> 20);
         let memory_mib = memory_mib.max(MIN_MEMORY_MIB);
         VmSize {
-            cpus: cpus.clamp(1, self.cpus.max(1)),
+            cpus: cpus.clamp(1, self.most_cpus()),
             memory_mib,
             most_mib: match unlimited {
                 true => self.most_memory_mib().max(memory_mib),
@@ -160,19 +160,41 @@ impl Node<'_> {
     pub fn cpus(&self, limits: &[Limits]) -> u32 {
         let cpus = self.size(limits.iter().copied()).cpus;
         match limits.iter().any(|limits| limits.cpu_milli.is_none()) {
-            true => cpus.max(self.cpus.min(self.vm.max_cpus)),
+            true => cpus.max(self.most_cpus().min(self.vm.max_cpus)),
             false => cpus,
         }
     }
 
-    /// Returns the memory up to which a VM grows when its containers need more, in MiB.
-    pub fn most_memory_mib(&self) -> u64 {
-        self.vm.max_memory_mib.min(self.memory_mib)
+    /// Returns the most cpus that a VM may have, 1 or more.
+    fn most_cpus(&self) -> u32 {
+        let limit = self.vm.limit_cpus.unwrap_or(u32::MAX);
+        self.cpus.min(limit).max(1)
     }
 
-    /// Returns the size as [`Self::size`] does, unless the node has less memory.
+    /// Returns the memory up to which a VM grows when its containers need more, in MiB.
+    pub fn most_memory_mib(&self) -> u64 {
+        let limit = self.vm.limit_memory_mib.unwrap_or(u64::MAX);
+        self.vm.max_memory_mib.min(limit).min(self.memory_mib)
+    }
+
+    /// Refuses a VM with more memory than `vm.limit_memory_mib`.
+    pub fn check(&self, size: VmSize) -> Result<VmSize> {
+        match self.vm.limit_memory_mib {
+            Some(limit) if size.memory_mib > limit => Err(Error::Field {
+                field: "linux.resources.memory.limit",
+                reason: format!(
+                    "the VM would need {} MiB of memory (the limits and vm.memory_overhead_mib), and vm.limit_memory_mib is {limit}; lower the limits",
+                    size.memory_mib
+                ),
+            }),
+            _ => Ok(size),
+        }
+    }
+
+    /// Returns the size as [`Self::size`] does, unless the node has less memory or a VM may have
+    /// less.
     pub fn room_for(&self, limits: impl IntoIterator<Item = Limits>) -> Result<VmSize> {
-        let size = self.size(limits);
+        let size = self.check(self.size(limits))?;
         if size.memory_mib <= self.memory_mib {
             return Ok(size);
         }
@@ -328,5 +350,31 @@ mod tests {
         };
         assert_eq!((cpus(8, None), cpus(3, None)), (4, 3));
         assert_eq!(cpus(8, Some(2000)), 2);
+    }
+
+    #[test]
+    fn vm_has_no_more_than_its_limits() {
+        let vm = Vm {
+            limit_cpus: Some(2),
+            limit_memory_mib: Some(1024),
+            ..Vm::default()
+        };
+        let node = Node::small(&vm);
+        let limits = |cpu_milli, memory_mib: Option<u64>| Limits {
+            cpu_milli,
+            memory: memory_mib.map(|mib| mib << 20),
+        };
+        assert_eq!(node.size([limits(Some(3000), None)]).cpus, 2);
+        assert_eq!(node.cpus(&[limits(None, None)]), 2);
+        assert_eq!(node.size([limits(None, None)]).most_mib, 1024);
+        assert_eq!(
+            node.room_for([limits(None, Some(896))]).unwrap().memory_mib,
+            1024
+        );
+        let error = node
+            .room_for([limits(None, Some(897))])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("vm.limit_memory_mib is 1024"), "{error}");
     }
 }

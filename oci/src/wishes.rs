@@ -15,7 +15,7 @@ use crate::{
     error::shorten,
     guest_devices,
     pod::{self, Sandbox},
-    rules, volume, Error, Hooks, Policy, Result, Role,
+    privileges, rules, volume, Error, Hooks, Policy, Result, Role,
 };
 
 /// What a bundle asks for.
@@ -50,20 +50,28 @@ impl Wishes {
         Self::of(parse(json)?, policy, containerd_namespace)
     }
 
-    /// Checks the annotations of a spec, including against the node's policy, and adds the devices
-    /// that they ask for to the spec.
+    /// Checks the annotations and the privileges of a spec, including against the node's policy,
+    /// and adds the devices that the annotations ask for to the spec.
     pub fn of(mut spec: Spec, policy: &Policy, containerd_namespace: &str) -> Result<Self> {
         let given = spec.annotations().clone().unwrap_or_default();
         let annotations = Annotations::parse(&given)?;
+        let role = Role::of(&spec)?;
         let mut namespace = String::new();
-        if given.keys().any(|key| key.starts_with(PREFIX)) {
+        let asks = given.keys().any(|key| key.starts_with(PREFIX));
+        if asks || !policy.is_open() {
             let of_pod = pod::namespace(&spec)?;
             namespace = of_pod.unwrap_or_else(|| containerd_namespace.to_owned());
+            policy.check_namespace(&namespace)?;
             policy.check_annotations(&given, &namespace)?;
+            // No process runs in a sandbox.
+            let privilege = privileges::beyond_default(&spec);
+            if let Some(privilege) = privilege.filter(|_| role != Role::Sandbox) {
+                policy.check_privileges(privilege, &namespace)?;
+            }
         }
         guest_devices::grant(&mut spec, &annotations.devices)?;
         Ok(Self {
-            role: Role::of(&spec)?,
+            role,
             annotations,
             namespace,
             spec,
@@ -195,6 +203,7 @@ fn parse(json: &[u8]) -> Result<Spec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NodeConfig;
     use serde_json::{json, Value};
 
     fn wishes(config: &Value) -> Result<Wishes> {
@@ -231,6 +240,26 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn privileges_beyond_the_default_are_refused_where_the_policy_says_so() {
+        let text = "[policy]\nprivileges = ['ci']";
+        let node = NodeConfig::parse(&[("c".to_owned(), text.to_owned())]).unwrap();
+        let parsed = |capability: &str, namespace: &str| {
+            let mut config = config();
+            config["annotations"]["io.kubernetes.cri.sandbox-namespace"] = namespace.into();
+            config["process"]["capabilities"] = json!({"bounding": [capability]});
+            let json = config.to_string();
+            Wishes::parse(json.as_bytes(), &node.policy, "default").map(drop)
+        };
+        parsed("CAP_SYS_ADMIN", "ci").unwrap();
+        parsed("CAP_CHOWN", "web").unwrap();
+        let error = parsed("CAP_SYS_ADMIN", "web").unwrap_err().to_string();
+        assert!(
+            error.contains("SYS_ADMIN is not allowed in the namespace web"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -95,6 +95,13 @@ pub enum Error {
     /// A hook that the spec asks for failed.
     #[error("hooks")]
     Hook(#[from] HookError),
+    /// The pod has a preset of the node's configuration.
+    #[error("with the preset {preset}")]
+    Preset {
+        preset: String,
+        #[source]
+        source: Box<Error>,
+    },
     /// A stream of a process can't be opened or connected.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -107,6 +114,17 @@ impl Error {
     /// Returns the error with its causes, in one line.
     pub fn chain(&self) -> String {
         chain(self)
+    }
+
+    /// Returns the error with the name of the preset that the pod has, if it has one.
+    pub fn of_preset(self, preset: Option<&str>) -> Self {
+        match preset {
+            Some(preset) => Self::Preset {
+                preset: preset.to_owned(),
+                source: Box::new(self),
+            },
+            None => self,
+        }
     }
 }
 
@@ -133,6 +151,7 @@ fn code(error: &Error) -> Code {
         },
         Error::Accelerator(error) => match error {
             AcceleratorError::State(error) => of_state(error),
+            AcceleratorError::NoKvm(_) => Code::FAILED_PRECONDITION,
             AcceleratorError::Vm(_) | AcceleratorError::File(_) => Code::UNKNOWN,
         },
         Error::Vm(error) => of_vm(error),
@@ -172,6 +191,7 @@ fn code(error: &Error) -> Code {
             | NetworkError::Card { .. }
             | NetworkError::Forward { .. } => Code::UNKNOWN,
         },
+        Error::Preset { source, .. } => code(source),
         Error::Hook(error) => match error {
             HookError::Run { .. } | HookError::Failed { .. } | HookError::File(_) => Code::UNKNOWN,
             HookError::Timeout { .. } => Code::DEADLINE_EXCEEDED,

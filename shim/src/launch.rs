@@ -103,11 +103,21 @@ async fn start(flags: Flags) -> Result<String> {
             let grouping = flags.id.clone();
             let socket = socket_address(&flags.address, &flags.namespace, &grouping);
             let bundle = std::env::current_dir().map_err(Error::file("find", "the bundle"))?;
+            let preset = config::own_preset();
             // If the configuration is refused, the shim tells the user.
-            let config = config::load();
-            if config.is_ok_and(|config| pool::claim(&config, &flags, &socket, bundle)) {
+            let node = config::load();
+            let claimed = node.is_ok_and(|node| {
+                let config = config::of_preset(&node, preset.as_deref());
+                config.is_ok_and(|config| pool::claim(&node, &config, &flags, &socket, bundle))
+            });
+            if claimed {
                 return bootstrap(socket);
             }
+            // The serving process is started by the program's own name.
+            let preset = preset
+                .iter()
+                .map(|name| (config::PRESET_ENV, name.as_str()));
+            let variables = preset.collect();
             let options = StartOpts {
                 id: flags.id,
                 publish_binary: flags.publish_binary,
@@ -116,7 +126,7 @@ async fn start(flags: Flags) -> Result<String> {
                 namespace: flags.namespace,
                 debug: flags.debug,
             };
-            let spawned = spawn(options, &grouping, Vec::new()).await;
+            let spawned = spawn(options, &grouping, variables).await;
             spawned.map_err(|error| Error::Spawn(Box::new(error)))?
         }
     };
@@ -193,7 +203,8 @@ async fn serve_new(flags: Flags) -> Result<()> {
     let address = std::env::var(pool::TTRPC_ADDRESS).unwrap_or_default();
     // If the configuration was refused, the first request returns the reason, where the user sees
     // it.
-    let config = config::load().map_err(|error| chain(&error));
+    let preset = config::own_preset();
+    let config = config::load_for(preset.as_deref()).map_err(|error| chain(&error));
     let level = config.as_ref().map_or("info", |config| &config.log.level);
     logger::init(flags.debug, level, &flags.namespace, &flags.id)?;
     let pod = config.map(|config| pod(&flags, address, config));
@@ -229,7 +240,7 @@ async fn serve_claimed(claim: &Claim, mut site: Site) -> Result<Serving> {
     };
     site.rename(&claim.id)?;
     std::env::set_current_dir(&claim.bundle).map_err(Error::file("enter", &claim.bundle))?;
-    let config = config::load()?;
+    let config = config::load_for(claim.preset.as_deref())?;
     logger::init(flags.debug, &config.log.level, &flags.namespace, &flags.id)?;
     let pod = pod(&flags, claim.ttrpc_address.clone(), config);
     pod.give(site);

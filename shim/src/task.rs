@@ -83,7 +83,11 @@ impl Task for TaskService {
             .into());
         }
         let pod = self.pod()?;
-        let pid = finish(async move { pod.create(request).await }).await?;
+        let created = async move {
+            let created = pod.create(request).await;
+            created.map_err(|error| error.of_preset(pod.preset()))
+        };
+        let pid = finish(created).await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()

@@ -3,8 +3,12 @@
 //!
 //! Needs `cargo xtask test-tools --chart`.
 
+#[path = "chart/admission.rs"]
+mod admission;
 #[path = "chart/policy.rs"]
 mod policy;
+#[path = "chart/presets.rs"]
+mod presets;
 #[path = "chart/render.rs"]
 mod render;
 
@@ -140,6 +144,21 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
         ),
         ("pool", json!({ "size": 2, "memoryMiB": 100 }), "size = 2"),
         (
+            "presets",
+            json!({ "strict": { "isolation": "strict" } }),
+            "handler: sandbox-strict",
+        ),
+        (
+            "policy.namespaces",
+            json!(["team-*"]),
+            r#""namespaces" = ["team-*"]"#,
+        ),
+        (
+            "policy.privileges",
+            json!(["ci"]),
+            r#""privileges" = ["ci"]"#,
+        ),
+        (
             "policy.annotations",
             json!({ "caisson.dev/devices=fuse": ["ci", "build-*"] }),
             r#""caisson.dev/devices=fuse" = ["ci","build-*"]"#,
@@ -155,6 +174,7 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             r#""company" = ["team-a"]"#,
         ),
         ("nodeRestriction.enabled", json!(false), ""),
+        ("admission.enabled", json!(true), "name: caisson-pods"),
         ("drain.enabled", json!(false), ""),
         ("drain.timeoutSeconds", json!(55), "--timeout=55"),
         ("test.image", json!("r.example/t:1"), "image: r.example/t:1"),
@@ -187,7 +207,10 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("policy.annotations", json!({ "caisson.dev/nosuch": ["*"] })),
         ("policy.skills", json!({ "docx": "team-a" })),
         ("policy.sources", json!({ "company": ["Team A"] })),
+        ("presets", json!({ "strict": { "isolation": "loose" } })),
+        ("policy.privileges", json!("ci")),
         ("nodeRestriction.enabled", json!("no")),
+        ("admission.enabled", json!("yes")),
         ("drain.timeoutSeconds", json!("10m")),
     ]
 }
@@ -404,7 +427,7 @@ fn settings_are_the_same_text_for_the_node() -> Result<()> {
     let settings = settings.unwrap_or_default();
     assert!(settings.starts_with(config), "{settings}");
     let rest = &settings[config.len()..];
-    assert!(rest.trim_start().starts_with("[policy."), "{rest}");
+    assert!(rest.trim_start().starts_with("[policy]"), "{rest}");
     Ok(())
 }
 

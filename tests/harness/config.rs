@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use caisson_node::config::program_of;
 use serde_json::{json, Value};
 
 use crate::{
@@ -33,20 +34,27 @@ pub fn containerd(dir: &Path) -> String {
 }
 
 /// Like [`containerd`], with the CRI plugin: the runtime classes `runc` and `sandbox` (on 2.x also
-/// `sandbox-shim`), and the node's own network and images.
-pub fn containerd_with_cri(dir: &Path, version: Containerd) -> String {
+/// `sandbox-shim`, and `sandbox-PRESET` for each preset), and the node's own network and images.
+pub fn containerd_with_cri(dir: &Path, version: Containerd, presets: &[String]) -> String {
     let caisson = Runtime::Caisson.name();
     let runc = Runtime::Runc.name();
     let runsc = Runtime::Gvisor.name();
     let gvisor = gvisor::config_file(dir);
     let gvisor = gvisor.display();
-    // As `caisson node install` has it.
+    // As `caisson node install` has them.
+    let of_program = |program: &str| {
+        let program = programs(dir).join(program);
+        let program = program.display();
+        match version {
+            Containerd::V1_6 => format!("runtime_type = \"{program}\""),
+            Containerd::V1_7 | Containerd::V2 => {
+                format!("runtime_type = \"{runc}\"\nruntime_path = \"{program}\"")
+            }
+        }
+    };
     let sandbox = match version {
         Containerd::V1_6 => format!("runtime_type = \"{caisson}\""),
-        Containerd::V1_7 | Containerd::V2 => format!(
-            "runtime_type = \"{runc}\"\nruntime_path = \"{}\"",
-            programs(dir).join(SHIM).display()
-        ),
+        Containerd::V1_7 | Containerd::V2 => of_program(SHIM),
     };
     let pause = fixture::full_name("pause");
     let hosts = registry::hosts_dir(dir);
@@ -105,6 +113,18 @@ ConfigPath = "{gvisor}"
 config_path = "{hosts}"
 "#
     ));
+    for preset in presets {
+        let program = of_program(&program_of(preset));
+        config.push_str(&format!(
+            r#"
+[plugins."{runtime}".containerd.runtimes.sandbox-{preset}]
+{program}
+pod_annotations = ["caisson.dev/*"]
+container_annotations = ["caisson.dev/*"]
+privileged_without_host_devices = true
+"#
+        ));
+    }
     if version == Containerd::V2 {
         config.push_str(&format!(
             r#"
@@ -151,6 +171,16 @@ level = "info"
 path = "{dir}/opt"
 "#
     )
+}
+
+/// Returns the names of the presets of Caisson's configuration.
+pub fn presets(caisson: &Value) -> Vec<String> {
+    let presets = caisson["presets"].as_object();
+    presets
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// Returns Caisson's configuration as a value, so that a test can change a key before it is written

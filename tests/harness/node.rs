@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
+use caisson_node::config::program_of;
 use containerd_client::Client;
 use serde_json::Value;
 
@@ -100,21 +101,21 @@ impl Node {
 
     /// Starts a node of a given containerd version.
     pub fn start_version(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
-        Self::start_configured(version, edit, |_, dir| Ok(config::containerd(dir)))
+        Self::start_configured(version, edit, |_, dir, _| Ok(config::containerd(dir)))
     }
 
     /// Starts a node whose containerd serves CRI, with a network of its own.
     pub fn start_cri(version: Containerd, edit: impl FnOnce(&mut Value)) -> Result<Self> {
-        Self::start_configured(version, edit, |tag, dir| {
+        Self::start_configured(version, edit, |tag, dir, presets| {
             network::configure(tag, dir)?;
-            Ok(config::containerd_with_cri(dir, version))
+            Ok(config::containerd_with_cri(dir, version, presets))
         })
     }
 
     fn start_configured(
         version: Containerd,
         edit: impl FnOnce(&mut Value),
-        containerd: impl FnOnce(&str, &Path) -> Result<String>,
+        containerd: impl FnOnce(&str, &Path, &[String]) -> Result<String>,
     ) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
@@ -126,6 +127,7 @@ impl Node {
         let plain = config::caisson(&dir, start);
         let mut caisson = plain.clone();
         edit(&mut caisson);
+        let presets = config::presets(&caisson);
         // Created as `caisson` does. The shim creates the state folder itself.
         fs::DirBuilder::new()
             .mode(0o700)
@@ -133,12 +135,18 @@ impl Node {
         for folder in ["store/skills", "store/homes", "shelf", "logs"] {
             fs::create_dir_all(dir.join(folder))?;
         }
-        fs::write(dir.join("containerd.toml"), containerd(&tag, &dir)?)?;
+        fs::write(
+            dir.join("containerd.toml"),
+            containerd(&tag, &dir, &presets)?,
+        )?;
         gvisor::configure(&dir)?;
         let programs = config::programs(&dir);
         fs::create_dir(&programs)?;
         let shim = paths::dist().join("bin").join(config::SHIM);
-        symlink(shim, programs.join(config::SHIM))?;
+        symlink(&shim, programs.join(config::SHIM))?;
+        for preset in &presets {
+            symlink(&shim, programs.join(program_of(preset)))?;
+        }
         // A program that searches for containerd's process by this name finds only this node's.
         symlink(version.bin().join("containerd"), dir.join(&tag))?;
         fs::write(dir.join("config.toml"), toml::to_string(&caisson)?)?;

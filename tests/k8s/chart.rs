@@ -1,7 +1,9 @@
 //! Tests the chart on a real cluster: `make test-k8s`. The tests change the one node, so they take
 //! turns.
 
+mod admission;
 mod node_restriction;
+mod presets;
 
 use std::{
     fs,

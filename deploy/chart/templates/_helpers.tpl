@@ -20,7 +20,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{/* The drop-in of each node, as TOML; strings of JSON are strings of TOML. */}}
 {{- define "caisson.settings" -}}
-{{- range $table := list "policy" "pool" -}}
+{{- range $table := list "policy" "pool" "presets" -}}
 {{- if regexMatch (printf "(?m)^\\s*\\[?\\s*%s\\b" $table) $.Values.config -}}
 {{- fail (printf "config: [%s] goes into the value `%s`" $table $table) -}}
 {{- end -}}
@@ -31,12 +31,75 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 [pool]
 size = {{ int . }}
 {{ end -}}
-{{- range $table, $names := .Values.policy }}
-[policy.{{ $table }}]
-{{- range $name, $namespaces := $names }}
-{{ toJson $name }} = {{ toJson $namespaces }}
+{{- include "caisson.table" (list "policy" .Values.policy) -}}
+{{- range $name, $_ := .Values.presets -}}
+{{- $preset := include "caisson.preset" (list $ $name) | fromYaml -}}
+{{- include "caisson.table" (list (printf "presets.%s" $name) $preset) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A table of TOML with those below it: (list NAME TABLE). */}}
+{{- define "caisson.table" }}
+[{{ index . 0 }}]
+{{- range $key, $value := index . 1 }}
+{{- if not (kindIs "map" $value) }}
+{{ toJson $key }} = {{ toJson $value }}
 {{- end }}
-{{ end -}}
+{{- end }}
+{{ range $key, $value := index . 1 -}}
+{{- if kindIs "map" $value -}}
+{{- include "caisson.table" (list (printf "%s.%s" (index $ 0) $key) $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The settings of a preset, as YAML: those of its profiles, then its own: (list ROOT NAME). */}}
+{{- define "caisson.preset" -}}
+{{- $root := index . 0 -}}
+{{- $preset := index $root.Values.presets (index . 1) -}}
+{{- $all := dict -}}
+{{- $isolation := $preset.isolation | default "standard" -}}
+{{- $components := $preset.components | default "workspace" -}}
+{{- range $profile := list (printf "isolation/%s" $isolation) (printf "components/%s" $components) -}}
+{{- $text := $root.Files.Get (printf "profiles/%s.yaml" $profile) -}}
+{{- include "caisson.merge" (list $all (fromYaml $text)) -}}
+{{- end -}}
+{{- include "caisson.merge" (list $all ($preset.settings | default dict)) -}}
+{{- with $preset.namespaces -}}
+{{- include "caisson.merge" (list $all (dict "policy" (dict "namespaces" .))) -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{/* Sets what the second dict has in the first one, empty values too: (list INTO FROM). */}}
+{{- define "caisson.merge" -}}
+{{- $into := index . 0 -}}
+{{- range $key, $value := index . 1 -}}
+{{- $old := get $into $key -}}
+{{- if and (kindIs "map" $value) (kindIs "map" $old) -}}
+{{- include "caisson.merge" (list $old $value) -}}
+{{- else -}}
+{{- $_ := set $into $key (kindIs "map" $value | ternary (deepCopy $value) $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The names of our RuntimeClasses, as a list of CEL. */}}
+{{- define "caisson.classes" -}}
+{{- $names := list .Values.runtimeClass.name -}}
+{{- range $name, $_ := .Values.presets -}}
+{{- $names = append $names (printf "%s-%s" $.Values.runtimeClass.name $name) -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{/* A regular expression for a list of namespaces with * and ?. */}}
+{{- define "caisson.namespaces" -}}
+{{- if . -}}
+^({{ range $at, $pattern := . }}{{ if $at }}|{{ end }}{{ $pattern | replace "*" ".*" | replace "?" "." }}{{ end }})$
+{{- else -}}
+^$
+{{- end -}}
 {{- end -}}
 
 {{/* The DaemonSet's resources, with the memory of the VMs that the node keeps ready. */}}

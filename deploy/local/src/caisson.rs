@@ -40,6 +40,23 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 /// Upgrades the release with the values of a local cluster and the `further` ones, or installs it
 /// if there is none. Does not wait for the node.
 pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
+    let mut helm = upgrade_command(cluster)?;
+    for (value, is) in further {
+        helm.arg("--set-string").arg(format!("{value}={is}"));
+    }
+    process::output(&mut helm, "").map(drop)
+}
+
+/// Does as [`upgrade`], with values in JSON.
+pub fn upgrade_json(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
+    let mut helm = upgrade_command(cluster)?;
+    for (value, is) in further {
+        helm.arg("--set-json").arg(format!("{value}={is}"));
+    }
+    process::output(&mut helm, "").map(drop)
+}
+
+fn upgrade_command(cluster: &Cluster) -> Result<Command> {
     let layout = cluster.layout();
     let mut helm = helm(cluster, "upgrade");
     install_the_chart(&mut helm);
@@ -53,10 +70,7 @@ pub fn upgrade(cluster: &Cluster, further: &[(&str, &str)]) -> Result<()> {
     }
     helm.arg("--set")
         .arg(format!("install.nodeProcess={}", supervisor(cluster)?));
-    for (value, is) in further {
-        helm.arg("--set-string").arg(format!("{value}={is}"));
-    }
-    process::output(&mut helm, "").map(drop)
+    Ok(helm)
 }
 
 /// Adds the arguments of `helm upgrade` that set the values of a local cluster and install the

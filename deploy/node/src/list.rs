@@ -13,8 +13,8 @@ use caisson_node::{
 /// Prints one line for each pod.
 pub fn run(config: &NodeConfig) -> Result<()> {
     println!(
-        "{:<40} {:<9} {:<18} {:>8}  VM",
-        "POD", "STATE", "CONTAINERS", "SHIM"
+        "{:<40} {:<9} {:<18} {:<16} {:>8}  VM",
+        "POD", "STATE", "CONTAINERS", "PRESET", "SHIM"
     );
     for pod in state::list(&config.state_dir)? {
         println!("{}", line(config, &pod));
@@ -42,8 +42,9 @@ fn line(config: &NodeConfig, pod: &Found) -> String {
     let name = pod.name.as_deref().unwrap_or_default();
     let (state, containers) = (state(config, pod), containers(pod));
     let vm = processes.join(", ");
+    let preset = preset(pod);
     format!(
-        "{:<40} {state:<9} {containers:<18} {shim:>8}  {vm}  {name}",
+        "{:<40} {state:<9} {containers:<18} {preset:<16} {shim:>8}  {vm}  {name}",
         pod.id
     )
 }
@@ -58,6 +59,14 @@ fn state(config: &NodeConfig, pod: &Found) -> &'static str {
         (Some(_), Ok(None)) => "starting",
         (Some(_), Err(_)) => "unknown",
     }
+}
+
+/// The preset that the pod has.
+fn preset(pod: &Found) -> &str {
+    let record = pod.record.as_ref().ok().and_then(Option::as_ref);
+    record
+        .and_then(|record| record.preset.as_deref())
+        .unwrap_or("-")
 }
 
 /// How many containers run and how many have ended.

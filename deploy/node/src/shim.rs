@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{ensure, Context, Result};
 use async_trait::async_trait;
+pub use caisson_node::config::PROGRAM;
 use caisson_node::host::program;
 use containerd_shim_protos::{
     api::{Empty, ForwardRequest},
@@ -24,9 +25,6 @@ use containerd_shim_protos::{
     },
 };
 use tokio::process::Command;
-
-/// The shim's program, under the name that containerd looks for.
-pub const PROGRAM: &str = "containerd-shim-caisson-v2";
 
 /// The name in the bundle that the shim is given as containerd's socket. No such socket exists; the
 /// shim names its own socket after it.

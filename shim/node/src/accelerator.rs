@@ -37,6 +37,12 @@ pub enum AcceleratorError {
     /// The probe VM failed.
     #[error("the pod's VM")]
     Vm(#[from] caisson_vmm::Error),
+    /// The configuration asks for KVM alone.
+    #[error(
+        "hypervisor.accelerator is \"kvm\", and KVM does not work on this node: {0}; \
+         `caisson check` says more"
+    )]
+    NoKvm(String),
     /// An operation on a file or folder failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -74,13 +80,28 @@ fn qemu_config(config: &NodeConfig) -> QemuConfig {
     }
 }
 
-/// Returns the accelerator that the configuration names. For `auto`, returns what the probe found;
+/// Returns the accelerator that the configuration names, or an error if it is KVM and that does not
+/// work. For `auto`, returns what the probe found;
 /// the probe runs at most once.
 pub async fn choose(config: &NodeConfig) -> Result<Accelerator> {
     match config.hypervisor.accelerator {
-        config::Accelerator::Kvm => Ok(Accelerator::Kvm),
+        config::Accelerator::Kvm => only_kvm(config).await,
         config::Accelerator::Tcg => Ok(Accelerator::Tcg),
         config::Accelerator::Auto => Ok(probed(config).await?.accelerator),
+    }
+}
+
+/// Returns KVM where it works. Where a probe has found that it does not, it is tried again: the
+/// operator may have mended the node.
+async fn only_kvm(config: &NodeConfig) -> Result<Accelerator> {
+    let works = |result: &ProbeResult| result.accelerator == Accelerator::Kvm;
+    let mut result = probed(config).await?;
+    if !works(&result) {
+        result = probe(config).await?;
+    }
+    match works(&result) {
+        true => Ok(Accelerator::Kvm),
+        false => Err(AcceleratorError::NoKvm(result.reason)),
     }
 }
 
@@ -150,6 +171,8 @@ async fn probe_alone(config: &NodeConfig) -> Result<ProbeResult> {
     let result = probe_kvm(&qemu_config(config), &spec, PROBE_LIMIT).await?;
     match result.accelerator {
         Accelerator::Kvm => log::info!("probed: {}", result.reason),
+        // The error says so.
+        Accelerator::Tcg if config.hypervisor.accelerator == config::Accelerator::Kvm => {}
         // Logged once per node: from here on the result is remembered.
         Accelerator::Tcg => log::warn!(
             "the VMs of this node are emulated, {EMULATION}: {}",

@@ -5,10 +5,16 @@
 //! it; containerd passes its environment on to the shims that it starts. The files override the
 //! paths of the release that the running program belongs to. [`caisson_oci::config`] describes the
 //! keys.
+//!
+//! A preset of the configuration ([`caisson_oci::presets`]) is for the pods of one runtime handler.
+//! The handler names a link to the shim's program, and the link's name has the preset's:
+//! [`program_of`].
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env,
+    ffi::OsStr,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -31,6 +37,12 @@ type Result<T> = std::result::Result<T, ConfigError>;
 
 /// containerd's name for this runtime.
 pub const RUNTIME: &str = "io.containerd.caisson.v2";
+/// The shim's program, under the name that containerd looks for.
+pub const PROGRAM: &str = "containerd-shim-caisson-v2";
+/// What the name of a shim's program has before and after a preset's name.
+const AROUND_PRESET: (&str, &str) = ("containerd-shim-caisson-", "-v2");
+/// The environment variable with the preset of a shim that was not started by the preset's link.
+pub const PRESET_ENV: &str = "CAISSON_PRESET";
 /// The environment variable that names another configuration file than the default.
 pub const CONFIG_ENV: &str = "CAISSON_CONFIG";
 const DEFAULT_PATH: &str = "/etc/caisson/config.toml";
@@ -38,6 +50,42 @@ const DEFAULT_PATH: &str = "/etc/caisson/config.toml";
 /// Returns the path of the main file.
 pub fn path() -> PathBuf {
     env::var_os(CONFIG_ENV).map_or_else(|| DEFAULT_PATH.into(), PathBuf::from)
+}
+
+/// Returns the name of the shim's program for the pods of a preset. containerd finds it for the
+/// runtime `io.containerd.caisson-PRESET.v2`.
+pub fn program_of(preset: &str) -> String {
+    let (before, after) = AROUND_PRESET;
+    format!("{before}{preset}{after}")
+}
+
+/// Returns the preset that a program's name has, or `None` for the shim's own name.
+pub fn preset_of(program: &OsStr) -> Option<String> {
+    let (before, after) = AROUND_PRESET;
+    let name = Path::new(program).file_name()?.to_str()?;
+    let preset = name.strip_prefix(before)?.strip_suffix(after)?;
+    Some(preset.to_owned())
+}
+
+/// Returns the preset of this process: that of the name by which it was started, or the one that
+/// its environment names.
+pub fn own_preset() -> Option<String> {
+    let started_as = env::args_os().next();
+    let preset = started_as.and_then(|name| preset_of(&name));
+    preset.or_else(|| env::var(PRESET_ENV).ok())
+}
+
+/// Does the same as [`load`] for the pods of a preset, if one is named.
+pub fn load_for(preset: Option<&str>) -> Result<NodeConfig> {
+    of_preset(&load()?, preset)
+}
+
+/// Returns the node's configuration for the pods of a preset, if one is named.
+pub fn of_preset(node: &NodeConfig, preset: Option<&str>) -> Result<NodeConfig> {
+    match preset {
+        Some(preset) => Ok(node.with_preset(preset)?),
+        None => Ok(node.clone()),
+    }
 }
 
 /// Returns the existing files that the configuration is read from.
@@ -176,6 +224,19 @@ mod tests {
             paths(&main).unwrap(),
             names.map(|name| dir.path().join(name))
         );
+    }
+
+    #[test]
+    fn preset_is_told_by_the_programs_name() {
+        let of = |program: &str| preset_of(OsStr::new(program));
+        assert_eq!(
+            of("/opt/x/containerd-shim-caisson-strict-v2").as_deref(),
+            Some("strict")
+        );
+        assert_eq!(of(&program_of("a-b")).as_deref(), Some("a-b"));
+        for program in [PROGRAM, "/usr/bin/caisson", "containerd-shim-runc-v2"] {
+            assert_eq!(of(program), None, "{program}");
+        }
     }
 
     #[test]

@@ -60,8 +60,13 @@ pub struct Claim {
     /// The address of containerd's socket for events.
     pub ttrpc_address: String,
     pub debug: bool,
-    /// The [`crate::pool::build`] of the node, as the pod's configuration has it.
+    /// The [`crate::pool::build`] that members of the node have now. A member with another one is
+    /// stale.
     pub build: String,
+    /// The same, as the pod's preset has it. A member with another one does not fit the pod.
+    pub fits: String,
+    /// The pod's preset, if it has one.
+    pub preset: Option<String>,
 }
 
 /// The shim's answer.

@@ -5,12 +5,14 @@
 
 use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
 
-use caisson_oci::NodeConfig;
+use caisson_oci::{config::Vm, NodeConfig};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    accelerator, control,
+    accelerator,
+    config::PRESET_ENV,
+    control,
     host::{
         chain::chain,
         error::{FileError, OnFile},
@@ -30,9 +32,10 @@ pub const MEMBER_LIMIT: u64 = 2 * (templates::SIZE.memory_mib << 20);
 const PREFIX: &str = "pool-";
 /// The name of the lock in the folder of all state.
 pub const LOCK: &str = ".pool";
-/// The environment variables of one shim (containerd, pkg/shim/util.go, `Command`) and of one run
-/// of containerd (systemd.exec(5)).
-const OF_ONE_RUN: [&str; 6] = [
+/// The environment variables of one shim (its preset, and those of containerd, pkg/shim/util.go,
+/// `Command`) and of one run of containerd (systemd.exec(5)).
+const OF_ONE_RUN: [&str; 7] = [
+    PRESET_ENV,
     "TTRPC_ADDRESS",
     "GRPC_ADDRESS",
     "NAMESPACE",
@@ -100,7 +103,8 @@ pub fn remove_all(state_dir: &Path) {
 
 /// Identifies all that a member depends on but the pod's wishes: the programs, the guest image, the
 /// shape of the VM, and the surroundings that its shim has from the process that bore it. A member
-/// with another value than the process that asks for it is stale.
+/// with another value than the process that asks for it is stale. For a preset with other settings
+/// of these, the value is another too: the node's members don't fit its pods.
 pub fn build(config: &NodeConfig) -> String {
     let program = fs::metadata("/proc/self/exe").map(|meta| {
         // The same file, with the same content.
@@ -112,12 +116,18 @@ pub fn build(config: &NodeConfig) -> String {
     let environment: BTreeMap<_, _> = std::env::vars_os()
         .filter(|(name, _)| !OF_ONE_RUN.iter().any(|of_one| name == of_one))
         .collect();
+    let vm = Vm {
+        // A pod's containers come after the claim.
+        limit_cpus: None,
+        limit_memory_mib: None,
+        ..config.vm.clone()
+    };
     let all = format!(
         "{program:?} {cgroups:?} {namespaces:?} {environment:?} {} {:?} {:?} {:?} {} {}",
         accelerator::key(config),
         config.hypervisor,
         config.guest,
-        config.vm,
+        vm,
         host_cpus(),
         host_memory_mib(),
     );
@@ -146,6 +156,16 @@ mod tests {
         for id in ["pool-1", "pool", "web", "pool-00112233445566zz"] {
             assert!(!is_member(id), "{id}");
         }
+    }
+
+    #[test]
+    fn build_is_another_where_the_vm_is_and_not_where_the_policy_is() {
+        let text = "[presets.vm.vm]\nmax_memory_mib = 1024\n\
+                    [presets.limits]\nvm.limit_cpus = 1\npolicy.privileges = []";
+        let node = NodeConfig::parse(&[("c".to_owned(), text.to_owned())]).unwrap();
+        let of = |preset| build(&node.with_preset(preset).unwrap());
+        assert_eq!(of("limits"), build(&node));
+        assert_ne!(of("vm"), build(&node));
     }
 
     #[test]

@@ -121,6 +121,11 @@ impl Pod {
         }
     }
 
+    /// Returns the preset of the configuration that the pod has.
+    pub fn preset(&self) -> Option<&str> {
+        self.config.preset.as_deref()
+    }
+
     /// Whether no container is left.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()

@@ -188,6 +188,7 @@ impl Pod {
         };
         let recorder = site.dir.begin_record(&self.namespace)?;
         self.recorder.get_or_init(|| recorder);
+        self.record(|record| record.preset.clone_from(&self.config.preset));
         if let Some(cgroup) = cgroup {
             site.dir.use_cgroup(cgroup)?;
         }

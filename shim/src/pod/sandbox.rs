@@ -90,7 +90,7 @@ impl Pod {
         site: Site,
         limits: Limits,
     ) -> Result<Arc<Machine>> {
-        let size = self.node().size([limits]);
+        let size = self.node().check(self.node().size([limits]))?;
         let state = site.dir.path().to_owned();
         let machine = self
             .machine

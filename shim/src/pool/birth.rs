@@ -3,6 +3,7 @@
 use std::{io, path::Path, process::Stdio};
 
 use caisson_node::{
+    config,
     host::{error::OnFile, size::available_memory_mib},
     pool,
 };
@@ -53,6 +54,8 @@ fn start(stderr: Stdio) -> Result<Child> {
     let mut command = Command::new(&program);
     command
         .args(["-id", &pool::new_id()?, ACTION])
+        // A member is made as the node's configuration says, and may serve any pod.
+        .env_remove(config::PRESET_ENV)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

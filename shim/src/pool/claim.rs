@@ -16,15 +16,23 @@ pub const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 /// The time limit for a member to take a pod over. It has nothing to do but that.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Makes a member of the pool the shim of a pod, and returns whether there was one. A member that
-/// does not answer in time is killed, with what it may have done for the pod by then: it may not
-/// serve the pod later, beside another shim.
-pub fn claim(config: &NodeConfig, flags: &Flags, socket: &str, bundle: PathBuf) -> bool {
+/// Makes a member of the pool the shim of a pod, and returns whether there was one. `config` is the
+/// pod's, which differs from the node's if the pod has a preset.
+///
+/// A member that does not answer in time is killed, with what it may have done for the pod by then:
+/// it may not serve the pod later, beside another shim.
+pub fn claim(
+    node: &NodeConfig,
+    config: &NodeConfig,
+    flags: &Flags,
+    socket: &str,
+    bundle: PathBuf,
+) -> bool {
     if config.pool.size == 0 {
         return false;
     }
     let state_dir = &config.state_dir;
-    let build = pool::build(config);
+    let (build, fits) = (pool::build(node), pool::build(config));
     let mut members = pool::members(state_dir);
     members.retain(|id| pool::is_ready(state_dir, id));
     for id in members {
@@ -39,6 +47,8 @@ pub fn claim(config: &NodeConfig, flags: &Flags, socket: &str, bundle: PathBuf) 
             ttrpc_address: std::env::var(TTRPC_ADDRESS).unwrap_or_default(),
             debug: flags.debug,
             build: build.clone(),
+            fits: fits.clone(),
+            preset: config.preset.clone(),
         });
         match control::ask(state_dir, &id, &request, LIMIT) {
             Ok(Answer::Claimed) => {

@@ -90,6 +90,11 @@ pub async fn member(id: &str, born: impl FnOnce() -> Result<()>) -> Result<Optio
                 tokio::spawn(control::answer(stream, |request| handle(claims, request)));
             }
             Some((claim, answer)) = claimed.recv() => {
+                if claim.build == build && claim.fits != build {
+                    let why = "the pod's preset needs another VM".to_owned();
+                    let _ = answer.send(Answer::Failed(why));
+                    continue;
+                }
                 if let Some(reason) = unfit(&site, &claim, &build).await {
                     let _ = answer.send(Answer::Failed(reason.to_owned()));
                     return Ok(None);
@@ -105,7 +110,7 @@ pub async fn member(id: &str, born: impl FnOnce() -> Result<()>) -> Result<Optio
     }
 }
 
-/// Returns why the member can't serve a pod.
+/// Returns why the member can't serve a pod, nor any other.
 async fn unfit(site: &Site, claim: &Claim, build: &str) -> Option<&'static str> {
     if claim.build != build {
         return Some("this member is stale");

@@ -117,7 +117,11 @@ impl Sandbox for SandboxService {
             files,
         };
         let pod = self.task.pod()?;
-        finish(async move { pod.create_sandbox(request).await }).await?;
+        let creation = async move {
+            let made = pod.create_sandbox(request).await;
+            made.map_err(|error| error.of_preset(pod.preset()))
+        };
+        finish(creation).await?;
         self.created.get_or_init(|| created);
         Ok(CreateSandboxResponse::new())
     }

@@ -176,6 +176,8 @@ fn make_validators() -> Result<BTreeMap<String, Validator>> {
         definition["type"] = json!(["string", "number"]);
     }
     let wanted = [
+        "admissionregistration.k8s.io/v1alpha1 MutatingAdmissionPolicy",
+        "admissionregistration.k8s.io/v1alpha1 MutatingAdmissionPolicyBinding",
         "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy",
         "admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding",
         "apps/v1 DaemonSet",

@@ -38,6 +38,13 @@ fn check(text: &str) {
         .uid_base
         .checked_add(config.hypervisor.uid_count)
         .is_some());
+    for preset in config.presets.keys() {
+        let of_preset = config
+            .with_preset(preset)
+            .expect("a preset that was checked");
+        assert_eq!(of_preset.state_dir, config.state_dir);
+        assert_eq!(of_preset.hypervisor.qemu, config.hypervisor.qemu);
+    }
     let node = Node {
         vm: &config.vm,
         cpus: 8,

@@ -27,30 +27,31 @@ fn check(text: &str) {
     let way = text
         .bytes()
         .fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
-    let handler = Handler {
+    let handlers = [Handler {
         name: NAME.to_owned(),
         shim: "/opt/caisson/current/bin/containerd-shim-caisson-v2".into(),
         by_type: way & 1 > 0,
-    };
+    }];
+    let names = [NAME.to_owned()];
     let format_of_none = if way & 2 > 0 { 2 } else { 3 };
-    check_template(text, &handler, format_of_none);
+    check_template(text, &handlers, format_of_none);
     let _ = (format(text), is_empty(text));
     check_imports(text);
     // The runtimes that `caisson node install` takes from containerd's own dump, for a file that
     // names no runtime.
-    let others = match way & 4 > 0 && runtimes(text, NAME).is_empty() {
+    let others = match way & 4 > 0 && runtimes(text, &names).is_empty() {
         true => Table::from_iter([(
             "runc".to_owned(),
             Table::from_iter([("runtime_type".to_owned(), "io.containerd.runc.v2".into())]).into(),
         )]),
         false => Table::new(),
     };
-    let Ok(added) = add_beside(text, &handler, format_of_none, &others) else {
+    let Ok(added) = add_beside(text, &handlers, format_of_none, &others) else {
         return;
     };
-    assert!(has(&added, &handler), "not there in {added:?}");
+    assert!(has(&added, &handlers), "not there in {added:?}");
     assert_eq!(
-        add_beside(&added, &handler, format_of_none, &others).as_deref(),
+        add_beside(&added, &handlers, format_of_none, &others).as_deref(),
         Ok(added.as_str()),
         "another text the second time"
     );
@@ -60,8 +61,8 @@ fn check(text: &str) {
         without(text, &before, &Table::new()),
         "another setting in {added:?}"
     );
-    let removed = remove(&added, NAME).expect("the handler out again");
-    assert!(!has(&removed, &handler), "still there in {removed:?}");
+    let removed = remove(&added, &names).expect("the handler out again");
+    assert!(!has(&removed, &handlers), "still there in {removed:?}");
     if has_handler(&before) || text.contains(MARK) {
         return;
     }
@@ -141,10 +142,10 @@ fn check_imports(text: &str) {
 }
 
 /// Checks the changes of a template, which is not TOML.
-fn check_template(text: &str, handler: &Handler, format: i64) {
-    let added = add_to_template(Some(text), handler, format);
+fn check_template(text: &str, handlers: &[Handler], format: i64) {
+    let added = add_to_template(Some(text), handlers, format);
     assert_eq!(
-        add_to_template(Some(&added), handler, format),
+        add_to_template(Some(&added), handlers, format),
         added,
         "another text the second time"
     );

@@ -55,12 +55,20 @@ impl<'c> Namespace<'c> {
 
     /// Applies a manifest in YAML or JSON.
     pub fn apply_text(&self, manifest: &str) -> Result<()> {
+        self.try_apply(manifest, &[])?.ok().map(drop)
+    }
+
+    /// Has the API server judge an object without storing it. Returns what `kubectl apply` says,
+    /// in JSON the object as it would be stored.
+    pub fn judge(&self, object: &Value) -> Result<Output> {
+        self.try_apply(&object.to_string(), &["--dry-run=server", "--output=json"])
+    }
+
+    fn try_apply(&self, manifest: &str, options: &[&str]) -> Result<Output> {
         let mut kubectl = self.kubectl_command();
-        kubectl.args(["apply", "--filename", "-"]);
+        kubectl.args(["apply", "--filename", "-"]).args(options);
         let stdin = Stdin::from(manifest.as_bytes().to_vec());
-        command::run(&mut kubectl, Some(stdin), LIMIT)?
-            .ok()
-            .map(drop)
+        command::run(&mut kubectl, Some(stdin), LIMIT)
     }
 
     /// Returns one value of an object, by a JSONPath such as `{.status.phase}`.

@@ -39,6 +39,11 @@ impl<'n> PodBuilder<'n> {
         }
     }
 
+    /// Selects a RuntimeClass, in place of the runtime's own.
+    pub fn class(self, name: &str) -> Self {
+        self.spec(|spec| spec["runtimeClassName"] = name.into())
+    }
+
     /// Selects the runtime. The default is a VM.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
@@ -78,7 +83,9 @@ impl<'n> PodBuilder<'n> {
     /// Creates the pod without waiting for it.
     pub fn create(mut self) -> Result<Pod<'n>> {
         self.namespace.cluster().image("busybox")?;
-        set_class(&mut self.object["spec"], self.runtime);
+        if self.object["spec"]["runtimeClassName"].is_null() {
+            set_class(&mut self.object["spec"], self.runtime);
+        }
         self.namespace.apply(&self.object)?;
         Ok(Pod::new(self.namespace, &self.name))
     }

@@ -8,8 +8,12 @@ mod site;
 use std::{fs, time::Duration};
 
 use anyhow::{ensure, Context, Result};
-use caisson_tests::{paths::Containerd, Runtime};
+use caisson_tests::{
+    paths::{self, Containerd},
+    Runtime,
+};
 use rstest::rstest;
+use serde_json::json;
 
 use site::{Site, HANDLER};
 
@@ -54,6 +58,66 @@ fn installed_handler_runs_a_pod_and_uninstall_leaves_nothing(
 
     site.run(site.uninstall()?)?.ok()?;
     site.is_as(&before, "uninstalled")
+}
+
+/// Goes from settings with a preset to a pod that has it, to settings without, and back to nothing.
+#[rstest]
+#[case::containerd_1_6(Containerd::V1_6)]
+#[case::containerd_1_7(Containerd::V1_7)]
+#[case::containerd_2(Containerd::V2)]
+fn installed_preset_has_a_handler_until_it_is_no_more(#[case] version: Containerd) -> Result<()> {
+    const PRESET: &str = "installed-small";
+    let site = Site::start(version)?;
+    let before = site.snapshot()?;
+    let link = site
+        .dir()
+        .join("prefix/presets/containerd-shim-caisson-small-v2");
+    site.run(site.install_with_settings(&paths::dist())?)?
+        .ok()?;
+    let pod = site.node.pod().handler(PRESET).start()?;
+    let status = site.status()?;
+    assert_eq!(status["ready"], true, "{status}");
+    assert_eq!(status["presets"], json!(["small"]), "{status}");
+    assert_eq!(status["pods"][0]["preset"], "small", "{status}");
+
+    site.set("[vm]\ndefault_memory_mib = 300\n")?;
+    site.run(site.install_with_settings(&paths::dist())?)?
+        .ok()?;
+    // A pod keeps its preset, and no other pod gets it.
+    let container = pod.container("busybox").milli_cpus(2000);
+    assert_eq!(container.args(["nproc"]).run()?.ok()?.line(), "1");
+    let refused = || {
+        let error = site.node.pod().handler(PRESET).start().err();
+        Ok::<_, anyhow::Error>(format!("{:#}", error.context("it has started")?))
+    };
+    let error = refused()?;
+    assert!(error.contains("the node has no such preset"), "{error}");
+    assert!(link.is_symlink());
+    pod.stop()?;
+    pod.remove()?;
+
+    let again = site.run(site.install_with_settings(&paths::dist())?)?;
+    let said = again.ok()?.text();
+    assert!(said.contains("removed     preset small"), "{said}");
+    assert!(!link.is_symlink());
+    let error = refused()?;
+    assert!(error.contains("no runtime for"), "{error}");
+    site.run(site.uninstall()?)?.ok()?;
+    site.is_as(&before, "uninstalled")
+}
+
+#[test]
+fn preset_that_cannot_be_is_refused_before_anything_is_changed() -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    site.set("[presets.UPPER]\n")?;
+    let before = site.snapshot()?;
+    let refused = site.run(site.install_small()?)?;
+    let errors = refused.errors();
+    assert!(
+        refused.code != 0 && errors.contains("[presets.UPPER]"),
+        "{errors}"
+    );
+    site.is_as(&before, "refused")
 }
 
 #[test]

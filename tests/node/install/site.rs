@@ -85,9 +85,12 @@ impl Site {
             fs::create_dir_all(path.parent().context("a folder")?)?;
             fs::write(path, file)?;
         }
-        let settings = self.dir().join("small/settings.toml");
-        fs::write(settings, "[vm]\ndefault_memory_mib = 300\n")?;
-        Ok(())
+        self.set("[vm]\ndefault_memory_mib = 300\n[presets.small.vm]\nlimit_cpus = 1\n")
+    }
+
+    /// Changes the settings that are installed.
+    pub fn set(&self, settings: &str) -> Result<()> {
+        Ok(fs::write(self.dir().join("small/settings.toml"), settings)?)
     }
 
     fn command(&self, what: &str) -> Result<Command> {
@@ -115,7 +118,12 @@ impl Site {
     }
 
     pub fn install_small(&self) -> Result<Command> {
-        let mut install = self.install_from(&self.dir().join("small"))?;
+        self.install_with_settings(&self.dir().join("small"))
+    }
+
+    /// Installs a release with the settings, without a self-test.
+    pub fn install_with_settings(&self, release: &Path) -> Result<Command> {
+        let mut install = self.install_from(release)?;
         install.arg("--no-self-test").arg("--settings");
         install.arg(self.dir().join("small/settings.toml"));
         Ok(install)

@@ -65,6 +65,7 @@ pub fn run(arguments: &Arguments, config: Result<NodeConfig, ConfigError>) -> Re
         host::users(&config),
         host::homes(),
     ]);
+    lines.extend(presets(&config));
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&lines)?);
     } else {
@@ -247,6 +248,50 @@ fn templates(config: &NodeConfig) -> Line {
     }
 }
 
+/// Says of each preset what its pods have, and whether this node can run them.
+fn presets(config: &NodeConfig) -> Vec<Line> {
+    let names = config.presets.keys();
+    names.map(|name| preset(config, name)).collect()
+}
+
+fn preset(node: &NodeConfig, name: &str) -> Line {
+    const NAME: &str = "preset";
+    let config = match node.with_preset(name) {
+        Ok(config) => config,
+        Err(error) => return Line::fail(NAME, error.to_string(), "correct the file"),
+    };
+    if config.hypervisor.accelerator == Accelerator::Kvm {
+        if let Err(why) = works_by_kvm(&config) {
+            return Line::fail(
+                NAME,
+                format!("{name}: {why}"),
+                "give this machine hardware virtualisation, or run its pods on other nodes",
+            );
+        }
+    }
+    let limit = |value: Option<u64>, unit: &str| {
+        value.map_or_else(|| "no limit".to_owned(), |value| format!("{value}{unit}"))
+    };
+    Line::ok(
+        NAME,
+        format!(
+            "{name}: cpus {}, memory {}",
+            limit(config.vm.limit_cpus.map(u64::from), ""),
+            limit(config.vm.limit_memory_mib, " MiB"),
+        ),
+    )
+}
+
+/// Tries whether VMs that may run by KVM only do so.
+fn works_by_kvm(config: &NodeConfig) -> Result<(), String> {
+    if !geteuid().is_root() {
+        return Err("KVM can't be probed: run `caisson check` as root".to_owned());
+    }
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let chosen = runtime.block_on(accelerator::choose(config));
+    chosen.map(drop).map_err(|error| chain(&error))
+}
+
 fn shim() -> Line {
     let name = "shim";
     match (on_path(PROGRAM), Launch::program()) {
@@ -286,6 +331,16 @@ fn containerd() -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn preset_is_told_with_its_limits() {
+        let text = "[presets.small.vm]\nlimit_cpus = 2\nlimit_memory_mib = 1024".to_owned();
+        let config = NodeConfig::parse(&[("config.toml".to_owned(), text)]).unwrap();
+        let lines = presets(&config);
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].standing, Standing::Ok);
+        assert_eq!(lines[0].found, "small: cpus 2, memory 1024 MiB");
+    }
 
     #[test]
     fn guest_image_that_is_not_there_fails_with_what_to_do() {

@@ -267,11 +267,11 @@ pub fn journal(unit: &str) -> Option<String> {
 }
 
 /// Waits until a process other than `old` serves the socket and Kubernetes can use it, with the
-/// handler where one is named.
+/// handlers that are named.
 pub fn wait_for(
     socket: &Path,
     old: Option<(i32, Option<u64>)>,
-    handler: Option<&str>,
+    wanted: &[String],
     limit: Duration,
 ) -> Result<Containerd> {
     let end = Instant::now() + limit;
@@ -284,7 +284,7 @@ pub fn wait_for(
                 found.pid
             );
             let handlers = found.handlers()?;
-            if let Some(handler) = handler.filter(|name| !handlers.iter().any(|has| has == name)) {
+            if let Some(handler) = wanted.iter().find(|name| !handlers.contains(name)) {
                 bail!("containerd answers, but has no handler {handler:?}");
             }
             Ok(found)

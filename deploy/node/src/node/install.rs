@@ -5,15 +5,16 @@
 //! and a run after a complete one changes nothing.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use caisson_node::{
     config::{self, NodeConfig, CONFIG_ENV},
-    pool,
+    pool, state,
 };
 use clap::Args;
 use nix::unistd::geteuid;
@@ -23,7 +24,7 @@ use super::{
     containerd_config::Handler,
     files,
     payload::{self, Payload},
-    record::{traces, Record, Store},
+    record::{preset_handler, traces, Record, Store},
     self_test, settings,
     switch::{restart_again, take_out, Outcome, Switch},
 };
@@ -53,7 +54,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", default_value = "sandbox", value_parser = label)]
     handler: String,
     /// Settings of this node: becomes config.d/50-node.toml beside Caisson's configuration.
-    /// Without it what is there stays
+    /// Without it what is there stays. Each of its presets gets the handler NAME-PRESET
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
     /// Does not try whether a VM runs
@@ -104,6 +105,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => Record {
             prefix: arguments.prefix.clone(),
             handler: arguments.handler.clone(),
+            presets: Vec::new(),
             socket: containerd.socket.clone(),
             restart: restart.clone(),
             made: Vec::new(),
@@ -111,16 +113,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             containerd: None,
         },
     };
-    let handler = Handler {
-        name: arguments.handler.clone(),
-        shim: payload::shim(&arguments.prefix),
-        by_type: containerd.version()?.starts_with("1.6."),
-    };
+    let presets = presets(&config)?;
+    let handlers = handlers(
+        arguments,
+        &presets,
+        containerd.version()?.starts_with("1.6."),
+    )?;
     let switch = Switch {
         store: &store,
         containerd: &containerd,
         config: main,
-        handler: &handler,
+        handlers: &handlers,
         restart: &restart,
         limit,
     };
@@ -139,6 +142,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     record.add_made(made);
     let versions = payload::versions_dir(&arguments.prefix);
     record.add_made(files::missing(&versions));
+    let gone = std::mem::take(&mut record.presets).into_iter();
+    let gone = gone.filter(|preset| !presets.contains(preset));
+    record.presets = presets.iter().cloned().chain(gone).collect();
     store.save(&record)?;
 
     fs::create_dir_all(&versions).with_context(|| format!("create {}", versions.display()))?;
@@ -170,6 +176,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         files::link(&payload::current(&arguments.prefix), &target)?;
     }
     step("current", &payload.name);
+    payload::link_presets(&arguments.prefix, &presets)?;
+    if !presets.is_empty() {
+        step("presets", &presets.join(", "));
+    }
     // They have what was installed before. The next pods have new ones made.
     pool::remove_all(&config.state_dir);
 
@@ -179,20 +189,55 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .as_ref()
         .map(|edit| edit.file.display().to_string());
     let file = file.unwrap_or_default();
+    let names: Vec<_> = handlers.iter().map(|h| format!("{:?}", h.name)).collect();
+    let names = names.join(", ");
     let said = match outcome {
-        Outcome::AsItWas => format!("{:?} is there, in {file}", handler.name),
-        Outcome::InForce => format!(
-            "{:?} is in {file}, containerd has come up with it",
-            handler.name
-        ),
-        Outcome::Written => format!("{:?} is in {file}: restart containerd", handler.name),
+        Outcome::AsItWas => format!("{names} is there, in {file}"),
+        Outcome::InForce => format!("{names} is in {file}, containerd has come up with it"),
+        Outcome::Written => format!("{names} is in {file}: restart containerd"),
     };
     step("handler", &said);
+    for preset in payload::unlink_presets(&arguments.prefix, &presets)? {
+        step("removed", &format!("preset {preset}, which no pod has"));
+    }
+    record.presets = presets;
+    store.save(&record)?;
     for name in payload::remove_unused(&arguments.prefix, Some(&payload.name))? {
         step("removed", &format!("version {name}, which no pod uses"));
     }
     println!("installed: {}", payload.name);
     Ok(())
+}
+
+/// Returns the node's handler and those of its presets.
+fn handlers(arguments: &Arguments, presets: &[String], by_type: bool) -> Result<Vec<Handler>> {
+    let mut handlers = vec![Handler {
+        name: arguments.handler.clone(),
+        shim: payload::shim(&arguments.prefix),
+        by_type,
+    }];
+    for preset in presets {
+        let name = preset_handler(&arguments.handler, preset);
+        label(&name)
+            .map_err(|error| anyhow!("the handler {name:?} of the preset {preset}: {error}"))?;
+        handlers.push(Handler {
+            name,
+            shim: payload::link_of(&arguments.prefix, preset),
+            by_type,
+        });
+    }
+    Ok(handlers)
+}
+
+/// Returns the presets that are to have a handler and a link: those of the configuration, and those
+/// that pods still have. containerd needs both for a pod's next container.
+fn presets(config: &NodeConfig) -> Result<Vec<String>> {
+    let mut presets: BTreeSet<_> = config.presets.keys().cloned().collect();
+    for pod in state::list(&config.state_dir)? {
+        let record = pod.record.ok().flatten();
+        presets.extend(record.and_then(|record| record.preset));
+    }
+    Ok(presets.into_iter().collect())
 }
 
 /// Returns the main file of Caisson's configuration: the one that the environment names, the one
@@ -262,7 +307,7 @@ fn recover(limit: Duration) -> Result<Containerd> {
         "is down, by a change that was broken off: taken back",
     );
     restart_again(&record.socket, &record.restart)?;
-    wait_for(&record.socket, None, None, limit)
+    wait_for(&record.socket, None, &[], limit)
 }
 
 /// Returns the release that this program belongs to.

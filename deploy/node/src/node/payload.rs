@@ -1,5 +1,6 @@
-//! Manages the versions on a node: `<prefix>/versions/<version>-<digest>/{bin,libexec,guest}`, and
-//! `<prefix>/current`, a link to the version that pods start with.
+//! Manages the versions on a node: `<prefix>/versions/<version>-<digest>/{bin,libexec,guest}`,
+//! `<prefix>/current`, a link to the version that pods start with, and `<prefix>/presets`, with
+//! links to that version's shim for the presets of the configuration.
 
 use std::{
     collections::BTreeMap,
@@ -9,6 +10,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
+use caisson_node::config::{preset_of, program_of};
 use sha2::{Digest, Sha256};
 
 use super::files;
@@ -124,6 +126,51 @@ pub fn current_name(prefix: &Path) -> Option<String> {
 /// Returns the path of the shim through the link.
 pub fn shim(prefix: &Path) -> PathBuf {
     current(prefix).join("bin").join(PROGRAM)
+}
+
+/// Returns the folder with a link to the shim for each preset.
+pub fn links_dir(prefix: &Path) -> PathBuf {
+    prefix.join("presets")
+}
+
+/// Returns the path of a preset's link to the shim, by which the shim knows the preset.
+pub fn link_of(prefix: &Path, preset: &str) -> PathBuf {
+    links_dir(prefix).join(program_of(preset))
+}
+
+/// Makes the links of these presets. Idempotent.
+pub fn link_presets(prefix: &Path, presets: &[String]) -> Result<()> {
+    let dir = links_dir(prefix);
+    if !presets.is_empty() {
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let shim = Path::new("../current/bin").join(PROGRAM);
+    for preset in presets {
+        let link = link_of(prefix, preset);
+        if fs::read_link(&link).ok().as_ref() != Some(&shim) {
+            files::link(&link, &shim)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the links of all presets except these, and the folder when it is empty. Returns the
+/// presets that it removed.
+pub fn unlink_presets(prefix: &Path, keep: &[String]) -> Result<Vec<String>> {
+    let dir = links_dir(prefix);
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+        let preset = preset_of(&entry.file_name());
+        if preset.as_ref().is_some_and(|preset| keep.contains(preset)) {
+            continue;
+        }
+        let path = entry.path();
+        files::remove(&path).with_context(|| format!("remove {}", path.display()))?;
+        removed.extend(preset);
+    }
+    files::remove_empty(&dir)?;
+    removed.sort();
+    Ok(removed)
 }
 
 /// Returns the version that a path is in.
@@ -271,6 +318,25 @@ mod tests {
         fs::write(&file, "half").unwrap();
         assert!(payload.install(&prefix).unwrap());
         assert_eq!(fs::read_to_string(file).unwrap(), "whole");
+    }
+
+    #[test]
+    fn links_of_presets_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = dir.path();
+        fs::create_dir_all(prefix.join("current/bin")).unwrap();
+        fs::write(shim(prefix), "the shim").unwrap();
+        let both = ["nested", "strict"].map(str::to_owned);
+        link_presets(prefix, &both).unwrap();
+        link_presets(prefix, &both).unwrap();
+        let program = fs::read_to_string(link_of(prefix, "strict"));
+        assert_eq!(program.unwrap(), "the shim");
+        assert_eq!(unlink_presets(prefix, &both[1..]).unwrap(), ["nested"]);
+        assert!(links_dir(prefix).exists());
+        assert_eq!(unlink_presets(prefix, &[]).unwrap(), ["strict"]);
+        assert!(!links_dir(prefix).exists());
+        link_presets(prefix, &[]).unwrap();
+        assert!(!links_dir(prefix).exists());
     }
 
     #[test]

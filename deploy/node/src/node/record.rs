@@ -26,6 +26,9 @@ use super::{containerd::Restart, files};
 pub struct Record {
     pub prefix: PathBuf,
     pub handler: String,
+    /// The presets of the configuration that have a handler and a link to the shim.
+    #[serde(default)]
+    pub presets: Vec<String>,
     pub socket: PathBuf,
     pub restart: Restart,
     /// Folders that were not there before, outer ones first.
@@ -162,6 +165,13 @@ impl Record {
         record.with_context(|| format!("{} was not written by this program", path.display()))
     }
 
+    /// Returns the names of all handlers.
+    pub fn handlers(&self) -> Vec<String> {
+        let presets = self.presets.iter();
+        let presets = presets.map(|preset| preset_handler(&self.handler, preset));
+        [self.handler.clone()].into_iter().chain(presets).collect()
+    }
+
     /// Notes folders that are about to be made.
     pub fn add_made(&mut self, dirs: Vec<PathBuf>) {
         for dir in dirs {
@@ -170,6 +180,11 @@ impl Record {
             }
         }
     }
+}
+
+/// Returns the name of a preset's handler.
+pub fn preset_handler(handler: &str, preset: &str) -> String {
+    format!("{handler}-{preset}")
 }
 
 /// Returns what shims leave on a node that has no pods: files with the results of probes, and

@@ -32,9 +32,11 @@ struct Status {
     versions: Vec<String>,
     prefix: Option<PathBuf>,
     handler: Option<String>,
+    /// The presets that have a handler of their own.
+    presets: Vec<String>,
     /// The file that the handler is in.
     containerd_config: Option<PathBuf>,
-    /// Whether the running containerd has the handler.
+    /// Whether the running containerd has the handler, and those of the presets.
     containerd_has_handler: bool,
     /// Why that cannot be known.
     containerd_error: Option<String>,
@@ -48,6 +50,8 @@ struct Pod {
     id: String,
     /// The `namespace/name` of a Kubernetes pod.
     name: Option<String>,
+    /// The preset that it has.
+    preset: Option<String>,
     /// The name of the version's folder, or the shim's program where that is elsewhere.
     version: String,
 }
@@ -70,18 +74,24 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let prefix = record.as_ref().map(|record| record.prefix.clone());
     let handler = record.as_ref().map(|record| record.handler.clone());
     let handlers = containerd.and_then(|containerd| containerd.handlers());
-    let has = handlers.map(|names| handler.as_ref().is_some_and(|name| names.contains(name)));
+    let wanted = record.as_ref().map(Record::handlers);
+    let has = handlers.map(|names| {
+        let wanted = wanted.iter().flatten();
+        handler.is_some() && wanted.clone().all(|name| names.contains(name))
+    });
     let (has, error) = match has {
         Ok(has) => (has, None),
         Err(error) => (false, Some(format!("{error:#}"))),
     };
     let version = prefix.as_deref().and_then(payload::current_name);
+    let presets = record.as_ref().map(|record| record.presets.clone());
     let edit = record.and_then(|record| record.containerd);
     let status = Status {
         ready: has && version.is_some(),
         versions: prefix.as_deref().map(payload::names).unwrap_or_default(),
         version,
         handler,
+        presets: presets.unwrap_or_default(),
         containerd_config: edit.map(|edit| edit.file),
         containerd_has_handler: has,
         containerd_error: error,
@@ -111,6 +121,7 @@ fn pods(config: &config::NodeConfig, prefix: Option<&std::path::Path>) -> Result
         .filter_map(|pod| {
             Some(Pod {
                 version: version(pod.shim?)?,
+                preset: pod.record.ok().flatten().and_then(|record| record.preset),
                 id: pod.id,
                 name: pod.name,
             })
@@ -133,6 +144,9 @@ fn show(status: &Status) {
     let version = status.version.as_deref().unwrap_or("none");
     line("version", &format!("{version}, in {}", prefix.display()));
     let handler = status.handler.as_deref().unwrap_or_default();
+    if !status.presets.is_empty() {
+        line("presets", &status.presets.join(", "));
+    }
     let file = status.containerd_config.as_deref();
     let file = file.map_or_else(
         || "in no file".to_owned(),
@@ -155,6 +169,8 @@ fn show(status: &Status) {
     );
     for pod in &status.pods {
         let name = pod.name.as_deref().unwrap_or(&pod.id);
-        line("pod", &format!("{name}, {}", pod.version));
+        let preset = pod.preset.iter().map(|preset| format!(", preset {preset}"));
+        let preset: String = preset.collect();
+        line("pod", &format!("{name}, {}{preset}", pod.version));
     }
 }

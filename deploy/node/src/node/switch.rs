@@ -1,4 +1,4 @@
-//! Adds the runtime handler to containerd's configuration and removes it. The change is checked
+//! Adds the runtime handlers to containerd's configuration and removes them. The change is checked
 //! before anything is replaced, and undone when containerd does not come up.
 //!
 //! ```text
@@ -30,7 +30,8 @@ pub struct Switch<'a> {
     pub containerd: &'a Containerd,
     /// The main file.
     pub config: &'a Path,
-    pub handler: &'a Handler,
+    /// The node's handler, and those of its presets.
+    pub handlers: &'a [Handler],
     pub restart: &'a Restart,
     /// How long containerd may take to come up.
     pub limit: Duration,
@@ -76,11 +77,11 @@ impl Switch<'_> {
         let edit = record.containerd.as_ref();
         let edit = edit.filter(|edit| edit.file == place.file);
         let now = files::read(&place.file)?;
-        let base = self.base(&place, edit, now.as_deref())?;
-        let new = self.with_handler(&place, base.as_deref(), main.as_deref())?;
+        let base = self.base(&place, edit, now.as_deref(), &record.handlers())?;
+        let new = self.with_handlers(&place, base.as_deref(), main.as_deref())?;
         let written = now.as_deref() == Some(new.as_bytes());
         if !written {
-            self.check(&place, main.as_deref(), &new)?;
+            self.check(&place, main.as_deref(), &new, &record.handlers())?;
         }
         Ok(Plan {
             place,
@@ -112,7 +113,7 @@ impl Switch<'_> {
         } = plan;
         if written && before.as_ref().is_some_and(|edit| edit.in_force) {
             let handlers = self.containerd.handlers()?;
-            if handlers.contains(&self.handler.name) {
+            if self.names().iter().all(|name| handlers.contains(name)) {
                 return Ok(Outcome::AsItWas);
             }
         }
@@ -143,7 +144,7 @@ impl Switch<'_> {
         if *self.restart == Restart::None {
             return Ok(Outcome::Written);
         }
-        if let Err(error) = self.restart_with_handler() {
+        if let Err(error) = self.restart_with_handlers() {
             // The file as this run found it; where a killed run wrote it, as that run found it.
             let (old, edit) = if written { (base, None) } else { (now, before) };
             return Err(self.fall_back(record, &place.file, old, edit, error));
@@ -155,11 +156,15 @@ impl Switch<'_> {
         Ok(Outcome::InForce)
     }
 
-    fn restart_with_handler(&self) -> Result<()> {
+    fn restart_with_handlers(&self) -> Result<()> {
         let old = Some(self.containerd.identity());
         self.containerd.stop_or_restart(self.restart)?;
-        let handler = Some(self.handler.name.as_str());
-        wait_for(&self.containerd.socket, old, handler, self.limit).map(drop)
+        wait_for(&self.containerd.socket, old, &self.names(), self.limit).map(drop)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let handlers = self.handlers.iter();
+        handlers.map(|handler| handler.name.clone()).collect()
     }
 
     /// Restores what was there, and returns the error that says so.
@@ -185,7 +190,7 @@ impl Switch<'_> {
             record.containerd = edit.clone();
             self.store.save(record)?;
             restart_again(&self.containerd.socket, self.restart)?;
-            wait_for(&self.containerd.socket, None, None, self.limit)
+            wait_for(&self.containerd.socket, None, &[], self.limit)
         };
         match back() {
             Ok(_) => anyhow!(
@@ -223,7 +228,7 @@ impl Switch<'_> {
             return Ok(main_place);
         };
         let recorded = record.containerd.as_ref().map(|edit| &edit.file);
-        let there = text::add(main, self.handler, 2).is_ok_and(|added| added == *main);
+        let there = text::add(main, self.handlers, 2).is_ok_and(|added| added == *main);
         // Before containerd 2 (format 3) an import replaces the whole plugin's settings.
         if format != Some(3) || there || recorded == Some(&config) {
             return Ok(main_place);
@@ -241,7 +246,12 @@ impl Switch<'_> {
         };
         let merges = recorded == Some(&drop_in.file)
             || self
-                .check(&drop_in, Some(main), &text::drop_in(self.handler))
+                .check(
+                    &drop_in,
+                    Some(main),
+                    &text::drop_in(self.handlers),
+                    &record.handlers(),
+                )
                 .is_ok();
         Ok(if merges { drop_in } else { main_place })
     }
@@ -252,6 +262,7 @@ impl Switch<'_> {
         place: &Place,
         edit: Option<&Edit>,
         now: Option<&[u8]>,
+        names: &[String],
     ) -> Result<Option<Vec<u8>>> {
         let (Some(now), Some(edit)) = (now, edit) else {
             return Ok(now.map(<[u8]>::to_vec));
@@ -268,15 +279,13 @@ impl Switch<'_> {
         let base = match place.kind {
             Kind::DropIn => String::new(),
             Kind::Template => text::remove_from_template(now),
-            Kind::Main => {
-                text::remove(now, &self.handler.name).map_err(|error| self.refused(error))?
-            }
+            Kind::Main => text::remove(now, names).map_err(|error| self.refused(error))?,
         };
         let ours = !edit.existed && base.trim().is_empty() || place.kind == Kind::DropIn;
         Ok((!ours).then(|| base.into_bytes()))
     }
 
-    fn with_handler(
+    fn with_handlers(
         &self,
         place: &Place,
         base: Option<&[u8]>,
@@ -291,29 +300,29 @@ impl Switch<'_> {
                     "{} is there and not ours: move it away",
                     place.file.display()
                 );
-                Ok(text::drop_in(self.handler))
+                Ok(text::drop_in(self.handlers))
             }
             Kind::Template => {
                 let format =
                     text::format(main.unwrap_or_default()).map_err(|error| self.refused(error))?;
                 Ok(text::add_to_template(
                     base,
-                    self.handler,
+                    self.handlers,
                     format.unwrap_or(2),
                 ))
             }
             Kind::Main => {
                 let base = base.unwrap_or_default();
                 let format = self.containerd.format()?;
-                let mut others = text::runtimes(base, &self.handler.name);
+                let mut others = text::runtimes(base, &self.names());
                 if others.is_empty() && format < 3 {
                     let dumped = self.dump(base, None);
                     let dumped = dumped.context("containerd's configuration is broken as it is")?;
-                    others = text::runtimes(&dumped, &self.handler.name);
+                    others = text::runtimes(&dumped, &self.names());
                 } else {
                     others.clear();
                 }
-                let added = text::add_beside(base, self.handler, format, &others);
+                let added = text::add_beside(base, self.handlers, format, &others);
                 added.map_err(|error| self.refused(error))
             }
         }
@@ -343,8 +352,8 @@ impl Switch<'_> {
     }
 
     /// Has containerd's own program read the changed configuration. The change may lose nothing of
-    /// the old one.
-    fn check(&self, place: &Place, main: Option<&str>, new: &str) -> Result<()> {
+    /// the old one but the handlers of these names, which may be those of presets that are no more.
+    fn check(&self, place: &Place, main: Option<&str>, new: &str, gone: &[String]) -> Result<()> {
         let main = main.unwrap_or_default();
         let old = self.dump(main, None);
         let old = old.context("containerd's configuration is broken as it is")?;
@@ -354,16 +363,17 @@ impl Switch<'_> {
             // The real result is seen only once k3s has made the file; this is what it will be
             // like.
             Kind::Template => {
-                let added = text::add(main, self.handler, 2);
+                let added = text::add(main, self.handlers, 2);
                 self.dump(&added.map_err(|error| self.refused(error))?, None)
             }
         };
         let refused = || format!("{} is left as it was", place.file.display());
         let dumped = dumped.with_context(refused)?;
-        if !text::has(&dumped, self.handler) {
+        if !text::has(&dumped, self.handlers) {
             bail!("{}: containerd would not see the handler in it", refused());
         }
-        if !text::differ_in_handler_only(&old, &dumped, &self.handler.name) {
+        let ours = [gone, &self.names()].concat();
+        if !text::differ_in_handlers_only(&old, &dumped, &ours) {
             bail!(
                 "{}: containerd would lose other settings by the change",
                 refused()
@@ -381,7 +391,7 @@ impl Switch<'_> {
 /// not been changed since, and otherwise removes only Caisson's part. Returns whether containerd
 /// has to be restarted for it. The record keeps the edit.
 pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
-    let handler = record.handler.clone();
+    let handlers = record.handlers();
     let Some(edit) = &mut record.containerd else {
         return Ok(false);
     };
@@ -416,7 +426,7 @@ pub fn take_out(store: &Store, record: &mut Record) -> Result<bool> {
         Kind::DropIn => String::new(),
         Kind::Template => text::remove_from_template(&now),
         Kind::Main => {
-            let removed = text::remove(&now, &handler);
+            let removed = text::remove(&now, &handlers);
             removed.map_err(|error| anyhow!("{}: {error}", edit.file.display()))?
         }
     };

@@ -74,8 +74,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let pending = take_out(&store, &mut record)?;
     if let Some(file) = file {
         println!(
-            "handler     {:?} is out of {}",
-            record.handler,
+            "handler     {} is out of {}",
+            record.handlers().join(", "),
             file.display()
         );
     }
@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         wait_for(
             &socket,
             containerd.as_ref().map(Containerd::identity),
-            None,
+            &[],
             limit,
         )
         .context("containerd, with its configuration as it was before install, did not come up")?;
@@ -115,6 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             left.join(", ")
         );
     }
+    payload::unlink_presets(&record.prefix, &[])?;
     let current = payload::current(&record.prefix);
     files::remove(&files::part(&current))?;
     files::remove(&current).with_context(|| format!("remove {}", current.display()))?;

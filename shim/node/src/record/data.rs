@@ -18,6 +18,10 @@ pub struct Record {
     pub id: String,
     /// containerd's namespace.
     pub namespace: String,
+    /// The preset of the configuration that the pod has. None in a record from before there were
+    /// any.
+    #[serde(default)]
+    pub preset: Option<String>,
     pub state: PodState,
     /// None before the pod has a machine.
     pub machine: Option<Machine>,
@@ -78,6 +82,7 @@ impl Record {
             version: VERSION,
             id: id.to_owned(),
             namespace: namespace.to_owned(),
+            preset: None,
             state: PodState::Starting,
             machine: None,
             containers: BTreeMap::new(),

@@ -1,4 +1,4 @@
-//! Writes and finds the marked block at the end of a configuration that has the handler.
+//! Writes and finds the marked block at the end of a configuration that has the handlers.
 
 use super::handler::{settings, Handler};
 
@@ -9,17 +9,19 @@ pub const END: &str = "# END caisson";
 /// Returns the block as it follows `text`, with the line ends that `text` uses.
 pub fn block(
     text: &str,
-    handler: &Handler,
+    handlers: &[&Handler],
     version: Option<i64>,
     cri: &str,
     others: &toml::Table,
 ) -> String {
     let mut lines = vec![BEGIN.to_owned()];
     lines.extend(version.map(|version| format!("version = {version}")));
-    let name = &handler.name;
-    lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
-    for (key, item) in settings(handler, None).iter() {
-        lines.push(format!("  {key} = {}", item.to_string().trim()));
+    for handler in handlers {
+        let name = &handler.name;
+        lines.push(format!("[plugins.\"{cri}\".containerd.runtimes.{name}]"));
+        for (key, item) in settings(handler, None).iter() {
+            lines.push(format!("  {key} = {}", item.to_string().trim()));
+        }
     }
     if !others.is_empty() {
         let mut table = others.clone();

@@ -1,8 +1,8 @@
-//! Caisson's runtime handler and what it has in the configuration.
+//! Caisson's runtime handlers and what each has in the configuration.
 
 use std::path::{Path, PathBuf};
 
-use caisson_node::config::RUNTIME;
+use caisson_node::config::{preset_of, RUNTIME};
 use toml_edit::{value, Array, Item, Table};
 
 use crate::shim::PROGRAM;
@@ -46,7 +46,11 @@ pub fn settings(handler: &Handler, there: Option<&Item>) -> Table {
 
 /// Returns whether a handler of the configuration is Caisson's, by whichever way it names it.
 pub fn is_ours(there: &Item) -> bool {
-    let is_program = |key| text(there, key).is_some_and(|path| Path::new(path).ends_with(PROGRAM));
+    let is_program = |key| {
+        text(there, key).is_some_and(|path| {
+            Path::new(path).ends_with(PROGRAM) || preset_of(path.as_ref()).is_some()
+        })
+    };
     runtime_type(there) == RUNTIME || is_program("runtime_type") || is_program("runtime_path")
 }
 

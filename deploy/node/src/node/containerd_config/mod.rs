@@ -1,9 +1,9 @@
-//! Edits the text of containerd's configuration: adds and removes Caisson's runtime handler, and
-//! changes nothing else.
+//! Edits the text of containerd's configuration: adds and removes Caisson's runtime handlers,
+//! and changes nothing else.
 //!
 //! Formats 2 (containerd 1.3 to 1.7, also read by 2.x) and 3 (2.x): containerd, docs/cri/config.md.
-//! The handler is added as a marked block at the end, so that every other byte stays. Only where
-//! the runtimes are a table in one line is it added inside that table.
+//! The handlers are added as a marked block at the end, so that every other byte stays. Only where
+//! the runtimes are a table in one line are they added inside that table.
 
 mod block;
 mod handler;
@@ -73,89 +73,108 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Returns the text with the handler in it. `format` is for a file that names none because it is
+/// Returns the text with the handlers in it. `format` is for a file that names none because it is
 /// empty. Idempotent.
-pub fn add(text: &str, handler: &Handler, format: i64) -> Result<String, ConfigError> {
-    add_beside(text, handler, format, &toml::Table::new())
+pub fn add(text: &str, handlers: &[Handler], format: i64) -> Result<String, ConfigError> {
+    add_beside(text, handlers, format, &toml::Table::new())
 }
 
 /// Does as [`add`], and adds other runtimes too where the file has none: containerd 1.x forgets its
 /// own default, runc, when a file names a runtime.
 pub fn add_beside(
     text: &str,
-    handler: &Handler,
+    handlers: &[Handler],
     format: i64,
     others: &toml::Table,
 ) -> Result<String, ConfigError> {
-    let mut document = parse(text)?;
+    let document = parse(text)?;
+    if let Some(block) = block_in(text) {
+        let without = format!("{}{}", &text[..block.start], &text[block.end..]);
+        let again = add_beside(&without, handlers, format, others)?;
+        // The block is at the end unless something was written after it; then it stays where it is.
+        return Ok(if again.len() == text.len() && same(&again, text) {
+            text.to_owned()
+        } else {
+            again
+        });
+    }
     let empty = document.is_empty();
-    if empty {
-        document["version"] = value(format);
+    let cri = match empty {
+        true => cri_of(format)?,
+        false => cri(&document)?,
+    };
+    let (there, missing): (Vec<_>, Vec<_>) = handlers
+        .iter()
+        .partition(|handler| find(document.as_item(), &path(cri, &handler.name)).is_some());
+    let mut text = text.to_owned();
+    for handler in there {
+        text = adjust(&text, handler, cri)?;
     }
-    let path = path(cri(&document)?, &handler.name);
-    let there = find(document.as_item(), &path);
-    let settings = settings(handler, there);
-    if let Some(there) = there {
-        if !is_ours(there) {
-            return Err(ConfigError::Taken {
-                handler: handler.name.clone(),
-                runtime: runtime_type(there).to_owned(),
-            });
-        }
-        if let Some(block) = block_in(text) {
-            let without = format!("{}{}", &text[..block.start], &text[block.end..]);
-            let again = add_beside(&without, handler, format, others)?;
-            // The block is at the end unless something was written after it; then it stays where it
-            // is.
-            return Ok(if again.len() == text.len() && same(&again, text) {
-                text.to_owned()
-            } else {
-                again
-            });
-        }
-        return adjust(document, text, &path, &settings);
+    match missing.is_empty() {
+        true => Ok(text),
+        false => add_missing(&text, &missing, cri, empty.then_some(format), others),
     }
+}
+
+/// Adds handlers of which the text has none. `version` is the format to be written.
+fn add_missing(
+    text: &str,
+    handlers: &[&Handler],
+    cri: &'static str,
+    version: Option<i64>,
+    others: &toml::Table,
+) -> Result<String, ConfigError> {
+    let mut document = parse(text)?;
+    if let Some(version) = version {
+        document["version"] = value(version);
+    }
+    let place = path(cri, "");
     let mut inline = false;
-    for length in 1..path.len() {
-        match find(document.as_item(), &path[..length]) {
+    for length in 1..place.len() {
+        match find(document.as_item(), &place[..length]) {
             Some(item) if item.is_table_like() => inline |= item.is_inline_table(),
-            Some(_) => return Err(ConfigError::NoTable(path[..length].join("."))),
+            Some(_) => return Err(ConfigError::NoTable(place[..length].join("."))),
             None => break,
         }
     }
     if !inline {
-        let version = empty.then_some(format);
-        let block = block(text, handler, version, path[1], others);
+        let block = block(text, handlers, version, cri, others);
         let added = format!("{text}{block}");
-        if adds_only(text, &added, &path, others) {
+        if adds_only(text, &added, handlers, cri, others) {
             return Ok(added);
         }
     }
-    let entry = match inline {
-        true => Item::Value(settings.into_inline_table().into()),
-        false => Item::Table(settings),
-    };
-    put(document.as_item_mut(), &path, entry).ok_or(ConfigError::Unclear)?;
+    for handler in handlers {
+        let settings = settings(handler, None);
+        let entry = match inline {
+            true => Item::Value(settings.into_inline_table().into()),
+            false => Item::Table(settings),
+        };
+        put(document.as_item_mut(), &path(cri, &handler.name), entry)
+            .ok_or(ConfigError::Unclear)?;
+    }
     let added = document.to_string();
-    match adds_only(text, &added, &path, others) {
+    match adds_only(text, &added, handlers, cri, others) {
         true => Ok(added),
         false => Err(ConfigError::Unclear),
     }
 }
 
-/// Returns the text without the handler, if that is Caisson's. Tables that [`add`] made for it and
-/// that hold nothing else are removed too.
-pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
+/// Returns the text without the handlers of these names, where they are Caisson's. Tables that
+/// [`add`] made for them and that hold nothing else are removed too.
+pub fn remove(text: &str, names: &[String]) -> Result<String, ConfigError> {
     if let Some(block) = block_in(text) {
         return Ok(format!("{}{}", &text[..block.start], &text[block.end..]));
     }
     let mut document = parse(text)?;
     let mut found = false;
     for (_, cri) in CRI {
-        let path = path(cri, handler);
-        if find(document.as_item(), &path).is_some_and(is_ours) {
-            take(document.as_item_mut(), &path);
-            found = true;
+        for name in names {
+            let path = path(cri, name);
+            if find(document.as_item(), &path).is_some_and(is_ours) {
+                take(document.as_item_mut(), &path);
+                found = true;
+            }
         }
     }
     Ok(if found {
@@ -165,23 +184,28 @@ pub fn remove(text: &str, handler: &str) -> Result<String, ConfigError> {
     })
 }
 
-/// Returns whether a configuration has the handler as it would be written, however that is phrased.
-pub fn has(text: &str, handler: &Handler) -> bool {
+/// Returns whether a configuration has the handlers as they would be written, however that is
+/// phrased.
+pub fn has(text: &str, handlers: &[Handler]) -> bool {
     let Ok(document) = parse(text) else {
         return false;
     };
-    CRI.iter().any(|(_, cri)| {
-        find(document.as_item(), &path(cri, &handler.name)).is_some_and(|there| {
-            settings(handler, Some(there))
-                .iter()
-                .all(|(key, item)| there.get(key).and_then(plain) == plain(item))
+    let has_one = |handler: &Handler| {
+        CRI.iter().any(|(_, cri)| {
+            find(document.as_item(), &path(cri, &handler.name)).is_some_and(|there| {
+                settings(handler, Some(there))
+                    .iter()
+                    .all(|(key, item)| there.get(key).and_then(plain) == plain(item))
+            })
         })
-    })
+    };
+    handlers.iter().all(has_one)
 }
 
-/// Returns a separate file with the handler, which a configuration of format 3 imports.
-pub fn drop_in(handler: &Handler) -> String {
-    block("", handler, Some(3), CRI[1].1, &toml::Table::new())
+/// Returns a separate file with the handlers, which a configuration of format 3 imports.
+pub fn drop_in(handlers: &[Handler]) -> String {
+    let handlers: Vec<_> = handlers.iter().collect();
+    block("", &handlers, Some(3), CRI[1].1, &toml::Table::new())
 }
 
 /// Returns whether a file sets nothing.
@@ -189,8 +213,8 @@ pub fn is_empty(text: &str) -> bool {
     parse(text).is_ok_and(|document| document.is_empty())
 }
 
-/// Returns the runtimes that a configuration names, except the handler.
-pub fn runtimes(text: &str, handler: &str) -> toml::Table {
+/// Returns the runtimes that a configuration names, except the handlers of these names.
+pub fn runtimes(text: &str, names: &[String]) -> toml::Table {
     let table: toml::Table = text
         .trim_start_matches('\u{feff}')
         .parse()
@@ -204,7 +228,7 @@ pub fn runtimes(text: &str, handler: &str) -> toml::Table {
         Some(at.clone())
     });
     let mut runtimes = runtimes.unwrap_or_default();
-    runtimes.remove(handler);
+    runtimes.retain(|name, _| !names.iter().any(|ours| ours == name));
     runtimes
 }
 
@@ -238,16 +262,17 @@ pub fn format(text: &str) -> Result<Option<i64>, ConfigError> {
     Ok(parse(text)?.get("version").and_then(Item::as_integer))
 }
 
-/// Returns a template of k3s's (a Go template, so not TOML) with the handler in it. Without a
+/// Returns a template of k3s's (a Go template, so not TOML) with the handlers in it. Without a
 /// template, the one that stands for none is used.
-pub fn add_to_template(text: Option<&str>, handler: &Handler, format: i64) -> String {
+pub fn add_to_template(text: Option<&str>, handlers: &[Handler], format: i64) -> String {
     let text = text.map_or_else(|| K3S_BASE.to_owned(), remove_from_template);
     let cri = CRI
         .iter()
         .find(|(of, _)| *of == format)
         .unwrap_or(&CRI[0])
         .1;
-    let block = block(&text, handler, None, cri, &toml::Table::new());
+    let handlers: Vec<_> = handlers.iter().collect();
+    let block = block(&text, &handlers, None, cri, &toml::Table::new());
     text + &block
 }
 
@@ -259,14 +284,16 @@ pub fn remove_from_template(text: &str) -> String {
     }
 }
 
-/// Returns whether two configurations say the same except for the handler, comments, `imports` and
-/// the order of keys.
-pub fn differ_in_handler_only(one: &str, other: &str, handler: &str) -> bool {
+/// Returns whether two configurations say the same except for the handlers of these names,
+/// comments, `imports` and the order of keys.
+pub fn differ_in_handlers_only(one: &str, other: &str, names: &[String]) -> bool {
     let without = |text: &str| {
         let mut table: toml::Table = text.parse().ok()?;
         table.remove("imports");
         for (_, cri) in CRI {
-            prune(&mut table, &path(cri, handler));
+            for name in names {
+                prune(&mut table, &path(cri, name));
+            }
         }
         Some(table)
     };
@@ -290,10 +317,14 @@ fn cri(document: &DocumentMut) -> Result<&'static str, ConfigError> {
     if let Some(name) = names.find(|name| CRI_NAMES.contains(name)) {
         return Err(ConfigError::CriDisabled(name.to_owned()));
     }
-    let found = CRI.iter().find(|(of, _)| *of == version);
+    cri_of(version)
+}
+
+fn cri_of(format: i64) -> Result<&'static str, ConfigError> {
+    let found = CRI.iter().find(|(of, _)| *of == format);
     found
         .map(|(_, name)| *name)
-        .ok_or(ConfigError::Version(version))
+        .ok_or(ConfigError::Version(format))
 }
 
 fn path<'a>(cri: &'a str, handler: &'a str) -> [&'a str; 5] {
@@ -304,13 +335,19 @@ fn find<'i>(item: &'i Item, path: &[&str]) -> Option<&'i Item> {
     path.iter().try_fold(item, |item, key| item.get(key))
 }
 
-/// Changes a handler of Caisson's whose settings differ. Its other settings stay.
-fn adjust(
-    mut document: DocumentMut,
-    text: &str,
-    path: &[&str; 5],
-    settings: &Table,
-) -> Result<String, ConfigError> {
+/// Changes a handler that the text has, if its settings differ. Its other settings stay. A handler
+/// of another runtime is refused.
+fn adjust(text: &str, handler: &Handler, cri: &str) -> Result<String, ConfigError> {
+    let mut document = parse(text)?;
+    let path = path(cri, &handler.name);
+    let there = find(document.as_item(), &path).ok_or(ConfigError::Unclear)?;
+    if !is_ours(there) {
+        return Err(ConfigError::Taken {
+            handler: handler.name.clone(),
+            runtime: runtime_type(there).to_owned(),
+        });
+    }
+    let settings = settings(handler, Some(there));
     let mut item = document.as_item_mut();
     for key in path {
         item = item.get_mut(key).ok_or(ConfigError::Unclear)?;
@@ -390,8 +427,14 @@ fn take(item: &mut Item, path: &[&str]) {
     }
 }
 
-/// Returns whether the second text says what the first says, and also what is at `path`.
-fn adds_only(before: &str, after: &str, path: &[&str; 5], others: &toml::Table) -> bool {
+/// Returns whether the second text says what the first says, and also has the handlers.
+fn adds_only(
+    before: &str,
+    after: &str,
+    handlers: &[&Handler],
+    cri: &str,
+    others: &toml::Table,
+) -> bool {
     let table = |text: &str| {
         text.trim_start_matches('\u{feff}')
             .parse::<toml::Table>()
@@ -403,14 +446,18 @@ fn adds_only(before: &str, after: &str, path: &[&str; 5], others: &toml::Table) 
     if before.is_empty() {
         after.remove("version");
     }
-    let added =
-        parse(&after.to_string()).is_ok_and(|document| find(document.as_item(), path).is_some());
-    prune(&mut before, path);
-    for name in others.keys() {
-        let [plugins, cri, containerd, runtimes, _] = *path;
-        prune(&mut after, &[plugins, cri, containerd, runtimes, name]);
+    let has = |name: &str| {
+        parse(&after.to_string())
+            .is_ok_and(|document| find(document.as_item(), &path(cri, name)).is_some())
+    };
+    let added = handlers.iter().all(|handler| has(&handler.name));
+    for handler in handlers {
+        prune(&mut before, &path(cri, &handler.name));
+        prune(&mut after, &path(cri, &handler.name));
     }
-    prune(&mut after, path);
+    for name in others.keys() {
+        prune(&mut after, &path(cri, name));
+    }
     added && before == after
 }
 

@@ -5,12 +5,27 @@ use super::{
     *,
 };
 
-fn ours() -> Handler {
+fn handler(name: &str) -> Handler {
     Handler {
-        name: "sandbox".into(),
+        name: name.into(),
         shim: "/opt/caisson/current/bin/containerd-shim-caisson-v2".into(),
         by_type: false,
     }
+}
+
+fn ours() -> [Handler; 1] {
+    [handler("sandbox")]
+}
+
+fn by_type() -> [Handler; 1] {
+    [Handler {
+        by_type: true,
+        ..handler("sandbox")
+    }]
+}
+
+fn names() -> [String; 1] {
+    ["sandbox".into()]
 }
 
 /// Returns the files of `tests/configs` whose names end with `end`, with their text.
@@ -41,7 +56,7 @@ fn configuration_after_add_and_remove_is_the_same_to_the_byte() {
         // saved bytes give back.
         if name != "handler-of-ours-by-hand.toml" {
             assert_eq!(
-                remove(&added, "sandbox").unwrap(),
+                remove(&added, &names()).unwrap(),
                 with_end(&text, &added),
                 "{name}"
             );
@@ -63,7 +78,7 @@ fn add_changes_no_other_setting() {
         let document: toml::Table = text.trim_start_matches('\u{feff}').parse().unwrap();
         if !document.is_empty() && name != "byte-order-mark.toml" {
             assert!(
-                differ_in_handler_only(&text, &added, "sandbox"),
+                differ_in_handlers_only(&text, &added, &names()),
                 "{name}\n{added}"
             );
         }
@@ -85,7 +100,7 @@ fn tables_in_one_line_that_had_no_runtimes_have_none_afterwards() {
         let text = format!("version = 2\nplugins.'io.containerd.grpc.v1.cri' = {{ {inside} }}\n");
         let added = add(&text, &ours(), 2).unwrap();
         assert!(has(&added, &ours()), "{added}");
-        let removed = remove(&added, "sandbox").unwrap();
+        let removed = remove(&added, &names()).unwrap();
         assert!(same(&removed, &text), "{removed}");
     }
 }
@@ -100,10 +115,10 @@ fn add_a_second_time_changes_nothing() {
 
 #[test]
 fn handler_of_another_prefix_is_replaced() {
-    let elsewhere = Handler {
+    let elsewhere = [Handler {
         shim: "/elsewhere/shim".into(),
-        ..ours()
-    };
+        ..handler("sandbox")
+    }];
     for (name, text) in good() {
         let first = add(&text, &ours(), 2).unwrap();
         let second = add(&first, &elsewhere, 2).unwrap();
@@ -151,7 +166,7 @@ fn handler_is_taken_out_of_a_file_that_another_tool_has_written_anew() {
                 .parse::<toml::Table>()
                 .unwrap(),
         );
-        let removed = remove(&rewritten.unwrap(), "sandbox").unwrap();
+        let removed = remove(&rewritten.unwrap(), &names()).unwrap();
         assert!(
             !has(&removed, &ours()) && parse(&removed).is_ok(),
             "{name}\n{removed}"
@@ -159,10 +174,56 @@ fn handler_is_taken_out_of_a_file_that_another_tool_has_written_anew() {
     }
 }
 
+/// Returns the handlers of a node with two presets.
+fn several() -> [Handler; 3] {
+    ["sandbox", "sandbox-strict", "sandbox-nested"].map(|name| {
+        let preset = name.strip_prefix("sandbox").unwrap_or_default();
+        Handler {
+            name: name.into(),
+            shim: format!("/opt/caisson/presets/containerd-shim-caisson{preset}-v2").into(),
+            by_type: false,
+        }
+    })
+}
+
+#[test]
+fn handlers_of_presets_come_and_go_with_the_nodes() {
+    let handlers = several();
+    let all = handlers.clone().map(|handler| handler.name);
+    for (name, text) in good() {
+        let added = add(&text, &handlers, 2).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(has(&added, &handlers), "{name}: not there in\n{added}");
+        assert_eq!(add(&added, &handlers, 2).unwrap(), added, "{name}");
+        if name != "handler-of-ours-by-hand.toml" {
+            let removed = remove(&added, &all).unwrap();
+            assert_eq!(removed, with_end(&text, &added), "{name}");
+        }
+    }
+}
+
+#[test]
+fn handler_of_a_preset_that_is_no_more_goes_with_the_block() {
+    let both = add("version = 2\n", &several(), 2).unwrap();
+    let one = add(&both, &ours(), 2).unwrap();
+    assert_eq!(one, add("version = 2\n", &ours(), 2).unwrap());
+}
+
+#[test]
+fn preset_whose_handler_is_anothers_is_refused_by_its_name() {
+    let text =
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.sandbox-strict]\n\
+        runtime_type = 'io.containerd.kata.v2'\n";
+    let error = add(text, &several(), 2).unwrap_err().to_string();
+    assert!(
+        error.contains("\"sandbox-strict\" is there already"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_others_wrote_after_the_block_stays() {
     let added = add("version = 2", &ours(), 2).unwrap();
-    let removed = remove(&format!("{added}[debug]\nlevel = 'info'\n"), "sandbox").unwrap();
+    let removed = remove(&format!("{added}[debug]\nlevel = 'info'\n"), &names()).unwrap();
     assert_eq!(removed, "version = 2\n[debug]\nlevel = 'info'\n");
 }
 
@@ -177,10 +238,7 @@ fn handler_by_hand_keeps_what_more_it_says() {
         "{added}"
     );
     // The program that makes the sandboxes is found by the type.
-    let by_type = Handler {
-        by_type: true,
-        ..ours()
-    };
+    let by_type = by_type();
     assert!(has(&added, &by_type), "{added}");
 }
 
@@ -196,17 +254,14 @@ fn handler_of_runcs_type_is_ours_only_with_our_program() {
 
 #[test]
 fn handler_whose_type_is_the_program_is_known_as_ours() {
-    let by_type = Handler {
-        by_type: true,
-        ..ours()
-    };
+    let by_type = by_type();
     let added = add("version = 2\n", &by_type, 2).unwrap();
     assert!(
         has(&added, &by_type) && !added.contains("runtime_path"),
         "{added}"
     );
     let rewritten = added.replace(BEGIN, "#").replace(END, "#");
-    assert!(!has(&remove(&rewritten, "sandbox").unwrap(), &by_type));
+    assert!(!has(&remove(&rewritten, &names()).unwrap(), &by_type));
 }
 
 #[test]
@@ -214,11 +269,11 @@ fn runtimes_that_containerd_would_forget_are_written_out() {
     let dump = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
         runtime_type = \"io.containerd.runc.v2\"\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n\
         SystemdCgroup = false\n";
-    let others = runtimes(dump, "sandbox");
+    let others = runtimes(dump, &names());
     let added = add_beside("version = 2\n", &ours(), 2, &others).unwrap();
-    assert_eq!(runtimes(&added, "sandbox"), others, "{added}");
+    assert_eq!(runtimes(&added, &names()), others, "{added}");
     assert_eq!(add_beside(&added, &ours(), 2, &others).unwrap(), added);
-    assert_eq!(remove(&added, "sandbox").unwrap(), "version = 2\n");
+    assert_eq!(remove(&added, &names()).unwrap(), "version = 2\n");
 }
 
 #[test]
@@ -271,7 +326,7 @@ fn imports_are_read_and_one_more_is_said() {
         imports(&more),
         ["/a/*.toml", "/etc/containerd/b.toml", "/c"]
     );
-    assert!(differ_in_handler_only(text, &more, "sandbox"));
+    assert!(differ_in_handlers_only(text, &more, &names()));
     assert_eq!(importing("version = 3", dir, None).unwrap(), "version = 3");
 }
 
