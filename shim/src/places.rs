@@ -10,7 +10,7 @@ use caisson_node::{
 use caisson_oci::{NodeConfig, PidNamespace, Places, Volume, Wishes};
 use caisson_protocol::{
     agent as proto,
-    path::{MEMORY, PARTS, SHARES},
+    path::{DISKS, MEMORY, PARTS, SHARES},
 };
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
@@ -61,6 +61,7 @@ pub async fn find(
         shares: SHARES.into(),
         volumes: Share::guest_volumes(),
         memory: MEMORY.into(),
+        disks: DISKS.into(),
         parts: PARTS.into(),
         mounted: creation.mounted,
         found,
