@@ -301,6 +301,24 @@ fn empty_dir_with_files_of_the_host_is_refused_a_disk() -> Result<()> {
     Ok(())
 }
 
+/// A VM has room for twelve of them.
+#[test]
+fn thirteenth_disk_of_a_pod_is_refused() -> Result<()> {
+    let pod = Scratch::start(Disk)?;
+    let mut container = pod.bare_container();
+    for number in 0..12 {
+        let volume = pod.volume.with_file_name(format!("v{number:02}"));
+        fs::create_dir(&volume)?;
+        container = container.mount(&volume, &format!("/v{number}"));
+    }
+    let error = sleeping(container).err().context("it has started")?;
+    let error = format!("{error:#}");
+    // The first disk is that of the root.
+    let reason = "empty-dir/v11 can't be on a disk: it would be more than the 12th disk of its VM";
+    assert!(error.contains(reason), "{error}");
+    Ok(())
+}
+
 /// A pod can plant it while it shares the volume.
 #[test]
 fn link_in_place_of_a_disk_is_refused() -> Result<()> {

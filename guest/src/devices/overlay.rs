@@ -55,8 +55,8 @@ pub fn mount(disk: &Path, overlay: &Overlay) -> Result<()> {
     })
 }
 
-/// Makes the upper layer, whose owner and mode are the root's, unless the disk has one: all at once,
-/// since the machine may end at any time.
+/// Makes the upper layer, whose owner and mode are the root's, unless the disk has one. It gets its
+/// name when it is whole, since the machine may end at any time.
 fn make_layer(new: &Path, upper: &Path, owner: &Owner) -> io::Result<()> {
     if upper.exists() {
         return Ok(());

@@ -204,10 +204,16 @@ impl Pod {
     ) -> Result<Prepared> {
         let id = &request.id;
         let folder = wishes.root(&request.bundle);
+        let disks = self.scratch.count().await;
+        let disks = disks
+            + self
+                .machine
+                .get()
+                .map_or(0, |machine| machine.count_roots());
         let root = block::root(id, &request.rootfs);
         let layers = match root {
             Some(_) => None,
-            None => self.layers(request, &wishes)?,
+            None => self.layers(request, &wishes, disks)?,
         };
         let (root, guest_root) = match (root, &layers) {
             (Some(root), _) => (Some(root), block::root_place(id)),
@@ -234,6 +240,7 @@ impl Pod {
             guest_root,
             pid_namespace: self.pid_namespace(wishes.pid_namespace())?,
             mounted: share.mounted(),
+            disks: disks + usize::from(root.is_some()),
         };
         let (places, mut plugs) = places::find(&wishes, &self.config, creation, home).await?;
         let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());
@@ -263,11 +270,16 @@ impl Pod {
     }
 
     /// Returns the layers of a container's root if what it writes is to be on a disk. Nothing can
-    /// be written in a read-only root, which is shared.
-    fn layers(&self, request: &CreateRequest, wishes: &Wishes) -> Result<Option<Layers>> {
+    /// be written in a read-only root, which is shared. `disks` is how many the VM has.
+    fn layers(
+        &self,
+        request: &CreateRequest,
+        wishes: &Wishes,
+        disks: usize,
+    ) -> Result<Option<Layers>> {
         let layers = Layers::of(&request.rootfs);
         let fit = match &layers {
-            Ok(layers) => layers.fit(),
+            Ok(layers) => scratch::with_room(layers.fit(), disks),
             Err(why) => Fit::No(why),
         };
         if wishes.has_read_only_root() && fit != Fit::Made {

@@ -20,7 +20,7 @@ use tokio::process::Command;
 /// The name of the file. Whoever copies the folder, such as `ctr snapshots diff`, sees it.
 const IMAGE: &str = ".caisson-disk.ext4";
 
-/// The largest disk in bytes. The tables of an empty one take some 10 MiB.
+/// The largest disk in bytes. The tables of an empty one take some 12 MiB.
 const MAX_SIZE: u64 = 1 << 40;
 /// The smallest disk in bytes: it has room for its journal and for some files.
 const MIN_SIZE: u64 = 64 << 20;
@@ -78,8 +78,8 @@ pub async fn open(folder: &Path) -> Result<File, FileError> {
     named.map_err(failed("finish the disk"))
 }
 
-/// Returns the size of a new disk: what is free now where the file is. The pod could take as much of
-/// a shared folder, and with a larger disk it would be told too late that the host's is full.
+/// Returns the size of a new disk: what is free now where the file is. The pod could take as much
+/// of a shared folder, and with a larger disk it would be told too late that the host's is full.
 fn size(file: &File) -> io::Result<u64> {
     let host = fstatvfs(file)?;
     let free = host.blocks_available().saturating_mul(host.fragment_size());

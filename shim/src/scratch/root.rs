@@ -74,7 +74,7 @@ impl Layers {
         }
     }
 
-    /// Returns both halves of plugging in the disk. `lower` is the guest's place of the lower layer.
+    /// Returns both halves of plugging in the disk. `lower` is where the guest has the lower layer.
     pub async fn plug(&self, container: &str, lower: &Path) -> Result<Plug, FileError> {
         let failed = FileError::file("look at the upper layer", &self.upper);
         let upper = fs::metadata(&self.upper).map_err(failed)?;

@@ -17,6 +17,11 @@ use crate::plug::Plug;
 pub struct Volumes(Mutex<HashMap<String, File>>);
 
 impl Volumes {
+    /// Returns how many there are.
+    pub async fn count(&self) -> usize {
+        self.0.lock().await.len()
+    }
+
     /// Returns both halves of plugging in an emptyDir's disk, the same ones each time.
     pub async fn plug(&self, disk: &ScratchDisk) -> Result<Plug, FileError> {
         // Containers that start at once wait here for the disk that they share.
