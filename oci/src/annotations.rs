@@ -13,6 +13,8 @@
 //!   mounted at the container user's home; see [`crate::home`].
 //! - `caisson.dev/home-size`: how much the home holds, as a Kubernetes quantity.
 //! - `caisson.dev/home-path`: where in the container the home is mounted instead.
+//! - `caisson.dev/scratch`: `disk` or `shared`, where root and emptyDirs are kept; see
+//!   [`crate::scratch`].
 //!
 //! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
@@ -21,12 +23,14 @@ use std::{collections::HashMap, fmt, str::FromStr};
 pub use crate::{
     home::{HOME, HOME_PATH, HOME_SIZE},
     names::{is_plain_name, is_sha256, is_version},
+    scratch::SCRATCH,
 };
 
 use crate::{
     error::shorten,
     guest_devices::GuestDevice,
     home::{Home, Wish},
+    scratch::Scratch,
     secrets::{self, SecretFd},
     Error, Result,
 };
@@ -41,7 +45,15 @@ pub const SKILLS_OF: &str = "caisson.dev/skills.";
 pub const DEVICES: &str = "caisson.dev/devices";
 
 /// All keys, without the `.CONTAINER` suffix.
-pub const KEYS: &[&str] = &[SKILLS, DEVICES, secrets::KEY, HOME, HOME_SIZE, HOME_PATH];
+pub const KEYS: &[&str] = &[
+    SKILLS,
+    DEVICES,
+    secrets::KEY,
+    HOME,
+    HOME_SIZE,
+    HOME_PATH,
+    SCRATCH,
+];
 
 /// Returns the entry of [`KEYS`] that a key belongs to, whichever container it is for, or `None` if
 /// the key is unknown.
@@ -70,6 +82,8 @@ pub struct Annotations {
     pub secret_fds: Vec<SecretFd>,
     /// The home to plug in.
     pub home: Option<Home>,
+    /// Where the root and the emptyDirs are kept, if the pod says.
+    pub scratch: Option<Scratch>,
 }
 
 /// A skill that a container asks for.
@@ -145,6 +159,7 @@ impl Annotations {
                 HOME => home.home = Some(value),
                 HOME_SIZE => home.size = Some(value),
                 HOME_PATH => home.path = Some(value),
+                SCRATCH => parsed.scratch = Some(Scratch::parse(value)?),
                 _ => match (named(SKILLS_OF), named(secrets::KEY_OF)) {
                     (Some(name), _) => add_of_one(&mut parsed.skills, is_own(name), skills)?,
                     (_, Some(name)) => {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     home::{MAX_SIZE, MIN_SIZE},
     policy::Policy,
+    scratch::Scratch,
     Error, Result,
 };
 
@@ -109,6 +110,8 @@ pub struct Vm {
     /// Whether VMs start from a template, a saved machine that has booted already. The node makes
     /// one after its first pod has started.
     pub templates: bool,
+    /// Where the roots and the emptyDirs of pods are kept that do not say so themselves.
+    pub scratch: Scratch,
 }
 
 /// `[pool]`: VMs that wait for their pods.
@@ -257,6 +260,7 @@ impl Default for Vm {
             boot_timeout_secs: 60,
             answer_timeout_secs: None,
             templates: true,
+            scratch: Scratch::Shared,
         }
     }
 }

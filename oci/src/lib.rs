@@ -28,6 +28,7 @@ mod quantity;
 mod role;
 pub mod rules;
 mod runtime;
+pub mod scratch;
 pub mod secrets;
 pub mod size;
 pub mod users;

@@ -9,8 +9,9 @@ use crate::{
     error::shorten,
     places::Places,
     pod, rules,
+    scratch::Wanted,
     secrets::{self, Descriptor},
-    volume::{self, Memory, Part, Source, Volume},
+    volume::{self, Memory, Part, ScratchDisk, Source, Volume},
     Error, Result, Role,
 };
 
@@ -19,12 +20,16 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs", "devtmpfs",
 ];
 
+/// The folder on a disk that is the emptyDir.
+const FILES: &str = "files";
+
 /// Replaces the sources of a spec's mounts by their places in the guest, and adds the mounts of
 /// skills and home. Returns what the mounts need, and the descriptors of the secrets.
 pub fn translate(
     spec: &mut Spec,
     role: &Role,
     annotations: &Annotations,
+    scratch: Wanted,
     places: &Places,
 ) -> Result<(Needs, Vec<Descriptor>)> {
     let uid = pod::uid(spec);
@@ -34,6 +39,7 @@ pub fn translate(
             uid: uid.as_deref(),
             found: &places.found,
             mounted: &places.mounted,
+            scratch,
         },
         places,
         needs: Needs::default(),
@@ -64,6 +70,7 @@ pub fn translate(
 pub struct Needs {
     pub volumes: Vec<Volume>,
     pub memory: Vec<Memory>,
+    pub disks: Vec<ScratchDisk>,
     pub parts: Vec<Part>,
 }
 
@@ -136,7 +143,7 @@ impl Sources<'_> {
                     rules::MADE_UP
                 )));
             }
-            let (whole, path) = self.pod.source_of(&mount, &source);
+            let (whole, path) = self.pod.source_of(&mount, &source)?;
             let mut folder = None;
             let place = match whole {
                 Source::Host(volume) => {
@@ -151,6 +158,15 @@ impl Sources<'_> {
                 Source::Memory(memory) => {
                     folder = Some(self.pod.owner_of(&mount, &source));
                     self.remember(memory)
+                }
+                Source::Disk(disk, owner) => {
+                    folder = Some(self.pod.owner_of(&mount, &source));
+                    let whole = self.places.disks.join(&disk.serial);
+                    if !self.needs.disks.contains(&disk) {
+                        self.needs.disks.push(disk);
+                    }
+                    // Not the root of the file system, which has a folder for lost files.
+                    self.part(Part::new(whole, FILES.into(), Some(owner)))
                 }
             };
             let place = match self.pod.shares_mounts(&mount, &source) {

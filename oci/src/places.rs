@@ -17,6 +17,8 @@ pub struct Places {
     pub volumes: PathBuf,
     /// The folder of the pod's memory, each at `memory/<name>`.
     pub memory: PathBuf,
+    /// The folder of the VM's disks, each at `disks/<serial>`.
+    pub disks: PathBuf,
     /// The folder of the parts of volumes, each at `parts/<name>`.
     pub parts: PathBuf,
     /// The volumes that containers of the pod have mounted.

@@ -14,7 +14,7 @@ use crate::{
     places::{PidNamespace, Places},
     pod, privileged, rules, runtime,
     secrets::Descriptor,
-    volume::{Memory, Part},
+    volume::{Memory, Part, ScratchDisk},
     Error, IdMap, Limits, Node, Result, Role, Volume, Wishes,
 };
 
@@ -31,6 +31,8 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// Block devices of the host that the VM gets as disks and the container as device nodes.
     pub disks: Vec<BlockDevice>,
+    /// Disks of the guest in which emptyDirs are, each at `Places::disks/<serial>`.
+    pub scratch: Vec<ScratchDisk>,
     /// Whether the container has all device nodes of the guest.
     pub guest_devices: bool,
     /// The files that every process of the container has open.
@@ -84,6 +86,7 @@ impl Plan {
 
 /// Plans a container. If this fails, nothing has been done yet.
 pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
+    let scratch = wishes.scratch(node.vm.scratch);
     let Wishes {
         role,
         annotations,
@@ -107,10 +110,11 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     let limits = Limits::of(resources);
     node.room_for([limits])?;
 
-    let (needs, descriptors) = mounts::translate(&mut spec, &role, &annotations, places)?;
+    let (needs, descriptors) = mounts::translate(&mut spec, &role, &annotations, scratch, places)?;
     let mounts::Needs {
         volumes,
         memory,
+        disks: scratch,
         parts,
     } = needs;
     if let Some(root) = spec.root_mut() {
@@ -136,6 +140,7 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
         memory,
         parts,
         disks,
+        scratch,
         guest_devices: privileged,
         descriptors,
         pid_namespace: places.pid_namespace.clone(),
@@ -191,6 +196,7 @@ mod tests {
             shares: "/g/shares".into(),
             volumes: "/g/shares/volumes".into(),
             memory: "/g/memory".into(),
+            disks: "/g/disks".into(),
             parts: "/g/parts".into(),
             mounted: Vec::new(),
             found: HashMap::new(),

@@ -7,8 +7,9 @@
 //!   mode, one for the pod.
 //! - A small volume that the kubelet swaps as a whole (its link `..data`): a copy in memory that
 //!   follows it, for inotify.
-//! - An emptyDir of the pod: the share. Only the guest makes it read-only, so that it is one place
-//!   for readers and writers.
+//! - An emptyDir of the pod that is kept on a disk ([`crate::scratch`]): a folder on that disk.
+//! - Any other emptyDir of the pod: the share. Only the guest makes it read-only, so that it is
+//!   one place for readers and writers.
 //! - Anything else, including secrets and projected volumes, which the kubelet fills: the share,
 //!   made read-only by the host.
 //!
@@ -26,7 +27,10 @@ use std::{
 use oci_spec::runtime::Mount;
 use sha2::{Digest, Sha256};
 
-use crate::{IdMap, Role};
+use crate::{
+    scratch::{Fit, Wanted},
+    IdMap, Result, Role,
+};
 
 /// The names of volumes that only the pod changes begin with this.
 pub const OWN: &str = "own-";
@@ -34,6 +38,9 @@ pub const OWN: &str = "own-";
 pub const SHM: &str = "shm";
 /// Size of a pod's /dev/shm if the host has none to copy, in bytes (containerd, `defaultShmSize`).
 const DEFAULT_SHM: u64 = 64 << 20;
+
+/// The folder of the emptyDirs in that of a pod (Kubernetes, pkg/volume/emptydir).
+const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
 
 /// The most that a copy of a volume may hold, old and new version together, in bytes. A Kubernetes
 /// object has at most 1 MiB; a projected volume has several.
@@ -48,6 +55,8 @@ pub struct Found {
     pub owner: Owner,
     /// Set if the source is the root of a tmpfs.
     pub tmpfs: Option<Tmpfs>,
+    /// Whether it can be kept on a disk, if it is an emptyDir.
+    pub fit: Fit,
     /// Whether the kubelet's atomic writer wrote the volume and it is small.
     pub swapped: bool,
     /// The file system, such as `proc`, if the host's kernel makes up its files when they are read.
@@ -120,6 +129,15 @@ pub struct Memory {
     pub copy_of: Option<String>,
 }
 
+/// A disk of the guest, whose image is in a folder of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScratchDisk {
+    /// The same for all mounts that are on the disk.
+    pub serial: String,
+    /// The folder.
+    pub folder: PathBuf,
+}
+
 /// A part of a volume that a container mounts by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
@@ -168,6 +186,8 @@ pub enum Source {
     Copy(Volume, Memory),
     /// The guest's memory.
     Memory(Memory),
+    /// A disk of the guest, and the owner and mode that the volume has to begin with.
+    Disk(ScratchDisk, Owner),
 }
 
 /// What is known, for its volumes, about the pod that a container is in.
@@ -181,24 +201,31 @@ pub struct Pod<'a> {
     pub found: &'a HashMap<PathBuf, Found>,
     /// The volumes that containers of the pod have mounted.
     pub mounted: &'a [Volume],
+    /// Where the pod's emptyDirs are to be kept.
+    pub scratch: Wanted,
 }
 
 impl Pod<'_> {
-    /// Decides where a bind mount comes from, and returns the path in it.
-    pub fn source_of(&self, mount: &Mount, source: &Path) -> (Source, PathBuf) {
+    /// Decides where a bind mount comes from, and returns the path in it. Fails if the pod asked
+    /// for a disk that can't be.
+    pub fn source_of(&self, mount: &Mount, source: &Path) -> Result<(Source, PathBuf)> {
         let parts = self.found.get(source).into_iter();
         let found = parts
             .flat_map(|found| &found.parts)
             .find_map(|(whole, path)| {
                 if self.is_own_empty_dir(whole) {
-                    return Some((self.whole(mount, whole), path.clone()));
+                    let whole = self.whole(mount, whole);
+                    return Some(whole.map(|whole| (whole, path.clone())));
                 }
                 let wanted = self.volume(mount, source);
                 let mut mounted = self.mounted.iter();
                 let fits = |volume: &&Volume| volume.source == *whole && volume.has_all_of(&wanted);
-                Some((Source::Host(mounted.find(fits)?.clone()), path.clone()))
+                Some(Ok((
+                    Source::Host(mounted.find(fits)?.clone()),
+                    path.clone(),
+                )))
             });
-        found.unwrap_or_else(|| (self.whole(mount, source), PathBuf::new()))
+        found.unwrap_or_else(|| Ok((self.whole(mount, source)?, PathBuf::new())))
     }
 
     /// Returns the owner that the source of a bind mount has in the guest, and its mode.
@@ -215,13 +242,13 @@ impl Pod<'_> {
     }
 
     /// Decides where a bind mount of a whole volume comes from.
-    fn whole(&self, mount: &Mount, source: &Path) -> Source {
+    fn whole(&self, mount: &Mount, source: &Path) -> Result<Source> {
         let found = self.found.get(source).cloned().unwrap_or_default();
         let owner = self.owner_of(mount, source);
         if let Some(tmpfs) = &found.tmpfs {
             let shm = self.is_shm(mount, source);
             if shm || (self.is_own_empty_dir(source) && tmpfs.empty) {
-                return Source::Memory(Memory {
+                return Ok(Source::Memory(Memory {
                     name: match shm {
                         true => SHM.to_owned(),
                         false => digest(source.as_os_str().as_encoded_bytes()),
@@ -230,13 +257,19 @@ impl Pod<'_> {
                     owner,
                     strict: shm,
                     copy_of: None,
-                });
+                }));
             }
+        } else if self.is_own_empty_dir(source) && self.is_on_disk(source, found.fit)? {
+            let disk = ScratchDisk {
+                serial: serial(source),
+                folder: source.to_owned(),
+            };
+            return Ok(Source::Disk(disk, owner));
         }
         let volume = self.volume(mount, source);
         // A container that may write to the volume means the host's.
         if !found.swapped || volume.read_only == ReadOnly::No {
-            return Source::Host(volume);
+            return Ok(Source::Host(volume));
         }
         let memory = Memory {
             name: volume.name.clone(),
@@ -245,7 +278,18 @@ impl Pod<'_> {
             strict: false,
             copy_of: Some(volume.name.clone()),
         };
-        Source::Copy(volume, memory)
+        Ok(Source::Copy(volume, memory))
+    }
+
+    /// Whether an emptyDir is kept on a disk. What containers of the pod share stays shared.
+    fn is_on_disk(&self, source: &Path, fit: Fit) -> Result<bool> {
+        let shared = self.mounted.iter().any(|volume| volume.source == source);
+        let fit = match shared {
+            true => Fit::No("is shared by the pod's other containers already"),
+            false => fit,
+        };
+        self.scratch
+            .is_disk(fit, &format!("the emptyDir {}", source.display()))
     }
 
     /// Returns the volume that a bind mount of the host needs.
@@ -353,11 +397,16 @@ pub fn empty_dir_of(source: &Path, uid: &str) -> Option<PathBuf> {
     is_part.then_some(empty_dirs.join(volume.file_name()?))
 }
 
+/// Whether a folder is some pod's emptyDir.
+pub fn is_empty_dir(folder: &Path) -> bool {
+    folder
+        .parent()
+        .is_some_and(|parent| parent.ends_with(EMPTY_DIRS))
+}
+
 /// Returns the folder of a pod's emptyDirs below the kubelet's (Kubernetes, pkg/volume/emptydir).
 fn empty_dirs(uid: &str) -> PathBuf {
-    Path::new("pods")
-        .join(uid)
-        .join("volumes/kubernetes.io~empty-dir")
+    Path::new("pods").join(uid).join(EMPTY_DIRS)
 }
 
 /// Parses the `size` option of tmpfs(5), except for percentages.
@@ -372,6 +421,12 @@ fn size(option: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
+/// Returns the serial of the disk in a folder, which has at most 20 bytes (virtio spec 5.2.6.2).
+fn serial(folder: &Path) -> String {
+    let digest = digest(folder.as_os_str().as_encoded_bytes());
+    format!("s-{}", &digest[..16])
+}
+
 /// Returns a digest of the key as 32 hex digits.
 fn digest(key: &[u8]) -> String {
     hex::encode(&Sha256::digest(key)[..16])
@@ -380,6 +435,7 @@ fn digest(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use serde_json::json;
 
     const EMPTY_DIR: &str = "/var/lib/kubelet/pods/u1/volumes/kubernetes.io~empty-dir/work";
@@ -431,8 +487,9 @@ mod tests {
             uid: Some("u1"),
             found: &found,
             mounted,
+            scratch: Wanted::of(None, Scratch::Disk),
         };
-        pod.source_of(mount, Path::new(source))
+        pod.source_of(mount, Path::new(source)).unwrap()
     }
 
     fn volume(path: &str, options: &[&str]) -> Volume {
@@ -469,6 +526,7 @@ mod tests {
             uid: None,
             found: &found,
             mounted: &[],
+            scratch: Wanted::default(),
         };
         let role = Role::Container {
             sandbox_id: "s1".to_owned(),
@@ -592,6 +650,51 @@ mod tests {
             assert!(matches!(place, Source::Host(own) if own.source == Path::new("/srv/a/b")));
             assert_eq!(path, PathBuf::new());
         }
+    }
+
+    fn free() -> Found {
+        Found {
+            fit: Fit::Free,
+            ..folder(0o2775)
+        }
+    }
+
+    #[test]
+    fn empty_dir_that_is_kept_on_a_disk_has_the_owner_of_its_folder() {
+        let Source::Disk(disk, owner) = source("/work", EMPTY_DIR, &["rbind", "rw"], free()) else {
+            panic!("not on a disk");
+        };
+        assert_eq!(disk.folder, Path::new(EMPTY_DIR));
+        assert!(disk.serial.len() <= 20);
+        assert_eq!((owner.mode, owner.gid), (0o2775, 2000));
+    }
+
+    #[test]
+    fn part_of_an_empty_dir_on_a_disk_is_on_that_disk() {
+        let found = [
+            (SUB_PATH.into(), part_of(EMPTY_DIR)),
+            (EMPTY_DIR.into(), free()),
+        ];
+        let (part, path) = source_beside(&[], &mount("/work", &["bind"]), SUB_PATH, found.into());
+        assert_eq!(path, Path::new("a/b"));
+        assert_eq!(part, source("/work", EMPTY_DIR, &["rbind", "rw"], free()));
+    }
+
+    #[test]
+    fn empty_dir_that_a_container_of_the_pod_shares_stays_shared() {
+        let mounted = [volume(EMPTY_DIR, &["rbind", "rw"])];
+        let found = [(EMPTY_DIR.into(), free())].into();
+        let (place, _) = source_beside(&mounted, &mount("/work", &["rbind"]), EMPTY_DIR, found);
+        assert!(matches!(place, Source::Host(_)));
+    }
+
+    #[test]
+    fn empty_dir_of_another_pod_is_shared() {
+        let other = EMPTY_DIR.replace("u1", "u2");
+        assert!(matches!(
+            source("/x", &other, &["rbind"], free()),
+            Source::Host(_)
+        ));
     }
 
     #[test]

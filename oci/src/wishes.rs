@@ -15,7 +15,9 @@ use crate::{
     error::shorten,
     guest_devices,
     pod::{self, Sandbox},
-    privileges, rules, volume, Error, Hooks, Policy, Result, Role,
+    privileges, rules,
+    scratch::{Scratch, Wanted},
+    volume, Error, Hooks, Policy, Result, Role,
 };
 
 /// What a bundle asks for.
@@ -122,6 +124,18 @@ impl Wishes {
     pub fn root(&self, bundle: &Path) -> PathBuf {
         let path = self.spec.root().as_ref().map(|root| root.path().clone());
         bundle.join(path.unwrap_or_default())
+    }
+
+    /// Whether nothing can be written in the container's root.
+    pub fn has_read_only_root(&self) -> bool {
+        let root = self.spec.root().as_ref();
+        root.and_then(|root| root.readonly()) == Some(true)
+    }
+
+    /// Returns where the root and the emptyDirs are to be kept, which the node's setting decides if
+    /// the annotations do not.
+    pub fn scratch(&self, node: Scratch) -> Wanted {
+        Wanted::of(self.annotations.scratch, node)
     }
 
     /// Returns the cgroup on the host that the spec names.

@@ -75,7 +75,7 @@ pub fn root_place(container: &str) -> PathBuf {
 
 /// Derives the serial of a container's root. It is a hash, since a container's id can be longer
 /// than a serial may be.
-fn root_serial(container: &str) -> String {
+pub fn root_serial(container: &str) -> String {
     let digest = format!("{:x}", Sha256::digest(container));
     format!("r-{}", &digest[..16])
 }

@@ -34,6 +34,7 @@ mod pool;
 pub mod process;
 mod rehearsal;
 pub mod sandbox;
+mod scratch;
 mod share;
 mod skill_disk;
 mod sources;

@@ -10,12 +10,12 @@ use caisson_node::{
 use caisson_oci::{NodeConfig, PidNamespace, Places, Volume, Wishes};
 use caisson_protocol::{
     agent as proto,
-    path::{MEMORY, PARTS, SHARES},
+    path::{DISKS, MEMORY, PARTS, SHARES},
 };
 use caisson_vmm::{Device, Exclusive};
 use proto::attach_request::Device as GuestDevice;
 
-use crate::{error::Result, plug::Plug, share::Share, skill_disk, sources};
+use crate::{error::Result, plug::Plug, scratch, share::Share, skill_disk, sources};
 
 /// The tag of the home's virtiofs device.
 const HOME_TAG: &str = "home";
@@ -40,6 +40,8 @@ pub struct Creation<'a> {
     pub pid_namespace: PidNamespace,
     /// The volumes that containers of the pod have mounted.
     pub mounted: Vec<Volume>,
+    /// How many disks the VM has for roots and volumes, that of the container's root included.
+    pub disks: usize,
 }
 
 /// Finds everything.
@@ -53,7 +55,8 @@ pub async fn find(
     let wholes = wishes.empty_dirs().into_iter();
     let mounted = creation.mounted.iter().map(|volume| volume.source.clone());
     let wholes = wholes.chain(mounted).collect();
-    let found = sources::look(wishes.bind_sources(), wholes).await?;
+    let mut found = sources::look(wishes.bind_sources(), wholes).await?;
+    scratch::leave_room(&mut found, creation.disks);
     let skills = find_skills(wishes, config, &mut plugs).await?;
     let home = find_home(wishes, config, &creation, home, &mut plugs).await?;
     let places = Places {
@@ -61,6 +64,7 @@ pub async fn find(
         shares: SHARES.into(),
         volumes: Share::guest_volumes(),
         memory: MEMORY.into(),
+        disks: DISKS.into(),
         parts: PARTS.into(),
         mounted: creation.mounted,
         found,

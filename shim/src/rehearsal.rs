@@ -11,7 +11,7 @@ use caisson_node::host::{
     size::{host_cpus, host_memory_mib},
 };
 use caisson_oci::{plan, Node, NodeConfig, PidNamespace, Places, Wishes};
-use caisson_protocol::path::{MEMORY, PARTS, SHARES};
+use caisson_protocol::path::{DISKS, MEMORY, PARTS, SHARES};
 
 use crate::{
     agent::{Agent, ProcessId},
@@ -78,6 +78,7 @@ async fn run(
         shares: SHARES.into(),
         volumes: Share::guest_volumes(),
         memory: MEMORY.into(),
+        disks: DISKS.into(),
         parts: PARTS.into(),
         mounted: Vec::new(),
         found: Default::default(),

@@ -14,18 +14,23 @@ use caisson_node::host::{
     folder::{descriptor_path, Folder},
     mount_table::MountTable,
 };
-use caisson_oci::volume::{Found, Owner, Tmpfs, MAX_COPY};
+use caisson_oci::{
+    scratch::Fit,
+    volume::{self, Found, Owner, Tmpfs, MAX_COPY},
+};
 use nix::sys::statfs::{
     statfs, FsType, BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, CGROUP_SUPER_MAGIC, DEBUGFS_MAGIC,
     PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC, TRACEFS_MAGIC,
 };
 use rustix::fs::FileType;
 
+use crate::scratch;
+
 /// The deepest nesting of folders in a volume that the kubelet swaps. The paths in a projected
 /// volume have only a few parts.
 const MAX_DEPTH: usize = 16;
 
-/// The most folders in a folder of an emptyDir in memory in which nothing was written. There is one
+/// The most folders in a folder of an emptyDir in which nothing was written. There is one
 /// for each `subPath`.
 const MAX_FOLDERS: usize = 1000;
 
@@ -92,7 +97,27 @@ fn look_at(source: PathBuf) -> Result<(PathBuf, Found), FileError> {
             empty: has_folders_alone(&root, MAX_DEPTH),
         });
     }
+    if metadata.is_dir() && volume::is_empty_dir(&source) {
+        let folder = Folder::open(&source).map_err(failed())?;
+        found.fit = match is_root {
+            true => Fit::No("is a file system of its own"),
+            false => fit(&folder),
+        };
+    }
     Ok((source, found))
+}
+
+/// Whether an emptyDir can be kept on a disk. Files on the host would not be there, but the folders
+/// that the kubelet makes for a `subPath` are made in the guest, too.
+fn fit(folder: &Folder) -> Fit {
+    match (
+        scratch::is_there(folder),
+        has_folders_alone(folder, MAX_DEPTH),
+    ) {
+        (true, _) => Fit::Made,
+        (false, true) => Fit::Free,
+        (false, false) => Fit::No("has files on the host already"),
+    }
 }
 
 /// Finds which sources are in one of the folders `wholes`, on whatever path they come here: the

@@ -7,8 +7,9 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `work`, `cluster`, `memory` (a part of `pods`), `bursts`
-//! (a part of `ways`) or `crowd` (not run otherwise, since it takes ten minutes) selects one part.
+//! argument `containers`, `pods`, `ways`, `work`, `cluster`, `memory` or `files` (parts of `pods`),
+//! `bursts` (a part of `ways`) or `crowd` (not run otherwise, since it takes ten minutes) selects
+//! one part.
 
 mod bare;
 mod before;
@@ -23,6 +24,7 @@ mod pod_starts;
 mod pod_unemulated;
 mod sizes;
 mod skill_reads;
+mod small_files;
 mod stages;
 mod table;
 mod way;
@@ -74,12 +76,13 @@ fn bench() -> Result<bool> {
         Some("cluster") => return cluster_starts::measure(rounds.div_ceil(3)).map(|()| true),
         Some("memory") => return memory().map(|()| true),
         Some("bursts") => return bursts::measure(Way::all()?, BURSTS).map(|_| true),
+        Some("files") => return files(rounds).map(|()| true),
         Some("crowd") => return crowd::measure().map(|()| true),
         _ => {}
     }
     ensure!(
         asked("containers") || asked("pods") || asked("ways") || asked("work"),
-        "bench [containers|pods|ways|bursts|crowd|work|memory|cluster]"
+        "bench [containers|pods|ways|bursts|crowd|work|memory|files|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
@@ -126,6 +129,7 @@ fn pods(rounds: usize) -> Result<bool> {
     pod_network::measure(node, rounds)?;
     node.remove();
     memory()?;
+    files(rounds)?;
     Ok(starts_are_kept)
 }
 
@@ -139,8 +143,18 @@ fn memory() -> Result<()> {
     Ok(())
 }
 
-/// Measures work with small files, on a separate node. Two rounds, since one takes minutes under
-/// emulation.
+/// Measures work with small files, on a separate node.
+fn files(rounds: usize) -> Result<()> {
+    let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
+    Node::end_at_exit(node);
+    node.image("busybox")?;
+    small_files::measure(node, rounds)?;
+    node.remove();
+    Ok(())
+}
+
+/// Measures what agents and CI jobs do all day, on a separate node. Two rounds, since one takes
+/// minutes under emulation.
 fn work() -> Result<()> {
     let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
     Node::end_at_exit(node);

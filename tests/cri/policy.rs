@@ -14,6 +14,7 @@ use serde_json::json;
 
 const SKILLS: &str = "caisson.dev/skills";
 const DEVICES: &str = "caisson.dev/devices";
+const SCRATCH: &str = "caisson.dev/scratch";
 
 #[test]
 fn device_is_refused_in_a_namespace_and_given_in_another() -> Result<()> {
@@ -83,6 +84,28 @@ fn skill_that_was_fetched_stays_with_the_namespaces_of_its_source() -> Result<()
 }
 
 #[test]
+fn disks_are_refused_in_a_namespace_and_given_in_another() -> Result<()> {
+    let pod = |namespace| {
+        node()
+            .pod()
+            .namespace(namespace)
+            .annotation(SCRATCH, "disk")
+    };
+    let error = refused(pod("team-b").start())?;
+    for text in [
+        "annotation caisson.dev/scratch: is not allowed in the namespace team-b",
+        "\"caisson.dev/scratch\" in [policy.annotations]",
+    ] {
+        assert!(error.contains(text), "{error}");
+    }
+    let pod = pod("team-a").start()?;
+    let root = pod.container("busybox").sh("grep ' / ' /proc/mounts");
+    let root = root.run()?.ok()?.line();
+    assert!(root.contains("upperdir=/run/caisson/disks/"), "{root}");
+    Ok(())
+}
+
+#[test]
 fn operator_attaches_a_skill_whatever_the_policy_says() -> Result<()> {
     let digest = packed("attached")?;
     let pod = node().pod().namespace("team-b").start()?;
@@ -100,7 +123,10 @@ fn node() -> &'static CriNode {
     let node = NODE.get_or_init(|| {
         first = true;
         let policy = json!({
-            "annotations": { "caisson.dev/devices=tun": ["team-a"] },
+            "annotations": {
+                "caisson.dev/devices=tun": ["team-a"],
+                "caisson.dev/scratch": ["team-a"],
+            },
             "skills": { "internal": ["team-a"], "attached": [] },
             "sources": { "shelf": ["team-a"] },
         });

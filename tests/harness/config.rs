@@ -201,7 +201,12 @@ pub fn caisson(dir: &Path, start: Start) -> Value {
             "initramfs": dist.join("guest/initramfs.cpio"),
             "modules": dist.join("guest/modules.squashfs"),
         },
-        "vm": { "default_cpus": 1, "default_memory_mib": 256, "templates": start != Start::Cold },
+        "vm": {
+            "default_cpus": 1,
+            "default_memory_mib": 256,
+            "templates": start != Start::Cold,
+            "scratch": std::env::var("CAISSON_TEST_SCRATCH").unwrap_or_else(|_| "shared".into()),
+        },
         "pool": { "size": u32::from(start == Start::Pool) },
         "skills": { "sources": { "shelf": { "type": "directory", "path": dir.join("shelf") } } },
         // Allows what the tests ask for: pods are in the namespace `tests`, containers of `ctr` in

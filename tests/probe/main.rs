@@ -6,6 +6,7 @@
 mod bombs;
 mod frames;
 mod posix;
+mod small_files;
 
 use std::{
     ffi::CString,
@@ -62,6 +63,7 @@ fn run(args: &[&str]) -> io::Result<String> {
         }
         ["flood", address, seconds] => bombs::connect(address, number(seconds)?),
         ["files", folder, most, seconds] => bombs::files(folder, number(most)?, number(seconds)?),
+        ["small-files", folder, count] => small_files::small_files(folder, number(count)?),
         ["send-frames", interface, frames @ ..] => frames::send(interface, frames),
         ["receive-frames", interface, seconds] => frames::receive(interface, number(seconds)?),
         ["sequence-secrets"] => frames::sequence_secrets(),

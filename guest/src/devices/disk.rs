@@ -5,7 +5,7 @@ use std::fs;
 use caisson_protocol::agent::Disk;
 use nix::mount::{mount, MsFlags};
 
-use super::{target, verity};
+use super::{overlay, target, verity};
 use crate::{
     kernel::{
         module_files, modules,
@@ -48,16 +48,22 @@ pub fn attach(disk: &Disk) -> Result<()> {
         &target,
         Some(disk.fs_type.as_str()),
         flags,
-        None::<&str>,
+        disk.discard.then_some("discard"),
     );
     match mounted {
         // Another call for the same disk was faster.
         Err(nix::Error::EBUSY) if is_mount_point(&target)? => Ok(()),
-        result => result.map_err(|source| Error::Mount {
-            what: format!("{} disk {}", disk.fs_type, disk.serial),
-            target,
-            source: source.into(),
-        }),
+        result => {
+            result.map_err(|source| Error::Mount {
+                what: format!("{} disk {}", disk.fs_type, disk.serial),
+                target: target.clone(),
+                source: source.into(),
+            })?;
+            match disk.overlay.as_ref() {
+                Some(overlay) => overlay::mount(&target, overlay),
+                None => Ok(()),
+            }
+        }
     }
 }
 

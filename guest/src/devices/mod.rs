@@ -5,6 +5,7 @@
 
 pub mod disk;
 pub mod network;
+mod overlay;
 pub mod share;
 pub mod size;
 pub mod target;

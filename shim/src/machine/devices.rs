@@ -103,6 +103,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Returns how many roots are disks.
+    pub fn count_roots(&self) -> usize {
+        self.roots().len()
+    }
+
     /// Unplugs a container's root, if it is a disk. Idempotent.
     pub async fn unplug_root(&self, container: &str) -> Result<()> {
         let disk = self.roots().remove(container);

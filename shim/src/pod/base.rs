@@ -27,6 +27,7 @@ use crate::{
     machine::{Machine, Site},
     pool,
     process::{Process, State},
+    scratch,
     turn::Turns,
 };
 
@@ -47,6 +48,7 @@ pub struct Pod {
     /// them.
     pub(super) files: OnceLock<PathBuf>,
     pub(super) home: PodHome,
+    pub(super) scratch: scratch::Volumes,
     pub(super) containers: Mutex<HashMap<String, Arc<Container>>>,
     /// The pod's record, once it has a state folder.
     pub(super) recorder: OnceLock<Arc<Recorder>>,
@@ -79,6 +81,7 @@ impl Pod {
             spare: Mutex::default(),
             files: OnceLock::new(),
             home: PodHome::default(),
+            scratch: scratch::Volumes::default(),
             containers: Mutex::default(),
             recorder: OnceLock::new(),
             steps: AtomicU64::new(0),

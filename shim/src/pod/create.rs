@@ -10,7 +10,7 @@ use std::{
 };
 
 use caisson_node::{host::chain::chain, oom_score, state::PodDir};
-use caisson_oci::{exec::Grants, plan, PidNamespace, PidWish, Plan, Role, Wishes};
+use caisson_oci::{exec::Grants, plan, scratch::Fit, PidNamespace, PidWish, Plan, Role, Wishes};
 use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 
 use super::{base::Pod, request::CreateRequest};
@@ -26,6 +26,7 @@ use crate::{
     places::{self, Creation, PodsHome},
     plug::Plug,
     process::Process,
+    scratch::{self, root::Layers},
     share::Share,
     stand_in::{self, StandIn},
     streams::HostEnds,
@@ -204,13 +205,29 @@ impl Pod {
     ) -> Result<Prepared> {
         let id = &request.id;
         let folder = wishes.root(&request.bundle);
+        let disks = self.scratch.count().await;
+        let disks = disks
+            + self
+                .machine
+                .get()
+                .map_or(0, |machine| machine.count_roots());
         let root = block::root(id, &request.rootfs);
-        let guest_root = match root {
-            Some(_) => block::root_place(id),
-            None => {
+        let layers = match root {
+            Some(_) => None,
+            None => self.layers(request, &wishes, disks)?,
+        };
+        let (root, guest_root) = match (root, &layers) {
+            (Some(root), _) => (Some(root), block::root_place(id)),
+            (None, Some(layers)) => {
+                let lower = vec![layers.lower.clone()];
+                share.mount_rootfs(id, lower, &folder).await?;
+                let root = layers.plug(id, &Share::guest_rootfs(id)).await?;
+                (Some(root), scratch::root::place(id))
+            }
+            (None, None) => {
                 let mounts = request.rootfs.clone();
                 share.mount_rootfs(id, mounts, &folder).await?;
-                Share::guest_rootfs(id)
+                (None, Share::guest_rootfs(id))
             }
         };
         let home = PodsHome {
@@ -224,16 +241,21 @@ impl Pod {
             guest_root,
             pid_namespace: self.pid_namespace(wishes.pid_namespace())?,
             mounted: share.mounted(),
+            disks: disks + usize::from(root.is_some()),
         };
         let (places, mut plugs) = places::find(&wishes, &self.config, creation, home).await?;
         let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());
-        let plan = plan(wishes, self.node(), &places)?;
+        let mut plan = plan(wishes, self.node(), &places)?;
+        plan.shared.extend(layers.map(|_| Share::guest_rootfs(id)));
         let grants = plan.grants(devices);
         for warning in &plan.warnings {
             log::warn!(container = id; "{warning}");
         }
         for disk in &plan.disks {
             plugs.push(block::plug(disk)?);
+        }
+        for disk in &plan.scratch {
+            plugs.push(self.scratch.plug(disk).await?);
         }
         share.mount_volumes(id, &plan.volumes)?;
         let ends = HostEnds::open(&request.stdio, id, &self.namespace).await?;
@@ -246,6 +268,27 @@ impl Pod {
             plugs,
             ends,
         })
+    }
+
+    /// Returns the layers of a container's root if what it writes is to be on a disk. Nothing can
+    /// be written in a read-only root, which is shared. `disks` is how many the VM has.
+    fn layers(
+        &self,
+        request: &CreateRequest,
+        wishes: &Wishes,
+        disks: usize,
+    ) -> Result<Option<Layers>> {
+        let layers = Layers::of(&request.rootfs);
+        let fit = match &layers {
+            Ok(layers) => scratch::with_room(layers.fit(), disks),
+            Err(why) => Fit::No(why),
+        };
+        if wishes.has_read_only_root() && fit != Fit::Made {
+            return Ok(None);
+        }
+        let wanted = wishes.scratch(self.config.vm.scratch);
+        let is_disk = wanted.is_disk(fit, "the container's root")?;
+        Ok(layers.ok().filter(|_| is_disk))
     }
 
     /// Finds the pid namespace that a container asks for. One of a process of the host is the pod's

@@ -11,6 +11,7 @@ use caisson_oci::{
     config::Vm,
     devices::GUEST,
     rules,
+    scratch::Fit,
     spec::{LinuxDeviceType, LinuxNamespaceType, Mount, Spec},
     volume::{Found, Memory, Owner, Tmpfs},
     Node, PidNamespace, PidWish, Places, Plan, Policy, Role, Volume, Wishes,
@@ -147,6 +148,7 @@ fn plan(text: &[u8]) -> caisson_oci::Result<Option<(Plan, Places)>> {
         shares: "/g/shares".into(),
         volumes: "/g/shares/volumes".into(),
         memory: "/g/memory".into(),
+        disks: "/g/disks".into(),
         parts: "/g/parts".into(),
         mounted: Vec::new(),
         found: found(wishes.bind_sources()),
@@ -190,6 +192,10 @@ fn found(sources: BTreeSet<PathBuf>) -> HashMap<PathBuf, Found> {
         Found {
             identity: (1, bytes.len() as u64),
             tmpfs: matches!(kind, 1 | 2).then_some(tmpfs),
+            fit: match kind {
+                0 => Fit::Free,
+                _ => Fit::default(),
+            },
             swapped: kind == 3,
             owner: Owner {
                 mode: 0o755,

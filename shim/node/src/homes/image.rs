@@ -9,7 +9,6 @@
 //! are mounted on the host.
 
 use std::{
-    env,
     fs::{self, File},
     io,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
@@ -27,7 +26,7 @@ use nix::{
 };
 
 use super::error::HomeError;
-use crate::host::error::OnFile;
+use crate::host::{error::OnFile, program};
 
 /// From `<linux/loop.h>`; the crate `libc` does not have it.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
@@ -215,8 +214,8 @@ impl Tools {
             program: program.to_owned(),
             reason,
         };
-        let path =
-            find(program).ok_or_else(|| failed("not found; is e2fsprogs installed?".into()))?;
+        let path = program::find(program)
+            .ok_or_else(|| failed("not found; is e2fsprogs installed?".into()))?;
         let arguments: Vec<_> = arguments.iter().copied().chain([confined::FILE]).collect();
         let confined = Program {
             path: &path,
@@ -249,16 +248,6 @@ impl Tools {
             text => format!("{how}: {text}"),
         }))
     }
-}
-
-/// Finds a program on this process's `PATH` or in the `sbin` folders.
-fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let own = env::split_paths(&path).filter(|folder| folder.is_absolute());
-    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    own.chain(usual)
-        .map(|folder| folder.join(program))
-        .find(|path| path.is_file())
 }
 
 /// A path of the file that other processes can open too.

@@ -16,8 +16,8 @@ use std::{
 
 use rustix::{
     fs::{
-        mkdirat, openat, openat2, statat, statx, unlinkat, AtFlags, Dir, FileType, Mode, OFlags,
-        ResolveFlags, StatxFlags, CWD,
+        fstat, linkat, mkdirat, openat, openat2, statat, statx, unlinkat, AtFlags, Dir, FileType,
+        Mode, OFlags, ResolveFlags, StatxFlags, CWD,
     },
     io::Errno,
     mount::{unmount, UnmountFlags},
@@ -64,6 +64,31 @@ impl Folder {
             Ok(_) | Err(Errno::EXIST) => self.place(path),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Opens a file below this folder to read and write it. Anything but a file is an error.
+    pub fn open_file(&self, path: impl AsRef<Path>) -> io::Result<fs::File> {
+        let place = self.place(path)?;
+        // Opening a device or a pipe would have effects of its own.
+        if !FileType::from_raw_mode(fstat(&place)?.st_mode).is_file() {
+            return Err(io::Error::other("is not a file"));
+        }
+        let mut both = fs::File::options();
+        both.read(true).write(true).open(descriptor_path(&place))
+    }
+
+    /// Creates a file of this folder for root alone that has no name yet, and is gone when it is
+    /// closed.
+    pub fn unnamed_file(&self) -> io::Result<fs::File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = openat(&self.0, ".", flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(file.into())
+    }
+
+    /// Gives a file from [`Self::unnamed_file`] a name in this folder that is not taken.
+    pub fn name_file(&self, file: &fs::File, name: &str) -> io::Result<()> {
+        let path = descriptor_path(file);
+        Ok(linkat(CWD, path, &self.0, name, AtFlags::SYMLINK_FOLLOW)?)
     }
 
     /// Opens whatever is at a path below this folder as a place to mount over, without reading it.

@@ -1,6 +1,9 @@
-//! Finds the other programs of Caisson.
+//! Finds programs: the others of Caisson, and those of the host.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 /// Returns the path of a program beside this one, or else its name, to be found in `PATH`.
 ///
@@ -9,11 +12,21 @@ use std::path::{Path, PathBuf};
 /// leads to its folder (proc(5), `/proc/pid/exe`).
 pub fn beside(name: &str) -> PathBuf {
     let called = std::env::args_os().next().map(PathBuf::from);
-    find(std::env::current_exe().ok(), called, name).unwrap_or_else(|| name.into())
+    first_beside(std::env::current_exe().ok(), called, name).unwrap_or_else(|| name.into())
+}
+
+/// Finds a program of the host on this process's `PATH` or in the `sbin` folders.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let own = env::split_paths(&path).filter(|folder| folder.is_absolute());
+    let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    own.chain(usual)
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }
 
 /// Looks for a program beside the first of two paths of this program that has it there.
-fn find(own: Option<PathBuf>, called: Option<PathBuf>, name: &str) -> Option<PathBuf> {
+fn first_beside(own: Option<PathBuf>, called: Option<PathBuf>, name: &str) -> Option<PathBuf> {
     // A name without a folder was looked up in `PATH`.
     let called = called.filter(|path| path.parent().is_some_and(|dir| dir != Path::new("")));
     let programs = [own, called].into_iter().flatten();
@@ -30,7 +43,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("other"), "").unwrap();
         let own = Some(dir.path().join("this"));
-        assert_eq!(find(own, None, "other"), Some(dir.path().join("other")));
+        assert_eq!(
+            first_beside(own, None, "other"),
+            Some(dir.path().join("other"))
+        );
     }
 
     #[test]
@@ -39,12 +55,18 @@ mod tests {
         std::fs::write(dir.path().join("other"), "").unwrap();
         let own = Some("/no/such/folder/this".into());
         let called = Some(dir.path().join("this"));
-        assert_eq!(find(own, called, "other"), Some(dir.path().join("other")));
+        assert_eq!(
+            first_beside(own, called, "other"),
+            Some(dir.path().join("other"))
+        );
     }
 
     #[test]
     fn program_called_by_its_name_is_not_looked_for_in_the_working_directory() {
         // Tests run in the folder of their crate.
-        assert_eq!(find(None, Some("caisson".into()), "Cargo.toml"), None);
+        assert_eq!(
+            first_beside(None, Some("caisson".into()), "Cargo.toml"),
+            None
+        );
     }
 }
