@@ -13,6 +13,8 @@
 //!   mounted at the container user's home; see [`crate::home`].
 //! - `caisson.dev/home-size`: how much the home holds, as a Kubernetes quantity.
 //! - `caisson.dev/home-path`: where in the container the home is mounted instead.
+//! - `caisson.dev/egress`: `open`, `deny` or `allow: ENTRY, …`, what the pod may open connections
+//!   to; see [`crate::egress`].
 //!
 //! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
@@ -24,6 +26,7 @@ pub use crate::{
 };
 
 use crate::{
+    egress::{self, Egress},
     error::shorten,
     guest_devices::GuestDevice,
     home::{Home, Wish},
@@ -41,7 +44,15 @@ pub const SKILLS_OF: &str = "caisson.dev/skills.";
 pub const DEVICES: &str = "caisson.dev/devices";
 
 /// All keys, without the `.CONTAINER` suffix.
-pub const KEYS: &[&str] = &[SKILLS, DEVICES, secrets::KEY, HOME, HOME_SIZE, HOME_PATH];
+pub const KEYS: &[&str] = &[
+    SKILLS,
+    DEVICES,
+    secrets::KEY,
+    HOME,
+    HOME_SIZE,
+    HOME_PATH,
+    egress::KEY,
+];
 
 /// Returns the entry of [`KEYS`] that a key belongs to, whichever container it is for, or `None` if
 /// the key is unknown.
@@ -70,6 +81,8 @@ pub struct Annotations {
     pub secret_fds: Vec<SecretFd>,
     /// The home to plug in.
     pub home: Option<Home>,
+    /// What the pod may open connections to, if it says so.
+    pub egress: Option<Egress>,
 }
 
 /// A skill that a container asks for.
@@ -145,6 +158,7 @@ impl Annotations {
                 HOME => home.home = Some(value),
                 HOME_SIZE => home.size = Some(value),
                 HOME_PATH => home.path = Some(value),
+                egress::KEY => parsed.egress = Some(Egress::parse(value)?),
                 _ => match (named(SKILLS_OF), named(secrets::KEY_OF)) {
                     (Some(name), _) => add_of_one(&mut parsed.skills, is_own(name), skills)?,
                     (_, Some(name)) => {
@@ -176,10 +190,11 @@ fn add_of_one<T: Clone>(
 
 fn unknown(key: &str) -> Error {
     let (secret_fd, secret_fd_of) = (secrets::KEY, secrets::KEY_OF);
+    let egress = egress::KEY;
     Error::Annotation {
         key: shorten(key),
         reason: format!(
-            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {secret_fd}, {secret_fd_of}CONTAINER, {HOME}, {HOME_SIZE}, {HOME_PATH}"
+            "is not known; known are {SKILLS}, {SKILLS_OF}CONTAINER, {DEVICES}, {secret_fd}, {secret_fd_of}CONTAINER, {HOME}, {HOME_SIZE}, {HOME_PATH}, {egress}"
         ),
     }
 }

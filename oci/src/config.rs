@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     home::{MAX_SIZE, MIN_SIZE},
     policy::Policy,
-    Error, Result,
+    Egress, Error, Result,
 };
 
 /// What the guest's kernel and agent need to boot, in MiB.
@@ -190,6 +190,8 @@ pub struct Network {
     /// Addresses that something in the pod takes by itself (a virtual address of keepalived, a
     /// bridge to further machines) work only without it.
     pub anti_spoofing: bool,
+    /// What pods may open connections to. A pod's annotation can narrow it, never widen it.
+    pub egress: Egress,
 }
 
 /// `[log]`.
@@ -273,6 +275,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             anti_spoofing: true,
+            egress: Egress::Open,
         }
     }
 }
