@@ -15,6 +15,8 @@
 //! - `caisson.dev/home-path`: where in the container the home is mounted instead.
 //! - `caisson.dev/scratch`: `disk` or `shared`, where root and emptyDirs are kept; see
 //!   [`crate::scratch`].
+//! - `caisson.dev/egress`: `open`, `deny` or `allow: ENTRY, …`, what the pod may open connections
+//!   to; see [`crate::egress`].
 //!
 //! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
@@ -27,6 +29,7 @@ pub use crate::{
 };
 
 use crate::{
+    egress::{self, Egress},
     error::shorten,
     guest_devices::GuestDevice,
     home::{Home, Wish},
@@ -53,6 +56,7 @@ pub const KEYS: &[&str] = &[
     HOME_SIZE,
     HOME_PATH,
     SCRATCH,
+    egress::KEY,
 ];
 
 /// Returns the entry of [`KEYS`] that a key belongs to, whichever container it is for, or `None` if
@@ -84,6 +88,8 @@ pub struct Annotations {
     pub home: Option<Home>,
     /// Where the root and the emptyDirs are kept, if the pod says.
     pub scratch: Option<Scratch>,
+    /// What the pod may open connections to, if it says so.
+    pub egress: Option<Egress>,
 }
 
 /// A skill that a container asks for.
@@ -160,6 +166,7 @@ impl Annotations {
                 HOME_SIZE => home.size = Some(value),
                 HOME_PATH => home.path = Some(value),
                 SCRATCH => parsed.scratch = Some(Scratch::parse(value)?),
+                egress::KEY => parsed.egress = Some(Egress::parse(value)?),
                 _ => match (named(SKILLS_OF), named(secrets::KEY_OF)) {
                     (Some(name), _) => add_of_one(&mut parsed.skills, is_own(name), skills)?,
                     (_, Some(name)) => {

@@ -12,7 +12,7 @@ use crate::{
     home::{MAX_SIZE, MIN_SIZE},
     policy::Policy,
     scratch::Scratch,
-    Error, Result,
+    Egress, Error, Result,
 };
 
 /// What the guest's kernel and agent need to boot, in MiB.
@@ -204,6 +204,8 @@ pub struct Network {
     /// Addresses that something in the pod takes by itself (a virtual address of keepalived, a
     /// bridge to further machines) work only without it.
     pub anti_spoofing: bool,
+    /// What pods may open connections to. A pod's annotation can narrow it, never widen it.
+    pub egress: Egress,
 }
 
 /// `[log]`.
@@ -292,6 +294,7 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             anti_spoofing: true,
+            egress: Egress::Open,
         }
     }
 }

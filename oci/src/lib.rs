@@ -9,6 +9,7 @@
 pub mod annotations;
 pub mod config;
 pub mod devices;
+pub mod egress;
 mod error;
 pub mod exec;
 pub mod guest_devices;
@@ -37,6 +38,7 @@ mod wishes;
 
 pub use annotations::Annotations;
 pub use config::NodeConfig;
+pub use egress::Egress;
 pub use error::{Error, Result, Unread};
 pub use hooks::Hooks;
 pub use oci_spec::runtime as spec;

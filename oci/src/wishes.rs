@@ -17,7 +17,7 @@ use crate::{
     pod::{self, Sandbox},
     privileges, rules,
     scratch::{Scratch, Wanted},
-    volume, Error, Hooks, Policy, Result, Role,
+    volume, Egress, Error, Hooks, Policy, Result, Role,
 };
 
 /// What a bundle asks for.
@@ -149,6 +149,14 @@ impl Wishes {
         pod::joined(&self.spec, LinuxNamespaceType::Network).map(Path::to_owned)
     }
 
+    /// Returns what the pod may open connections to on a node with this egress.
+    ///
+    /// # Errors
+    /// The annotation asks for more than the node allows.
+    pub fn egress(&self, node: &Egress) -> Result<Egress> {
+        node.narrow(self.annotations.egress.as_ref())
+    }
+
     /// Whether the spec asks for a network namespace: one that it names, or one of its own.
     pub fn has_network(&self) -> bool {
         pod::namespace_of(&self.spec, LinuxNamespaceType::Network).is_some()
@@ -175,6 +183,14 @@ impl Wishes {
             .filter(|mount| rules::is_bind(mount))
             .filter_map(|mount| mount.source().clone());
         sources.filter(|source| source.is_absolute()).collect()
+    }
+
+    /// Returns the source on the host of the bind mount at a path in the container.
+    pub fn source_of(&self, destination: &Path) -> Option<PathBuf> {
+        let mut mounts = self.spec.mounts().iter().flatten();
+        let mount = mounts.find(|mount| mount.destination() == destination)?;
+        let source = rules::is_bind(mount).then(|| mount.source().clone());
+        source.flatten()
     }
 
     /// Returns the emptyDirs of the pod of which the container may mount a part by itself.

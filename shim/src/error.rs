@@ -189,6 +189,8 @@ fn code(error: &Error) -> Code {
             NetworkError::Namespace { .. }
             | NetworkError::Read { .. }
             | NetworkError::Card { .. }
+            | NetworkError::Egress { .. }
+            | NetworkError::Resolver { .. }
             | NetworkError::Forward { .. } => Code::UNKNOWN,
         },
         Error::Preset { source, .. } => code(source),

@@ -27,7 +27,7 @@
 //!   their failures;
 //! - [`exceptions`]: the failures allowed in other projects' tests; [`ginkgo`]: their reports;
 //!   [`comparison`]: their results with runc and with Caisson;
-//! - [`bridge`]: network namespaces as CNI leaves them;
+//! - [`bridge`]: network namespaces as CNI leaves them; [`dns`]: a server of DNS;
 //! - [`hostile`]: what a pod must not do to its node; [`gvisor`]: another runtime to compare with;
 //! - [`leftovers`]: what Caisson leaves on the host; [`proc`]: `/proc` of the host's processes.
 
@@ -38,6 +38,7 @@ pub mod config;
 pub mod container;
 pub mod cri;
 pub mod debian;
+pub mod dns;
 pub mod events;
 pub mod exceptions;
 pub mod exec;

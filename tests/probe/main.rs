@@ -4,6 +4,7 @@
 //! with exit code 1.
 
 mod bombs;
+mod dns;
 mod frames;
 mod posix;
 mod small_files;
@@ -56,6 +57,8 @@ fn run(args: &[&str]) -> io::Result<String> {
         ["ask", address, text] => ask(TcpStream::connect(address)?, text),
         ["ask-unix", path, text] => ask(UnixStream::connect(path)?, text),
         ["ask-vsock", cid, port, hex] => ask_vsock(number(cid)?, number(port)?, hex),
+        ["query", server, name, kind] => dns::query(server, name, kind, false),
+        ["query-tcp", server, name, kind] => dns::query(server, name, kind, true),
         ["swallow", address] => swallow(&TcpListener::bind(address)?),
         ["send", address, mib] => send(TcpStream::connect(address)?, number(mib)?),
         ["round-trips", address, count] => {

@@ -4,6 +4,7 @@
 
 mod ask;
 mod check;
+mod egress;
 mod gc;
 mod home;
 mod list;
@@ -42,6 +43,11 @@ enum Command {
         /// Its NAMESPACE/NAME or its id
         pod: String,
     },
+    /// Prints what a running pod may open connections to, and how many frames were dropped
+    Egress {
+        /// Its NAMESPACE/NAME or its id
+        pod: String,
+    },
     /// Packs, adds and lists skills: tool folders that pods plug in as read-only disks
     #[command(subcommand)]
     Skill(skill::Command),
@@ -64,7 +70,7 @@ impl Command {
     /// Whether it changes nothing, so that it can end at any moment.
     fn only_shows(&self) -> bool {
         match self {
-            Self::List | Self::Trace { .. } | Self::Check(_) => true,
+            Self::List | Self::Trace { .. } | Self::Egress { .. } | Self::Check(_) => true,
             Self::Skill(command) => matches!(command, skill::Command::List),
             Self::Home(command) => matches!(command, home::Command::List),
             Self::Template(action) => matches!(action, template::Action::List),
@@ -110,6 +116,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => return Ok(run::run(arguments, &config)),
         Command::List => list::run(&config)?,
         Command::Trace { pod } => trace::run(&config, &pod)?,
+        Command::Egress { pod } => egress::run(&config, &pod)?,
         Command::Skill(command) => skill::run(command, &config)?,
         Command::Home(command) => home::run(command, &config)?,
         Command::Template(action) => template::run(action, &config)?,

@@ -44,6 +44,8 @@ pub enum Request {
     },
     /// Asks for the stages of the pod's start.
     Trace,
+    /// Asks what the pod may open connections to, and how often it tried something else.
+    Egress,
     /// Makes a member of the pool the shim of a pod.
     Claim(Claim),
 }
@@ -79,6 +81,11 @@ pub enum Answer {
         containers: Vec<String>,
     },
     Trace(Vec<Stage>),
+    /// As `[network] egress` has it, and the number of frames that were dropped.
+    Egress {
+        allows: String,
+        denied: u64,
+    },
     /// The shim serves the pod.
     Claimed,
     Failed(String),

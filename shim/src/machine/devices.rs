@@ -3,17 +3,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{MutexGuard, PoisonError},
 };
 
 use caisson_node::host::chain::chain;
+use caisson_oci::Egress;
 use caisson_vmm::Device;
 
 use super::Machine;
 use crate::{
     error::Result,
-    network::Network,
+    network::{Network, Rules},
     plug::{LateDisk, Plug},
 };
 
@@ -123,19 +125,36 @@ impl Machine {
         holds.extend(disk.hold);
     }
 
-    /// Plugs in the network cards of a network namespace, if there is one. They stay until the VM
-    /// ends.
-    pub async fn join_network(&self, namespace: Option<&Path>) -> Result<()> {
+    /// Plugs in the network cards of a network namespace, if there is one, held to the pod's
+    /// egress. They stay until the VM ends. `servers` are the pod's servers of DNS.
+    pub async fn join_network(
+        &self,
+        namespace: Option<&Path>,
+        egress: Egress,
+        servers: Vec<IpAddr>,
+    ) -> Result<()> {
         let Some(namespace) = namespace else {
             return Ok(());
         };
-        let mut network = Network::open(namespace, self.anti_spoofing).await?;
+        let rules = Rules {
+            anti_spoofing: self.anti_spoofing,
+            egress,
+            servers,
+        };
+        let mut network = Network::open(namespace, rules).await?;
         if let Err(error) = network.forward(self.vm.clone()).await {
             log::warn!("ports can't be forwarded: {}", chain(&error));
         }
         let cards = network.plugs();
         *self.network.lock().unwrap_or_else(PoisonError::into_inner) = Some(network);
         self.plug(cards).await
+    }
+
+    /// Returns the pod's egress and how many frames it has dropped; none if it is open.
+    pub fn egress(&self) -> Result<Option<(Egress, u64)>> {
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        let egress = network.as_ref().map(Network::egress).transpose()?;
+        Ok(egress.flatten())
     }
 
     fn roots(&self) -> MutexGuard<'_, HashMap<String, LateDisk>> {

@@ -1,6 +1,7 @@
 //! The network cards of a pod's VM, one for each interface of the pod's network namespace.
 
 use std::{
+    net::IpAddr,
     os::fd::OwnedFd,
     path::Path,
     sync::{Mutex, PoisonError},
@@ -11,11 +12,13 @@ use caisson_node::traffic::{
     netlink::Netlink,
     tc::{self, Hook, Onward, Redirect},
 };
+use caisson_oci::Egress;
 use caisson_protocol::agent as proto;
 use caisson_vmm::Device;
 use proto::attach_request::Device as GuestDevice;
 
 use super::{
+    egress::Guard,
     error::NetworkError,
     forward::Forward,
     interface::{self, Interface, Statistics},
@@ -27,11 +30,21 @@ use crate::{plug::Plug, vm::VmHandle};
 /// The device through which the host's kernel drives a network card; not every host has it.
 const VHOST: &str = "/dev/vhost-net";
 
+/// What a guest is held to.
+pub struct Rules {
+    /// The guest can only send with its interfaces' addresses.
+    pub anti_spoofing: bool,
+    pub egress: Egress,
+    /// The servers of DNS that the pod has.
+    pub servers: Vec<IpAddr>,
+}
+
 /// A pod's network. Dropping it leaves the namespace as CNI made it; the VM must have ended
 /// before.
 pub struct Network {
     namespace: Namespace,
     forward: Option<Forward>,
+    egress: Option<Guard>,
     netlink: Mutex<Netlink>,
     cards: Vec<Card>,
 }
@@ -46,24 +59,32 @@ struct Card {
 
 impl Network {
     /// Makes a tap for every interface of the namespace and wires it up. A namespace that has only
-    /// `lo` gets no cards.
-    ///
-    /// With `anti_spoofing` the guest can only send with the interface's addresses.
-    pub async fn open(path: &Path, anti_spoofing: bool) -> Result<Self, NetworkError> {
+    /// `lo` gets no cards. The rules hold from the first packet on.
+    pub async fn open(path: &Path, rules: Rules) -> Result<Self, NetworkError> {
         let namespace = Namespace::open(path)?;
         let inside = namespace.clone();
-        let make = move || Self::make(inside, anti_spoofing);
-        namespace.run(make).await
+        let egress = Guard::new(&rules.egress, rules.servers).await?;
+        let make = move || Self::make(inside, egress, rules.anti_spoofing);
+        let mut network = namespace.run(make).await?;
+        if let Some(egress) = &mut network.egress {
+            egress.start().await?;
+        }
+        Ok(network)
     }
 
     /// Does the work of [`Network::open`] inside the namespace.
-    fn make(namespace: Namespace, anti_spoofing: bool) -> Result<Self, NetworkError> {
+    fn make(
+        namespace: Namespace,
+        egress: Option<Guard>,
+        anti_spoofing: bool,
+    ) -> Result<Self, NetworkError> {
         let read = |source| NetworkError::Read { source };
         let mut netlink = Netlink::open().map_err(read)?;
         let interfaces = interface::list(&mut netlink)?;
         let mut network = Self {
             namespace,
             forward: None,
+            egress,
             netlink: Mutex::new(netlink),
             cards: Vec::new(),
         };
@@ -104,6 +125,7 @@ impl Network {
             queue: Some(queue),
             tap,
         });
+        let interface = self.cards.last().map(|card| &card.interface);
         let netlink = self.netlink.get_mut();
         let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
         tap::set_up(netlink, tap, mtu).map_err(failed("set up the tap"))?;
@@ -116,6 +138,9 @@ impl Network {
         };
         for from in [tap, index] {
             tc::hook(netlink, from, Hook::Ingress).map_err(failed("redirect packets"))?;
+        }
+        if let (Some(egress), Some(interface)) = (&mut self.egress, interface) {
+            egress.hold(netlink, interface, tap, anti_spoofing)?;
         }
         tc::redirect(netlink, &all(index, tap)).map_err(failed("redirect packets"))?;
         match program {
@@ -148,6 +173,13 @@ impl Network {
             })
         };
         cards.filter_map(plug).collect()
+    }
+
+    /// Returns what the pod may open connections to and how many frames were dropped because of
+    /// that; none if it may open everything.
+    pub fn egress(&self) -> Result<Option<(Egress, u64)>, NetworkError> {
+        let state = self.egress.as_ref().map(Guard::state).transpose();
+        state.map_err(|source| NetworkError::Egress { source })
     }
 
     /// Returns the traffic counters of the pod's interfaces since CNI made them. Blocks for less

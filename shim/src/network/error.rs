@@ -35,6 +35,21 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The kernel has no means to filter what the pod opens.
+    #[error(
+        "hold the pod to its egress, which takes eBPF and cls_bpf in the node's kernel \
+         (`caisson check` tries them; the egress `open` does without)"
+    )]
+    Egress {
+        #[source]
+        source: io::Error,
+    },
+    /// Names can't be resolved for the pod.
+    #[error("start the resolver of the names in the pod's egress")]
+    Resolver {
+        #[source]
+        source: io::Error,
+    },
     /// Connections to the namespace's loopback can't be led to the guest.
     #[error("forward ports to the guest")]
     Forward {

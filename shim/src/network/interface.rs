@@ -9,6 +9,7 @@ use std::{
 
 use caisson_node::traffic::netlink::Netlink;
 use caisson_protocol::agent as proto;
+use ipnet::IpNet;
 use netlink_packet_core::Nla;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressMessage},
@@ -42,8 +43,22 @@ pub struct Interface {
 impl Interface {
     /// The addresses of the interface, which the guest gets too.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let addresses = self.guest.addresses.iter().map(|own| &own.address[..]);
-        addresses.filter_map(ip).collect()
+        self.nets().iter().map(IpNet::addr).collect()
+    }
+
+    /// The addresses of the interface with the lengths of their prefixes.
+    pub fn nets(&self) -> Vec<IpNet> {
+        let net = |own: &proto::Address| {
+            let length = u8::try_from(own.prefix_length).ok()?;
+            IpNet::new(ip(&own.address)?, length).ok()
+        };
+        self.guest.addresses.iter().filter_map(net).collect()
+    }
+
+    /// The routers that the interface's routes lead to.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        let routes = self.guest.routes.iter();
+        routes.filter_map(|route| ip(&route.gateway)).collect()
     }
 }
 
@@ -86,6 +101,29 @@ pub fn statistics(netlink: &mut Netlink) -> io::Result<HashMap<u32, Statistics>>
                 tx_dropped: counted.tx_dropped,
             };
             found.insert(link.header.index, statistics);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the addresses of all interfaces of a namespace.
+pub fn addresses(netlink: &mut Netlink) -> io::Result<Vec<IpAddr>> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut found = Vec::new();
+    for message in netlink.list(request)? {
+        if let RouteNetlinkMessage::NewAddress(message) = message {
+            // Of both ends of a point-to-point link, the first is the own one.
+            let local = find(&message.attributes, |attribute| match attribute {
+                AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            });
+            let any = || {
+                find(&message.attributes, |attribute| match attribute {
+                    AddressAttribute::Address(ip) => Some(*ip),
+                    _ => None,
+                })
+            };
+            found.extend(local.or_else(any));
         }
     }
     Ok(found)
@@ -196,12 +234,13 @@ fn name(link: &LinkMessage) -> String {
 }
 
 /// Whether the interface moves to the guest. Excluded are loopback, interfaces that are down (as
-/// the kernel's own tunnel devices are), parts of a bridge or bond, and the tap of a VM that is
-/// just ending.
+/// the kernel's own tunnel devices are), parts of a bridge or bond, and the tap and the way to the
+/// resolver of a VM that is just ending.
 fn is_moved(link: &LinkMessage, name: &str) -> bool {
     let flags = link.header.flags;
     let is_part = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(_));
-    let is_tap = kind(link) == Some(&InfoKind::Tun) && name.starts_with(tap::PREFIX);
+    let is_tap =
+        matches!(kind(link), Some(InfoKind::Tun | InfoKind::Veth)) && name.starts_with(tap::PREFIX);
     flags.contains(LinkFlags::Up)
         && !flags.contains(LinkFlags::Loopback)
         && !link.attributes.iter().any(is_part)
@@ -477,5 +516,6 @@ mod tests {
         part.attributes.push(LinkAttribute::Controller(3));
         assert!(!is_moved(&part, "eth0"));
         assert!(!is_moved(&link(InfoKind::Tun, None), "caisson0"));
+        assert!(!is_moved(&link(InfoKind::Veth, None), "caissonr5"));
     }
 }

@@ -20,17 +20,23 @@
 //! when the pod starts: CNI sets them before. The guest does not learn of an address that comes
 //! later, and the tap does not let it through.
 //!
+//! What the pod may open connections to is decided at the same places, before anything else: see
+//! [`egress`].
+//!
 //! When a shim is killed, the VMM ends with it, and then the taps go. The redirects stay on the
 //! interface and go with it at CNI's DEL. A new shim in the same namespace replaces them.
 
 mod cards;
+mod egress;
 mod error;
 mod forward;
 mod interface;
 mod namespace;
 pub mod rehearsal;
+mod resolver;
 mod tap;
 
-pub use cards::Network;
+pub use cards::{Network, Rules};
 pub use error::NetworkError;
 pub use interface::Statistics;
+pub use resolver::servers;

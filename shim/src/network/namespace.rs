@@ -6,7 +6,10 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -57,6 +60,11 @@ impl Namespace {
             }),
             Err(source) => Err(NetworkError::Namespace { path, source }),
         }
+    }
+
+    /// Returns a descriptor of the namespace.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Does blocking work inside the namespace, on a thread of its own.

@@ -117,6 +117,7 @@ impl Pod {
         let started = Instant::now();
         let brought = stand_in.filter(|_| wishes.has_network());
         let network = wishes.network().or(brought.map(StandIn::network));
+        let (egress, servers) = self.egress(&wishes)?;
         let hostname = wishes.hostname();
         let mut site = self.site(wishes.cgroups_path().as_deref())?;
         let mut prepared = self.prepare(&site.share, request, wishes).await?;
@@ -128,7 +129,7 @@ impl Pod {
         // All have a host's half and a guest's half, which wait for the guest to boot.
         let limits = [prepared.plan.limits];
         tokio::try_join!(
-            machine.join_network(network.as_deref()),
+            machine.join_network(network.as_deref(), egress, servers),
             machine.plug(std::mem::take(&mut prepared.plugs)),
             self.make_room(&machine, &limits),
         )?;

@@ -48,6 +48,14 @@ impl Pod {
                     reason: "this shim has a pod".to_owned(),
                 })
             }
+            Request::Egress => {
+                let egress = self.machine(&self.id)?.egress()?;
+                let (allows, denied) = egress.unwrap_or_default();
+                return Ok(Answer::Egress {
+                    allows: allows.to_string(),
+                    denied,
+                });
+            }
             Request::Trace => return Ok(Answer::Trace(trace::stages())),
         };
         Ok(Answer::Done {

@@ -3,10 +3,13 @@
 //! It comes either as a task, with the spec of a pause container, or through containerd's sandbox
 //! service, for which a similar spec is made.
 
-use std::{sync::Arc, time::Instant};
+use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Instant};
 
-use caisson_node::{control, host::chain::chain};
-use caisson_oci::{Limits, Wishes};
+use caisson_node::{
+    control,
+    host::{chain::chain, error::OnFile},
+};
+use caisson_oci::{Egress, Limits, Wishes};
 
 use super::{
     base::Pod,
@@ -15,12 +18,16 @@ use super::{
 use crate::{
     agent::ProcessId,
     container::Container,
-    error::Result,
+    error::{Error, Result},
     logger::stage,
     machine::{Machine, Site},
+    network,
     process::Process,
     streams::Stdio,
 };
+
+/// The containers' list of servers of DNS, which containerd mounts there.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Pod {
     /// Creates a sandbox that is not a task. A failure leaves nothing of it.
@@ -39,7 +46,8 @@ impl Pod {
             stdio: Stdio::default(),
         };
         let created = async {
-            let wishes = Wishes::of(request.spec, &self.config.policy, &self.namespace)?;
+            let mut wishes = Wishes::of(request.spec, &self.config.policy, &self.namespace)?;
+            wishes.add_files(&files)?;
             self.boot_sandbox(&create, wishes, false).await
         };
         let (machine, container) = match self.turns.take(&create.id, Box::pin(created)).await {
@@ -64,6 +72,7 @@ impl Pod {
     ) -> Result<(Arc<Machine>, Container)> {
         let started = Instant::now();
         let asked = wishes.sandbox()?;
+        let (egress, servers) = self.egress(&wishes)?;
         let site = self.site(asked.cgroups_path.as_deref())?;
         // A sandbox without a name in its spec is known by its id alone.
         if let Ok(Some((namespace, name))) = wishes.pod() {
@@ -72,7 +81,9 @@ impl Pod {
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without limits, the VM gets the node's default size, and grows.
         let machine = self.boot(hostname, site, asked.limits).await?;
-        machine.join_network(asked.network.as_deref()).await?;
+        machine
+            .join_network(asked.network.as_deref(), egress, servers)
+            .await?;
         self.make_room_soon(&machine, asked.limits);
         // Some sysctls belong to one network card, so this comes after the network.
         let sysctls = asked.sysctls.into_iter().collect();
@@ -81,6 +92,20 @@ impl Pod {
         let init = Process::new(ProcessId::init(&request.id), request.stdio.clone());
         let container = Container::sandbox(request.bundle.clone(), init, machine.pid, is_task);
         Ok((machine, container))
+    }
+
+    /// Returns what the pod may open connections to, and its servers of DNS if that has names.
+    pub(super) fn egress(&self, wishes: &Wishes) -> Result<(Egress, Vec<IpAddr>)> {
+        let egress = wishes.egress(&self.config.network.egress)?;
+        let resolv_conf = wishes.source_of(Path::new(RESOLV_CONF));
+        let servers = match resolv_conf.filter(|_| egress.has_names()) {
+            Some(path) => {
+                let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+                network::servers(&text)
+            }
+            None => Vec::new(),
+        };
+        Ok((egress, servers))
     }
 
     /// Boots a VM for containers with these limits, or these sums of limits.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context, Result};
-use caisson_oci::{config::Accelerator, NodeConfig};
+use caisson_oci::{config::Accelerator, Egress, NodeConfig};
 use caisson_tests::paths;
 use serde_json::{json, Value};
 
@@ -29,6 +29,8 @@ fn isolation_of_a_preset_is_what_its_name_says() -> Result<()> {
     assert_eq!(strict.vm.limit_cpus, Some(2));
     assert_eq!(strict.vm.limit_memory_mib, Some(4096));
     assert!(!allows(&strict, DEVICES, "fuse"));
+    assert_eq!(standard.network.egress, Egress::Open);
+    assert_eq!(strict.network.egress, Egress::parse("deny")?);
     let nested = node.with_preset("nested")?;
     assert_eq!(nested.vm.default_memory_mib, 2048);
     assert!(allows(&nested, DEVICES, "fuse,tun"));

@@ -24,6 +24,8 @@ const WORDS: &[&str] = &[
     "caisson.dev/home",
     "caisson.dev/home-size",
     "caisson.dev/home-path",
+    "caisson.dev/egress",
+    "allow: a.org:443, *.b.org, 10.0.0.0/8, [2001:db8::/32]:80",
     "io.kubernetes.cri.container-name",
     "web",
     "sha256:",
@@ -108,6 +110,10 @@ fn check(given: &HashMap<String, String>) {
         if let HomeKind::Persistent { name } = &home.kind {
             assert!(is_file_name(name), "{home:?}");
         }
+    }
+    if let Some(egress) = &parsed.egress {
+        assert_eq!(egress.to_string().parse().as_ref(), Ok(egress));
+        assert_eq!(egress.narrow(Some(egress)).as_ref().ok(), Some(egress));
     }
     // Annotations that are not Caisson's change only the owner of skills and secrets.
     let ours = |(key, _): &(&String, &String)| key.starts_with(PREFIX);

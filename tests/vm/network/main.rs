@@ -2,10 +2,13 @@
 //! names, reachable in both directions.
 
 mod anti_spoofing;
+mod egress;
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use caisson_oci::Egress;
+use caisson_shim::network::{Network, Rules};
 use caisson_tests::{
     bridge::{Bridge, Namespace, GATEWAY, GATEWAY6},
     command, proc, Container, ContainerBuilder, Node, Runtime,
@@ -278,7 +281,12 @@ fn statistics_of_the_network_are_those_of_its_interfaces() -> Result<()> {
     let pod = bridge.pod(node, 2)?;
     let before = state(&pod)?;
     let path = pod.path();
-    let open = caisson_shim::network::Network::open(&path, true);
+    let rules = Rules {
+        anti_spoofing: true,
+        egress: Egress::Open,
+        servers: Vec::new(),
+    };
+    let open = Network::open(&path, rules);
     let network = node.runtime().block_on(open)?;
     let received = || -> Result<u64> {
         let statistics = network.statistics()?;

@@ -2,7 +2,11 @@
 
 use std::{fs, path::Path, thread};
 
-use caisson_node::{config::NodeConfig, traffic::try_anti_spoofing};
+use caisson_node::{
+    config::NodeConfig,
+    traffic::{try_anti_spoofing, try_egress},
+};
+use caisson_oci::Egress;
 use nix::unistd::{access, AccessFlags};
 
 use super::{line::Line, program::on_path};
@@ -73,6 +77,26 @@ pub fn network(config: &NodeConfig) -> Line {
             name,
             format!("what guests send can't be filtered: {error}"),
             "load the kernel's modules cls_bpf and act_mirred, or set network.anti_spoofing = false",
+        ),
+    }
+}
+
+pub fn egress(config: &NodeConfig) -> Line {
+    let name = "egress";
+    match try_egress() {
+        Ok(()) => Line::ok(
+            name,
+            "pods can be held to what they may open connections to",
+        ),
+        Err(error) if config.network.egress == Egress::Open => Line::warn(
+            name,
+            format!("pods that ask for less than `open` are refused: {error}"),
+            "use a kernel with eBPF, and load its module cls_bpf",
+        ),
+        Err(error) => Line::fail(
+            name,
+            format!("no pod can be held to network.egress: {error}"),
+            "use a kernel with eBPF and load its module cls_bpf, or set network.egress = \"open\"",
         ),
     }
 }

@@ -60,6 +60,7 @@ pub fn run(arguments: &Arguments, config: Result<NodeConfig, ConfigError>) -> Re
         host::cgroups(),
         host::user_namespaces(),
         host::network(&config),
+        host::egress(&config),
         host::shared_memory(),
         host::state(&config),
         host::users(&config),

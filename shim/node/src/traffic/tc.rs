@@ -1,7 +1,10 @@
 //! Redirects packets by traffic control (tc(8)): packets at a hook of one interface go on at
 //! another, either all of them or those that a program lets pass.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -31,6 +34,7 @@ pub const ETH_P_IPV6: u16 = 0x86dd;
 const TCA_BPF_ACT: u16 = 1;
 const TCA_BPF_OPS_LEN: u16 = 4;
 const TCA_BPF_OPS: u16 = 5;
+const TCA_BPF_FD: u16 = 6;
 /// The verdict that drops a packet (linux/pkt_cls.h).
 const TC_ACT_SHOT: u32 = 2;
 
@@ -42,6 +46,12 @@ pub enum Hook {
     /// Packets that leave.
     Egress,
 }
+
+/// The priorities of filters (rtnetlink(7), tcm_info): the lower number decides first. Each kind
+/// and protocol needs one of its own.
+const FIRST: u32 = 1;
+const SECOND: u32 = 2;
+const THIRD: u32 = 3;
 
 /// The next hop of a redirected packet.
 #[derive(Debug, Clone, Copy)]
@@ -94,8 +104,7 @@ pub fn unhook(netlink: &mut Netlink, index: u32, hook: Hook) -> io::Result<()> {
 
 /// Adds a redirect to an interface that was hooked.
 pub fn redirect(netlink: &mut Netlink, redirect: &Redirect<'_>) -> io::Result<()> {
-    let message = RouteNetlinkMessage::NewTrafficFilter(filter(redirect));
-    netlink.change(message, NLM_F_CREATE | NLM_F_EXCL)
+    add(netlink, filter(redirect))
 }
 
 /// Redirects packets that arrive at one interface, which was hooked, so that they leave by another
@@ -119,44 +128,55 @@ pub fn redirect_if(
     // The filter that drops comes first, so that at no moment a packet passes both.
     for (priority, program, what) in [
         (
-            2,
+            THIRD,
             &[drop][..],
             TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
         ),
-        (1, program, TcFilterBpfOption::Other(action)),
+        (SECOND, program, TcFilterBpfOption::Other(action)),
     ] {
-        let filter = by_program(from, priority, program, what);
-        netlink.change(
-            RouteNetlinkMessage::NewTrafficFilter(filter),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )?;
+        let length = (program.len() as u16).to_ne_bytes().to_vec();
+        let ops = [
+            TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_OPS_LEN, length)),
+            TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_OPS, bytes_of(program))),
+            what,
+        ];
+        add(netlink, by_program(from, priority, ops.into()))?;
     }
     Ok(())
 }
 
-fn by_program(
-    index: u32,
-    priority: u32,
-    program: &[libc::sock_filter],
-    what: TcFilterBpfOption,
-) -> TcMessage {
+/// Runs a loaded eBPF program on packets that arrive at an interface, which was hooked, before its
+/// redirects. The program's result is a verdict.
+pub fn run_first(netlink: &mut Netlink, on: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd().to_ne_bytes().to_vec();
+    let options = vec![
+        TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_FD, program)),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    add(netlink, by_program(on, FIRST, options))
+}
+
+fn add(netlink: &mut Netlink, filter: TcMessage) -> io::Result<()> {
+    let message = RouteNetlinkMessage::NewTrafficFilter(filter);
+    netlink.change(message, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn bytes_of(program: &[libc::sock_filter]) -> Vec<u8> {
     let ops = program.iter().flat_map(|op| {
         let [a, b] = op.code.to_ne_bytes();
         let [c, d, e, f] = op.k.to_ne_bytes();
         [a, b, op.jt, op.jf, c, d, e, f]
     });
-    let length = (program.len() as u16).to_ne_bytes().to_vec();
-    let options = [
-        TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_OPS_LEN, length)),
-        TcFilterBpfOption::Other(DefaultNla::new(TCA_BPF_OPS, ops.collect())),
-        what,
-    ];
+    ops.collect()
+}
+
+fn by_program(index: u32, priority: u32, options: Vec<TcFilterBpfOption>) -> TcMessage {
     let mut message = TcMessage::with_index(index as i32);
     message.header.parent = parent(Hook::Ingress);
     message.header.info = (priority << 16) | u32::from(ETH_P_ALL.to_be());
     message.attributes = vec![
         TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
-        TcAttribute::Options(options.map(TcOption::Bpf).to_vec()),
+        TcAttribute::Options(options.into_iter().map(TcOption::Bpf).collect()),
     ];
     message
 }
@@ -193,10 +213,9 @@ fn filter(redirect: &Redirect<'_>) -> TcMessage {
     selector.nkeys = selector.keys.len() as u8;
     let mut message = TcMessage::with_index(redirect.from as i32);
     message.header.parent = parent(redirect.hook);
-    // Each protocol needs a priority of its own (rtnetlink(7), tcm_info).
     let priority = match redirect.protocol {
-        ETH_P_IPV6 => 2,
-        _ => 1,
+        ETH_P_IPV6 => THIRD,
+        _ => SECOND,
     };
     message.header.info = (priority << 16) | u32::from(redirect.protocol.to_be());
     message.attributes = vec![
