@@ -1,5 +1,5 @@
-//! Measures work with small files, as agents and CI jobs do it all day, in each kind of place that a
-//! container has. What emulation costs is the same everywhere in a guest, so the yardstick is the
+//! Measures work with small files, as agents and CI jobs do it all day, in each kind of place that
+//! a container has. What emulation costs is the same everywhere in a guest, so the yardstick is the
 //! same work on a tmpfs of the same guest. The same work with runc stands beside it.
 
 use std::{fs, path::Path, time::Duration};
