@@ -22,9 +22,9 @@ node_short = container_by_ctr vm_starts_from pod_by_cri process_killed_ends_the_
 # containerd#12983.
 shim_skip = -- --skip host_network_is_refused_with_a_reason
 # Not in `make test`: resources, scale and unlimited take long and much memory; egress waits more
-# than a minute for an address to close; nested, servers, user_data, unlimited and home_posix take
+# than a minute for an address to close; nested, servers, user_data, unlimited and posix take
 # minutes and 1.5 GB of Debian's packages.
-all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data unlimited home_posix egress)
+all_pods = $(pods) $(more_pods) $(addprefix --test cri_,resources scale nested servers user_data unlimited posix egress)
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' Makefile | expand -t 16

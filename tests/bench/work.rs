@@ -6,7 +6,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use caisson_tests::{
-    cri::{Container, CriNode},
+    cri::{Container, CriNode, Pod},
     Runtime,
 };
 
@@ -17,6 +17,8 @@ const FILES: usize = 4_000;
 const PACKAGES: usize = 50;
 /// The time limit for one piece of work.
 const LIMIT: Duration = Duration::from_secs(900);
+/// The pods' uid, by which an emptyDir of theirs is known.
+const UID: &str = "0f11e5-work";
 const HOME: &str = "/home/work";
 
 /// The pieces of work, in the order in which each place has them.
@@ -50,13 +52,35 @@ const WORK: [(&str, &str); 7] = [
     ),
 ];
 
-/// Where the work is done: a name for the table, and the folder in the container.
-const PLACES: [(&str, &str); 4] = [
-    ("tmpfs of the guest", "/tmpfs"),
-    ("root", "/root-work"),
-    ("emptyDir", "/empty"),
-    ("home", HOME),
+/// The folder of each place in the container.
+const TMPFS: &str = "/tmpfs";
+const ROOT: &str = "/root-work";
+const EMPTY_DIR: &str = "/empty";
+
+/// Where the work is done: the kind of pod, a name for the table, and the folder. The first of each
+/// kind of pod is the yardstick for the others.
+const PLACES: [(Kind, &str, &str); 10] = [
+    (Kind::Runc, "runc, tmpfs", TMPFS),
+    (Kind::Runc, "runc, root", ROOT),
+    (Kind::Runc, "runc, emptyDir", EMPTY_DIR),
+    (Kind::Shared, "Caisson, tmpfs of the guest", TMPFS),
+    (Kind::Shared, "Caisson, root, shared", ROOT),
+    (Kind::Shared, "Caisson, emptyDir, shared", EMPTY_DIR),
+    (Kind::Shared, "Caisson, home", HOME),
+    (Kind::Disk, "Caisson, tmpfs of the guest", TMPFS),
+    (Kind::Disk, "Caisson, root, disk", ROOT),
+    (Kind::Disk, "Caisson, emptyDir, disk", EMPTY_DIR),
 ];
+
+/// A kind of pod.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Runc,
+    /// Caisson with `caisson.dev/scratch: shared`.
+    Shared,
+    /// Caisson with `caisson.dev/scratch: disk`.
+    Disk,
+}
 
 /// Writes, renames, reads and removes files, all in one process.
 const SMALL_FILES: &str = r#"
@@ -67,63 +91,70 @@ for (1..$n) { open my $f, "<", "small/b$_" or die $!; <$f> eq "text $_\n" or die
 for (1..$n) { unlink "small/b$_" or die $!; }
 "#;
 
-/// Prints how long each piece of work takes in each place, and the ratio to the guest's tmpfs.
+/// Prints how long each piece of work takes in each place, and how many times as long as on the
+/// tmpfs of the same pod.
 pub fn measure(node: &CriNode, rounds: usize) -> Result<()> {
     node.image("work")?;
     let input = node.dir().join("work-input");
     make_input(&input)?;
-    let mut caisson = WORK.map(|_| PLACES.map(|(place, _)| Series::new(place)));
-    let mut runc = WORK.map(|_| PLACES.map(|(place, _)| Series::new(place)));
-    for (runtime, all) in [(Runtime::Runc, &mut runc), (Runtime::Caisson, &mut caisson)] {
-        let mut pod = node.pod().runtime(runtime).privileged();
-        if runtime == Runtime::Caisson {
-            pod = pod
-                .annotation("caisson.dev/home", "ephemeral")
-                .annotation("caisson.dev/home-path", HOME);
-        }
-        let pod = pod.start()?;
-        let mut container = pod
+    let mut all = WORK.map(|_| PLACES.map(|(_, place, _)| Series::new(place)));
+    for kind in [Kind::Runc, Kind::Shared, Kind::Disk] {
+        let pod = pod(node, kind)?;
+        let empty = format!("pods/{UID}/volumes/kubernetes.io~empty-dir/empty");
+        let container = pod
             .container("work")
             .privileged()
             .memory_mib(2048)
             .mount_read_only(&input, "/input")
-            .mount(&pod.folder("empty")?, "/empty");
-        if runtime == Runtime::Runc {
-            container = container.mount(&pod.folder("home")?, HOME);
-        }
-        let container = container.sh("exec sleep infinity").start()?;
-        container.sh("mkdir /tmpfs /root-work && mount -t tmpfs -o size=1g none /tmpfs")?;
+            .mount(&pod.folder(&empty)?, EMPTY_DIR)
+            .sh("exec sleep infinity")
+            .start()?;
+        container.sh(&format!(
+            "mkdir {TMPFS} {ROOT} && mount -t tmpfs -o size=1g none {TMPFS}"
+        ))?;
         for round in 0..rounds {
-            for ((what, line), series) in WORK.iter().zip(all.iter_mut()) {
-                for ((_, place), series) in PLACES.iter().zip(series) {
+            for ((what, line), series) in WORK.iter().zip(&mut all) {
+                let places = PLACES.iter().zip(series);
+                for ((_, name, place), series) in places.filter(|((of, ..), _)| *of == kind) {
                     let time = done(&container, &format!("{place}/{round}"), line);
-                    series.add(time.with_context(|| format!("{what} in {place}"))?);
+                    series.add(time.with_context(|| format!("{what} in {name}"))?);
                 }
-            }
-            for (_, place) in PLACES {
-                container
-                    .exec_within(["rm", "-rf", &format!("{place}/{round}")], LIMIT)?
-                    .ok()?;
             }
         }
     }
-    heading(&format!(
-        "\nwork with small files, medians of {rounds} rounds"
-    ));
-    for (((what, _), caisson), runc) in WORK.iter().zip(&caisson).zip(&runc) {
+    heading(&format!("\nwork with small files, rounds: {rounds}"));
+    for ((what, _), series) in WORK.iter().zip(&all) {
         println!("  {what}");
-        for (series, beside) in caisson.iter().zip(runc) {
+        let mut tmpfs = &series[0];
+        for ((_, _, folder), series) in PLACES.iter().zip(series) {
+            if *folder == TMPFS {
+                tmpfs = series;
+            }
             println!(
-                "    {:<20} {:>7.0} ms, {:>5.2} of the tmpfs; runc {:>6.0} ms, {:>5.2} of its own",
+                "    {:<28} {:>7.0} ms, {:>6.2} of its tmpfs",
                 series.name(),
                 millis(series.median()),
-                series.ratio_to(&caisson[0]),
-                millis(beside.median()),
-                beside.ratio_to(&runc[0]),
+                series.ratio_to(tmpfs),
             );
         }
     }
     Ok(())
+}
+
+fn pod(node: &CriNode, kind: Kind) -> Result<Pod<'_>> {
+    let pod = node.pod().privileged().configure(|config| {
+        config.metadata.get_or_insert_default().uid = UID.to_owned();
+    });
+    let scratch = match kind {
+        Kind::Runc => return pod.runtime(Runtime::Runc).start(),
+        Kind::Shared => "shared",
+        Kind::Disk => "disk",
+    };
+    pod.runtime(Runtime::Caisson)
+        .annotation("caisson.dev/scratch", scratch)
+        .annotation("caisson.dev/home", "ephemeral")
+        .annotation("caisson.dev/home-path", HOME)
+        .start()
 }
 
 /// Measures how long a line takes in a new folder until all of it is on the disk.

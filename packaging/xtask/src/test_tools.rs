@@ -236,7 +236,7 @@ pub enum Further {
     Gvisor,
     /// For `cargo xtask run cri-integration` and `cargo xtask run critest`.
     Integration,
-    /// For `cri_home_posix`.
+    /// For `cri_posix`.
     Posix,
     /// For `chart`, and nothing beside it.
     Chart,
