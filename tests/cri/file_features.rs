@@ -319,6 +319,59 @@ fn files_that_another_pod_changes_are_seen(#[case] runtime: Runtime) -> Result<(
     Ok(())
 }
 
+/// The guest knows all names in a folder that it has made, until it forgets some of them.
+#[test]
+fn files_that_the_kernel_forgot_are_found() -> Result<()> {
+    let pod = CriNode::shared()
+        .pod()
+        .runtime(Runtime::Caisson)
+        .privileged();
+    let pod = pod.start()?;
+    let container = pod.container("features").privileged();
+    let container = container.args(["sleep", "1000"]).start()?;
+    container.sh("mkdir /made && touch /made/file && ! test -e /made/other")?;
+    container.sh("echo 2 > /proc/sys/vm/drop_caches")?;
+    assert_eq!(
+        container.sh("ls /made/file && ls /made")?,
+        "/made/file\nfile"
+    );
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn names_come_and_go_in_a_folder_that_a_container_has_made(#[case] runtime: Runtime) -> Result<()> {
+    let container = container(runtime)?;
+    let seen = sh_in(
+        &container,
+        EMPTY_DIR,
+        "mkdir made && cd made && touch a b c && ln a link && mv a b && rm c && touch c && mv c d && \
+         ln -s d symbolic && mkdir folder && mv folder moved && mkfifo pipe && rm link && \
+         ls -x && ls a c link folder 2>&1 | grep -c 'No such file'",
+    )?;
+    assert_eq!(seen, "b  d  moved  pipe  symbolic\n4");
+    Ok(())
+}
+
+/// The guest keeps what it has written, so that it asks the host for none of it.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn file_that_is_written_in_pieces_is_read_whole(#[case] runtime: Runtime) -> Result<()> {
+    let container = container(runtime)?;
+    let seen = sh_in(
+        &container,
+        EMPTY_DIR,
+        "printf one > file && printf two >> file && truncate -s 8 file && printf end >> file && \
+         printf X | dd of=file bs=1 seek=1 conv=notrunc status=none && \
+         tr '\\0' 0 < file && stat -c ' %s' file && truncate -s 2 file && truncate -s 4 file && \
+         tr '\\0' 0 < file",
+    )?;
+    assert_eq!(seen, "oXetwo00end 11\noX00");
+    Ok(())
+}
+
 /// Starts a container of a pod, and one of a pod of runc beside it, that share a volume.
 fn two_pods_with_a_volume(runtime: Runtime) -> Result<(Container<'static>, Container<'static>)> {
     let node = CriNode::shared();

@@ -248,7 +248,14 @@ fn ephemeral_container_is_among_the_processes_of_its_target(
     });
     let debug = debug.start()?;
     let sleeping = "ps -o args | grep '^sleep'";
-    assert_eq!(debug.sh(sleeping)?, "sleep 2345\nsleep 3456");
+    command::poll(
+        "both to run their programs",
+        Duration::from_secs(20),
+        || {
+            let seen = debug.sh(sleeping).ok();
+            seen.filter(|seen| seen == "sleep 2345\nsleep 3456")
+        },
+    )?;
     debug.stop(Duration::ZERO)?;
     assert_eq!(target.sh(sleeping)?, "sleep 2345");
     Ok(())

@@ -61,6 +61,26 @@ fn part_that_is_mounted_first_is_in_the_whole(
     Ok(())
 }
 
+/// The kubelet makes the folder of a `subPath` while the pod runs, on the host.
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn part_that_a_container_looked_for_too_early_is_mounted(
+    #[case] runtime: Runtime,
+    #[values("late", "of-the-container/late")] path: &str,
+) -> Result<()> {
+    let pod = Kubelet::start(runtime, Kind::Disk)?;
+    let whole = sleeping(pod.container("whole").mount(&pod.volume, "/all"))?;
+    whole.sh(&format!(
+        "mkdir /all/of-the-container && ! test -e /all/{path}"
+    ))?;
+    let part = pod.sub_path(path, "part")?;
+    let part = sleeping(pod.container("part").mount(&part, "/part"))?;
+    part.sh("echo filled > /part/file")?;
+    assert_eq!(whole.sh(&format!("cat /all/{path}/file"))?, "filled");
+    Ok(())
+}
+
 /// The kubelet makes the folder with the owner and mode of the volume's root.
 #[rstest]
 #[case::runc(Runtime::Runc)]

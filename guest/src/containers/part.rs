@@ -18,7 +18,10 @@ use caisson_protocol::{
 };
 use nix::mount::{mount as mount_at, MsFlags};
 use rustix::{
-    fs::{chownat, mkdirat, openat, openat2, AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, CWD},
+    fs::{
+        chownat, mkdirat, openat, openat2, unlinkat, AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid,
+        CWD,
+    },
     io::Errno,
 };
 
@@ -88,12 +91,14 @@ fn open(part: &Part) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         openat2(&whole, path, flags, Mode::empty(), resolve)
     };
-    if let Some(owner) = part.folder.as_ref() {
-        let mut parent = PathBuf::from(".");
-        for name in Path::new(&part.path).components() {
-            make(&beneath(&parent, OFlags::DIRECTORY)?, name, owner)?;
-            parent.push(name);
+    let mut parent = PathBuf::from(".");
+    for name in Path::new(&part.path).components() {
+        let folder = beneath(&parent, OFlags::DIRECTORY)?;
+        match part.folder.as_ref() {
+            Some(owner) => make(&folder, name, owner)?,
+            None => learn(&folder, name),
         }
+        parent.push(name);
     }
     // A folder on which the host has mounted something becomes that mount only if it is opened as a
     // folder.
@@ -101,6 +106,19 @@ fn open(part: &Part) -> rustix::io::Result<OwnedFd> {
     match beneath(&path, OFlags::DIRECTORY) {
         Err(Errno::NOTDIR) => beneath(&path, OFlags::empty()),
         opened => opened,
+    }
+}
+
+/// Has the kernel ask the host for a name that it believes to be missing: the kubelet makes the
+/// folders of a `subPath` on the host, in a volume of which the kernel keeps what it knows. It asks
+/// when it is to make the folder.
+fn learn(parent: &OwnedFd, name: Component<'_>) {
+    let name: &Path = name.as_ref();
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let known = openat(parent, name, flags, Mode::empty());
+    if known.is_err() && mkdirat(parent, name, Mode::empty()).is_ok() {
+        // It is missing on the host, too.
+        let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
     }
 }
 
