@@ -8,7 +8,7 @@ tasks = $(addprefix --test ,control events exit_codes kills machine run streams)
 # CRI tests: those for which containerd's version matters, and those for which one version is
 # enough.
 pods = $(addprefix --test cri_,lifecycle network kills)
-more_pods = $(addprefix --test cri_,confinement surroundings streams security volumes file_features sub_paths scratch homes secrets late_skills images pod_specs probes skills hostile_share policy presets quiet)
+more_pods = $(addprefix --test cri_,confinement surroundings streams security volumes file_features sub_paths scratch homes secrets late_skills claims images pod_specs probes skills hostile_share policy presets quiet)
 # CRI tests of what only containerd 2 has.
 pods_of_2 = $(addprefix --test cri_,sandboxer block_roots users)
 # containerd 1.6 gives a pod no users of its own; 1.7 maps no volumes for them.

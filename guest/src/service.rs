@@ -19,7 +19,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 use crate::hostile;
 use crate::{
     clock::Clock,
-    containers::{oom::Oom, room::Room, streams::Streams, Containers},
+    containers::{files, oom::Oom, room::Room, streams::Streams, Containers},
     devices::{disk, network, share, size, target, wanted::Wanted},
     door::Door,
     forward, identity,
@@ -174,6 +174,7 @@ impl agent_ttrpc::Agent for Service {
     ) -> ttrpc::Result<Empty> {
         use attach_request::Device;
         match (&self.machine, request.device) {
+            (_, Some(Device::Files(put))) => blocking(move || files::put(&put)).await?,
             (Machine::Guest, device) => {
                 let room = self.room.clone();
                 blocking(move || match device {
@@ -217,6 +218,7 @@ impl agent_ttrpc::Agent for Service {
         blocking(move || match request.device {
             Some(Device::Share(share)) => share::detach(&share),
             Some(Device::Disk(disk)) => disk::detach(&disk),
+            Some(Device::Files(put)) => files::remove(&put),
             Some(_) | None => Err(no_device()),
         })
         .await?;
@@ -333,13 +335,9 @@ impl agent_ttrpc::Agent for Service {
         Ok(Empty::new())
     }
 
-    async fn show_disk(
-        &self,
-        _: &TtrpcContext,
-        request: agent::ShowDiskRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn show(&self, _: &TtrpcContext, request: agent::ShowRequest) -> ttrpc::Result<Empty> {
         let containers = self.containers.clone();
-        finish(async move { containers.show_disk(request).await }).await?;
+        finish(async move { containers.show(request).await }).await?;
         Ok(Empty::new())
     }
 

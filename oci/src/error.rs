@@ -39,6 +39,14 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// A claim has something that can't be.
+    #[error("claim: {what}: {reason}")]
+    Claim {
+        /// The variable or secret, shortened.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A container or sandbox id is invalid.
     #[error("id {shown:?}: {reason}")]
     Id {

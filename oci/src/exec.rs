@@ -2,9 +2,12 @@
 //! to every process. Containerd's description of the process does not have that, since containerd
 //! knows the container as it was before [`crate::plan()`].
 
+use std::collections::BTreeMap;
+
 use oci_spec::runtime::{LinuxCapabilities, Process};
 
 use crate::{
+    claim::{self, Claimed},
     guest_devices::{self, GuestDevice},
     runtime,
     secrets::{self, Descriptor},
@@ -20,6 +23,8 @@ pub struct Grants {
     pub devices: Vec<GuestDevice>,
     /// Files that the process has open.
     pub descriptors: Vec<Descriptor>,
+    /// The variables that the pod was claimed with.
+    pub env: BTreeMap<String, String>,
 }
 
 /// A further process of a container, as the guest runs it.
@@ -38,6 +43,26 @@ impl Exec {
 }
 
 impl Grants {
+    /// Adds what the pod of an existing container was claimed with.
+    ///
+    /// # Errors
+    /// A process would have more descriptors than it can have.
+    pub fn add(&mut self, claimed: &Claimed) -> Result<()> {
+        let descriptors = self.descriptors.len() + claimed.descriptors.len();
+        if descriptors > secrets::MAX {
+            return Err(Error::Claim {
+                what: "the secrets by descriptor".to_owned(),
+                reason: format!(
+                    "a process would have {descriptors}, at most {} are possible",
+                    secrets::MAX
+                ),
+            });
+        }
+        self.descriptors.extend(claimed.descriptors.iter().cloned());
+        self.env.clone_from(&claimed.env);
+        Ok(())
+    }
+
     /// Plans an exec of which containerd gave the OCI `process` object in JSON.
     pub fn plan(&self, json: &[u8]) -> Result<Exec> {
         let mut process: Process =
@@ -48,6 +73,7 @@ impl Grants {
             guest_devices::grant_exec(&mut process, &self.devices);
         }
         runtime::adapt_process(&mut process)?;
+        claim::set_environment(&mut process, &self.env);
         secrets::set_environment(&mut process, &self.descriptors);
         Ok(Exec {
             process,

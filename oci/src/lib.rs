@@ -7,6 +7,7 @@
 //! every configuration key in [`config`]; [`policy`] decides which namespace may use what.
 
 pub mod annotations;
+pub mod claim;
 pub mod config;
 pub mod devices;
 pub mod egress;

@@ -6,6 +6,7 @@ use oci_spec::runtime::{Mount, MountBuilder, Spec};
 
 use crate::{
     annotations::Annotations,
+    claim::{Claimed, FOLDER},
     error::shorten,
     places::Places,
     pod, rules,
@@ -24,11 +25,12 @@ const GUEST_FILE_SYSTEMS: &[&str] = &[
 const FILES: &str = "files";
 
 /// Replaces the sources of a spec's mounts by their places in the guest, and adds the mounts of
-/// skills and home. Returns what the mounts need, and the descriptors of the secrets.
+/// skills, home and claim. Returns what the mounts need, and the descriptors of the secrets.
 pub fn translate(
     spec: &mut Spec,
     role: &Role,
     annotations: &Annotations,
+    claimed: Option<&Claimed>,
     scratch: Wanted,
     places: &Places,
 ) -> Result<(Needs, Vec<Descriptor>)> {
@@ -49,7 +51,12 @@ pub fn translate(
     for mount in &given {
         mounts.push(sources.translate(mount.clone())?);
     }
-    let descriptors = secrets::find(&annotations.secret_fds, &given, &mounts)?;
+    let mut descriptors = secrets::find(&annotations.secret_fds, &given, &mounts)?;
+    descriptors.extend(
+        claimed
+            .iter()
+            .flat_map(|claimed| claimed.descriptors.clone()),
+    );
     if let Some(process) = spec.process_mut() {
         secrets::check_environment(process, &descriptors)?;
         secrets::set_environment(process, &descriptors);
@@ -60,6 +67,11 @@ pub fn translate(
     }
     if let Some((target, place)) = &places.home {
         mounts.push(bind(target, place, &["rbind", "rw", "nosuid", "nodev"])?);
+    }
+    if claimed.is_some() {
+        let place = Claimed::place(&places.memory);
+        let options = ["rbind", "ro", "nosuid", "nodev", "noexec"];
+        mounts.push(bind(Path::new(FOLDER), &place, &options)?);
     }
     spec.set_mounts(Some(mounts));
     Ok((needs, descriptors))

@@ -2,7 +2,7 @@
 //! have room for, the directories to share, the disks, and the spec that the guest runs. The guest
 //! follows the plan. It adds only what it alone knows: see [`Plan::spec`].
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
@@ -14,6 +14,7 @@ use crate::{
     places::{PidNamespace, Places},
     pod, privileged, rules, runtime,
     secrets::Descriptor,
+    users,
     volume::{Memory, Part, ScratchDisk},
     Error, IdMap, Limits, Node, Result, Role, Volume, Wishes,
 };
@@ -37,6 +38,8 @@ pub struct Plan {
     pub guest_devices: bool,
     /// The files that every process of the container has open.
     pub descriptors: Vec<Descriptor>,
+    /// The variables that the pod was claimed with.
+    pub env: BTreeMap<String, String>,
     /// The pid namespace that the container is in.
     pub pid_namespace: PidNamespace,
     /// The users of the pod, if it has users of its own that the container shares.
@@ -80,6 +83,7 @@ impl Plan {
             capabilities: process.and_then(|process| process.capabilities().clone()),
             devices,
             descriptors: self.descriptors.clone(),
+            env: self.env.clone(),
         }
     }
 }
@@ -90,17 +94,15 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     let Wishes {
         role,
         annotations,
+        claimed,
         mut spec,
         ..
     } = wishes;
     let privileged = privileged::is_privileged(&spec);
     let mut warnings = rules::apply(&mut spec, &role)?;
     let users = IdMap::of_namespace(&spec);
-    if places.home.is_some() && users.is_some() {
-        return Err(Error::Field {
-            field: "linux.namespaces.user",
-            reason: "a home keeps its owners, which a user namespace would not know; leave hostUsers out of the pod".to_owned(),
-        });
+    if places.home.is_some() {
+        users::check_home(&spec)?;
     }
     let pod_users = users.filter(|_| pod::joined(&spec, LinuxNamespaceType::User).is_some());
     let (disks, dropped) = devices::translate(&mut spec, privileged)?;
@@ -110,7 +112,14 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
     let limits = Limits::of(resources);
     node.room_for([limits])?;
 
-    let (needs, descriptors) = mounts::translate(&mut spec, &role, &annotations, scratch, places)?;
+    let (needs, descriptors) = mounts::translate(
+        &mut spec,
+        &role,
+        &annotations,
+        claimed.as_ref(),
+        scratch,
+        places,
+    )?;
     let mounts::Needs {
         volumes,
         memory,
@@ -143,6 +152,7 @@ pub fn plan(wishes: Wishes, node: Node<'_>, places: &Places) -> Result<Plan> {
         scratch,
         guest_devices: privileged,
         descriptors,
+        env: claimed.map(|claimed| claimed.env).unwrap_or_default(),
         pid_namespace: places.pid_namespace.clone(),
         pod_users,
         cpu_max,

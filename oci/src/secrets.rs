@@ -101,7 +101,7 @@ fn is_label(text: &str) -> bool {
 
 /// Returns whether a text can be a key of a secret. Kubernetes has no keys that begin with two
 /// dots; the kubelet uses such names for its own files.
-fn is_key(text: &str) -> bool {
+pub(crate) fn is_key(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=MAX_KEY).contains(&text.len())
         && text.bytes().all(allowed)
@@ -110,7 +110,7 @@ fn is_key(text: &str) -> bool {
 }
 
 /// Returns whether a shell accepts a text as a variable's name.
-fn is_variable(text: &str) -> bool {
+pub(crate) fn is_variable(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     (1..=MAX_VOLUME).contains(&text.len())
         && text.bytes().all(allowed)

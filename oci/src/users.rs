@@ -9,6 +9,8 @@
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
+use crate::{Error, Result};
+
 /// The most lines that the map file of a user namespace can have (user_namespaces(7)).
 const MAX_LINES: usize = 340;
 
@@ -17,6 +19,19 @@ const MAX_LINES: usize = 340;
 pub struct IdMap {
     uids: Vec<LinuxIdMapping>,
     gids: Vec<LinuxIdMapping>,
+}
+
+/// Refuses a home for a container in a user namespace.
+pub(crate) fn check_home(spec: &Spec) -> Result<()> {
+    match IdMap::of_namespace(spec) {
+        None => Ok(()),
+        Some(_) => Err(Error::Field {
+            field: "linux.namespaces.user",
+            reason: "a home keeps its owners, which a user namespace would not know; leave \
+                     hostUsers out of the pod"
+                .to_owned(),
+        }),
+    }
 }
 
 impl IdMap {

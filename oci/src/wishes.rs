@@ -12,12 +12,13 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use crate::{
     annotations::{Annotations, CONTAINER_NAME, PREFIX},
+    claim::{self, Claimed},
     error::shorten,
     guest_devices,
     pod::{self, Sandbox},
     privileges, rules,
     scratch::{Scratch, Wanted},
-    volume, Egress, Error, Hooks, Policy, Result, Role,
+    users, volume, Egress, Error, Hooks, Policy, Result, Role,
 };
 
 /// What a bundle asks for.
@@ -28,7 +29,9 @@ pub struct Wishes {
     /// The pod's namespace, or containerd's for a container outside a pod. Empty if the annotations
     /// ask for nothing.
     pub namespace: String,
-    /// The spec, with what the annotations add to it.
+    /// What the pod was claimed with before the container was created.
+    pub(crate) claimed: Option<Claimed>,
+    /// The spec, with what the annotations and the claim add to it.
     pub(crate) spec: Spec,
 }
 
@@ -61,8 +64,7 @@ impl Wishes {
         let mut namespace = String::new();
         let asks = given.keys().any(|key| key.starts_with(PREFIX));
         if asks || !policy.is_open() {
-            let of_pod = pod::namespace(&spec)?;
-            namespace = of_pod.unwrap_or_else(|| containerd_namespace.to_owned());
+            namespace = namespace_of(&spec, containerd_namespace)?;
             policy.check_namespace(&namespace)?;
             policy.check_annotations(&given, &namespace)?;
             // No process runs in a sandbox.
@@ -76,8 +78,30 @@ impl Wishes {
             role,
             annotations,
             namespace,
+            claimed: None,
             spec,
         })
+    }
+
+    /// Adds what the pod was claimed with.
+    pub fn add_claim(&mut self, claimed: &Claimed, containerd_namespace: &str) -> Result<()> {
+        claimed.add_to(&mut self.annotations);
+        self.namespace = self.namespace(containerd_namespace)?;
+        if let Some(process) = self.spec.process_mut() {
+            claim::set_environment(process, &claimed.env);
+        }
+        self.claimed = Some(claimed.clone());
+        Ok(())
+    }
+
+    /// Returns the namespace of the pod, or containerd's for a container outside a pod.
+    pub fn namespace(&self, containerd_namespace: &str) -> Result<String> {
+        namespace_of(&self.spec, containerd_namespace)
+    }
+
+    /// Refuses a home for a container that could not keep its owners.
+    pub fn check_home(&self) -> Result<()> {
+        users::check_home(&self.spec)
     }
 
     /// Returns the container's name in its pod, if CRI gives one.
@@ -203,6 +227,11 @@ impl Wishes {
             .filter_map(|source| volume::empty_dir_of(&source, &uid))
             .collect()
     }
+}
+
+fn namespace_of(spec: &Spec, containerd_namespace: &str) -> Result<String> {
+    let of_pod = pod::namespace(spec)?;
+    Ok(of_pod.unwrap_or_else(|| containerd_namespace.to_owned()))
 }
 
 fn parse(json: &[u8]) -> Result<Spec> {

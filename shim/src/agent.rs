@@ -15,7 +15,10 @@ use std::{
 
 use caisson_node::host::{error::FileError, random};
 use caisson_oci::{exec::Exec, secrets::Descriptor, IdMap, PidNamespace, Plan};
-use caisson_protocol::{agent as proto, agent_ttrpc::AgentClient};
+use caisson_protocol::{
+    agent::{self as proto, show_request::Source},
+    agent_ttrpc::AgentClient,
+};
 use containerd_shim::protos::ttrpc::{
     self,
     context::Context,
@@ -194,35 +197,31 @@ impl Agent {
         call!(self, ATTACH, attach, request).map(drop)
     }
 
-    /// Detaches a disk in the guest: the guest's half of unplugging it.
-    pub async fn detach_disk(&self, serial: &str) -> Result<()> {
-        let disk = proto::Disk {
-            serial: serial.to_owned(),
-            ..Default::default()
-        };
+    /// Detaches a device in the guest: the guest's half of unplugging it.
+    pub async fn detach(&self, device: proto::detach_request::Device) -> Result<()> {
         let request = proto::DetachRequest {
-            device: Some(proto::detach_request::Device::Disk(disk)),
+            device: Some(device),
             ..Default::default()
         };
         call!(self, DETACH, detach, request).map(drop)
     }
 
-    /// Shows an attached disk at a path of a container that already exists, or hides it again.
-    pub async fn show_disk(
-        &self,
-        container: &str,
-        serial: &str,
-        target: &Path,
-        shown: bool,
-    ) -> Result<()> {
-        let request = proto::ShowDiskRequest {
-            container_id: container.to_owned(),
-            serial: serial.to_owned(),
-            target: target.display().to_string(),
-            shown,
-            ..Default::default()
-        };
-        call!(self, SHOW_DISK, show_disk, request).map(drop)
+    /// Shows what is attached at a path of a container that already exists.
+    pub async fn show(&self, container: &str, source: Source, target: &Path) -> Result<()> {
+        let request = show_request(container, source, target, true);
+        call!(self, SHOW, show, request).map(drop)
+    }
+
+    /// Hides what [`Agent::show`] has shown. It is a success if the container has ended meanwhile.
+    pub async fn hide(&self, container: &str, source: Source, target: &Path) -> Result<()> {
+        let request = show_request(container, source, target, false);
+        match call!(self, SHOW, show, request) {
+            Err(AgentError::Refused {
+                code: ttrpc::Code::NOT_FOUND | ttrpc::Code::FAILED_PRECONDITION,
+                ..
+            }) => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     /// Creates a container; its init waits for [`Agent::start`]. Returns the init's pid in the
@@ -411,6 +410,16 @@ fn to_streams(tokens: Tokens, terminal: bool) -> proto::Streams {
         stdout: tokens.stdout,
         stderr: tokens.stderr,
         terminal,
+        ..Default::default()
+    }
+}
+
+fn show_request(container: &str, source: Source, target: &Path, shown: bool) -> proto::ShowRequest {
+    proto::ShowRequest {
+        container_id: container.to_owned(),
+        source: Some(source),
+        target: target.display().to_string(),
+        shown,
         ..Default::default()
     }
 }

@@ -37,7 +37,7 @@ pub struct Container {
     /// The spec's `process.oomScoreAdj`, or 0 if it has none.
     pub oom_score_adj: i32,
     /// What every additional process of the container gets.
-    pub grants: Grants,
+    grants: Mutex<Grants>,
     /// The container's name in the pod, if CRI gives one.
     pub name: Option<String>,
     /// The skills that the container was created with: mount point and path in the guest.
@@ -67,7 +67,7 @@ impl Container {
             is_task: true,
             limits: Mutex::new(limits),
             oom_score_adj: 0,
-            grants,
+            grants: Mutex::new(grants),
             name: None,
             skills: Vec::new(),
             stats: stats::Last::default(),
@@ -122,6 +122,23 @@ impl Container {
     /// Records new limits.
     pub fn set_limits(&self, limits: Limits) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    /// Returns what every additional process of the container gets.
+    pub fn grants(&self) -> Grants {
+        let grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        grants.clone()
+    }
+
+    /// Changes what every additional process of the container gets from now on.
+    pub fn set_grants(&self, grants: Grants) {
+        *self.grants.lock().unwrap_or_else(PoisonError::into_inner) = grants;
+    }
+
+    /// Returns the container's name in its pod, or its id if it has none.
+    pub fn shown_name(&self) -> String {
+        let name = self.name.clone();
+        name.unwrap_or_else(|| self.init.id.container.clone())
     }
 
     /// Returns the init, if the exec id is empty, or an exec.

@@ -89,6 +89,9 @@ pub enum Error {
     /// The home that an annotation asks for can't be provided.
     #[error("annotation caisson.dev/home: {0}")]
     Home(#[from] HomeError),
+    /// The home of a claim can't be provided.
+    #[error("mount the home")]
+    LateHome(#[source] HomeError),
     /// The pod's network can't be set up.
     #[error("the pod's network")]
     Network(#[from] NetworkError),
@@ -171,7 +174,7 @@ fn code(error: &Error) -> Code {
         Error::Share(error) => match error {
             ShareError::Mount { .. } | ShareError::File(_) => Code::UNKNOWN,
         },
-        Error::Home(error) => match error {
+        Error::Home(error) | Error::LateHome(error) => match error {
             HomeError::InUse { .. } => Code::FAILED_PRECONDITION,
             HomeError::OverBudget { .. } => Code::RESOURCE_EXHAUSTED,
             HomeError::TooLarge { .. }

@@ -20,6 +20,7 @@ pub mod events;
 mod features;
 mod frames;
 mod guest_text;
+mod home_share;
 mod hooks;
 mod launch;
 pub mod limits;

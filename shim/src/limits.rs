@@ -71,10 +71,10 @@ pub const SET_SYSCTLS: Call = call("set sysctls", 20);
 /// The guest's kernel has to find the device and load its driver. It also replays the journal of a
 /// home, and brings memory online block by block.
 pub const ATTACH: Call = call("attach", 60);
-/// An unmount of a read-only disk.
+/// An unmount of a read-only disk, or of a share whose writes reach the host.
 pub const DETACH: Call = call("detach", 20);
 /// A helper does this, to which the agent gives 60 s (guest/src/launch.rs).
-pub const SHOW_DISK: Call = call("show disk", 65);
+pub const SHOW: Call = call("show", 65);
 /// A helper does this, as above. It reads the container's files for the first time, through the
 /// share.
 pub const CREATE: Call = call("create", 65);
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn call_of_a_guest_with_kvm_is_answered_within_ten_seconds_or_without_a_limit() {
         let patience = Patience::new(&config::Vm::default(), Accelerator::Kvm);
-        for call in [CONFIGURE, ATTACH, SHOW_DISK, CREATE, START, EXEC, UPDATE] {
+        for call in [CONFIGURE, ATTACH, SHOW, CREATE, START, EXEC, UPDATE] {
             assert!(patience.limit(call) < Duration::from_secs(10), "{call:?}");
         }
         assert_eq!(patience.limit(KILL), KILL.limit);

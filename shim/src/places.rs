@@ -3,32 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
-use caisson_node::{
-    homes::{self, PodHome},
-    skills::{self, Asker, SkillError, SkillStore},
-};
+use caisson_node::skills::{self, Asker, SkillError, SkillStore};
 use caisson_oci::{NodeConfig, PidNamespace, Places, Volume, Wishes};
-use caisson_protocol::{
-    agent as proto,
-    path::{DISKS, MEMORY, PARTS, SHARES},
+use caisson_protocol::path::{DISKS, MEMORY, PARTS, SHARES};
+
+use crate::{
+    error::Result,
+    home_share::{self, PodsHome},
+    plug::Plug,
+    scratch,
+    share::Share,
+    skill_disk, sources,
 };
-use caisson_vmm::{Device, Exclusive};
-use proto::attach_request::Device as GuestDevice;
-
-use crate::{error::Result, plug::Plug, scratch, share::Share, skill_disk, sources};
-
-/// The tag of the home's virtiofs device.
-const HOME_TAG: &str = "home";
-
-/// The pod that a container's home belongs to.
-#[derive(Clone, Copy)]
-pub struct PodsHome<'a> {
-    /// The pod's id.
-    pub pod: &'a str,
-    /// containerd's namespace.
-    pub namespace: &'a str,
-    pub home: &'a PodHome,
-}
 
 /// The container that is being created.
 pub struct Creation<'a> {
@@ -105,35 +91,7 @@ async fn find_home(
     let Some(wish) = &wishes.annotations.home else {
         return Ok(None);
     };
-    let process = wishes.process()?;
-    let target = match &wish.path {
-        Some(path) => path.clone(),
-        None => homes::of_user(process, creation.root).await?,
-    };
-    let (namespace, name) = wishes
-        .pod()?
-        .unwrap_or_else(|| (home.namespace.to_owned(), creation.id.to_owned()));
-    let asker = homes::Asker {
-        id: home.pod.to_owned(),
-        namespace,
-        name,
-        uid: process.user().uid(),
-        gid: process.user().gid(),
-    };
-    let (path, user_namespace) = home.home.obtain(config, asker, wish.clone()).await?;
-    plugs.push(Plug {
-        vm: Device::SharedDir {
-            tag: HOME_TAG.to_owned(),
-            path,
-            read_only: false,
-            exclusive: Exclusive::Everything,
-            user_namespace: Some(user_namespace),
-        },
-        guest: GuestDevice::Share(proto::Share {
-            tag: HOME_TAG.to_owned(),
-            ..Default::default()
-        }),
-        hold: None,
-    });
-    Ok(Some((target, Path::new(SHARES).join(HOME_TAG))))
+    let target = home_share::target(wish, wishes, creation.root).await?;
+    plugs.push(home.plug(config, wish, wishes, creation.id).await?);
+    Ok(Some((target, home_share::place())))
 }

@@ -7,13 +7,14 @@
 //! machine differs from hour to hour. The exit code is 1 if a limit is exceeded.
 //! `CAISSON_BENCH_ROUNDS` sets the number of rounds (10 by default), and `CAISSON_BENCH_BEFORE`
 //! names the `target/dist` of another build, whose starts are measured in the same turns. The
-//! argument `containers`, `pods`, `ways`, `work`, `cluster`, `memory` or `files` (parts of `pods`),
-//! `bursts` (a part of `ways`) or `crowd` (not run otherwise, since it takes ten minutes) selects
-//! one part.
+//! argument `containers`, `pods`, `ways`, `work`, `cluster`, `memory`, `files` or `claims` (parts
+//! of `pods`), `bursts` (a part of `ways`) or `crowd` (not run otherwise, since it takes ten
+//! minutes) selects one part.
 
 mod bare;
 mod before;
 mod bursts;
+mod claims;
 mod cluster_starts;
 mod cold;
 mod crowd;
@@ -77,12 +78,13 @@ fn bench() -> Result<bool> {
         Some("memory") => return memory().map(|()| true),
         Some("bursts") => return bursts::measure(Way::all()?, BURSTS).map(|_| true),
         Some("files") => return files(rounds).map(|()| true),
+        Some("claims") => return claims(rounds).map(|()| true),
         Some("crowd") => return crowd::measure().map(|()| true),
         _ => {}
     }
     ensure!(
         asked("containers") || asked("pods") || asked("ways") || asked("work"),
-        "bench [containers|pods|ways|bursts|crowd|work|memory|files|cluster]"
+        "bench [containers|pods|ways|bursts|crowd|work|memory|files|claims|cluster]"
     );
     let containers_are_kept = !asked("containers") || containers(rounds)?;
     let pods_are_kept = !asked("pods") || pods(rounds)?;
@@ -130,6 +132,7 @@ fn pods(rounds: usize) -> Result<bool> {
     node.remove();
     memory()?;
     files(rounds)?;
+    claims(rounds.div_ceil(2))?;
     Ok(starts_are_kept)
 }
 
@@ -149,6 +152,16 @@ fn files(rounds: usize) -> Result<()> {
     Node::end_at_exit(node);
     node.image("busybox")?;
     small_files::measure(node, rounds)?;
+    node.remove();
+    Ok(())
+}
+
+/// Measures claims of warm pods, on a separate node.
+fn claims(rounds: usize) -> Result<()> {
+    let node: &'static CriNode = Box::leak(Box::new(CriNode::start()?));
+    Node::end_at_exit(node);
+    node.image("busybox")?;
+    claims::measure(node, rounds)?;
     node.remove();
     Ok(())
 }

@@ -166,7 +166,8 @@ pub fn first_byte<'p>(pod: &'p Pod<'_>, memory_mib: Option<i64>) -> Result<Conta
     Ok(container)
 }
 
-fn wait_for_byte(log: &Path) -> Result<()> {
+/// Waits for the first byte in a log.
+pub fn wait_for_byte(log: &Path) -> Result<()> {
     let start = Instant::now();
     while fs::metadata(log).map_or(0, |log| log.len()) == 0 {
         ensure!(start.elapsed() < Duration::from_secs(60), "no output");

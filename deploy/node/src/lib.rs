@@ -4,6 +4,7 @@
 
 mod ask;
 mod check;
+mod claim;
 mod egress;
 mod gc;
 mod home;
@@ -38,6 +39,8 @@ enum Command {
     Run(run::Arguments),
     /// Lists the pods of this node that run in VMs
     List,
+    /// Gives a running pod skills, a home, variables and secrets, once
+    Claim(claim::Arguments),
     /// Prints what the start of a running pod was spent on
     Trace {
         /// Its NAMESPACE/NAME or its id
@@ -75,7 +78,7 @@ impl Command {
             Self::Home(command) => matches!(command, home::Command::List),
             Self::Template(action) => matches!(action, template::Action::List),
             Self::Node(command) => matches!(command, node::Command::Status(_)),
-            Self::Run(_) | Self::Gc => false,
+            Self::Run(_) | Self::Claim(_) | Self::Gc => false,
         }
     }
 }
@@ -115,6 +118,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(arguments) => return Ok(run::run(arguments, &config)),
         Command::List => list::run(&config)?,
+        Command::Claim(arguments) => claim::run(&config, &arguments)?,
         Command::Trace { pod } => trace::run(&config, &pod)?,
         Command::Egress { pod } => egress::run(&config, &pod)?,
         Command::Skill(command) => skill::run(command, &config)?,

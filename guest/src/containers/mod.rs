@@ -7,6 +7,7 @@
 mod container;
 mod create;
 mod exec;
+pub mod files;
 mod follow;
 mod memory;
 mod namespaces;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use caisson_protocol::{
-    agent::{self, StatsResponse},
+    agent::{self, show_request::Source, StatsResponse},
     path::SHARES,
 };
 use nix::errno::Errno;
@@ -294,13 +295,13 @@ impl Containers {
             .map(drop)
     }
 
-    /// Shows an attached disk in a container, or hides it again.
-    pub async fn show_disk(&self, request: agent::ShowDiskRequest) -> Result<()> {
+    /// Shows what is attached in a container, or hides it again.
+    pub async fn show(&self, request: agent::ShowRequest) -> Result<()> {
         let container = self.get(&request.container_id)?;
         let _step = container.step.lock().await;
-        container.expect("show a disk in", &["created", "running", "paused"])?;
+        container.expect("show something in", &["created", "running", "paused"])?;
         let Some(init) = container.init.get() else {
-            return Err(container.refuse("show a disk in"));
+            return Err(container.refuse("show something in"));
         };
         let target = PathBuf::from(&request.target);
         if !target.is_absolute() {
@@ -310,10 +311,23 @@ impl Containers {
                 why: "must be absolute",
             });
         }
-        let task = Request::Disk {
+        let (source, read_only) = match &request.source {
+            Some(Source::Disk(serial)) => (target::disk(serial)?, true),
+            Some(Source::Share(tag)) => (target::share(tag)?, false),
+            Some(Source::Files(name)) => (files::place(name)?, true),
+            Some(_) | None => {
+                return Err(Error::Argument {
+                    field: "source",
+                    value: String::new(),
+                    why: "is missing",
+                })
+            }
+        };
+        let task = Request::Show {
             init: init.pid as i32,
-            disk: target::disk(&request.serial)?,
+            source,
             target,
+            read_only,
             shown: request.shown,
         };
         launch::run(&self.reaper.expect(), &task, &[])

@@ -10,13 +10,13 @@
 mod create;
 mod descriptors;
 mod device_filter;
-mod disks;
 mod error;
 mod exec;
 mod executor;
 mod nodes;
 mod program;
 mod report;
+mod show;
 mod spec;
 pub mod task;
 mod update;
@@ -86,15 +86,19 @@ pub fn run() -> ExitCode {
         } => stdio_from(stdio)
             .and_then(|()| exec::run(&bundle, &process, init, &cgroup, &descriptors)),
         Request::Update { cgroup, resources } => update::run(&cgroup, &resources),
-        Request::Disk {
+        Request::Show {
             init,
-            disk,
+            source,
             target,
+            read_only,
             shown: true,
-        } => disks::show(init, &disk, &target),
-        Request::Disk {
-            init, disk, target, ..
-        } => disks::hide(init, &disk, &target),
+        } => show::show(init, &source, &target, read_only),
+        Request::Show {
+            init,
+            source,
+            target,
+            ..
+        } => show::hide(init, &source, &target),
         Request::Graft {
             from,
             source,

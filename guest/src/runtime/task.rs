@@ -46,12 +46,13 @@ pub enum Request {
     },
     /// Applies limits from a file with the OCI `linux.resources` object.
     Update { cgroup: PathBuf, resources: PathBuf },
-    /// Shows a disk, which is mounted in the guest, at a path of an existing container, or hides it
-    /// again.
-    Disk {
+    /// Shows what is mounted in the guest at a path of an existing container, or hides it again.
+    Show {
         init: i32,
-        disk: PathBuf,
+        /// Where it is mounted in the guest.
+        source: PathBuf,
         target: PathBuf,
+        read_only: bool,
         shown: bool,
     },
     /// For tests on the host: mounts a directory, as the process `from` sees it, at `to`.
@@ -71,7 +72,7 @@ impl Request {
             Request::Pause { .. } => "pause",
             Request::Exec { .. } => "exec",
             Request::Update { .. } => "update",
-            Request::Disk { .. } => "disk",
+            Request::Show { .. } => "show",
             Request::Graft { .. } => "graft",
         }
     }

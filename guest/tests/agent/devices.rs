@@ -4,7 +4,8 @@
 //! `hello`, no disk `nosuch`, and for `modules_*` a disk with serial `modules`.
 
 use caisson_protocol::agent::{
-    attach_request::Device, detach_request, DetachRequest, Disk, Share, ShowDiskRequest,
+    attach_request::Device, detach_request, show_request::Source, DetachRequest, Disk, Share,
+    ShowRequest,
 };
 use serde_json::json;
 
@@ -106,15 +107,15 @@ async fn disk_is_shown_in_a_running_container_and_hidden_again() {
     }
     guest.attach(Device::Disk(disk("skill1"))).await.unwrap();
     let id = guest.idle(&spec(&["sleep", "100"])).await;
-    let request = |shown| ShowDiskRequest {
+    let request = |shown| ShowRequest {
         container_id: id.clone(),
-        serial: "skill1".to_owned(),
+        source: Some(Source::Disk("skill1".to_owned())),
         target: "/opt/skills/late".to_owned(),
         shown,
         ..Default::default()
     };
     for _ in 0..2 {
-        guest.client.show_disk(ctx(), &request(true)).await.unwrap();
+        guest.client.show(ctx(), &request(true)).await.unwrap();
     }
     let look = "cat /opt/skills/late/hello; touch /opt/skills/late/x || echo no write; grep -c /opt/skills/late /proc/mounts";
     let (_, stdout, stderr) = guest.run_in(&id, &process(&sh(look))).await;
@@ -130,11 +131,11 @@ async fn disk_is_shown_in_a_running_container_and_hidden_again() {
     let busy = async {
         loop {
             // Retries until the process has started.
-            match guest.client.show_disk(ctx(), &request(false)).await {
+            match guest.client.show(ctx(), &request(false)).await {
                 Err(error) => break refused(error).1,
                 Ok(_) => guest
                     .client
-                    .show_disk(ctx(), &request(true))
+                    .show(ctx(), &request(true))
                     .await
                     .map(drop)
                     .unwrap(),
@@ -149,11 +150,7 @@ async fn disk_is_shown_in_a_running_container_and_hidden_again() {
     guest.kill(&id, "user", libc::SIGKILL).await.unwrap();
     guest.wait(&id, "user").await.unwrap();
     for _ in 0..2 {
-        guest
-            .client
-            .show_disk(ctx(), &request(false))
-            .await
-            .unwrap();
+        guest.client.show(ctx(), &request(false)).await.unwrap();
     }
     let (_, stdout, _) = guest.run_in(&id, &process(&["ls", "/opt/skills"])).await;
     assert_eq!(stdout, "");

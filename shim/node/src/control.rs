@@ -1,5 +1,6 @@
 //! Gives the operator access to a pod's shim by a socket in the pod's state folder. The commands
-//! `caisson skill attach`, `caisson skill detach` and `caisson trace` use it.
+//! `caisson claim`, `caisson skill attach`, `caisson skill detach`, `caisson egress` and `caisson
+//! trace` use it.
 //!
 //! A connection carries one request and one answer, each a line of JSON. Only root can connect,
 //! since only the socket's owner may write to it.
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_oci::claim;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
@@ -23,8 +25,9 @@ use crate::host::error::{FileError, OnFile};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "control";
-/// The longest line, in bytes.
-const MAX_LINE: u64 = 64 << 10;
+/// The longest line, in bytes: a claim's variables and secrets ([`caisson_oci::claim::MAX_BYTES`])
+/// as JSON.
+const MAX_LINE: u64 = 8 << 20;
 
 /// A request to the shim.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +45,8 @@ pub enum Request {
         skill: String,
         container: Option<String>,
     },
+    /// Claims the pod.
+    ClaimPod(claim::Claim),
     /// Asks for the stages of the pod's start.
     Trace,
     /// Asks what the pod may open connections to, and how often it tried something else.
@@ -75,7 +80,7 @@ pub struct Claim {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// The path at which the skill is or was mounted, and the containers concerned.
+    /// The path at which the skill or the claim is or was mounted, and the containers concerned.
     Done {
         target: PathBuf,
         containers: Vec<String>,

@@ -10,13 +10,14 @@ use std::{
 
 use caisson_node::host::chain::chain;
 use caisson_oci::Egress;
+use caisson_protocol::agent::{attach_request, detach_request};
 use caisson_vmm::Device;
 
 use super::Machine;
 use crate::{
     error::Result,
     network::{Network, Rules},
-    plug::{LateDisk, Plug},
+    plug::{LateDevice, Plug},
 };
 
 impl Machine {
@@ -51,9 +52,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Plugs both halves of a disk into a running VM. Returns `None` if the VM has it already.
-    pub async fn plug_late(&self, plug: Plug) -> Result<Option<LateDisk>> {
-        let Some(place) = place(&plug.vm) else {
+    /// Plugs both halves of a disk or share into a running VM. Returns `None` if the VM has it
+    /// already.
+    pub async fn plug_late(&self, plug: Plug) -> Result<Option<LateDevice>> {
+        let (Some(place), Some(guest)) = (place(&plug.vm), detached(&plug.guest)) else {
             return self.plug(vec![plug]).await.map(|()| None);
         };
         let agent = self.agent().await?;
@@ -68,9 +70,10 @@ impl Machine {
                 return Err(error.into());
             }
         };
-        let disk = LateDisk {
+        let late = LateDevice {
             place,
             device,
+            guest,
             hold: plug.hold,
         };
         let attached = async {
@@ -78,9 +81,9 @@ impl Machine {
             Ok(agent.attach(plug.guest).await?)
         };
         match attached.await {
-            Ok(()) => Ok(Some(disk)),
+            Ok(()) => Ok(Some(late)),
             Err(error) => {
-                if let Err(left) = self.unplug(&disk).await {
+                if let Err(left) = self.unplug(&late).await {
                     log::warn!("clean up after a failed attach: {}", left.chain());
                 }
                 Err(error)
@@ -88,11 +91,11 @@ impl Machine {
         }
     }
 
-    /// Unplugs both halves of a disk. A disk that the guest does not let go of stays plugged in.
-    pub async fn unplug(&self, disk: &LateDisk) -> Result<()> {
-        self.agent().await?.detach_disk(&disk.place.0).await?;
-        self.vm.detach(disk.device.clone()).await?;
-        self.plugged().remove(&disk.place);
+    /// Unplugs both halves of a device. One that the guest does not let go of stays plugged in.
+    pub async fn unplug(&self, late: &LateDevice) -> Result<()> {
+        self.agent().await?.detach(late.guest.clone()).await?;
+        self.vm.detach(late.device.clone()).await?;
+        self.plugged().remove(&late.place);
         self.record().await
     }
 
@@ -119,10 +122,10 @@ impl Machine {
         }
     }
 
-    /// Keeps a late disk plugged in until the VM ends.
-    pub fn keep(&self, disk: LateDisk) {
+    /// Keeps a late device plugged in until the VM ends.
+    pub fn keep(&self, late: LateDevice) {
         let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        holds.extend(disk.hold);
+        holds.extend(late.hold);
     }
 
     /// Plugs in the network cards of a network namespace, if there is one, held to the pod's
@@ -157,7 +160,7 @@ impl Machine {
         Ok(egress.flatten())
     }
 
-    fn roots(&self) -> MutexGuard<'_, HashMap<String, LateDisk>> {
+    fn roots(&self) -> MutexGuard<'_, HashMap<String, LateDevice>> {
         self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,5 +179,14 @@ fn place(device: &Device) -> Option<(String, PathBuf)> {
         | Device::FreePageReporting
         | Device::Cpus(_)
         | Device::Memory(_) => None,
+    }
+}
+
+/// Returns what the agent has to undo, if it can undo the guest's half of a device.
+fn detached(guest: &attach_request::Device) -> Option<detach_request::Device> {
+    match guest {
+        attach_request::Device::Share(share) => Some(detach_request::Device::Share(share.clone())),
+        attach_request::Device::Disk(disk) => Some(detach_request::Device::Disk(disk.clone())),
+        _ => None,
     }
 }

@@ -31,8 +31,8 @@ use caisson_vmm::{Accelerator, EndReason, VmSpec};
 use tokio::sync::OnceCell;
 
 use crate::{
-    agent::Agent, error::Result, limits::Patience, network::Network, plug::LateDisk, share::Share,
-    vm::VmHandle,
+    agent::Agent, error::Result, limits::Patience, network::Network, plug::LateDevice,
+    share::Share, vm::VmHandle,
 };
 
 /// The memory that the VMM and its daemons take beside the guest's, in MiB, for the limit of a pod
@@ -56,7 +56,7 @@ pub struct Machine {
     plugged: Mutex<HashSet<(String, PathBuf)>>,
     holds: Mutex<Vec<File>>,
     /// The roots that are disks, by container.
-    roots: Mutex<HashMap<String, LateDisk>>,
+    roots: Mutex<HashMap<String, LateDevice>>,
     hostname: String,
     /// The template that the VM started from.
     template: Option<PathBuf>,

@@ -15,7 +15,7 @@ use caisson_node::{
     host::size::{host_cpus, host_memory_mib},
     record::{PodState, Record, Recorder},
 };
-use caisson_oci::{Node, NodeConfig};
+use caisson_oci::{claim::Claimed, Node, NodeConfig};
 use caisson_vmm::Vmm;
 use tokio::sync::OnceCell;
 
@@ -24,6 +24,7 @@ use crate::{
     container::Container,
     error::{Error, Result},
     events::Events,
+    home_share::PodsHome,
     machine::{Machine, Site},
     pool,
     process::{Process, State},
@@ -59,6 +60,11 @@ pub struct Pod {
     /// The skills that were attached late. The lock is held while one is attached or detached;
     /// nothing else waits for it.
     pub(super) late: tokio::sync::Mutex<Vec<LateSkill>>,
+    /// What the pod was claimed with.
+    pub(super) claimed: OnceLock<Claimed>,
+    /// Held by the containers that are being created, and by a claim: a container has all of it or
+    /// is there to be given it.
+    pub(super) claiming: tokio::sync::RwLock<()>,
 }
 
 impl Pod {
@@ -87,6 +93,8 @@ impl Pod {
             steps: AtomicU64::new(0),
             turns,
             late: Default::default(),
+            claimed: OnceLock::new(),
+            claiming: Default::default(),
         })
     }
 
@@ -180,6 +188,14 @@ impl Pod {
     pub(super) fn dismiss(&self, id: &str) {
         self.lock().remove(id);
         self.record(|record| record.containers.remove(id));
+    }
+
+    pub(super) fn pods_home(&self) -> PodsHome<'_> {
+        PodsHome {
+            pod: &self.id,
+            namespace: &self.namespace,
+            home: &self.home,
+        }
     }
 
     pub(super) fn container(&self, id: &str) -> Result<Arc<Container>> {

@@ -23,7 +23,7 @@ use crate::{
     hooks::HostHooks,
     logger::stage,
     machine::{Machine, Site},
-    places::{self, Creation, PodsHome},
+    places::{self, Creation},
     plug::Plug,
     process::Process,
     scratch::{self, root::Layers},
@@ -49,6 +49,7 @@ impl Pod {
     /// container, and the pod as it was.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         self.check_new(&request.id)?;
+        let _claiming = self.claiming.read().await;
         self.step();
         let json = read_config(&request.bundle)?;
         let wishes = Wishes::parse(&json, &self.config.policy, &self.namespace)?;
@@ -148,6 +149,9 @@ impl Pod {
         if let Some(files) = self.files.get() {
             wishes.add_files(files)?;
         }
+        if let Some(claimed) = self.claimed.get() {
+            wishes.add_claim(claimed, &self.namespace)?;
+        }
         let created = async {
             let prepared = self.prepare(&machine.share, request, wishes).await?;
             stage(&request.id, "prepare", started);
@@ -231,11 +235,6 @@ impl Pod {
                 (None, Share::guest_rootfs(id))
             }
         };
-        let home = PodsHome {
-            pod: &self.id,
-            namespace: &self.namespace,
-            home: &self.home,
-        };
         let creation = Creation {
             id,
             root: &share.rootfs(id),
@@ -244,7 +243,8 @@ impl Pod {
             mounted: share.mounted(),
             disks: disks + usize::from(root.is_some()),
         };
-        let (places, mut plugs) = places::find(&wishes, &self.config, creation, home).await?;
+        let (places, mut plugs) =
+            places::find(&wishes, &self.config, creation, self.pods_home()).await?;
         let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());
         let mut plan = plan(wishes, self.node(), &places)?;
         plan.shared.extend(layers.map(|_| Share::guest_rootfs(id)));

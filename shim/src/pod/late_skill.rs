@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use caisson_node::{record, skills::Skill};
 use caisson_oci::annotations::SkillRef;
 
-use crate::plug::LateDisk;
+use crate::plug::LateDevice;
 
 /// A skill at a mount point where some containers have it.
 pub struct LateSkill {
@@ -14,7 +14,7 @@ pub struct LateSkill {
     pub skill: Skill,
     pub target: PathBuf,
     /// None if the VM has the disk for another reason.
-    pub disk: Option<LateDisk>,
+    pub disk: Option<LateDevice>,
     /// The ids of the containers that have it.
     pub containers: BTreeSet<String>,
 }

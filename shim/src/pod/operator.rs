@@ -1,5 +1,5 @@
-//! Does what the node's operator asks the shim for: `caisson skill attach`, `caisson skill detach`
-//! and `caisson trace`, by way of [`caisson_node::control`].
+//! Does what the node's operator asks the shim for, such as `caisson claim` and `caisson skill
+//! attach`, by way of [`caisson_node::control`].
 
 use caisson_node::control::{Answer, Request};
 use caisson_oci::annotations::{is_plain_name, SkillRef, SkillWish};
@@ -41,6 +41,10 @@ impl Pod {
                 log::info!(skill, container:?; "detach skill");
                 self.detach_skill(&parse(&skill)?, container.as_deref())
                     .await?
+            }
+            Request::ClaimPod(claim) => {
+                log::info!("claim the pod");
+                self.claim(&claim).await?
             }
             Request::Claim(_) => {
                 return Err(Error::Request {

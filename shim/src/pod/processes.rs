@@ -155,7 +155,7 @@ impl Pod {
     pub fn exec(&self, id: &str, exec: &str, process_json: Vec<u8>, stdio: Stdio) -> Result<()> {
         caisson_oci::id::check(exec)?;
         let container = self.guest_container("exec", id)?;
-        let planned = container.grants.plan(&process_json)?;
+        let planned = container.grants().plan(&process_json)?;
         let process_id = ProcessId {
             container: id.to_owned(),
             exec: exec.to_owned(),

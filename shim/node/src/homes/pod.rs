@@ -61,6 +61,30 @@ pub struct PodHome {
 }
 
 impl PodHome {
+    /// Returns the kind of the home that the pod has, if it has one.
+    pub async fn kind(&self) -> Option<HomeKind> {
+        self.mounted.lock().await.clone()
+    }
+
+    /// Unmounts the home of a pod whose VM does not have it any more. Idempotent.
+    pub async fn release(&self, config: &NodeConfig, pod: &str) -> Result<(), HomeError> {
+        let mut mounted = self.mounted.lock().await;
+        let (folder, place) = (config.state_dir.join(pod), place(&config.state_dir, pod));
+        let shown = place.clone();
+        let work = move || -> io::Result<()> {
+            Folder::open(&folder)?.unmount(MOUNT)?;
+            match fs::remove_dir(&place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(HomeError::file("unmount", &shown))?;
+        *mounted = None;
+        Ok(())
+    }
+
     /// Returns the directory to share and the user namespace for the daemon that shares it. The
     /// first call mounts the home.
     ///

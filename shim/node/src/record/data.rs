@@ -29,6 +29,9 @@ pub struct Record {
     pub containers: BTreeMap<String, Container>,
     /// The skills that were attached to containers that already existed.
     pub late_skills: Vec<LateSkill>,
+    /// What the pod was claimed with. None in a record from before there were claims.
+    #[serde(default)]
+    pub claim: Option<Claim>,
 }
 
 /// The VM of a pod.
@@ -75,6 +78,19 @@ pub struct LateSkill {
     pub containers: Vec<String>,
 }
 
+/// What a pod was claimed with, without the values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The skills, as they were asked for.
+    pub skills: Vec<String>,
+    /// `ephemeral` or `persistent/NAME`.
+    pub home: Option<String>,
+    /// The names of the variables.
+    pub variables: Vec<String>,
+    /// The names of the secrets, of those by descriptor too.
+    pub secrets: Vec<String>,
+}
+
 impl Record {
     /// Returns the record of a pod that has nothing yet.
     pub fn new(id: &str, namespace: &str) -> Self {
@@ -87,6 +103,7 @@ impl Record {
             machine: None,
             containers: BTreeMap::new(),
             late_skills: Vec::new(),
+            claim: None,
         }
     }
 

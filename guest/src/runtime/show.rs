@@ -1,7 +1,7 @@
-//! Shows disks in a container that exists already, and hides them again.
+//! Shows disks, shares and files in a container that exists already, and hides them again.
 //!
-//! [`crate::devices`] has mounted the disks in the guest. This module mounts them in the
-//! container's mount namespace, read-only as they are in the guest.
+//! [`crate::devices`] and [`crate::containers`] have mounted them in the guest. This module mounts
+//! them in the container's mount namespace.
 
 use std::{
     fs::File,
@@ -25,18 +25,20 @@ use super::{
     task::Made,
 };
 
-/// Mounts a disk at `target` in the container with this init. `disk` is where the guest has the
-/// disk. One that is mounted there already counts as a success.
-pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
-    let root = identity(disk)?;
-    let name = std::ffi::CString::new(disk.as_os_str().as_bytes());
-    let name = name.map_err(|_| Error::file("name", disk)(Errno::EINVAL))?;
+/// Mounts `source`, a mount of the guest, at `target` in the container with this init. What is
+/// mounted there already counts as a success. No set-uid program and no device node of it takes
+/// effect.
+pub fn show(init: i32, source: &Path, target: &Path, read_only: bool) -> Result<Made> {
+    let root = identity(source)?;
+    let name = std::ffi::CString::new(source.as_os_str().as_bytes());
+    let name = name.map_err(|_| Error::file("name", source)(Errno::EINVAL))?;
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
     // SAFETY: a string that lives through the call and plain numbers.
     let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags) };
-    let tree = Errno::result(tree).map_err(Error::file("open", disk))?;
+    let tree = Errno::result(tree).map_err(Error::file("open", source))?;
     // SAFETY: open_tree(2) just returned this descriptor, and nothing else owns it.
     let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
+    restrict(&tree, read_only).map_err(Error::file("restrict", source))?;
     enter(init)?;
     let place = make(target).map_err(Error::file("make", target))?;
     let found = nix::sys::stat::fstat(&place).map_err(Error::file("read", target))?;
@@ -58,11 +60,38 @@ pub fn show(init: i32, disk: &Path, target: &Path) -> Result<Made> {
     Ok(Made::NOTHING)
 }
 
-/// Unmounts a disk from `target` in the container with this init. Fails while something on it is in
-/// use. If something else or nothing is mounted there, the container itself has done that, and it
-/// counts as a success.
-pub fn hide(init: i32, disk: &Path, target: &Path) -> Result<Made> {
-    let root = identity(disk)?;
+/// Sets the flags of a detached mount (mount_setattr(2)).
+fn restrict(tree: &OwnedFd, read_only: bool) -> nix::Result<()> {
+    let read_only = match read_only {
+        true => libc::MOUNT_ATTR_RDONLY,
+        false => 0,
+    };
+    let attributes = libc::mount_attr {
+        attr_set: read_only | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: an open descriptor, a string and a structure that live through the call, and the
+    // structure's size.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(set).map(drop)
+}
+
+/// Unmounts what the guest has at `source` from `target` in the container with this init. Fails
+/// while something on it is in use. If something else or nothing is mounted there, the container
+/// itself has done that, and it counts as a success.
+pub fn hide(init: i32, source: &Path, target: &Path) -> Result<Made> {
+    let root = identity(source)?;
     enter(init)?;
     if identity(target).ok() != Some(root) {
         return Ok(Made::NOTHING);
