@@ -12,6 +12,7 @@ mod containerd;
 mod containerd_config;
 mod files;
 mod install;
+mod layout;
 mod payload;
 mod program;
 mod record;
