@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 
-use crate::render::{check, render, yaml};
+use crate::render::{check, helm, render, run, values_file, with, yaml};
 
 const SLOT: &str = "caisson.dev/vm-slot";
 const KVM: &str = "caisson.dev/kvm";
@@ -69,6 +69,19 @@ fn nodes_pods_mount_the_kubelets_folder_of_device_plugins() -> Result<()> {
     assert_eq!(volume["hostPath"], expected);
     let mount = named(&spec["containers"][0]["volumeMounts"]).context("no mount")?;
     assert_eq!(mount["mountPath"], "/var/lib/kubelet/device-plugins");
+    Ok(())
+}
+
+#[test]
+fn capacity_on_an_older_cluster_is_refused_until_it_is_turned_off() -> Result<()> {
+    let values = values_file(&json!({
+        "capacity": { "enabled": true }, "nodeRestriction": { "enabled": false },
+    }))?;
+    let mut helm = helm("template")?;
+    helm.args(["--kube-version", "1.25.9"]);
+    let error = run(with(&mut helm, None, Some(&values))?).err();
+    let error = format!("{:#}", error.context("rendered")?);
+    assert!(error.contains("capacity.enabled=false"), "{error}");
     Ok(())
 }
 

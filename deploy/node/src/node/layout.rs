@@ -1,8 +1,8 @@
 //! Knows the distributions of Kubernetes whose containerd has its files elsewhere, and the nodes
 //! that can't be changed.
 //!
-//! - k3s and RKE2 make `agent/etc/containerd/config.toml` from a template beside it, if there is one
-//!   (<https://docs.k3s.io/advanced#configuring-containerd>).
+//! - k3s and RKE2 make `agent/etc/containerd/config.toml` from a template beside it, if there is
+//!   one (<https://docs.k3s.io/advanced#configuring-containerd>).
 //! - k0s merges the files in `/etc/k0s/containerd.d` into its settings for containerd
 //!   (<https://docs.k0sproject.io/stable/runtime/>).
 //! - MicroK8s makes `args/containerd.toml` from `args/containerd-template.toml`

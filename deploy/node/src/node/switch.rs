@@ -276,7 +276,8 @@ impl Switch<'_> {
         names: &[String],
     ) -> Result<Option<Vec<u8>>> {
         let (Some(now), Some(edit)) = (now, edit) else {
-            // MicroK8s copies its template, with what was added to it, when it gets another version.
+            // MicroK8s copies its template, with what was added to it, when it gets another
+            // version.
             let text = now.and_then(|now| std::str::from_utf8(now).ok());
             let text = text.filter(|_| place.kind == Kind::Template);
             let without = text.map(|text| text::remove_from_template(text).into_bytes());
