@@ -5,6 +5,10 @@
 
 #[path = "chart/admission.rs"]
 mod admission;
+#[path = "chart/capacity.rs"]
+mod capacity;
+#[path = "chart/oneshot.rs"]
+mod oneshot;
 #[path = "chart/policy.rs"]
 mod policy;
 #[path = "chart/presets.rs"]
@@ -66,6 +70,11 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             "runtimeClass.tolerations",
             json!([{ "key": "vms", "operator": "Exists" }]),
             "key: vms",
+        ),
+        (
+            "node.oneshot",
+            json!({ "enabled": true, "timeoutSeconds": 77 }),
+            "--timeout=77",
         ),
         (
             "node.nodeSelector",
@@ -144,6 +153,11 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
         ),
         ("pool", json!({ "size": 2, "memoryMiB": 100 }), "size = 2"),
         (
+            "capacity",
+            json!({ "enabled": true, "vmSlots": 7, "devicePluginDir": "/srv/device-plugins" }),
+            "--vm-slots=7",
+        ),
+        (
             "presets",
             json!({ "strict": { "isolation": "strict" } }),
             "handler: sandbox-strict",
@@ -204,6 +218,11 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("install.retrySeconds", json!(0)),
         ("config", json!({ "vm": { "default_cpus": 2 } })),
         ("pool.size", json!(-1)),
+        ("node.oneshot.enabled", json!("yes")),
+        ("node.oneshot.timeoutSeconds", json!(0)),
+        ("capacity.enabled", json!("yes")),
+        ("capacity.vmSlots", json!(0)),
+        ("capacity.devicePluginDir", json!("device-plugins")),
         ("policy.annotations", json!({ "caisson.dev/nosuch": ["*"] })),
         ("policy.skills", json!({ "docx": "team-a" })),
         ("policy.sources", json!({ "company": ["Team A"] })),

@@ -2,7 +2,9 @@
 //! turns.
 
 mod admission;
+mod capacity;
 mod node_restriction;
+mod oneshot;
 mod presets;
 
 use std::{
@@ -222,6 +224,46 @@ fn removal_waits_for_pods_and_gives_the_node_back() -> Result<()> {
     let left = fs::read_to_string(layout.containerd_config())?;
     caisson_local::containerd::write(&layout)?;
     assert_eq!(left, fs::read_to_string(layout.containerd_config())?);
+    Ok(())
+}
+
+#[test]
+fn uninstalled_chart_leaves_no_object() -> Result<()> {
+    // The kinds that the chart has, and those that controllers make of them. The pod of `helm test`
+    // stays for its log until the next one.
+    const KINDS: &str =
+        "clusterroles,clusterrolebindings,configmaps,controllerrevisions,daemonsets,\
+        jobs,mutatingadmissionpolicies,mutatingadmissionpolicybindings,pods,roles,rolebindings,\
+        runtimeclasses,secrets,serviceaccounts,validatingadmissionpolicies,\
+        validatingadmissionpolicybindings";
+    const SELECTOR: &str =
+        "app.kubernetes.io/instance=caisson,app.kubernetes.io/component notin (test)";
+    let (_turn, cluster) = cluster()?;
+    let values = [
+        ("admission.enabled", "true"),
+        ("capacity.enabled", "true"),
+        ("presets", r#"{ "strict": { "isolation": "strict" } }"#),
+    ];
+    caisson::upgrade_json(cluster.cluster(), &values)?;
+    let objects = || -> Result<String> {
+        let get = ["get", KINDS, "--all-namespaces", "--output=name"];
+        let output = cluster.kubectl(&[&get[..], &["--selector", SELECTOR]].concat())?;
+        Ok(output.ok()?.text())
+    };
+    let there = objects()?;
+    for object in ["caisson-pods", "sandbox-strict", "daemonset.apps/caisson"] {
+        ensure!(there.contains(object), "no {object} in {there}");
+    }
+    caisson::uninstall(cluster.cluster())?;
+    let mut left = String::new();
+    let gone = poll("the objects to go", LIMIT, || {
+        left = objects().ok()?;
+        left.trim().is_empty().then_some(())
+    });
+    gone.with_context(|| left.clone())?;
+    let releases = ["get", "secrets", "--all-namespaces", "--output=name"];
+    let releases = [&releases[..], &["--selector", "owner=helm,name=caisson"]].concat();
+    assert_eq!(cluster.kubectl(&releases)?.ok()?.text().trim(), "");
     Ok(())
 }
 

@@ -126,15 +126,9 @@ size = {{ int . }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the drain Job needs is made before it. */}}
-{{- define "caisson.drainHook" -}}
-helm.sh/hook: pre-delete
-helm.sh/hook-weight: "-1"
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-{{- end -}}
-
-{{- define "caisson.testHook" -}}
-helm.sh/hook: test
+{{/* What a hook needs is made before it: the hook's events. */}}
+{{- define "caisson.hook" -}}
+helm.sh/hook: {{ . }}
 helm.sh/hook-weight: "-1"
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}

@@ -5,7 +5,7 @@
 
 mod site;
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{ensure, Context, Result};
 use caisson_tests::{
@@ -118,6 +118,31 @@ fn preset_that_cannot_be_is_refused_before_anything_is_changed() -> Result<()> {
         "{errors}"
     );
     site.is_as(&before, "refused")
+}
+
+#[rstest]
+#[case::read_only("ro", "is on a read-only file system")]
+#[case::without_programs("noexec", "no program may run from (noexec)")]
+fn prefix_where_nothing_can_be_installed_is_refused(
+    #[case] option: &str,
+    #[case] text: &str,
+) -> Result<()> {
+    let site = Site::start(Containerd::from_environment()?)?;
+    let prefix = site.dir().join("prefix");
+    fs::create_dir(&prefix)?;
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", option, "tmpfs"]);
+    ensure!(mount.arg(&prefix).status()?.success(), "mount");
+    let before = site.snapshot()?;
+    let refused = site.run(site.install_small()?);
+    let as_before = site.is_as(&before, "refused");
+    ensure!(Command::new("umount").arg(&prefix).status()?.success());
+    as_before?;
+    let refused = refused?;
+    let errors = refused.errors();
+    let said = errors.contains(text) && errors.contains("--prefix");
+    assert!(refused.code != 0 && said, "{errors}");
+    Ok(())
 }
 
 #[test]

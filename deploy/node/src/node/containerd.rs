@@ -22,14 +22,12 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::program::{last_lines, output};
+use super::{
+    layout::SOCKETS,
+    program::{last_lines, output},
+};
 use crate::remote;
 
-/// The sockets to look for where none is named: containerd's own, then that of k3s and RKE2.
-const SOCKETS: [&str; 2] = [
-    "/run/containerd/containerd.sock",
-    "/run/k3s/containerd/containerd.sock",
-];
 const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
 /// The limit for one run of a program that only reads.
 const CALL_LIMIT: Duration = Duration::from_secs(15);

@@ -22,7 +22,7 @@ use nix::unistd::geteuid;
 use super::{
     containerd::{wait_for, Containerd, Restart},
     containerd_config::Handler,
-    files,
+    files, layout,
     payload::{self, Payload},
     record::{preset_handler, traces, Record, Store},
     self_test, settings,
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// containerd's configuration [default: the one that the running containerd was started with]
     #[arg(long, value_name = "FILE", value_parser = absolute)]
     containerd_config: Option<PathBuf>,
-    /// containerd's socket [default: containerd's own or k3s's]
+    /// containerd's socket [default: containerd's own, or that of k3s, RKE2, k0s or MicroK8s]
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     containerd_socket: Option<PathBuf>,
     /// How containerd is restarted: systemd:UNIT, signal (SIGTERM, and whoever
@@ -94,6 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => own_release()?,
     };
     let payload = Payload::read(&from)?;
+    layout::check(&arguments.prefix, main)?;
 
     let (store, made) = Store::create(&config.store_dir)?;
     let restart = arguments

@@ -12,6 +12,7 @@ mod containerd;
 mod containerd_config;
 mod files;
 mod install;
+mod layout;
 mod payload;
 mod program;
 mod record;
@@ -43,6 +44,9 @@ pub enum Command {
     /// Tells the pods of a DaemonSet to give their nodes back, and waits until they have
     #[command(disable_help_flag = true)]
     Drain(remote::Arguments),
+    /// Waits until the pods of a DaemonSet have set their nodes up
+    #[command(disable_help_flag = true)]
+    Await(remote::Arguments),
     /// Fails where this pod has the same kernel as its node, the one that NODE_NAME names
     #[command(disable_help_flag = true)]
     CompareKernels(remote::Arguments),
@@ -61,6 +65,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Serve(arguments) => hand_over("serve", arguments),
         Command::Ready(arguments) => hand_over("ready", arguments),
         Command::Drain(arguments) => hand_over("drain", arguments),
+        Command::Await(arguments) => hand_over("await", arguments),
         Command::CompareKernels(arguments) => hand_over("compare-kernels", arguments),
         Command::Hello => self_test::hello(),
     }

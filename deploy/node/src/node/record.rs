@@ -57,9 +57,9 @@ pub struct Edit {
 pub enum Kind {
     /// The configuration itself.
     Main,
-    /// A file that the configuration imports.
+    /// A file that the configuration imports, or that k0s makes a part of it.
     DropIn,
-    /// The template from which k3s and RKE2 make the configuration.
+    /// The template from which k3s, RKE2 or MicroK8s makes the configuration.
     Template,
 }
 

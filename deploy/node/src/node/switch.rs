@@ -18,6 +18,7 @@ use super::{
     containerd::{journal, systemctl_restart, wait_for, Containerd, Restart},
     containerd_config::{self as text, Handler},
     files,
+    layout::{self, Source},
     record::{Edit, Kind, Record, Store},
 };
 
@@ -42,6 +43,8 @@ pub struct Switch<'a> {
 struct Place {
     file: PathBuf,
     kind: Kind,
+    /// The file that the distribution makes of its own settings and `file`.
+    merged: Option<PathBuf>,
 }
 
 /// A change that containerd would accept.
@@ -209,20 +212,27 @@ impl Switch<'_> {
             .transpose()
             .map_err(|error| self.refused(error))?;
         let format = format.flatten();
-        if is_generated(&config, main.unwrap_or_default()) {
-            let name = if format == Some(3) {
-                "config-v3.toml.tmpl"
-            } else {
-                "config.toml.tmpl"
-            };
-            return Ok(Place {
-                file: config.with_file_name(name),
-                kind: Kind::Template,
-            });
+        match layout::source(&config, main.unwrap_or_default()) {
+            Some(Source::Template(file)) => {
+                return Ok(Place {
+                    file,
+                    kind: Kind::Template,
+                    merged: None,
+                })
+            }
+            Some(Source::Folder { folder, merged }) => {
+                return Ok(Place {
+                    file: folder.join(DROP_IN),
+                    kind: Kind::DropIn,
+                    merged: Some(merged),
+                })
+            }
+            None => {}
         }
         let main_place = Place {
             file: config.clone(),
             kind: Kind::Main,
+            merged: None,
         };
         let Some(main) = main else {
             return Ok(main_place);
@@ -243,13 +253,14 @@ impl Switch<'_> {
         let drop_in = Place {
             file,
             kind: Kind::DropIn,
+            merged: None,
         };
         let merges = recorded == Some(&drop_in.file)
             || self
                 .check(
                     &drop_in,
                     Some(main),
-                    &text::drop_in(self.handlers),
+                    &self.drop_in(Some(main))?,
                     &record.handlers(),
                 )
                 .is_ok();
@@ -265,7 +276,12 @@ impl Switch<'_> {
         names: &[String],
     ) -> Result<Option<Vec<u8>>> {
         let (Some(now), Some(edit)) = (now, edit) else {
-            return Ok(now.map(<[u8]>::to_vec));
+            // MicroK8s copies its template, with what was added to it, when it gets another
+            // version.
+            let text = now.and_then(|now| std::str::from_utf8(now).ok());
+            let text = text.filter(|_| place.kind == Kind::Template);
+            let without = text.map(|text| text::remove_from_template(text).into_bytes());
+            return Ok(without.or_else(|| now.map(<[u8]>::to_vec)));
         };
         let saved = match edit.existed {
             true => files::read(&self.store.saved())?,
@@ -300,7 +316,7 @@ impl Switch<'_> {
                     "{} is there and not ours: move it away",
                     place.file.display()
                 );
-                Ok(text::drop_in(self.handlers))
+                self.drop_in(main)
             }
             Kind::Template => {
                 let format =
@@ -326,6 +342,12 @@ impl Switch<'_> {
                 added.map_err(|error| self.refused(error))
             }
         }
+    }
+
+    fn drop_in(&self, main: Option<&str>) -> Result<String> {
+        let format = text::format(main.unwrap_or_default());
+        let format = format.and_then(|format| text::drop_in(self.handlers, format.unwrap_or(2)));
+        format.map_err(|error| self.refused(error))
     }
 
     /// Returns what containerd's own program makes of a text in the configuration's place, with a
@@ -354,15 +376,20 @@ impl Switch<'_> {
     /// Has containerd's own program read the changed configuration. The change may lose nothing of
     /// the old one but the handlers of these names, which may be those of presets that are no more.
     fn check(&self, place: &Place, main: Option<&str>, new: &str, gone: &[String]) -> Result<()> {
-        let main = main.unwrap_or_default();
+        let read = |merged: &PathBuf| {
+            let text = files::read_text(merged)?;
+            text.with_context(|| format!("no {}, which k0s makes", merged.display()))
+        };
+        let merged = place.merged.as_ref().map(read).transpose()?;
+        let main = merged.as_deref().or(main).unwrap_or_default();
         let old = self.dump(main, None);
         let old = old.context("containerd's configuration is broken as it is")?;
         let dumped = match place.kind {
             Kind::Main => self.dump(new, None),
-            Kind::DropIn => self.dump(main, Some(new)),
-            // The real result is seen only once k3s has made the file; this is what it will be
-            // like.
-            Kind::Template => {
+            Kind::DropIn if merged.is_none() => self.dump(main, Some(new)),
+            // The real result is seen only once the distribution has made the file; this is what it
+            // will be like.
+            Kind::DropIn | Kind::Template => {
                 let added = text::add(main, self.handlers, 2);
                 self.dump(&added.map_err(|error| self.refused(error))?, None)
             }
@@ -448,32 +475,5 @@ pub fn restart_again(socket: &Path, restart: &Restart) -> Result<()> {
             Err(_) => Ok(()),
         },
         Restart::None => Ok(()),
-    }
-}
-
-/// Returns whether k3s or RKE2 makes this file.
-fn is_generated(config: &Path, text: &str) -> bool {
-    let head = text.lines().take(3);
-    config.ends_with("agent/etc/containerd/config.toml")
-        || head
-            .into_iter()
-            .any(|line| line.starts_with("# File generated by") && line.contains("DO NOT EDIT"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn generated_configuration_is_known_by_its_place_or_its_head() {
-        let rke2 = Path::new("/var/lib/rancher/rke2/agent/etc/containerd/config.toml");
-        assert!(is_generated(rke2, ""));
-        let head =
-            "# File generated by k3s. DO NOT EDIT. Use config.toml.tmpl instead.\nversion = 2\n";
-        assert!(is_generated(Path::new("/data/config.toml"), head));
-        assert!(!is_generated(
-            Path::new("/etc/containerd/config.toml"),
-            "version = 2\n"
-        ));
     }
 }

@@ -93,7 +93,7 @@ fn not_given_back(nodes: &[Node]) -> BTreeSet<String> {
 }
 
 /// Returns the first few names.
-fn some(names: &BTreeSet<String>) -> String {
+pub fn some(names: &BTreeSet<String>) -> String {
     const SHOWN: usize = 10;
     let mut text: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
     if names.len() > SHOWN {

@@ -10,19 +10,24 @@
 //!          labels, condition                                 neither is left
 //! ```
 //!
-//! [`progress`] decides what is done next, and [`standing`] what the node object should look like;
-//! neither does I/O. [`api`] speaks to the API server, and [`host`] runs `caisson` where the node's
+//! [`progress`] decides what is done next, [`standing`] what the node object should look like, and
+//! [`capacity`] which extended resources the node offers; none of them does I/O. [`api`] speaks to
+//! the API server, [`device_plugin`] to the kubelet, and [`host`] runs `caisson` where the node's
 //! files are.
 
 mod api;
+mod capacity;
+mod device_plugin;
 mod drain;
 mod handlers;
 mod host;
 mod kernels;
 mod progress;
+mod rollout;
 mod standing;
 
 use std::{
+    convert::Infallible,
     ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
@@ -38,6 +43,7 @@ use tokio::{
 
 use self::{
     api::{node_name, DaemonSetName, NodeApi},
+    capacity::Capacity,
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
@@ -58,6 +64,8 @@ pub enum Command {
     Ready,
     /// Tells the pods of a DaemonSet to give their nodes back, and waits until they have
     Drain(drain::Arguments),
+    /// Waits until the pods of a DaemonSet have set their nodes up
+    Await(rollout::Arguments),
     /// Fails where this pod has the same kernel as its node, the one that NODE_NAME names
     CompareKernels,
     /// Prints the runtime handlers that containerd has, for `caisson node`
@@ -104,6 +112,17 @@ pub struct Arguments {
     /// Seconds that it waits at most
     #[arg(long, default_value_t = 300)]
     retry_max: u64,
+    /// Offers this many caisson.dev/vm-slot to the scheduler, and caisson.dev/kvm where VMs run by
+    /// KVM
+    #[arg(long, value_name = "NUMBER")]
+    vm_slots: Option<u32>,
+    /// The folder in which the kubelet looks for device plugins, in this container
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/device-plugins"
+    )]
+    device_plugin_dir: PathBuf,
 }
 
 /// Runs `command`.
@@ -118,6 +137,7 @@ pub async fn run(command: &Command) -> Result<()> {
             Ok(())
         }
         Command::Drain(arguments) => drain::run(arguments).await,
+        Command::Await(arguments) => rollout::run(arguments).await,
         Command::Handlers { containerd_socket } => handlers::run(containerd_socket).await,
         Command::CompareKernels => kernels::compare().await,
     }
@@ -130,12 +150,37 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     let mut end = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let (tell, mut wanted) = watch::channel(None);
     let watching = api::watch_wanted(node.client(), &arguments.daemonset, tell);
+    let (offer, offered) = watch::channel(capacity_before(arguments, &node).await);
+    let offering = offer_capacity(arguments, &offered);
     tokio::select! {
         never = watching => match never? {},
-        result = work(arguments, &node, &mut wanted) => result,
+        never = offering => match never {},
+        result = work(arguments, &node, &offer, &mut wanted) => result,
         _ = end.recv() => {
             println!("SIGTERM: the node stays as it is");
             Ok(())
+        }
+    }
+}
+
+/// Tells the kubelet of the node's extended resources, for ever, if that is asked for.
+async fn offer_capacity(arguments: &Arguments, offered: &watch::Receiver<Capacity>) -> Infallible {
+    match arguments.vm_slots {
+        Some(_) => device_plugin::serve(&arguments.device_plugin_dir, offered).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns what the node goes on to offer while it is installed anew.
+async fn capacity_before(arguments: &Arguments, node: &NodeApi) -> Capacity {
+    let Some(vm_slots) = arguments.vm_slots else {
+        return Capacity::default();
+    };
+    match node.get().await {
+        Ok(found) => Capacity::of_node(&found, vm_slots),
+        Err(error) => {
+            eprintln!("{error:#}");
+            Capacity::default()
         }
     }
 }
@@ -144,6 +189,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
 async fn work(
     arguments: &Arguments,
     node: &NodeApi,
+    offer: &watch::Sender<Capacity>,
     wanted: &mut watch::Receiver<Option<Wanted>>,
 ) -> Result<()> {
     let mut progress = Progress::new(Retry {
@@ -159,9 +205,10 @@ async fn work(
         let now = wanted.borrow_and_update().unwrap_or(Wanted::Installed);
         let pause = match progress.next(now, Instant::now()) {
             Step::Do => {
-                let reached = reach(arguments, node, now).await;
+                let reached = reach(arguments, node, offer, now).await;
                 progress.ended(now, reached.is_ok(), Instant::now());
                 let new = reached.unwrap_or_else(|why| Standing::failed(now, &format!("{why:#}")));
+                change_offer(arguments, offer, &new);
                 if standing.as_ref() != Some(&new) {
                     announce(node, &new).await;
                 }
@@ -185,7 +232,12 @@ async fn work(
 
 /// Installs or uninstalls, and returns how the node stands then. The error is what the command said
 /// last.
-async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<Standing> {
+async fn reach(
+    arguments: &Arguments,
+    node: &NodeApi,
+    offer: &watch::Sender<Capacity>,
+    wanted: Wanted,
+) -> Result<Standing> {
     let process = arguments.node_process;
     match wanted {
         Wanted::Installed => {
@@ -206,11 +258,21 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
         Wanted::Removed => {
             // No pod may come to the node while it is taken apart. The scheduler goes by the label.
             set_ready(false)?;
+            change_offer(arguments, offer, &Standing::Removing);
             node.publish(&Standing::Removing).await?;
             host::caisson(process, &on_node(arguments, &["uninstall"])).await?;
             Ok(Standing::Removed)
         }
     }
+}
+
+/// Has the kubelet told what the node offers in this standing.
+fn change_offer(arguments: &Arguments, offer: &watch::Sender<Capacity>, standing: &Standing) {
+    let vm_slots = arguments.vm_slots.unwrap_or_default();
+    offer.send_if_modified(|now| {
+        let new = now.after(standing, vm_slots);
+        std::mem::replace(now, new) != new
+    });
 }
 
 /// Updates the node object and the pod's readiness to this standing. Returns false where the API

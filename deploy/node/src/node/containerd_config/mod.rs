@@ -202,10 +202,12 @@ pub fn has(text: &str, handlers: &[Handler]) -> bool {
     handlers.iter().all(has_one)
 }
 
-/// Returns a separate file with the handlers, which a configuration of format 3 imports.
-pub fn drop_in(handlers: &[Handler]) -> String {
+/// Returns a separate file with the handlers, in the format of the configuration that it becomes a
+/// part of.
+pub fn drop_in(handlers: &[Handler], format: i64) -> Result<String, ConfigError> {
     let handlers: Vec<_> = handlers.iter().collect();
-    block("", &handlers, Some(3), CRI[1].1, &toml::Table::new())
+    let none = toml::Table::new();
+    Ok(block("", &handlers, Some(format), cri_of(format)?, &none))
 }
 
 /// Returns whether a file sets nothing.

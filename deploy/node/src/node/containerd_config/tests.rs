@@ -339,3 +339,47 @@ fn template_whose_last_line_has_half_an_end_stays_as_it_is_the_second_time() {
         assert_eq!(remove_from_template(&added).trim_end(), text.trim_end());
     }
 }
+
+#[test]
+fn file_for_k0s_has_the_handlers_in_the_format_of_its_configuration() {
+    let merged = configs("k0s-merged.toml")["k0s-merged.toml"].clone();
+    for format in [2, 3] {
+        let file = drop_in(&ours(), format).unwrap();
+        assert!(has(&file, &ours()), "{file}");
+        assert_eq!(super::format(&file), Ok(Some(format)));
+    }
+    // k0s merges the file into its own settings (RFC 7396), which then say what `add` says.
+    let mut patched: toml::Value = merged.parse::<toml::Table>().unwrap().into();
+    let patch = drop_in(&ours(), 2).unwrap().parse::<toml::Table>().unwrap();
+    merge(&mut patched, patch.into());
+    let added = add(&merged, &ours(), 2).unwrap();
+    assert_eq!(
+        patched.as_table(),
+        added.parse::<toml::Table>().ok().as_ref()
+    );
+}
+
+fn merge(into: &mut toml::Value, patch: toml::Value) {
+    match (into, patch) {
+        (toml::Value::Table(into), toml::Value::Table(patch)) => {
+            for (key, value) in patch {
+                match into.get_mut(&key) {
+                    Some(there) => merge(there, value),
+                    None => drop(into.insert(key, value)),
+                }
+            }
+        }
+        (into, patch) => *into = patch,
+    }
+}
+
+#[test]
+fn template_of_microk8s_after_add_and_remove_is_the_same_to_the_byte() {
+    let template = configs("microk8s-template.toml")["microk8s-template.toml"].clone();
+    let added = add_to_template(Some(&template), &ours(), 2);
+    assert!(
+        added.starts_with(&template) && has(&added, &ours()),
+        "{added}"
+    );
+    assert_eq!(remove_from_template(&added), template);
+}
