@@ -247,15 +247,15 @@ impl FromStr for Entry {
 
 impl Target {
     fn parse(text: &str) -> std::result::Result<Self, String> {
+        let lower = text.to_ascii_lowercase();
+        let name = lower.strip_suffix('.').unwrap_or(&lower);
         let looks_like_address = text.contains([':', '/'])
-            || text.rsplit('.').next().is_some_and(|last| {
+            || name.rsplit('.').next().is_some_and(|last| {
                 !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit())
             });
         if looks_like_address {
             return net(text);
         }
-        let lower = text.to_ascii_lowercase();
-        let name = lower.strip_suffix('.').unwrap_or(&lower);
         let (name, below) = match name.strip_prefix("*.") {
             Some(parent) => (parent, true),
             None => (name, false),
@@ -395,6 +395,7 @@ mod tests {
             ("allow: 10.0.0.1/8", "10.0.0.0/8 has none"),
             ("allow: 10.0.0.0/33", "no CIDR"),
             ("allow: 10.0.0.256", "no address"),
+            ("allow: 10.0.", "no address"),
             ("allow: 1.2.3", "no address"),
             ("allow: ::ffff:10.0.0.1", "write it as IPv4"),
             ("allow: [2001:db8::1", "lacks a ]"),

@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use caisson_tests::{
     command,
     cri::{Container, ContainerBuilder, CriNode, Pod, NAMESPACE},
-    leftovers::alone,
     node::LIMIT,
     proc, Leftovers, Runtime,
 };
@@ -250,16 +249,27 @@ fn files_that_were_synced_outlive_a_killed_vm(#[values(Shared, Disk)] kind: Kind
 
 #[test]
 fn nothing_is_left_of_a_pod_on_disks() -> Result<()> {
-    let _alone = alone();
-    let node = CriNode::shared();
+    // The pods of the other tests are on another node.
+    let node = CriNode::start()?;
     node.image("busybox")?;
-    let before = Leftovers::count(node);
-    let pod = Scratch::start(Disk)?;
-    let container = sleeping(pod.container())?;
+    let before = Leftovers::count(&node);
+    let uid = "5c4a7c11-left";
+    let pod = node
+        .pod()
+        .runtime(Runtime::Caisson)
+        .annotation(SCRATCH, "disk");
+    let pod = pod.configure(|config| {
+        config.metadata.get_or_insert_default().uid = uid.to_owned();
+    });
+    let pod = pod.start()?;
+    let volume = pod.folder(&format!("pods/{uid}/volumes/kubernetes.io~empty-dir/work"))?;
+    let container = sleeping(pod.container("busybox").mount(&volume, "/data"))?;
+    let disks = "grep -l '^[rs]-' /sys/block/vd*/serial | wc -l";
+    assert_eq!(container.sh(disks)?, "2");
     container.sh("echo x > /file; echo x > /data/file")?;
-    pod.pod.stop()?;
-    pod.pod.remove()?;
-    Leftovers::none_since(node, &before)
+    pod.stop()?;
+    pod.remove()?;
+    Leftovers::none_since(&node, &before)
 }
 
 #[test]
