@@ -13,7 +13,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     Api, Client,
 };
 use serde_json::json;
@@ -62,6 +62,14 @@ pub async fn connect() -> Result<Client> {
     Client::try_default()
         .await
         .context("find the API server (in a pod: its service account's token)")
+}
+
+/// Lists the cluster's nodes.
+pub async fn list_nodes(client: &Client) -> Result<Vec<Node>> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    // From the API server's cache, since there may be thousands.
+    let list = nodes.list(&ListParams::default().match_any()).await;
+    Ok(list.context("list the nodes")?.items)
 }
 
 /// One node object.

@@ -6,14 +6,14 @@ use anyhow::{bail, Context, Result};
 use clap::Args;
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
 use kube::{
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
     Api, Client, ResourceExt,
 };
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    api::{connect, DaemonSetName, DRAIN, MANAGER},
+    api::{connect, list_nodes, DaemonSetName, DRAIN, MANAGER},
     standing::{condition_of, CONDITION},
 };
 
@@ -35,13 +35,10 @@ pub struct Arguments {
 pub async fn run(arguments: &Arguments) -> Result<()> {
     let client = connect().await?;
     tell(&client, &arguments.daemonset).await?;
-    let nodes: Api<Node> = Api::all(client);
     let end = Instant::now() + Duration::from_secs(arguments.timeout);
     let mut before = BTreeSet::new();
     loop {
-        // Listed from the API server's cache, since there may be thousands.
-        let all = nodes.list(&ListParams::default().match_any()).await;
-        let left = not_given_back(&all.context("list the nodes")?.items);
+        let left = not_given_back(&list_nodes(&client).await?);
         if left.is_empty() {
             println!("all nodes are as they were");
             return Ok(());

@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{bail, Context, Result};
 use clap::Args;
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
-use kube::{api::ListParams, Api, Client, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use tokio::time::Instant;
 
 use super::{
-    api::{connect, DaemonSetName},
+    api::{connect, list_nodes, DaemonSetName},
     drain::some,
     standing::{condition_of, CONDITION},
 };
@@ -84,10 +84,7 @@ fn rollout(daemonset: &DaemonSet) -> Option<Rollout> {
 
 /// Says which nodes are not ready, and why one of them is not.
 async fn not_ready(client: &Client, last: Option<Rollout>) -> Result<String> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    // Listed from the API server's cache, since there may be thousands.
-    let nodes = nodes.list(&ListParams::default().match_any()).await;
-    Ok(describe(&nodes.context("list the nodes")?.items, last))
+    Ok(describe(&list_nodes(client).await?, last))
 }
 
 fn describe(nodes: &[Node], last: Option<Rollout>) -> String {
