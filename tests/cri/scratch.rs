@@ -254,14 +254,7 @@ fn nothing_is_left_of_a_pod_on_disks() -> Result<()> {
     node.image("busybox")?;
     let before = Leftovers::count(&node);
     let uid = "5c4a7c11-left";
-    let pod = node
-        .pod()
-        .runtime(Runtime::Caisson)
-        .annotation(SCRATCH, "disk");
-    let pod = pod.configure(|config| {
-        config.metadata.get_or_insert_default().uid = uid.to_owned();
-    });
-    let pod = pod.start()?;
+    let pod = pod(&node, Disk, uid, false)?;
     let volume = pod.folder(&format!("pods/{uid}/volumes/kubernetes.io~empty-dir/work"))?;
     let container = sleeping(pod.container("busybox").mount(&volume, "/data"))?;
     let disks = "grep -l '^[rs]-' /sys/block/vd*/serial | wc -l";
@@ -359,7 +352,7 @@ impl Scratch {
         static PODS: AtomicU32 = AtomicU32::new(0);
         let number = PODS.fetch_add(1, Ordering::Relaxed);
         let uid = format!("5c4a7c11-{number:04}");
-        let pod = pod(kind, &uid, privileged)?;
+        let pod = pod(CriNode::shared(), kind, &uid, privileged)?;
         let volumes = pod.folder(&format!("pods/{uid}/volumes"))?;
         let mut mounts = Vec::new();
         if host.is_some() {
@@ -391,7 +384,7 @@ impl Scratch {
 
     /// Starts the next sandbox of the same pod.
     fn next(&self) -> Result<Pod<'static>> {
-        pod(self.kind, &self.uid, false)
+        pod(CriNode::shared(), self.kind, &self.uid, false)
     }
 
     /// Makes a folder of the volume and mounts it where a container with a `subPath` gets it from
@@ -416,12 +409,12 @@ impl Drop for Scratch {
     }
 }
 
-fn pod(kind: Kind, uid: &str, privileged: bool) -> Result<Pod<'static>> {
+fn pod<'a>(node: &'a CriNode, kind: Kind, uid: &str, privileged: bool) -> Result<Pod<'a>> {
     let runtime = match kind {
         Runc => Runtime::Runc,
         Shared | Disk => Runtime::Caisson,
     };
-    let pod = CriNode::shared().pod().runtime(runtime);
+    let pod = node.pod().runtime(runtime);
     let pod = pod.configure(|config| {
         config.metadata.get_or_insert_default().uid = uid.to_owned();
     });
