@@ -346,9 +346,9 @@ fn names_come_and_go_in_a_folder_that_a_container_has_made(#[case] runtime: Runt
     let seen = sh_in(
         &container,
         EMPTY_DIR,
-        "mkdir made && cd made && touch a b c && ln a link && mv a b && rm c && touch c && mv c d && \
-         ln -s d symbolic && mkdir folder && mv folder moved && mkfifo pipe && rm link && \
-         ls -x && ls a c link folder 2>&1 | grep -c 'No such file'",
+        "mkdir made && cd made && touch a b c && ln a link && mv a b && rm c && touch c && \
+         mv c d && ln -s d symbolic && mkdir folder && mv folder moved && mkfifo pipe && \
+         rm link && ls -x && ls a c link folder 2>&1 | grep -c 'No such file'",
     )?;
     assert_eq!(seen, "b  d  moved  pipe  symbolic\n4");
     Ok(())
