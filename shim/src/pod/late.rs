@@ -47,6 +47,7 @@ impl Pod {
             &self.config,
             std::slice::from_ref(wish),
             Asker::Operator,
+            |event| self.tally.count(event),
         );
         let obtained = obtained.await.map_err(Error::LateSkill)?;
         let Some((name, skill)) = obtained.into_iter().next() else {

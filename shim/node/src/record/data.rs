@@ -22,6 +22,15 @@ pub struct Record {
     /// any.
     #[serde(default)]
     pub preset: Option<String>,
+    /// Kubernetes' uid of the pod, if it has one.
+    #[serde(default)]
+    pub uid: Option<String>,
+    /// In what the pod is worse off than the node's settings want.
+    #[serde(default)]
+    pub degraded: Vec<Degraded>,
+    /// How many frames of the guest the pod's egress has dropped. None if the egress is open.
+    #[serde(default)]
+    pub denied: Option<u64>,
     pub state: PodState,
     /// None before the pod has a machine.
     pub machine: Option<Machine>,
@@ -29,6 +38,16 @@ pub struct Record {
     pub containers: BTreeMap<String, Container>,
     /// The skills that were attached to containers that already existed.
     pub late_skills: Vec<LateSkill>,
+}
+
+/// In what a pod is worse off than the node's settings want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Degraded {
+    /// The VM booted, where it was to start from a template.
+    Cold,
+    /// The guest's instructions are emulated, since KVM does not work on the node.
+    Emulated,
 }
 
 /// The VM of a pod.
@@ -83,6 +102,9 @@ impl Record {
             id: id.to_owned(),
             namespace: namespace.to_owned(),
             preset: None,
+            uid: None,
+            degraded: Vec::new(),
+            denied: None,
             state: PodState::Starting,
             machine: None,
             containers: BTreeMap::new(),
