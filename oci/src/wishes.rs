@@ -91,12 +91,6 @@ impl Wishes {
         pod::name(&self.spec)
     }
 
-    /// Returns Kubernetes' uid of the pod, if it has one.
-    pub fn pod_uid(&self) -> Option<String> {
-        let annotations = self.spec.annotations().as_ref()?;
-        annotations.get(pod::SANDBOX_UID).cloned()
-    }
-
     /// Returns what the pod asks for, if this is its sandbox' spec.
     pub fn sandbox(&self) -> Result<Sandbox> {
         pod::sandbox(&self.spec)

@@ -53,9 +53,14 @@ impl Tally {
 
     /// Waits until everything so far has been counted. Gives up after a while.
     pub async fn flush(&self) {
-        let (done, flushed) = oneshot::channel();
-        if self.0.send(Message::Flush(done)).await.is_ok() {
-            let _ = tokio::time::timeout(FLUSH, flushed).await;
+        let flushed = async {
+            let (done, flushed) = oneshot::channel();
+            if self.0.send(Message::Flush(done)).await.is_ok() {
+                let _ = flushed.await;
+            }
+        };
+        if tokio::time::timeout(FLUSH, flushed).await.is_err() {
+            log::info!("events are still not counted after {FLUSH:?}");
         }
     }
 }

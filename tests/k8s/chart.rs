@@ -2,6 +2,7 @@
 //! turns.
 
 mod admission;
+mod metrics;
 mod node_restriction;
 mod presets;
 
@@ -30,10 +31,15 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Returns the cluster with the chart installed as `make cluster` does it. No other test uses it
 /// meanwhile.
 fn cluster() -> Result<(MutexGuard<'static, ()>, &'static TestCluster)> {
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let shared = TestCluster::shared();
+    let (turn, shared) = turn();
     caisson::install(shared.cluster())?;
     Ok((turn, shared))
+}
+
+/// Returns the cluster as the last test left it. No other test uses it meanwhile.
+fn turn() -> (MutexGuard<'static, ()>, &'static TestCluster) {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    (turn, TestCluster::shared())
 }
 
 #[test]

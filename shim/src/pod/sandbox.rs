@@ -84,7 +84,6 @@ impl Pod {
         // A sandbox without a name in its spec is known by its id alone.
         if let Ok(Some((namespace, name))) = wishes.pod() {
             site.dir.name(&format!("{namespace}/{name}"))?;
-            self.record(|record| record.uid = wishes.pod_uid());
         }
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without limits, the VM gets the node's default size, and grows.

@@ -22,9 +22,6 @@ pub struct Record {
     /// any.
     #[serde(default)]
     pub preset: Option<String>,
-    /// Kubernetes' uid of the pod, if it has one.
-    #[serde(default)]
-    pub uid: Option<String>,
     /// In what the pod is worse off than the node's settings want.
     #[serde(default)]
     pub degraded: Vec<Degraded>,
@@ -102,7 +99,6 @@ impl Record {
             id: id.to_owned(),
             namespace: namespace.to_owned(),
             preset: None,
-            uid: None,
             degraded: Vec::new(),
             denied: None,
             state: PodState::Starting,
