@@ -7,6 +7,7 @@ use caisson_node::{
     accelerator::AcceleratorError,
     cgroup::CgroupError,
     config::ConfigError,
+    counters::Reason,
     homes::HomeError,
     host::{chain::chain, error::FileError},
     skills::SkillError,
@@ -128,6 +129,32 @@ impl Error {
             },
             None => self,
         }
+    }
+}
+
+/// Returns what a failed start is counted as. No `match` here has a wildcard, as for the codes.
+pub fn reason(error: &Error) -> Reason {
+    match error {
+        Error::Refused(_)
+        | Error::Request { .. }
+        | Error::NotFound { .. }
+        | Error::Exists { .. }
+        | Error::State { .. } => Reason::Refused,
+        Error::Config(_) => Reason::Configuration,
+        Error::TooLarge { .. } => Reason::Resources,
+        Error::Accelerator(_) | Error::Vm(_) | Error::Template(_) => Reason::Vm,
+        Error::Agent(_) => Reason::Guest,
+        Error::Network(_) => Reason::Network,
+        Error::Skill(_) | Error::LateSkill(_) => Reason::Skill,
+        Error::Home(_) => Reason::Home,
+        Error::Hook(_) => Reason::Hook,
+        Error::StateFolder(StateError::NoFreeUser(_)) => Reason::Resources,
+        Error::StateFolder(_)
+        | Error::Share(_)
+        | Error::File(_)
+        | Error::Spawn(_)
+        | Error::Stream(_) => Reason::Host,
+        Error::Preset { source, .. } => reason(source),
     }
 }
 

@@ -42,6 +42,7 @@ mod sources;
 mod stand_in;
 pub mod stats;
 pub mod streams;
+mod tally;
 mod task;
 mod template;
 mod trace;

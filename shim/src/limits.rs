@@ -142,6 +142,9 @@ pub const REST_OF_OUTPUT: Duration = Duration::from_secs(5);
 /// container after the other.
 pub const STATS_WAIT: Duration = Duration::from_millis(800);
 
+/// How often the shim looks whether the pod's egress has dropped something.
+pub const LOOK_AT_DENIED: Duration = Duration::from_secs(5);
+
 /// How long a guest that has broken off may take to end by itself, since its own end explains more.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
 

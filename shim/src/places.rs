@@ -14,6 +14,7 @@ use crate::{
     scratch,
     share::Share,
     skill_disk, sources,
+    tally::Tally,
 };
 
 /// The container that is being created.
@@ -36,6 +37,7 @@ pub async fn find(
     config: &NodeConfig,
     creation: Creation<'_>,
     home: PodsHome<'_>,
+    tally: &Tally,
 ) -> Result<(Places, Vec<Plug>)> {
     let mut plugs = Vec::new();
     let wholes = wishes.empty_dirs().into_iter();
@@ -43,7 +45,7 @@ pub async fn find(
     let wholes = wholes.chain(mounted).collect();
     let mut found = sources::look(wishes.bind_sources(), wholes).await?;
     scratch::leave_room(&mut found, creation.disks);
-    let skills = find_skills(wishes, config, &mut plugs).await?;
+    let skills = find_skills(wishes, config, &mut plugs, tally).await?;
     let home = find_home(wishes, config, &creation, home, &mut plugs).await?;
     let places = Places {
         rootfs: creation.guest_root,
@@ -65,11 +67,13 @@ async fn find_skills(
     wishes: &Wishes,
     config: &NodeConfig,
     plugs: &mut Vec<Plug>,
+    tally: &Tally,
 ) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut places: Vec<(PathBuf, PathBuf)> = Vec::new();
     let store = SkillStore::new(&config.store_dir);
     let asker = Asker::Namespace(&wishes.namespace);
-    let obtained = skills::obtain(&store, config, &wishes.annotations.skills, asker);
+    let wanted = &wishes.annotations.skills;
+    let obtained = skills::obtain(&store, config, wanted, asker, |event| tally.count(event));
     for (name, skill) in obtained.await? {
         let target = skill.target(name.as_deref());
         if places.iter().any(|(taken, _)| *taken == target) {

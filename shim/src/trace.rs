@@ -1,10 +1,13 @@
-//! Keeps the stages of the pod's start, which `caisson trace` prints.
+//! Keeps the stages of the pod's start, which `caisson trace` prints and the node's counters have.
 //!
 //! A stage that is over is a record of the log with the keys `stage` and `ms`, at whatever level.
 //! So the VMM's stages are among them, although the VMM knows nothing of this.
 
 use std::{
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Mutex, OnceLock, PoisonError,
+    },
     time::Instant,
 };
 
@@ -16,6 +19,8 @@ const MAX_STAGES: usize = 256;
 
 static BEGIN: OnceLock<Instant> = OnceLock::new();
 static STAGES: Mutex<Vec<Stage>> = Mutex::new(Vec::new());
+/// How many of the stages have been taken by [`take_new`].
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Says that the shim begins now.
 pub fn begin() {
@@ -41,6 +46,13 @@ pub fn stages() -> Vec<Stage> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone()
+}
+
+/// Returns the stages that have ended since the last call.
+pub fn take_new() -> Vec<Stage> {
+    let mut stages = stages();
+    let taken = TAKEN.swap(stages.len(), Ordering::Relaxed);
+    stages.split_off(taken.min(stages.len()))
 }
 
 fn stage(record: &Record, end: f64) -> Option<Stage> {

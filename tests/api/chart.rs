@@ -9,6 +9,8 @@ mod admission;
 mod capacity;
 #[path = "chart/oneshot.rs"]
 mod oneshot;
+#[path = "chart/monitoring.rs"]
+mod monitoring;
 #[path = "chart/policy.rs"]
 mod policy;
 #[path = "chart/presets.rs"]
@@ -28,7 +30,7 @@ const OVERLAYS: [Option<&str>; 3] = [None, Some("values-local.yaml"), Some("valu
 /// For each value of `values.yaml`, returns another value and what is then rendered.
 fn values() -> Vec<(&'static str, Value, &'static str)> {
     let digest = format!("sha256:{}", "0a".repeat(32));
-    vec![
+    let mut values = vec![
         (
             "image.repository",
             json!("r.example/n"),
@@ -197,7 +199,9 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             json!({ "limits": { "memory": "99Mi" } }),
             "memory: 99Mi",
         ),
-    ]
+    ];
+    values.extend(monitoring::values());
+    values
 }
 
 /// Returns values that the chart does not allow, and helm's error for each.
@@ -230,6 +234,10 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("policy.privileges", json!("ci")),
         ("nodeRestriction.enabled", json!("no")),
         ("admission.enabled", json!("yes")),
+        ("metrics.port", json!(80)),
+        ("metrics.tlsSecret", json!("A Secret")),
+        ("metrics.serviceMonitor.interval", json!("often")),
+        ("metrics.dashboard.labels", json!({ "n": 1 })),
         ("drain.timeoutSeconds", json!("10m")),
     ]
 }
@@ -257,7 +265,8 @@ fn objects_fit_the_schemas_with_each_overlay() -> Result<()> {
 fn every_value_changes_what_is_rendered_and_fits_the_schemas() -> Result<()> {
     let default = render(None, None)?;
     for (path, value, expected) in values() {
-        let text = render(None, Some(at(path, &value)))?;
+        let values = monitoring::turned_on(at(path, &value));
+        let text = render(None, Some(values))?;
         ensure!(text != default, "{path} changes nothing");
         ensure!(
             text.contains(expected),

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used)] // also in what the tests share
 
+#[path = "pod/counters.rs"]
+mod counters;
 #[path = "pod/record.rs"]
 mod record;
 

@@ -74,7 +74,10 @@ impl Leftovers {
             "state",
             state
                 .into_iter()
-                .filter(|name| ![".users", ".turns", ".pool"].contains(&name.as_str()))
+                .filter(|name| {
+                    ![".users", ".turns", ".pool", ".counters", ".counters.json"]
+                        .contains(&name.as_str())
+                })
                 .collect(),
         );
         add("user", users(node));

@@ -49,6 +49,7 @@ pub mod gvisor;
 pub mod hostile;
 pub mod k8s;
 pub mod leftovers;
+pub mod metrics;
 pub mod node;
 pub mod node_vm;
 pub mod paths;

@@ -3,6 +3,7 @@
 
 mod admission;
 mod capacity;
+mod metrics;
 mod node_restriction;
 mod oneshot;
 mod presets;
@@ -32,10 +33,15 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Returns the cluster with the chart installed as `make cluster` does it. No other test uses it
 /// meanwhile.
 fn cluster() -> Result<(MutexGuard<'static, ()>, &'static TestCluster)> {
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let shared = TestCluster::shared();
+    let (turn, shared) = turn();
     caisson::install(shared.cluster())?;
     Ok((turn, shared))
+}
+
+/// Returns the cluster as the last test left it. No other test uses it meanwhile.
+fn turn() -> (MutexGuard<'static, ()>, &'static TestCluster) {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    (turn, TestCluster::shared())
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod egress;
 mod gc;
 mod home;
 mod list;
+mod metrics;
 mod node;
 mod remote;
 mod run;
@@ -41,6 +42,8 @@ enum Command {
     List,
     /// Gives a running pod skills, a home, variables and secrets, once
     Claim(claim::Arguments),
+    /// Prints the metrics of this node's pods, VMs and stores in Prometheus' text format
+    Metrics,
     /// Prints what the start of a running pod was spent on
     Trace {
         /// Its NAMESPACE/NAME or its id
@@ -73,7 +76,11 @@ impl Command {
     /// Whether it changes nothing, so that it can end at any moment.
     fn only_shows(&self) -> bool {
         match self {
-            Self::List | Self::Trace { .. } | Self::Egress { .. } | Self::Check(_) => true,
+            Self::List
+            | Self::Metrics
+            | Self::Trace { .. }
+            | Self::Egress { .. }
+            | Self::Check(_) => true,
             Self::Skill(command) => matches!(command, skill::Command::List),
             Self::Home(command) => matches!(command, home::Command::List),
             Self::Template(action) => matches!(action, template::Action::List),
@@ -119,6 +126,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => return Ok(run::run(arguments, &config)),
         Command::List => list::run(&config)?,
         Command::Claim(arguments) => claim::run(&config, &arguments)?,
+        Command::Metrics => metrics::run(&config)?,
         Command::Trace { pod } => trace::run(&config, &pod)?,
         Command::Egress { pod } => egress::run(&config, &pod)?,
         Command::Skill(command) => skill::run(command, &config)?,

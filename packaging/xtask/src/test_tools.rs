@@ -144,6 +144,17 @@ const HELM: Tool = Tool {
     ldflags: "",
 };
 
+/// Checks a dashboard against Grafana's schema.
+const GRAFANA_DASHBOARD: Tool = Tool {
+    module: "grafana-dashboard",
+    to: "chart",
+    packages: &["."],
+    tags: "",
+    cgo: false,
+    name: Some("grafana-dashboard"),
+    ldflags: "",
+};
+
 /// The command of CRI, as an administrator of a node has it.
 const CRICTL: Tool = Tool {
     module: "cri-tools",
@@ -196,21 +207,52 @@ const NONEWPRIVS: Tool = Tool {
     ldflags: "",
 };
 
-/// The module with the files that the cluster is built from, and where they go below
-/// `target/cache/tools`: the API's description, and what the image of the end-to-end tests has
-/// beside its program.
-const MODULE: &str = "k8s.io/kubernetes";
-const API: (&str, &str) = ("api/openapi-spec/swagger.json", "kubernetes/swagger.json");
-const CERTIFICATE: [(&str, &str); 2] = [
-    (
-        "test/images/agnhost/porter/localhost.crt",
-        "conformance/bin/localhost.crt",
-    ),
-    (
-        "test/images/agnhost/porter/localhost.key",
-        "conformance/bin/localhost.key",
-    ),
-];
+/// Files of a module, and where they go below `target/cache/tools`.
+struct Files {
+    /// The folder of `packaging/test-tools` whose go.sum has the module.
+    pinned_by: &'static str,
+    module: &'static str,
+    files: &'static [(&'static str, &'static str)],
+}
+
+/// The description of Kubernetes' API.
+const API: Files = Files {
+    pinned_by: "kubernetes",
+    module: "k8s.io/kubernetes",
+    files: &[("api/openapi-spec/swagger.json", "kubernetes/swagger.json")],
+};
+
+/// The descriptions of the Prometheus Operator's objects.
+const OPERATOR: Files = Files {
+    pinned_by: "prometheus-operator",
+    module: "github.com/prometheus-operator/prometheus-operator",
+    files: &[
+        (
+            "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
+            "chart/servicemonitors.yaml",
+        ),
+        (
+            "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+            "chart/prometheusrules.yaml",
+        ),
+    ],
+};
+
+/// What the image of the end-to-end tests has beside its program.
+const CERTIFICATE: Files = Files {
+    pinned_by: "kubernetes",
+    module: "k8s.io/kubernetes",
+    files: &[
+        (
+            "test/images/agnhost/porter/localhost.crt",
+            "conformance/bin/localhost.crt",
+        ),
+        (
+            "test/images/agnhost/porter/localhost.key",
+            "conformance/bin/localhost.key",
+        ),
+    ],
+};
 
 /// The Debian release that has containerd 1.7, and the beginning of that version.
 const DEBIAN_13: (&str, &str) = ("trixie", "1.7.");
@@ -250,7 +292,9 @@ pub enum Further {
 pub fn build(dirs: &Dirs, further: Further) -> Result<()> {
     if further == Further::Chart {
         build_tool(dirs, &HELM)?;
-        return copy_from_module(dirs, &[API]);
+        build_tool(dirs, &GRAFANA_DASHBOARD)?;
+        copy_from_module(dirs, &OPERATOR)?;
+        return copy_from_module(dirs, &API);
     }
     build_tool(dirs, &CONTAINERD)?;
     build_tool(dirs, &RUNC)?;
@@ -291,19 +335,23 @@ pub fn build_conformance(dirs: &Dirs) -> Result<()> {
     )
 }
 
-/// Copies files from the module of Kubernetes, which Go checks against the sums of the cluster's
-/// module.
-fn copy_from_module(dirs: &Dirs, files: &[(&str, &str)]) -> Result<()> {
+/// Copies files from a module, which Go checks against the sums of the module that pins it.
+fn copy_from_module(dirs: &Dirs, wanted: &Files) -> Result<()> {
+    let Files {
+        pinned_by,
+        module: name,
+        files,
+    } = wanted;
     let tools = dirs.cache.join("tools");
     if files.iter().all(|(_, to)| tools.join(to).exists()) {
         return Ok(());
     }
     let mut download = Command::new(go());
     download
-        .args(["mod", "download", "-json", MODULE])
-        .current_dir(module(dirs, "kubernetes"))
+        .args(["mod", "download", "-json", name])
+        .current_dir(module(dirs, pinned_by))
         .env("GOTOOLCHAIN", "auto");
-    eprintln!("  kubernetes: getting the module {MODULE} ...");
+    eprintln!("  {pinned_by}: getting the module {name} ...");
     let said: serde_json::Value = serde_json::from_slice(&step::output(&mut download)?)
         .context("understand go mod download")?;
     let dir = said["Dir"]
@@ -435,11 +483,13 @@ fn bin(dirs: &Dirs, tool: &Tool) -> PathBuf {
     dirs.cache.join("tools").join(tool.to).join("bin")
 }
 
-/// Returns the texts of go.mod and go.sum.
+/// Returns the texts of go.mod and go.sum, and of the module's own program if it has one.
 fn pins(dirs: &Dirs, tool: &Tool) -> Result<String> {
     let module = module(dirs, tool.module);
     let texts = ["go.mod", "go.sum"].map(|file| files::read_text(&module.join(file)));
-    texts.into_iter().collect()
+    let mut texts: String = texts.into_iter().collect::<Result<_>>()?;
+    texts += &std::fs::read_to_string(module.join("main.go")).unwrap_or_default();
+    Ok(texts)
 }
 
 fn compile(dirs: &Dirs, tool: &Tool) -> Result<()> {

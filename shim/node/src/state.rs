@@ -13,6 +13,7 @@
 //! shared/, view/    what the guest sees of the host, see `share`
 //! home/             the pod's home is mounted there, see `homes`
 //! ../.pool          a lock, see `pool`
+//! ../.counters.json what the node's shims have counted, see `counters`; ../.counters is its lock
 //! ../.users/<uid>   a link whose target is the id of the pod whose VM runs as that user
 //! ```
 //!

@@ -9,6 +9,7 @@ use std::{
 
 use caisson_node::{
     accelerator,
+    counters::Origin,
     host::{chain::chain, error::OnFile, folder::Folder, size::host_memory_mib},
     state::PodDir,
     templates,
@@ -56,7 +57,10 @@ impl Site {
             None => None,
         };
         let bare = match spare {
-            Some(bare) => bare,
+            Some(mut bare) => {
+                bare.booted.origin = Origin::Pool;
+                bare
+            }
             None => Bare::start(vmm, config, id, &dir, &share, size).await?,
         };
         Ok((bare, dir, share))
@@ -113,6 +117,7 @@ impl Bare {
         let booted = Booted {
             size: templates::SIZE,
             shape: spec,
+            origin: Origin::Template,
             template: None,
             missing: None,
         };
@@ -239,6 +244,7 @@ pub(super) struct Booted {
     pub(super) size: VmSize,
     /// What it may grow to, and begin with, if it starts from a template.
     pub(super) shape: VmSpec,
+    pub(super) origin: Origin,
     /// What it started from, if it did not boot.
     pub(super) template: Option<PathBuf>,
     /// The VM that a template is to be made of, if there is none or it lacks something.
@@ -268,6 +274,7 @@ async fn boot(
                 let booted = Booted {
                     size: templates::SIZE,
                     shape: bare,
+                    origin: Origin::Template,
                     template: found.map(|template| template.machine),
                     missing,
                 };
@@ -292,6 +299,7 @@ async fn boot(
         // The guest is not told so yet.
         size: size.fixed(),
         shape: bare,
+        origin: Origin::Boot,
         template: None,
         missing,
     };

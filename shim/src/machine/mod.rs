@@ -21,6 +21,7 @@ use std::{
 
 pub use bare::{plug_both, Bare, Site};
 use caisson_node::{
+    counters::{Origin, VmFailure},
     host::chain::chain,
     oom_score::{self, Class},
     record::Recorder,
@@ -58,6 +59,8 @@ pub struct Machine {
     /// The roots that are disks, by container.
     roots: Mutex<HashMap<String, LateDevice>>,
     hostname: String,
+    /// Where the VM came from.
+    pub origin: Origin,
     /// The template that the VM started from.
     template: Option<PathBuf>,
     /// The VM that a template is to be made of, if there is none or it lacks something.
@@ -86,6 +89,21 @@ impl Machine {
     async fn end(&self) -> Option<EndReason> {
         let mut vm = self.vm.clone();
         tokio::time::timeout(Duration::ZERO, vm.ended()).await.ok()
+    }
+
+    /// Returns how the VM has failed, if it has ended and nobody had stopped it.
+    pub async fn failure(&self) -> Option<VmFailure> {
+        if self.is_broken() {
+            return Some(VmFailure::BrokenOff);
+        }
+        match self.end().await? {
+            EndReason::Stopped => None,
+            EndReason::GuestEnded(_) => Some(VmFailure::Guest),
+            EndReason::ProcessDied { .. } if self.ran_out_of_memory().await => {
+                Some(VmFailure::Memory)
+            }
+            EndReason::ProcessDied { .. } => Some(VmFailure::Process),
+        }
     }
 
     /// Whether the VM has ended because the pod's cgroup ran out of memory: the containers' limits

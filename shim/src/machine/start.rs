@@ -8,10 +8,13 @@ use std::{
     time::Instant,
 };
 
-use caisson_node::record::MachineState;
-use caisson_oci::{NodeConfig, VmSize};
+use caisson_node::{
+    counters::Origin,
+    record::{Degraded, MachineState},
+};
+use caisson_oci::{config, NodeConfig, VmSize};
 use caisson_protocol::{port, secret};
-use caisson_vmm::{VmSpec, Vmm};
+use caisson_vmm::{Accelerator, VmSpec, Vmm};
 use tokio::sync::OnceCell;
 
 use super::{
@@ -52,6 +55,7 @@ impl Machine {
             holds: Mutex::default(),
             roots: Mutex::default(),
             hostname,
+            origin: bare.booted.origin,
             template: bare.booted.template,
             missing: Mutex::new(bare.booted.missing),
             boot_timeout: bare.boot_timeout,
@@ -68,7 +72,11 @@ impl Machine {
             share,
         };
         if let Some(recorder) = &machine.recorder {
-            recorder.change(|record| record.machine_becomes(MachineState::Running));
+            let degraded = degraded(config, machine.origin, machine.accelerator);
+            recorder.change(|record| {
+                record.degraded = degraded;
+                record.machine_becomes(MachineState::Running)
+            });
         }
         stage(id, "vmm", started);
         if let Err(error) = machine.record().await {
@@ -175,9 +183,35 @@ impl Machine {
     }
 }
 
+/// Returns in what a VM is worse off than the node's settings want.
+fn degraded(config: &NodeConfig, origin: Origin, accelerator: Accelerator) -> Vec<Degraded> {
+    let wants_kvm = config.hypervisor.accelerator != config::Accelerator::Tcg;
+    let cold = config.vm.templates && origin == Origin::Boot;
+    let emulated = wants_kvm && accelerator == Accelerator::Tcg;
+    let all = [(cold, Degraded::Cold), (emulated, Degraded::Emulated)];
+    let holds = all.into_iter().filter(|(holds, _)| *holds);
+    holds.map(|(_, degraded)| degraded).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pod_is_degraded_where_the_node_wanted_something_else() {
+        let auto = NodeConfig::default();
+        let of = |config, origin| degraded(config, origin, Accelerator::Tcg);
+        assert_eq!(
+            of(&auto, Origin::Boot),
+            [Degraded::Cold, Degraded::Emulated]
+        );
+        assert_eq!(of(&auto, Origin::Template), [Degraded::Emulated]);
+        assert_eq!(degraded(&auto, Origin::Pool, Accelerator::Kvm), []);
+        let mut told = NodeConfig::default();
+        told.hypervisor.accelerator = config::Accelerator::Tcg;
+        told.vm.templates = false;
+        assert_eq!(of(&told, Origin::Boot), []);
+    }
 
     #[test]
     fn guest_and_vmm_know_the_same_question() {

@@ -1,6 +1,6 @@
 //! What a pod may open connections to, by [`caisson_node::traffic::egress`].
 
-use std::{io, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, os::fd::AsFd, sync::Arc};
 
 use caisson_node::traffic::{
     egress::{self, Filter},
@@ -8,16 +8,12 @@ use caisson_node::traffic::{
     tc,
 };
 use caisson_oci::Egress;
-use tokio::task::JoinHandle;
 
 use super::{
     error::NetworkError,
     interface::{self, Interface},
     resolver::{Link, Resolver},
 };
-
-/// How often the shim looks whether the filter has dropped something.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// A pod's egress that is not open.
 pub struct Guard {
@@ -26,7 +22,6 @@ pub struct Guard {
     /// The way to the resolver, until it runs.
     link: Option<Link>,
     resolver: Option<Resolver>,
-    watch: Option<JoinHandle<()>>,
 }
 
 impl Guard {
@@ -60,7 +55,6 @@ impl Guard {
             egress: egress.clone(),
             link,
             resolver: None,
-            watch: None,
         }))
     }
 
@@ -101,44 +95,17 @@ impl Guard {
         tc::run_first(netlink, interface.index, inward.as_fd())
     }
 
-    /// Starts the resolver, and to look for what the filter drops.
+    /// Starts the resolver, if there is one.
     pub async fn start(&mut self) -> Result<(), NetworkError> {
         if let Some(link) = self.link.take() {
             let (egress, filter) = (self.egress.clone(), self.filter.clone());
             self.resolver = Some(Resolver::start(link, egress, filter).await?);
         }
-        self.watch = Some(tokio::spawn(watch(self.filter.clone())));
         Ok(())
     }
 
     /// Returns what is allowed and how many frames were dropped.
     pub fn state(&self) -> io::Result<(Egress, u64)> {
         Ok((self.egress.clone(), self.filter.denied()?))
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(watch) = &self.watch {
-            watch.abort();
-        }
-    }
-}
-
-/// Logs, once, that the filter has dropped something.
-async fn watch(filter: Arc<Filter>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        match filter.denied() {
-            Ok(0) => {}
-            Ok(frames) => {
-                log::info!(frames; "the pod's egress has dropped what the guest sent");
-                return;
-            }
-            Err(error) => {
-                log::warn!("count what the pod's egress drops: {error}");
-                return;
-            }
-        }
     }
 }

@@ -7,10 +7,11 @@ use std::{
         atomic::{AtomicU64, Ordering},
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use caisson_node::{
+    counters::{Event, Task},
     homes::PodHome,
     host::size::{host_cpus, host_memory_mib},
     record::{PodState, Record, Recorder},
@@ -22,13 +23,14 @@ use tokio::sync::OnceCell;
 use super::late_skill::LateSkill;
 use crate::{
     container::Container,
-    error::{Error, Result},
+    error::{reason, Error, Result},
     events::Events,
     home_share::PodsHome,
     machine::{Machine, Site},
     pool,
     process::{Process, State},
     scratch,
+    tally::Tally,
     turn::Turns,
 };
 
@@ -55,6 +57,8 @@ pub struct Pod {
     pub(super) recorder: OnceLock<Arc<Recorder>>,
     /// The number of creates and starts of containers so far.
     pub(super) steps: AtomicU64,
+    /// Counts in the counters of the node.
+    pub(super) tally: Tally,
     /// The turns that the starts of the node take.
     pub(super) turns: Turns,
     /// The skills that were attached late. The lock is held while one is attached or detached;
@@ -76,6 +80,7 @@ impl Pod {
         vmm: Arc<dyn Vmm>,
         events: Events,
     ) -> Arc<Self> {
+        let tally = Tally::new(config.state_dir.clone());
         let turns = Turns::new(&config.state_dir, host_cpus() as usize);
         Arc::new(Self {
             id,
@@ -91,6 +96,7 @@ impl Pod {
             containers: Mutex::default(),
             recorder: OnceLock::new(),
             steps: AtomicU64::new(0),
+            tally,
             turns,
             late: Default::default(),
             claimed: OnceLock::new(),
@@ -149,7 +155,10 @@ impl Pod {
         if let Some(machine) = self.machine.get() {
             machine.shutdown().await;
         }
-        self.events.flush(Duration::from_secs(2)).await;
+        tokio::join!(
+            self.events.flush(Duration::from_secs(2)),
+            self.tally.flush(),
+        );
         pool::leave(&self.config);
     }
 
@@ -273,6 +282,24 @@ impl Pod {
                 }
             }
         });
+    }
+
+    /// Counts a start that began then, and its stages.
+    pub(super) fn count_start<T>(&self, task: Task, began: Instant, started: &Result<T>) {
+        self.tally.count_stages();
+        self.tally.count(match (started, task, self.machine.get()) {
+            (Err(error), ..) => Event::StartFailed(task, reason(error)),
+            (Ok(_), Task::Pod, Some(machine)) => Event::PodStarted(machine.origin, began.elapsed()),
+            (Ok(_), ..) => Event::ContainerStarted(began.elapsed()),
+        });
+    }
+
+    /// Returns what the next create is for: the pod, as long as it has no VM.
+    pub(super) fn next_task(&self) -> Task {
+        match self.machine.get() {
+            None => Task::Pod,
+            Some(_) => Task::Container,
+        }
     }
 
     /// Counts a create or a start.

@@ -48,6 +48,13 @@ impl Pod {
     /// Creates a container. Returns the pid of the VM on the host. A failure leaves nothing of the
     /// container, and the pod as it was.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
+        let (task, began) = (self.next_task(), Instant::now());
+        let created = self.create_task(request).await;
+        self.count_start(task, began, &created);
+        created
+    }
+
+    async fn create_task(self: &Arc<Self>, request: CreateRequest) -> Result<u32> {
         self.check_new(&request.id)?;
         let _claiming = self.claiming.read().await;
         self.step();
@@ -130,7 +137,7 @@ impl Pod {
         // All have a host's half and a guest's half, which wait for the guest to boot.
         let limits = [prepared.plan.limits];
         tokio::try_join!(
-            machine.join_network(network.as_deref(), egress, servers),
+            self.join_network(&machine, network.as_deref(), egress, servers),
             machine.plug(std::mem::take(&mut prepared.plugs)),
             self.make_room(&machine, &limits),
         )?;
@@ -244,7 +251,7 @@ impl Pod {
             disks: disks + usize::from(root.is_some()),
         };
         let (places, mut plugs) =
-            places::find(&wishes, &self.config, creation, self.pods_home()).await?;
+            places::find(&wishes, &self.config, creation, self.pods_home(), &self.tally).await?;
         let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());
         let mut plan = plan(wishes, self.node(), &places)?;
         plan.shared.extend(layers.map(|_| Share::guest_rootfs(id)));

@@ -71,7 +71,8 @@ impl Pod {
         asker: Asker<'_>,
     ) -> Result<Vec<Attached>> {
         let store = SkillStore::new(&self.config.store_dir);
-        let obtained = skills::obtain(&store, &self.config, wishes, asker);
+        let count = |event| self.tally.count(event);
+        let obtained = skills::obtain(&store, &self.config, wishes, asker, count);
         let obtained = obtained.await.map_err(Error::LateSkill)?;
         let mut attached = Vec::new();
         for ((name, skill), wish) in obtained.into_iter().zip(wishes) {

@@ -35,6 +35,13 @@ impl Pod {
     /// Like a sandbox that is a task, it is started, killed and waited for by its id. Its end
     /// removes what the pod has on the host.
     pub async fn create_sandbox(self: &Arc<Self>, request: SandboxRequest) -> Result<()> {
+        let (task, began) = (self.next_task(), Instant::now());
+        let created = self.create_new_sandbox(request).await;
+        self.count_start(task, began, &created);
+        created
+    }
+
+    async fn create_new_sandbox(self: &Arc<Self>, request: SandboxRequest) -> Result<()> {
         self.check_new(&request.id)?;
         let SandboxRequest {
             id, bundle, files, ..
@@ -81,8 +88,7 @@ impl Pod {
         let hostname = asked.hostname.unwrap_or_else(|| request.id.clone());
         // Without limits, the VM gets the node's default size, and grows.
         let machine = self.boot(hostname, site, asked.limits).await?;
-        machine
-            .join_network(asked.network.as_deref(), egress, servers)
+        self.join_network(&machine, asked.network.as_deref(), egress, servers)
             .await?;
         self.make_room_soon(&machine, asked.limits);
         // Some sysctls belong to one network card, so this comes after the network.
@@ -92,6 +98,23 @@ impl Pod {
         let init = Process::new(ProcessId::init(&request.id), request.stdio.clone());
         let container = Container::sandbox(request.bundle.clone(), init, machine.pid, is_task);
         Ok((machine, container))
+    }
+
+    /// Plugs in the pod's network cards and follows what its egress drops.
+    pub(super) async fn join_network(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        namespace: Option<&Path>,
+        egress: Egress,
+        servers: Vec<IpAddr>,
+    ) -> Result<()> {
+        let is_open = egress == Egress::Open;
+        machine.join_network(namespace, egress, servers).await?;
+        if namespace.is_some() && !is_open {
+            self.record(|record| record.denied = Some(0));
+            tokio::spawn(self.clone().follow_denied(machine.clone()));
+        }
+        Ok(())
     }
 
     /// Returns what the pod may open connections to, and its servers of DNS if that has names.

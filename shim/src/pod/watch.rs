@@ -9,6 +9,7 @@ use std::{
 };
 
 use caisson_node::{
+    counters::Event,
     host::chain::chain,
     record::{MachineState, PodState},
 };
@@ -114,6 +115,9 @@ impl Pod {
             }
             let reason = describe(&vm.ended().await);
             log::info!("the VM has ended: {reason}");
+            if let Some(failure) = machine.failure().await {
+                pod.tally.count(Event::VmFailed(failure));
+            }
             pod.record(|record| {
                 record.machine_becomes(MachineState::Ended(reason));
                 record.pod_becomes(PodState::Ended);
@@ -122,6 +126,32 @@ impl Pod {
                 log::error!("the pod's cgroup ran out of memory: raise the containers' limits or the RuntimeClass' overhead");
             }
         });
+    }
+
+    /// Records what the pod's egress drops, until the VM's end. The log says so once.
+    pub(super) async fn follow_denied(self: Arc<Self>, machine: Arc<Machine>) {
+        let mut vm = machine.vm.clone();
+        let mut before = 0;
+        loop {
+            tokio::select! {
+                _ = vm.ended() => return,
+                () = tokio::time::sleep(limits::LOOK_AT_DENIED) => {}
+            }
+            let frames = match machine.egress() {
+                Ok(Some((_, frames))) => frames,
+                Ok(None) => return,
+                Err(error) => {
+                    let why = error.chain();
+                    log::warn!("count what the pod's egress drops: {why}");
+                    return;
+                }
+            };
+            if before == 0 && frames > 0 {
+                log::info!(frames; "the pod's egress has dropped what the guest sent");
+            }
+            before = frames;
+            self.record(|record| record.denied = Some(frames));
+        }
     }
 
     /// Resolves with the reason when the guest is dead or has broken off. Never resolves if the

@@ -26,8 +26,9 @@ pub fn default_values() -> Result<Value> {
     values.into_iter().next().context("no values")
 }
 
-fn tool(name: &str) -> Result<PathBuf> {
-    let path = paths::target().join("cache/tools/kubernetes").join(name);
+/// Returns a file of `cargo xtask test-tools --chart`.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let path = paths::target().join("cache/tools").join(name);
     ensure!(
         path.exists(),
         "no {}: cargo xtask test-tools --chart",
@@ -38,7 +39,7 @@ fn tool(name: &str) -> Result<PathBuf> {
 
 /// Returns helm with a subcommand. It reads no configuration of this machine.
 pub fn helm(subcommand: &str) -> Result<Command> {
-    let mut helm = Command::new(tool("bin/helm")?);
+    let mut helm = Command::new(tool("kubernetes/bin/helm")?);
     helm.arg(subcommand)
         .args([
             "--namespace",
@@ -141,7 +142,7 @@ fn validators() -> Result<&'static BTreeMap<String, Validator>> {
 }
 
 fn make_validators() -> Result<BTreeMap<String, Validator>> {
-    let api: Value = serde_json::from_slice(&fs::read(tool("swagger.json")?)?)?;
+    let api: Value = serde_json::from_slice(&fs::read(tool("kubernetes/swagger.json")?)?)?;
     let mut definitions = api["definitions"].clone();
     let all = definitions.as_object_mut().context("no definitions")?;
     let mut kinds = BTreeMap::new();
@@ -189,19 +190,50 @@ fn make_validators() -> Result<BTreeMap<String, Validator>> {
         "rbac.authorization.k8s.io/v1 RoleBinding",
         "v1 ConfigMap",
         "v1 Pod",
+        "v1 Service",
         "v1 ServiceAccount",
     ];
-    wanted
-        .into_iter()
-        .map(|kind| {
-            let name = kinds.get(kind).with_context(|| format!("no {kind}"))?;
-            let schema = json!({
-                "$schema": "http://json-schema.org/draft-07/schema#",
-                "$ref": format!("#/definitions/{name}"),
-                "definitions": definitions,
-            });
-            let validator = jsonschema::validator_for(&schema).with_context(|| kind.to_owned())?;
-            Ok((kind.to_owned(), validator))
-        })
-        .collect()
+    let mut validators = operators()?;
+    for kind in wanted {
+        let name = kinds.get(kind).with_context(|| format!("no {kind}"))?;
+        let schema = json!({
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "$ref": format!("#/definitions/{name}"),
+            "definitions": definitions,
+        });
+        let validator = jsonschema::validator_for(&schema).with_context(|| kind.to_owned())?;
+        validators.insert(kind.to_owned(), validator);
+    }
+    Ok(validators)
+}
+
+/// Returns the validators of the Prometheus Operator's objects, by its CustomResourceDefinitions.
+fn operators() -> Result<BTreeMap<String, Validator>> {
+    let mut validators = BTreeMap::new();
+    for file in ["servicemonitors.yaml", "prometheusrules.yaml"] {
+        let text = fs::read_to_string(tool(&format!("chart/{file}"))?)?;
+        let definition = yaml(&text)?.into_iter().next().context("no definition")?;
+        let spec = &definition["spec"];
+        let version = &spec["versions"][0];
+        let mut schema = version["schema"]["openAPIV3Schema"].clone();
+        schema["properties"]["metadata"] = json!({ "type": "object" });
+        close(&mut schema);
+        let validator = jsonschema::validator_for(&schema).with_context(|| file.to_owned())?;
+        let words = [&spec["group"], &version["name"], &spec["names"]["kind"]];
+        let [group, name, kind] = words.map(|word| word.as_str().unwrap_or_default());
+        validators.insert(format!("{group}/{name} {kind}"), validator);
+    }
+    Ok(validators)
+}
+
+/// Allows only described fields, as the API server does with `--validate=strict`.
+fn close(schema: &mut Value) {
+    if schema["properties"].is_object() && schema["additionalProperties"].is_null() {
+        schema["additionalProperties"] = json!(false);
+    }
+    match schema {
+        Value::Object(object) => object.values_mut().for_each(close),
+        Value::Array(array) => array.iter_mut().for_each(close),
+        _ => {}
+    }
 }

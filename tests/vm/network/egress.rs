@@ -4,6 +4,8 @@ use anyhow::Result;
 use caisson_node::traffic::egress::{Filter, Resolver};
 use caisson_tests::{
     bridge::{Bridge, GATEWAY, GATEWAY6},
+    command, metrics,
+    node::{caisson, LIMIT},
     Node, Runtime,
 };
 use rstest::rstest;
@@ -33,6 +35,27 @@ fn container_reaches_what_its_egress_has(
         assert_eq!(ping.code == 0, reached, "{address}");
     }
     Ok(())
+}
+
+#[test]
+fn packets_that_were_denied_are_in_the_nodes_metrics() -> Result<()> {
+    let node = Node::shared();
+    let bridge = Bridge::new(node)?;
+    let pod = bridge.pod(node, 2)?;
+    let container = container(node, Runtime::Caisson, &pod)
+        .flag("--annotation", "caisson.dev/egress=deny")
+        .args(["sleep", "1000"])
+        .start()?;
+    let ping = container.exec(["ping", "-c", "2", "-w", "4", GATEWAY])?;
+    assert_ne!(ping.code, 0);
+    let series = format!(
+        "caisson_pod_egress_denied_packets_total{{namespace=\"\",pod=\"{}\"}}",
+        container.id()
+    );
+    command::poll("the packets to be counted", LIMIT, || {
+        let output = command::run(caisson(node).ok()?.arg("metrics"), None, LIMIT).ok()?;
+        (metrics::value(&output.text(), &series).ok()? >= 1.0).then_some(())
+    })
 }
 
 #[test]

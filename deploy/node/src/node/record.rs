@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use caisson_node::{host::folder::make_private, pool, state};
+use caisson_node::{counters, host::folder::make_private, pool, state};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -200,7 +200,16 @@ pub fn traces(state_dir: &Path, store_dir: &Path) -> Vec<PathBuf> {
     ];
     let store = store.iter().map(|name| store_dir.join(name));
     store
-        .chain([".users", state::TURNS, pool::LOCK].map(|name| state_dir.join(name)))
+        .chain(
+            [
+                ".users",
+                state::TURNS,
+                pool::LOCK,
+                counters::FILE,
+                counters::LOCK,
+            ]
+            .map(|name| state_dir.join(name)),
+        )
         .chain([state_dir.to_owned()])
         .collect()
 }

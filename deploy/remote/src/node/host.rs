@@ -33,12 +33,15 @@ pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
     let this = std::env::current_exe().context("find this program")?;
     let program = seen_from_the_node(this.with_file_name("caisson"));
     let show = |line: &str| println!("{line}");
-    run(process, &program, arguments, show).await.map(drop)
+    run(process, &program, arguments, show, false)
+        .await
+        .map(drop)
 }
 
-/// Runs a program on the node and returns what it prints.
+/// Runs a program on the node and returns what it prints. The program is killed if nobody waits for
+/// it any more.
 pub async fn ask(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
-    run(process, program, arguments, |_| ()).await
+    run(process, program, arguments, |_| (), true).await
 }
 
 /// Runs a program in the mount namespace of `process` and returns its output. Each line of its
@@ -48,6 +51,7 @@ async fn run(
     program: &Path,
     arguments: &[OsString],
     show: impl Fn(&str),
+    kill_on_drop: bool,
 ) -> Result<String> {
     let shown = shown(arguments);
     let path = format!("/proc/{process}/ns/mnt");
@@ -57,6 +61,7 @@ async fn run(
     let mut command = Command::new(program);
     command
         .args(arguments)
+        .kill_on_drop(kill_on_drop)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

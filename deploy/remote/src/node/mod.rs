@@ -13,7 +13,7 @@
 //! [`progress`] decides what is done next, [`standing`] what the node object should look like, and
 //! [`capacity`] which extended resources the node offers; none of them does I/O. [`api`] speaks to
 //! the API server, [`device_plugin`] to the kubelet, and [`host`] runs `caisson` where the node's
-//! files are.
+//! files are. [`metrics`] serves what Prometheus asks for.
 
 mod api;
 mod capacity;
@@ -22,6 +22,7 @@ mod drain;
 mod handlers;
 mod host;
 mod kernels;
+mod metrics;
 mod progress;
 mod rollout;
 mod standing;
@@ -44,6 +45,7 @@ use tokio::{
 use self::{
     api::{node_name, DaemonSetName, NodeApi},
     capacity::Capacity,
+    metrics::Health,
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
@@ -106,6 +108,12 @@ pub struct Arguments {
     /// The process whose mount namespace is the node's
     #[arg(long, value_name = "PID", default_value_t = 1)]
     node_process: u32,
+    /// Serves metrics at this port of the address that POD_IP has, by HTTPS
+    #[arg(long, value_name = "PORT")]
+    metrics_port: Option<u16>,
+    /// A folder with tls.crt and tls.key for that; without it, the certificate is self-signed
+    #[arg(long, value_name = "FOLDER", requires = "metrics_port")]
+    metrics_tls: Option<PathBuf>,
     /// Seconds until it is tried again after a failure, twice as many after each further one
     #[arg(long, default_value_t = 10)]
     retry: u64,
@@ -152,10 +160,13 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     let watching = api::watch_wanted(node.client(), &arguments.daemonset, tell);
     let (offer, offered) = watch::channel(capacity_before(arguments, &node).await);
     let offering = offer_capacity(arguments, &offered);
+    let health = Health::new()?;
+    let serving = serve_metrics(arguments, &node, health.clone());
     tokio::select! {
         never = watching => match never? {},
         never = offering => match never {},
-        result = work(arguments, &node, &offer, &mut wanted) => result,
+        never = serving => match never? {},
+        result = work(arguments, &node, &offer, &mut wanted, &health) => result,
         _ = end.recv() => {
             println!("SIGTERM: the node stays as it is");
             Ok(())
@@ -185,12 +196,34 @@ async fn capacity_before(arguments: &Arguments, node: &NodeApi) -> Capacity {
     }
 }
 
+/// Serves metrics for ever, if they are wanted.
+async fn serve_metrics(
+    arguments: &Arguments,
+    node: &NodeApi,
+    health: Health,
+) -> Result<Infallible> {
+    let Some(port) = arguments.metrics_port else {
+        return std::future::pending().await;
+    };
+    let address = std::env::var("POD_IP").context("POD_IP is not set: where is this pod?")?;
+    let address = address.parse();
+    let place = metrics::Place {
+        address: address.context("POD_IP is no address")?,
+        port,
+        tls: arguments.metrics_tls.clone(),
+        process: arguments.node_process,
+        program: installed(arguments),
+    };
+    metrics::serve(place, node.client(), health).await
+}
+
 /// Does the next step, for ever.
 async fn work(
     arguments: &Arguments,
     node: &NodeApi,
     offer: &watch::Sender<Capacity>,
     wanted: &mut watch::Receiver<Option<Wanted>>,
+    health: &Health,
 ) -> Result<()> {
     let mut progress = Progress::new(Retry {
         first: Duration::from_secs(arguments.retry),
@@ -207,6 +240,7 @@ async fn work(
             Step::Do => {
                 let reached = reach(arguments, node, offer, now).await;
                 progress.ended(now, reached.is_ok(), Instant::now());
+                health.step(now, reached.is_ok());
                 let new = reached.unwrap_or_else(|why| Standing::failed(now, &format!("{why:#}")));
                 change_offer(arguments, offer, &new);
                 if standing.as_ref() != Some(&new) {
@@ -222,6 +256,7 @@ async fn work(
             Some(standing) => tell(node, standing).await?,
             None => true,
         };
+        health.ready(told && matches!(standing, Some(Standing::Ready { .. })));
         let pause = if told { pause } else { pause.min(TELL_AGAIN) };
         tokio::select! {
             changed = wanted.changed() => changed.context(ended)?,
@@ -243,11 +278,9 @@ async fn reach(
         Wanted::Installed => {
             node.publish(&Standing::Installing).await?;
             host::caisson(process, &install_arguments(arguments)).await?;
-            // The installed program, since the result of the accelerator's probe lies beside it.
-            let installed = arguments.prefix.join("current/bin/caisson");
             let status = host::ask(
                 process,
-                &installed,
+                &installed(arguments),
                 &on_node(arguments, &["status", "--json"]),
             )
             .await?;
@@ -294,6 +327,12 @@ async fn announce(node: &NodeApi, standing: &Standing) {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// Returns the installed `caisson`, on the node. The result of the accelerator's probe lies beside
+/// it.
+fn installed(arguments: &Arguments) -> PathBuf {
+    arguments.prefix.join("current/bin/caisson")
 }
 
 /// Returns the accelerator of `caisson node status --json`, or `None` where no VM has run yet.

@@ -26,5 +26,5 @@ mod user;
 pub use budget::{Limits, Usage};
 pub use error::HomeError;
 pub use pod::{Asker, PodHome};
-pub use store::{Holder, HomeStore, StoredHome};
+pub use store::{Holder, HomeStore, Stored, StoredHome};
 pub use user::of_user;

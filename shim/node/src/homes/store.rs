@@ -54,6 +54,14 @@ pub struct StoredHome {
     pub user: Option<String>,
 }
 
+/// The homes of a store together.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub count: u64,
+    /// The space that they take on the host, in bytes.
+    pub used: u64,
+}
+
 /// The store of a node's homes.
 #[derive(Debug, Clone)]
 pub struct HomeStore {
@@ -101,6 +109,19 @@ impl HomeStore {
         }
         homes.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         Ok(homes)
+    }
+
+    /// Adds all homes of the node up. Takes no locks, so it never keeps a pod from its home.
+    pub fn stored(&self) -> Result<Stored, HomeError> {
+        let mut stored = Stored::default();
+        for (_, _, image) in self.images()? {
+            let metadata = image
+                .metadata()
+                .map_err(HomeError::file("read", &self.dir))?;
+            stored.count += 1;
+            stored.used += metadata.blocks() * 512;
+        }
+        Ok(stored)
     }
 
     /// The namespace, the name and the image of each home.

@@ -22,6 +22,12 @@ pub struct Record {
     /// any.
     #[serde(default)]
     pub preset: Option<String>,
+    /// In what the pod is worse off than the node's settings want.
+    #[serde(default)]
+    pub degraded: Vec<Degraded>,
+    /// How many frames of the guest the pod's egress has dropped. None if the egress is open.
+    #[serde(default)]
+    pub denied: Option<u64>,
     pub state: PodState,
     /// None before the pod has a machine.
     pub machine: Option<Machine>,
@@ -32,6 +38,16 @@ pub struct Record {
     /// What the pod was claimed with. None in a record from before there were claims.
     #[serde(default)]
     pub claim: Option<Claim>,
+}
+
+/// In what a pod is worse off than the node's settings want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Degraded {
+    /// The VM booted, where it was to start from a template.
+    Cold,
+    /// The guest's instructions are emulated, since KVM does not work on the node.
+    Emulated,
 }
 
 /// The VM of a pod.
@@ -99,6 +115,8 @@ impl Record {
             id: id.to_owned(),
             namespace: namespace.to_owned(),
             preset: None,
+            degraded: Vec::new(),
+            denied: None,
             state: PodState::Starting,
             machine: None,
             containers: BTreeMap::new(),

@@ -7,6 +7,6 @@ mod data;
 mod file;
 mod states;
 
-pub use data::{Claim, Container, LateSkill, Machine, Record, VERSION};
+pub use data::{Claim, Container, Degraded, LateSkill, Machine, Record, VERSION};
 pub use file::{read, RecordError, Recorder};
 pub use states::{Exit, MachineState, PodState, ProcessState};

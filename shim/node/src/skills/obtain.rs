@@ -19,7 +19,10 @@ use futures::future::try_join_all;
 use tokio::{process::Command, time::timeout};
 
 use super::{error::SkillError, manifest::Skill, store::SkillStore};
-use crate::host::program;
+use crate::{
+    counters::{Event, SkillRequest},
+    host::program,
+};
 
 /// The operator's command, which is installed beside the shim.
 const PROGRAM: &str = "caisson";
@@ -36,28 +39,49 @@ pub enum Asker<'a> {
 }
 
 /// Obtains the skills of a container, each with the name that the container gives it. Those that
-/// are missing are all fetched at the same time.
+/// are missing are all fetched at the same time. `count` gets what came of each.
 pub async fn obtain(
     store: &SkillStore,
     config: &NodeConfig,
     wishes: &[SkillWish],
     asker: Asker<'_>,
+    count: impl Fn(Event),
 ) -> Result<Vec<(Option<String>, Skill)>, SkillError> {
     let obtained = wishes.iter().map(|wish| async {
-        let wanted = &wish.skill;
-        let skill = match store.get(wanted) {
-            Err(SkillError::Missing { .. }) if !config.skills.sources.is_empty() => {
-                let sources = asker.sources(config, wanted)?;
-                let limit = Duration::from_secs(config.skills.fetch_timeout_secs);
-                fetch(wanted, &sources, limit).await?;
-                store.get(wanted)?
+        let found = one(store, config, &wish.skill, asker).await;
+        match &found {
+            Ok((_, None)) => count(Event::Skill(SkillRequest::Hit)),
+            Ok((_, Some(bytes))) => {
+                count(Event::Skill(SkillRequest::Fetched));
+                count(Event::SkillFetched(*bytes));
             }
-            found => found?,
-        };
-        asker.check(&config.policy, wanted, &skill)?;
-        Ok((wish.name.clone(), skill))
+            Err(_) => count(Event::Skill(SkillRequest::Failed)),
+        }
+        Ok((wish.name.clone(), found?.0))
     });
     try_join_all(obtained).await
+}
+
+/// Obtains one skill. Returns its size in bytes too, if it had to be fetched.
+async fn one(
+    store: &SkillStore,
+    config: &NodeConfig,
+    wanted: &SkillRef,
+    asker: Asker<'_>,
+) -> Result<(Skill, Option<u64>), SkillError> {
+    let (skill, fetched) = match store.get(wanted) {
+        Err(SkillError::Missing { .. }) if !config.skills.sources.is_empty() => {
+            let sources = asker.sources(config, wanted)?;
+            let limit = Duration::from_secs(config.skills.fetch_timeout_secs);
+            fetch(wanted, &sources, limit).await?;
+            let skill = store.get(wanted)?;
+            let size = skill.size;
+            (skill, Some(size))
+        }
+        found => (found?, None),
+    };
+    asker.check(&config.policy, wanted, &skill)?;
+    Ok((skill, fetched))
 }
 
 impl Asker<'_> {
