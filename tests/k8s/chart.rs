@@ -2,6 +2,7 @@
 //! turns.
 
 mod admission;
+mod claims;
 mod node_restriction;
 mod presets;
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{bail, Context, Result};
 use nix::sched::{setns, CloneFlags};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
     process::Command,
 };
 
@@ -33,12 +33,24 @@ pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
     let this = std::env::current_exe().context("find this program")?;
     let program = seen_from_the_node(this.with_file_name("caisson"));
     let show = |line: &str| println!("{line}");
-    run(process, &program, arguments, show).await.map(drop)
+    run(process, &program, arguments, None, show)
+        .await
+        .map(drop)
 }
 
 /// Runs a program on the node and returns what it prints.
 pub async fn ask(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
-    run(process, program, arguments, |_| ()).await
+    run(process, program, arguments, None, |_| ()).await
+}
+
+/// Runs a program on the node that reads `input`, and returns what it prints.
+pub async fn tell(
+    process: u32,
+    program: &Path,
+    arguments: &[OsString],
+    input: Vec<u8>,
+) -> Result<String> {
+    run(process, program, arguments, Some(input), |_| ()).await
 }
 
 /// Runs a program in the mount namespace of `process` and returns its output. Each line of its
@@ -47,6 +59,7 @@ async fn run(
     process: u32,
     program: &Path,
     arguments: &[OsString],
+    input: Option<Vec<u8>>,
     show: impl Fn(&str),
 ) -> Result<String> {
     let shown = shown(arguments);
@@ -57,7 +70,11 @@ async fn run(
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(match &input {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        })
+        .kill_on_drop(input.is_some())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // SAFETY: one system call between fork and exec, where there is one thread; it touches none of
@@ -72,9 +89,17 @@ async fn run(
         .spawn()
         .with_context(|| format!("start {shown} on the node"))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (output, errors) = tokio::join!(
+    let stdin = child.stdin.take();
+    let write = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // A program that ends before it has read everything says why.
+            let _ = stdin.write_all(&input).await;
+        }
+    };
+    let (output, errors, ()) = tokio::join!(
         pass_on(stdout, show),
-        pass_on(stderr, |line| eprintln!("{line}"))
+        pass_on(stderr, |line| eprintln!("{line}")),
+        write
     );
     let status = child
         .wait()

@@ -12,9 +12,10 @@
 //!
 //! [`progress`] decides what is done next, and [`standing`] what the node object should look like;
 //! neither does I/O. [`api`] speaks to the API server, and [`host`] runs `caisson` where the node's
-//! files are.
+//! files are. Beside that, [`claims`] claims pods.
 
 mod api;
+mod claims;
 mod drain;
 mod handlers;
 mod host;
@@ -38,6 +39,7 @@ use tokio::{
 
 use self::{
     api::{node_name, DaemonSetName, NodeApi},
+    claims::Claims,
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
@@ -98,6 +100,9 @@ pub struct Arguments {
     /// The process whose mount namespace is the node's
     #[arg(long, value_name = "PID", default_value_t = 1)]
     node_process: u32,
+    /// Claims pods of this node that have the annotation caisson.dev/claim
+    #[arg(long)]
+    claims: bool,
     /// Seconds until it is tried again after a failure, twice as many after each further one
     #[arg(long, default_value_t = 10)]
     retry: u64,
@@ -130,8 +135,24 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     let mut end = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let (tell, mut wanted) = watch::channel(None);
     let watching = api::watch_wanted(node.client(), &arguments.daemonset, tell);
+    let claims = async {
+        match arguments.claims {
+            true => {
+                Claims {
+                    client: node.client(),
+                    node: node_name()?,
+                    process: arguments.node_process,
+                    program: installed(arguments),
+                }
+                .serve()
+                .await
+            }
+            false => std::future::pending().await,
+        }
+    };
     tokio::select! {
         never = watching => match never? {},
+        never = claims => match never? {},
         result = work(arguments, &node, &mut wanted) => result,
         _ = end.recv() => {
             println!("SIGTERM: the node stays as it is");
@@ -192,10 +213,9 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
             node.publish(&Standing::Installing).await?;
             host::caisson(process, &install_arguments(arguments)).await?;
             // The installed program, since the result of the accelerator's probe lies beside it.
-            let installed = arguments.prefix.join("current/bin/caisson");
             let status = host::ask(
                 process,
-                &installed,
+                &installed(arguments),
                 &on_node(arguments, &["status", "--json"]),
             )
             .await?;
@@ -211,6 +231,11 @@ async fn reach(arguments: &Arguments, node: &NodeApi, wanted: Wanted) -> Result<
             Ok(Standing::Removed)
         }
     }
+}
+
+/// Returns the installed `caisson`, as the node sees it.
+fn installed(arguments: &Arguments) -> PathBuf {
+    arguments.prefix.join("current/bin/caisson")
 }
 
 /// Updates the node object and the pod's readiness to this standing. Returns false where the API
