@@ -17,6 +17,8 @@
 //!   [`crate::scratch`].
 //! - `caisson.dev/egress`: `open`, `deny` or `allow: ENTRY, …`, what the pod may open connections
 //!   to; see [`crate::egress`].
+//! - `caisson.dev/claim`: what the pod gets while it runs; see [`crate::claim_annotation`]. A
+//!   container that is created gets nothing by it.
 //!
 //! The node's configuration decides which namespace may use which of them: [`crate::policy`].
 
@@ -29,6 +31,7 @@ pub use crate::{
 };
 
 use crate::{
+    claim_annotation::{self, Asked},
     egress::{self, Egress},
     error::shorten,
     guest_devices::GuestDevice,
@@ -57,6 +60,7 @@ pub const KEYS: &[&str] = &[
     HOME_PATH,
     SCRATCH,
     egress::KEY,
+    claim_annotation::KEY,
 ];
 
 /// Returns the entry of [`KEYS`] that a key belongs to, whichever container it is for, or `None` if
@@ -167,6 +171,7 @@ impl Annotations {
                 HOME_PATH => home.path = Some(value),
                 SCRATCH => parsed.scratch = Some(Scratch::parse(value)?),
                 egress::KEY => parsed.egress = Some(Egress::parse(value)?),
+                claim_annotation::KEY => drop(Asked::parse(value)?),
                 _ => match (named(SKILLS_OF), named(secrets::KEY_OF)) {
                     (Some(name), _) => add_of_one(&mut parsed.skills, is_own(name), skills)?,
                     (_, Some(name)) => {

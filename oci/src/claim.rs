@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     annotations::{Annotations, SkillWish, HOME, HOME_PATH, HOME_SIZE, SKILLS},
+    claim_annotation::KEY,
     error::shorten,
     home::Home,
     secrets::{self, Descriptor},
@@ -61,6 +62,8 @@ pub struct Claim {
     pub secrets: BTreeMap<String, Secret>,
     /// Secrets that processes get open, by the variables that have the descriptors' numbers.
     pub secret_fds: BTreeMap<String, Secret>,
+    /// Names the request, for who may have to ask again: the same one a second time is a success.
+    pub token: Option<String>,
 }
 
 /// The bytes of a secret, which no log shows.
@@ -82,6 +85,8 @@ pub struct Claimed {
     pub env: BTreeMap<String, String>,
     /// Files that every later process has open.
     pub descriptors: Vec<Descriptor>,
+    /// The request's name, if it has one.
+    pub token: Option<String>,
 }
 
 /// A file that the guest makes for a claim.
@@ -111,6 +116,8 @@ impl Claim {
                 ),
             });
         }
+        let itself = HashMap::from([(KEY.to_owned(), String::new())]);
+        policy.check_annotations(&itself, namespace)?;
         policy.check_annotations(&given, namespace)?;
         let annotations = Annotations::parse(&given)?;
         self.check_env()?;
@@ -126,6 +133,7 @@ impl Claim {
             home: annotations.home,
             env: self.env.clone(),
             descriptors: descriptors.collect(),
+            token: self.token.clone(),
         })
     }
 
@@ -293,18 +301,20 @@ mod tests {
     }
 
     #[test]
-    fn policy_holds_for_what_a_claim_asks() {
-        let text = format!("[policy.annotations]\n{HOME:?} = ['team']");
-        let node = NodeConfig::parse(&[("c".to_owned(), text)]).unwrap();
-        let claim = Claim {
-            annotations: [(HOME.to_owned(), "ephemeral".to_owned())].into(),
-            ..Claim::default()
-        };
-        claim.check(&node.policy, "team", Path::new("/m")).unwrap();
-        let error = claim.check(&node.policy, "other", Path::new("/m"));
-        let error = error.unwrap_err().to_string();
-        let expected = format!("annotation {HOME}: is not allowed in the namespace other");
-        assert!(error.contains(&expected), "{error}");
+    fn policy_holds_for_claims_and_for_what_they_ask() {
+        for key in [KEY, HOME] {
+            let text = format!("[policy.annotations]\n{key:?} = ['team']");
+            let node = NodeConfig::parse(&[("c".to_owned(), text)]).unwrap();
+            let claim = Claim {
+                annotations: [(HOME.to_owned(), "ephemeral".to_owned())].into(),
+                ..Claim::default()
+            };
+            claim.check(&node.policy, "team", Path::new("/m")).unwrap();
+            let error = claim.check(&node.policy, "other", Path::new("/m"));
+            let error = error.unwrap_err().to_string();
+            let expected = format!("annotation {key}: is not allowed in the namespace other");
+            assert!(error.contains(&expected), "{error}");
+        }
     }
 
     #[test]

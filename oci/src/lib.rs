@@ -8,6 +8,7 @@
 
 pub mod annotations;
 pub mod claim;
+pub mod claim_annotation;
 pub mod config;
 pub mod devices;
 pub mod egress;

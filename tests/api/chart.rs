@@ -189,6 +189,12 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             json!({ "company": ["team-a"] }),
             r#""company" = ["team-a"]"#,
         ),
+        ("claims.enabled", json!(true), "- --claims"),
+        (
+            "claims.secretNamespaces",
+            json!(["team-a"]),
+            "namespace: team-a",
+        ),
         ("nodeRestriction.enabled", json!(false), ""),
         ("admission.enabled", json!(true), "name: caisson-pods"),
         ("drain.enabled", json!(false), ""),
@@ -232,6 +238,7 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("policy.sources", json!({ "company": ["Team A"] })),
         ("presets", json!({ "strict": { "isolation": "loose" } })),
         ("policy.privileges", json!("ci")),
+        ("claims.enabled", json!("yes")),
         ("nodeRestriction.enabled", json!("no")),
         ("admission.enabled", json!("yes")),
         ("metrics.port", json!(80)),
@@ -380,8 +387,33 @@ fn schemas_find_a_field_that_is_not_known() -> Result<()> {
 
 #[test]
 fn rights_are_these_and_no_more() -> Result<()> {
+    let expected = [
+        "ClusterRole caisson-drain: list nodes ",
+        "ClusterRole caisson-test: get nodes ",
+        "ClusterRole caisson: get,patch nodes ",
+        "ClusterRole caisson: patch nodes/status ",
+        "Role caisson-drain: patch daemonsets caisson",
+        "Role caisson-events: create events ",
+        "Role caisson: watch daemonsets caisson",
+    ];
+    let mut expected: BTreeSet<_> = expected.map(str::to_owned).into();
+    assert_eq!(rights(None)?, expected);
+    let values = json!({ "claims": { "enabled": true, "secretNamespaces": ["team-a"] } });
+    let of_claims = [
+        "ClusterRole caisson-claims: create events ",
+        "ClusterRole caisson-claims: patch pods/status ",
+        "ClusterRole caisson-claims: watch pods ",
+        "Role caisson-claims: get secrets ",
+    ];
+    expected.extend(of_claims.map(str::to_owned));
+    assert_eq!(rights(Some(values))?, expected);
+    Ok(())
+}
+
+/// Returns the rights that the chart gives with these values.
+fn rights(values: Option<Value>) -> Result<BTreeSet<String>> {
     let mut rights = BTreeSet::new();
-    for object in yaml(&render(None, None)?)? {
+    for object in yaml(&render(None, values)?)? {
         for rule in object["rules"].as_array().into_iter().flatten() {
             let words = |key: &str| -> Vec<_> {
                 let all = rule[key].as_array().into_iter().flatten();
@@ -397,17 +429,7 @@ fn rights_are_these_and_no_more() -> Result<()> {
             ));
         }
     }
-    let expected = [
-        "ClusterRole caisson-drain: list nodes ",
-        "ClusterRole caisson-test: get nodes ",
-        "ClusterRole caisson: get,patch nodes ",
-        "ClusterRole caisson: patch nodes/status ",
-        "Role caisson-drain: patch daemonsets caisson",
-        "Role caisson-events: create events ",
-        "Role caisson: watch daemonsets caisson",
-    ];
-    assert_eq!(rights, expected.map(str::to_owned).into());
-    Ok(())
+    Ok(rights)
 }
 
 #[test]

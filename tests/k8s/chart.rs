@@ -3,6 +3,7 @@
 
 mod admission;
 mod capacity;
+mod claims;
 mod metrics;
 mod node_restriction;
 mod oneshot;

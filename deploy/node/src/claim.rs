@@ -55,14 +55,21 @@ pub struct Arguments {
     /// A secret that processes get as an open descriptor, whose number the variable has
     #[arg(long = "secret-fd", value_name = "VARIABLE=FILE", value_parser = pair)]
     secret_fds: Vec<(String, String)>,
+    /// Reads the whole claim from the standard input, as JSON
+    #[arg(long, hide = true, conflicts_with_all = ["skills", "home", "env", "env_file", "secrets", "secret_fds"])]
+    json: bool,
 }
 
 /// Has the pod's shim carry out the claim. Prints where each container has its files, one line for
 /// each.
 pub fn run(config: &NodeConfig, arguments: &Arguments) -> Result<()> {
+    let claim = match arguments.json {
+        true => serde_json::from_reader(io::stdin().lock()).context("read the claim")?,
+        false => claim(arguments)?,
+    };
     let tools = config.skills.fetch_timeout_secs + config.homes.tool_timeout_secs;
     let limit = LIMIT + Duration::from_secs(tools);
-    let request = Request::ClaimPod(claim(arguments)?);
+    let request = Request::ClaimPod(claim);
     let answer = ask::ask(config, &arguments.pod, &request, limit)?;
     let (_, Answer::Done { target, containers }) = answer else {
         bail!("pod {}: its shim answers something else", arguments.pod);
@@ -96,6 +103,7 @@ fn claim(arguments: &Arguments) -> Result<Claim> {
         env,
         secrets: secrets(&arguments.secrets)?,
         secret_fds: secrets(&arguments.secret_fds)?,
+        token: None,
     })
 }
 

@@ -79,7 +79,10 @@ impl Pod {
     pub(super) async fn claim(&self, claim: &Claim) -> Result<Shown> {
         let started = Instant::now();
         let _claiming = self.claiming.write().await;
-        if self.claimed.get().is_some() {
+        if let Some(claimed) = self.claimed.get() {
+            if claim.token.is_some() && claim.token == claimed.token {
+                return Ok(shown(&self.running()));
+            }
             return Err(Error::State {
                 operation: "claim",
                 id: self.id.clone(),
@@ -148,11 +151,8 @@ impl Pod {
         // Nobody else sets it while the lock is held.
         let _ = self.claimed.set(claimed);
         stage(&self.id, "claim", started);
-        let names = members.iter().map(|member| member.container.shown_name());
-        Ok(Shown {
-            target: claim::FOLDER.into(),
-            containers: names.collect(),
-        })
+        let containers: Vec<_> = members.into_iter().map(|m| m.container).collect();
+        Ok(shown(&containers))
     }
 
     /// The containers that run or are about to.
@@ -264,6 +264,13 @@ async fn put(
         ..Default::default()
     });
     Ok(agent.attach(files).await?)
+}
+
+fn shown(containers: &[Arc<Container>]) -> Shown {
+    Shown {
+        target: claim::FOLDER.into(),
+        containers: containers.iter().map(|c| c.shown_name()).collect(),
+    }
 }
 
 /// Says of an error of a home that no annotation asked for it.

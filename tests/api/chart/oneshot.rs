@@ -78,6 +78,8 @@ fn what_needs_a_pod_that_stays_is_refused() -> Result<()> {
     for (key, value) in [
         ("pool", json!({ "size": 1, "memoryMiB": 100 })),
         ("capacity", json!({ "enabled": true })),
+        ("metrics", json!({ "enabled": true })),
+        ("claims", json!({ "enabled": true })),
     ] {
         let error = refuse(json!({ "node": { "oneshot": { "enabled": true } }, key: value }))?;
         ensure!(error.contains("with node.oneshot no pod"), "{error}");

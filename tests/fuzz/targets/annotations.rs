@@ -25,6 +25,7 @@ const WORDS: &[&str] = &[
     "caisson.dev/home-size",
     "caisson.dev/home-path",
     "caisson.dev/egress",
+    "caisson.dev/claim",
     "allow: a.org:443, *.b.org, 10.0.0.0/8, [2001:db8::/32]:80",
     "io.kubernetes.cri.container-name",
     "web",

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{bail, Context, Result};
 use nix::sched::{setns, CloneFlags};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
     process::Command,
 };
 
@@ -33,7 +33,7 @@ pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
     let this = std::env::current_exe().context("find this program")?;
     let program = seen_from_the_node(this.with_file_name("caisson"));
     let show = |line: &str| println!("{line}");
-    run(process, &program, arguments, show, false)
+    run(process, &program, arguments, None, show, false)
         .await
         .map(drop)
 }
@@ -41,7 +41,17 @@ pub async fn caisson(process: u32, arguments: &[OsString]) -> Result<()> {
 /// Runs a program on the node and returns what it prints. The program is killed if nobody waits for
 /// it any more.
 pub async fn ask(process: u32, program: &Path, arguments: &[OsString]) -> Result<String> {
-    run(process, program, arguments, |_| (), true).await
+    run(process, program, arguments, None, |_| (), true).await
+}
+
+/// Runs a program on the node that reads `input`, and returns what it prints.
+pub async fn tell(
+    process: u32,
+    program: &Path,
+    arguments: &[OsString],
+    input: Vec<u8>,
+) -> Result<String> {
+    run(process, program, arguments, Some(input), |_| (), true).await
 }
 
 /// Runs a program in the mount namespace of `process` and returns its output. Each line of its
@@ -50,6 +60,7 @@ async fn run(
     process: u32,
     program: &Path,
     arguments: &[OsString],
+    input: Option<Vec<u8>>,
     show: impl Fn(&str),
     kill_on_drop: bool,
 ) -> Result<String> {
@@ -62,7 +73,10 @@ async fn run(
     command
         .args(arguments)
         .kill_on_drop(kill_on_drop)
-        .stdin(Stdio::null())
+        .stdin(match &input {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // SAFETY: one system call between fork and exec, where there is one thread; it touches none of
@@ -77,9 +91,17 @@ async fn run(
         .spawn()
         .with_context(|| format!("start {shown} on the node"))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (output, errors) = tokio::join!(
+    let stdin = child.stdin.take();
+    let write = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // A program that ends before it has read everything says why.
+            let _ = stdin.write_all(&input).await;
+        }
+    };
+    let (output, errors, ()) = tokio::join!(
         pass_on(stdout, show),
-        pass_on(stderr, |line| eprintln!("{line}"))
+        pass_on(stderr, |line| eprintln!("{line}")),
+        write
     );
     let status = child
         .wait()

@@ -13,10 +13,11 @@
 //! [`progress`] decides what is done next, [`standing`] what the node object should look like, and
 //! [`capacity`] which extended resources the node offers; none of them does I/O. [`api`] speaks to
 //! the API server, [`device_plugin`] to the kubelet, and [`host`] runs `caisson` where the node's
-//! files are. [`metrics`] serves what Prometheus asks for.
+//! files are. [`metrics`] serves what Prometheus asks for, and [`claims`] claims pods.
 
 mod api;
 mod capacity;
+mod claims;
 mod device_plugin;
 mod drain;
 mod handlers;
@@ -45,6 +46,7 @@ use tokio::{
 use self::{
     api::{node_name, DaemonSetName, NodeApi},
     capacity::Capacity,
+    claims::Claims,
     metrics::Health,
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
@@ -114,6 +116,9 @@ pub struct Arguments {
     /// A folder with tls.crt and tls.key for that; without it, the certificate is self-signed
     #[arg(long, value_name = "FOLDER", requires = "metrics_port")]
     metrics_tls: Option<PathBuf>,
+    /// Claims pods of this node that have the annotation caisson.dev/claim
+    #[arg(long)]
+    claims: bool,
     /// Seconds until it is tried again after a failure, twice as many after each further one
     #[arg(long, default_value_t = 10)]
     retry: u64,
@@ -160,11 +165,13 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     let watching = api::watch_wanted(node.client(), &arguments.daemonset, tell);
     let (offer, offered) = watch::channel(capacity_before(arguments, &node).await);
     let offering = offer_capacity(arguments, &offered);
+    let claiming = claim_pods(arguments, &node);
     let health = Health::new()?;
     let serving = serve_metrics(arguments, &node, health.clone());
     tokio::select! {
         never = watching => match never? {},
         never = offering => match never {},
+        never = claiming => match never? {},
         never = serving => match never? {},
         result = work(arguments, &node, &offer, &mut wanted, &health) => result,
         _ = end.recv() => {
@@ -194,6 +201,20 @@ async fn capacity_before(arguments: &Arguments, node: &NodeApi) -> Capacity {
             Capacity::default()
         }
     }
+}
+
+/// Claims the pods of the node that ask for it, for ever, if that is wanted.
+async fn claim_pods(arguments: &Arguments, node: &NodeApi) -> Result<Infallible> {
+    if !arguments.claims {
+        return std::future::pending().await;
+    }
+    let claims = Claims {
+        client: node.client(),
+        node: node_name()?,
+        process: arguments.node_process,
+        program: installed(arguments),
+    };
+    claims.serve().await
 }
 
 /// Serves metrics for ever, if they are wanted.

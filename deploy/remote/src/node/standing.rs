@@ -65,13 +65,10 @@ pub struct Patches {
 impl Standing {
     /// Returns a failure of `wanted`, with the beginning of what was said.
     pub fn failed(wanted: Wanted, why: &str) -> Self {
-        let fits = |(at, character): &(usize, char)| at + character.len_utf8() <= LONGEST_MESSAGE;
-        let why = why
-            .char_indices()
-            .take_while(fits)
-            .map(|(_, c)| c)
-            .collect();
-        Self::Failed { wanted, why }
+        Self::Failed {
+            wanted,
+            why: shortened(why),
+        }
     }
 
     /// Returns status, reason and message of the condition, or `None` where there is to be none.
@@ -196,6 +193,13 @@ impl Standing {
 pub fn condition_of(node: &Node) -> Option<&NodeCondition> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|found| found.type_ == CONDITION)
+}
+
+/// Returns the beginning of a message, as much as a condition or an event can have.
+pub fn shortened(message: &str) -> String {
+    let fits = |(at, character): &(usize, char)| at + character.len_utf8() <= LONGEST_MESSAGE;
+    let fitting = message.char_indices().take_while(fits);
+    fitting.map(|(_, character)| character).collect()
 }
 
 /// Formats a time as the API writes it.
