@@ -7,10 +7,10 @@
 mod admission;
 #[path = "chart/capacity.rs"]
 mod capacity;
-#[path = "chart/oneshot.rs"]
-mod oneshot;
 #[path = "chart/monitoring.rs"]
 mod monitoring;
+#[path = "chart/oneshot.rs"]
+mod oneshot;
 #[path = "chart/policy.rs"]
 mod policy;
 #[path = "chart/presets.rs"]

@@ -162,6 +162,12 @@ pub fn critest() -> Result<PathBuf> {
     tool("cri-tools", "critest", "test-tools --integration")
 }
 
+/// Returns a file of the controller of agent-sandbox: its program below `bin`, a manifest below
+/// `k8s`. If it is missing, the error says how to get it.
+pub fn agent_sandbox(name: &str) -> Result<PathBuf> {
+    built("agent-sandbox", name, "cluster-tools --agent-sandbox")
+}
+
 /// Returns nerdctl. If it is missing, the error says how to get it.
 pub fn nerdctl() -> Result<PathBuf> {
     tool("nerdctl", "nerdctl", "test-tools --nerdctl")
@@ -169,8 +175,12 @@ pub fn nerdctl() -> Result<PathBuf> {
 
 /// Returns a program that a job of xtask builds into a folder of the cache.
 fn tool(folder: &str, name: &str, job: &str) -> Result<PathBuf> {
-    let bin = target().join("cache/tools").join(folder).join("bin");
-    let path = bin.join(name);
+    built(folder, &format!("bin/{name}"), job)
+}
+
+/// Returns a file that a job of xtask puts into a folder of the cache.
+fn built(folder: &str, name: &str, job: &str) -> Result<PathBuf> {
+    let path = target().join("cache/tools").join(folder).join(name);
     ensure!(path.exists(), "no {}: cargo xtask {job}", path.display());
     Ok(path)
 }

@@ -155,6 +155,17 @@ const GRAFANA_DASHBOARD: Tool = Tool {
     ldflags: "",
 };
 
+/// The controller of agent-sandbox.
+const AGENT_SANDBOX: Tool = Tool {
+    module: "agent-sandbox",
+    to: "agent-sandbox",
+    packages: &["sigs.k8s.io/agent-sandbox/cmd/agent-sandbox-controller"],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: "",
+};
+
 /// The command of CRI, as an administrator of a node has it.
 const CRICTL: Tool = Tool {
     module: "cri-tools",
@@ -234,6 +245,44 @@ const OPERATOR: Files = Files {
         (
             "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
             "chart/prometheusrules.yaml",
+        ),
+    ],
+};
+
+/// How that controller is installed.
+const AGENT_SANDBOX_MANIFESTS: Files = Files {
+    pinned_by: "agent-sandbox",
+    module: "sigs.k8s.io/agent-sandbox",
+    files: &[
+        (
+            "k8s/crds/agents.x-k8s.io_sandboxes.yaml",
+            "agent-sandbox/k8s/crds/agents.x-k8s.io_sandboxes.yaml",
+        ),
+        (
+            "k8s/crds/extensions.agents.x-k8s.io_sandboxclaims.yaml",
+            "agent-sandbox/k8s/crds/extensions.agents.x-k8s.io_sandboxclaims.yaml",
+        ),
+        (
+            "k8s/crds/extensions.agents.x-k8s.io_sandboxtemplates.yaml",
+            "agent-sandbox/k8s/crds/extensions.agents.x-k8s.io_sandboxtemplates.yaml",
+        ),
+        (
+            "k8s/crds/extensions.agents.x-k8s.io_sandboxwarmpools.yaml",
+            "agent-sandbox/k8s/crds/extensions.agents.x-k8s.io_sandboxwarmpools.yaml",
+        ),
+        ("k8s/controller.yaml", "agent-sandbox/k8s/controller.yaml"),
+        (
+            "k8s/extensions-rbac.generated.yaml",
+            "agent-sandbox/k8s/extensions-rbac.generated.yaml",
+        ),
+        (
+            "k8s/extensions.controller.yaml",
+            "agent-sandbox/k8s/extensions.controller.yaml",
+        ),
+        ("k8s/extensions.yaml", "agent-sandbox/k8s/extensions.yaml"),
+        (
+            "k8s/rbac.generated.yaml",
+            "agent-sandbox/k8s/rbac.generated.yaml",
         ),
     ],
 };
@@ -319,6 +368,13 @@ pub fn build_cluster(dirs: &Dirs) -> Result<()> {
     KUBERNETES
         .iter()
         .try_for_each(|tool| build_tool(dirs, tool))
+}
+
+/// Builds what a cluster consists of, and the controller of agent-sandbox.
+pub fn build_agent_sandbox(dirs: &Dirs) -> Result<()> {
+    build_cluster(dirs)?;
+    build_tool(dirs, &AGENT_SANDBOX)?;
+    copy_from_module(dirs, &AGENT_SANDBOX_MANIFESTS)
 }
 
 /// Builds what a cluster consists of and what `cargo xtask run conformance` runs on it.

@@ -250,8 +250,14 @@ impl Pod {
             mounted: share.mounted(),
             disks: disks + usize::from(root.is_some()),
         };
-        let (places, mut plugs) =
-            places::find(&wishes, &self.config, creation, self.pods_home(), &self.tally).await?;
+        let (places, mut plugs) = places::find(
+            &wishes,
+            &self.config,
+            creation,
+            self.pods_home(),
+            &self.tally,
+        )
+        .await?;
         let (name, devices) = (wishes.name(), wishes.annotations.devices.clone());
         let mut plan = plan(wishes, self.node(), &places)?;
         plan.shared.extend(layers.map(|_| Share::guest_rootfs(id)));

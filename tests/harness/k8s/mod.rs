@@ -12,6 +12,7 @@
 //! All tests of a run share the cluster. Each has its own [`Namespace`], which is deleted with
 //! everything in it.
 
+pub mod agent_sandbox;
 mod namespace;
 mod pod;
 mod registry;
