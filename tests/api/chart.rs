@@ -195,6 +195,7 @@ fn values() -> Vec<(&'static str, Value, &'static str)> {
             json!(["team-a"]),
             "namespace: team-a",
         ),
+        ("podEvents.enabled", json!(true), "- --pod-events"),
         ("nodeRestriction.enabled", json!(false), ""),
         ("admission.enabled", json!(true), "name: caisson-pods"),
         ("drain.enabled", json!(false), ""),
@@ -239,6 +240,7 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("presets", json!({ "strict": { "isolation": "loose" } })),
         ("policy.privileges", json!("ci")),
         ("claims.enabled", json!("yes")),
+        ("podEvents.enabled", json!("yes")),
         ("nodeRestriction.enabled", json!("no")),
         ("admission.enabled", json!("yes")),
         ("metrics.port", json!(80)),
@@ -405,7 +407,15 @@ fn rights_are_these_and_no_more() -> Result<()> {
         "ClusterRole caisson-claims: watch pods ",
         "Role caisson-claims: get secrets ",
     ];
-    expected.extend(of_claims.map(str::to_owned));
+    let mut with_claims = expected.clone();
+    with_claims.extend(of_claims.map(str::to_owned));
+    assert_eq!(rights(Some(values))?, with_claims);
+    let values = json!({ "podEvents": { "enabled": true } });
+    let of_events = [
+        "ClusterRole caisson-pod-events: create events ",
+        "ClusterRole caisson-pod-events: get pods ",
+    ];
+    expected.extend(of_events.map(str::to_owned));
     assert_eq!(rights(Some(values))?, expected);
     Ok(())
 }

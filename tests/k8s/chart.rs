@@ -7,6 +7,7 @@ mod claims;
 mod metrics;
 mod node_restriction;
 mod oneshot;
+mod pod_events;
 mod presets;
 
 use std::{

@@ -39,7 +39,11 @@ enum Command {
     /// Runs a command of an image in a VM of its own, without containerd
     Run(run::Arguments),
     /// Lists the pods of this node that run in VMs
-    List,
+    List {
+        /// Prints an array in JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Gives a running pod skills, a home, variables and secrets, once
     Claim(claim::Arguments),
     /// Prints the metrics of this node's pods, VMs and stores in Prometheus' text format
@@ -124,7 +128,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let config = config?;
     match command {
         Command::Run(arguments) => return Ok(run::run(arguments, &config)),
-        Command::List => list::run(&config)?,
+        Command::List { json } => list::run(&config, json)?,
         Command::Claim(arguments) => claim::run(&config, &arguments)?,
         Command::Metrics => metrics::run(&config)?,
         Command::Trace { pod } => trace::run(&config, &pod)?,

@@ -7,11 +7,33 @@ use caisson_node::{
     cgroup,
     config::NodeConfig,
     pool,
+    record::{Degraded, Record},
     state::{self, Found},
 };
+use serde::Serialize;
 
-/// Prints one line for each pod.
-pub fn run(config: &NodeConfig) -> Result<()> {
+/// A pod for programs.
+#[derive(Serialize)]
+struct Listed<'a> {
+    id: &'a str,
+    /// `namespace/name` of a pod of Kubernetes.
+    name: Option<&'a str>,
+    state: &'static str,
+    preset: Option<&'a str>,
+    /// In what it is worse off than the node's settings want.
+    degraded: &'a [Degraded],
+    /// The shim's pid, while it lives.
+    shim: Option<u32>,
+}
+
+/// Prints one line for each pod, or an array in JSON.
+pub fn run(config: &NodeConfig, json: bool) -> Result<()> {
+    if json {
+        let pods = state::list(&config.state_dir)?;
+        let listed: Vec<_> = pods.iter().map(|pod| listed(config, pod)).collect();
+        println!("{}", serde_json::to_string_pretty(&listed)?);
+        return Ok(());
+    }
     println!(
         "{:<40} {:<9} {:<18} {:<16} {:>8}  VM",
         "POD", "STATE", "CONTAINERS", "PRESET", "SHIM"
@@ -30,6 +52,18 @@ pub fn run(config: &NodeConfig) -> Result<()> {
     Ok(())
 }
 
+fn listed<'a>(config: &NodeConfig, pod: &'a Found) -> Listed<'a> {
+    let record = record(pod);
+    Listed {
+        id: &pod.id,
+        name: pod.name.as_deref(),
+        state: state(config, pod),
+        preset: record.and_then(|record| record.preset.as_deref()),
+        degraded: record.map_or(&[], |record| &record.degraded),
+        shim: pod.shim,
+    }
+}
+
 fn line(config: &NodeConfig, pod: &Found) -> String {
     let shim = pod
         .shim
@@ -42,7 +76,8 @@ fn line(config: &NodeConfig, pod: &Found) -> String {
     let name = pod.name.as_deref().unwrap_or_default();
     let (state, containers) = (state(config, pod), containers(pod));
     let vm = processes.join(", ");
-    let preset = preset(pod);
+    let preset = record(pod).and_then(|record| record.preset.as_deref());
+    let preset = preset.unwrap_or("-");
     format!(
         "{:<40} {state:<9} {containers:<18} {preset:<16} {shim:>8}  {vm}  {name}",
         pod.id
@@ -61,12 +96,8 @@ fn state(config: &NodeConfig, pod: &Found) -> &'static str {
     }
 }
 
-/// The preset that the pod has.
-fn preset(pod: &Found) -> &str {
-    let record = pod.record.as_ref().ok().and_then(Option::as_ref);
-    record
-        .and_then(|record| record.preset.as_deref())
-        .unwrap_or("-")
+fn record(pod: &Found) -> Option<&Record> {
+    pod.record.as_ref().ok()?.as_ref()
 }
 
 /// How many containers run and how many have ended.

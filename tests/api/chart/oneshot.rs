@@ -80,6 +80,7 @@ fn what_needs_a_pod_that_stays_is_refused() -> Result<()> {
         ("capacity", json!({ "enabled": true })),
         ("metrics", json!({ "enabled": true })),
         ("claims", json!({ "enabled": true })),
+        ("podEvents", json!({ "enabled": true })),
     ] {
         let error = refuse(json!({ "node": { "oneshot": { "enabled": true } }, key: value }))?;
         ensure!(error.contains("with node.oneshot no pod"), "{error}");

@@ -19,11 +19,11 @@ use caisson_oci::{
 };
 use futures::TryStreamExt;
 use k8s_openapi::{
-    api::core::v1::{Event, Pod, Secret},
+    api::core::v1::{Pod, Secret},
     jiff::Timestamp,
 };
 use kube::{
-    api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{Patch, PatchParams, WatchEvent, WatchParams},
     Api, Client,
 };
 use serde_json::json;
@@ -32,6 +32,7 @@ use sha2::{Digest, Sha256};
 use super::{
     api::MANAGER,
     host,
+    pod_event::{self, PodEvent, PodName},
     standing::{seconds, shortened},
 };
 
@@ -60,9 +61,7 @@ pub struct Claims {
 /// A pod that asks to be claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Asking {
-    namespace: String,
-    name: String,
-    uid: String,
+    pod: PodName,
     /// The annotation's value.
     value: String,
 }
@@ -100,7 +99,7 @@ impl Claims {
             match event {
                 WatchEvent::Added(pod) | WatchEvent::Modified(pod) => {
                     let Some(asking) = asking(&pod) else { continue };
-                    let last = tried.insert(asking.uid.clone(), asking.value.clone());
+                    let last = tried.insert(asking.pod.uid.clone(), asking.value.clone());
                     if last.as_ref() != Some(&asking.value) {
                         tokio::spawn(self.clone().claim(asking));
                     }
@@ -118,7 +117,7 @@ impl Claims {
     /// Claims a pod and tells the result.
     async fn claim(self, asking: Asking) {
         let told = told(self.give(&asking).await);
-        let pod = format!("{}/{}", asking.namespace, asking.name);
+        let pod = format!("{}/{}", asking.pod.namespace, asking.pod.name);
         println!("pod {pod}: {}: {}", told.reason, told.message);
         for _ in 0..TELL_TRIES {
             match self.tell(&asking, &told).await {
@@ -132,7 +131,7 @@ impl Claims {
     /// Returns where the containers have the claim.
     async fn give(&self, asking: &Asking) -> Result<String> {
         let claim = self.collect(asking).await?;
-        let pod = format!("{}/{}", asking.namespace, asking.name);
+        let pod = format!("{}/{}", asking.pod.namespace, asking.pod.name);
         let arguments = ["claim", "--json", &pod].map(Into::into);
         let input = serde_json::to_vec(&claim)?;
         let asked = host::tell(self.process, &self.program, &arguments, input);
@@ -176,7 +175,7 @@ impl Claims {
         let Some(name) = name else {
             return Ok(BTreeMap::new());
         };
-        let namespace = &asking.namespace;
+        let namespace = &asking.pod.namespace;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let secret = match secrets.get(name).await {
             Err(kube::Error::Api(status)) if status.code == 403 => bail!(
@@ -191,12 +190,11 @@ impl Claims {
 
     /// Sets the pod's condition and makes an event. A pod that is gone needs neither.
     async fn tell(&self, asking: &Asking, told: &Told) -> Result<()> {
-        let Asking {
+        let PodName {
             namespace,
             name,
             uid,
-            ..
-        } = asking;
+        } = &asking.pod;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let now = seconds(Timestamp::now());
         let condition = json!({
@@ -220,26 +218,19 @@ impl Claims {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
             done => done.context("set the condition")?,
         };
-        let object: Event = serde_json::from_value(json!({
-            "metadata": { "generateName": "caisson-", "namespace": namespace },
-            "involvedObject": {
-                "apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid,
+        let event = PodEvent {
+            name: None,
+            kind: if told.status == "True" {
+                "Normal"
+            } else {
+                "Warning"
             },
-            "type": if told.status == "True" { "Normal" } else { "Warning" },
-            "reason": told.reason,
-            "message": told.message,
-            "source": { "component": MANAGER, "host": self.node },
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }))?;
-        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+            reason: told.reason,
+            message: &told.message,
+        };
         // The condition says the same, so a lost event is no reason to set that again.
-        if let Err(error) = events.create(&PostParams::default(), &object).await {
-            eprintln!(
-                "make the event {} of pod {namespace}/{name}: {error}",
-                told.reason
-            );
+        if let Err(error) = pod_event::make(&self.client, &self.node, &asking.pod, &event).await {
+            eprintln!("{error:#}");
         }
         Ok(())
     }
@@ -283,9 +274,11 @@ fn asking(pod: &Pod) -> Option<Asking> {
         return None;
     }
     Some(Asking {
-        namespace: metadata.namespace.clone()?,
-        name: metadata.name.clone()?,
-        uid: metadata.uid.clone()?,
+        pod: PodName {
+            namespace: metadata.namespace.clone()?,
+            name: metadata.name.clone()?,
+            uid: metadata.uid.clone()?,
+        },
         value: value.clone(),
     })
 }

@@ -13,17 +13,20 @@
 //! [`progress`] decides what is done next, [`standing`] what the node object should look like, and
 //! [`capacity`] which extended resources the node offers; none of them does I/O. [`api`] speaks to
 //! the API server, [`device_plugin`] to the kubelet, and [`host`] runs `caisson` where the node's
-//! files are. [`metrics`] serves what Prometheus asks for, and [`claims`] claims pods.
+//! files are. [`metrics`] serves what Prometheus asks for, [`claims`] claims pods, and
+//! [`degraded`] makes events of them.
 
 mod api;
 mod capacity;
 mod claims;
+mod degraded;
 mod device_plugin;
 mod drain;
 mod handlers;
 mod host;
 mod kernels;
 mod metrics;
+mod pod_event;
 mod progress;
 mod rollout;
 mod standing;
@@ -47,6 +50,7 @@ use self::{
     api::{node_name, DaemonSetName, NodeApi},
     capacity::Capacity,
     claims::Claims,
+    degraded::DegradedPods,
     metrics::Health,
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
@@ -119,6 +123,9 @@ pub struct Arguments {
     /// Claims pods of this node that have the annotation caisson.dev/claim
     #[arg(long)]
     claims: bool,
+    /// Makes events of pods that are worse off than the node's settings want
+    #[arg(long)]
+    pod_events: bool,
     /// Seconds until it is tried again after a failure, twice as many after each further one
     #[arg(long, default_value_t = 10)]
     retry: u64,
@@ -166,12 +173,14 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     let (offer, offered) = watch::channel(capacity_before(arguments, &node).await);
     let offering = offer_capacity(arguments, &offered);
     let claiming = claim_pods(arguments, &node);
+    let telling = tell_of_pods(arguments, &node);
     let health = Health::new()?;
     let serving = serve_metrics(arguments, &node, health.clone());
     tokio::select! {
         never = watching => match never? {},
         never = offering => match never {},
         never = claiming => match never? {},
+        never = telling => match never? {},
         never = serving => match never? {},
         result = work(arguments, &node, &offer, &mut wanted, &health) => result,
         _ = end.recv() => {
@@ -215,6 +224,20 @@ async fn claim_pods(arguments: &Arguments, node: &NodeApi) -> Result<Infallible>
         program: installed(arguments),
     };
     claims.serve().await
+}
+
+/// Makes events of pods of the node, for ever, if that is wanted.
+async fn tell_of_pods(arguments: &Arguments, node: &NodeApi) -> Result<Infallible> {
+    if !arguments.pod_events {
+        return std::future::pending().await;
+    }
+    let pods = DegradedPods {
+        client: node.client(),
+        node: node_name()?,
+        process: arguments.node_process,
+        program: installed(arguments),
+    };
+    Ok(pods.tell().await)
 }
 
 /// Serves metrics for ever, if they are wanted.
