@@ -27,8 +27,18 @@ fn pod_that_is_emulated_for_want_of_kvm_has_an_event() -> Result<()> {
 #[test]
 fn pod_that_booted_for_want_of_a_template_has_an_event() -> Result<()> {
     let (_turn, cluster) = with_events()?;
-    let mut remove = cluster.caisson();
-    command::run(remove.args(["template", "remove", "--all"]), None, LIMIT)?.ok()?;
+    let caisson = |args: &[&str]| {
+        let output = command::run(cluster.caisson().args(args), None, LIMIT)?;
+        anyhow::Ok(output.ok()?.text())
+    };
+    let list = caisson(&["template", "list"])?;
+    for name in list
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split(' ').next())
+    {
+        caisson(&["template", "remove", name])?;
+    }
     let namespace = cluster.namespace()?;
     let pod = namespace.pod("vm").sh("sleep 100000").start()?;
     let described = pod.described(&["StartedCold", "`caisson template list`"])?;
