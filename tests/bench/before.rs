@@ -13,6 +13,8 @@ use serde_json::{json, Value};
 
 /// The keys of the configuration that every build knows.
 const KEYS: [&str; 5] = ["state_dir", "store_dir", "hypervisor", "guest", "vm"];
+/// What an older build does not know of those.
+const NEWER: [(&str, &str); 1] = [("/vm", "scratch")];
 /// The keys of the configuration that name a file of the build, each with that file.
 const FILES: [(&str, &str); 5] = [
     ("/hypervisor/virtiofsd", "libexec/virtiofsd"),
@@ -53,6 +55,11 @@ fn dist() -> Result<Option<PathBuf>> {
 fn configure(dist: &Path, config: &mut Value) {
     if let Some(config) = config.as_object_mut() {
         config.retain(|key, _| KEYS.contains(&key.as_str()));
+    }
+    for (table, key) in NEWER {
+        if let Some(table) = config.pointer_mut(table).and_then(Value::as_object_mut) {
+            table.remove(key);
+        }
     }
     for (key, file) in FILES {
         if let Some(value) = config.pointer_mut(key) {
