@@ -37,7 +37,9 @@ impl Boot {
             ]
             .contains(&pair[0].as_ref())
             {
-                arguments.extend([pair[0].to_string(), pair[1].to_string()]);
+                // A descriptor that the container's QEMU was given is another file here.
+                let own = pair[1].split(',').filter(|option| !option.contains("-fd="));
+                arguments.extend([pair[0].to_string(), own.collect::<Vec<_>>().join(",")]);
             }
         }
         let initramfs = node.dir().join("bare.cpio");

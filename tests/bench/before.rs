@@ -5,10 +5,15 @@ use std::{
     env, fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
-use caisson_tests::{cri::CriNode, node::Node};
+use caisson_tests::{
+    command,
+    cri::CriNode,
+    node::{Node, LIMIT},
+};
 use serde_json::{json, Value};
 
 /// The keys of the configuration that every build knows.
@@ -29,6 +34,7 @@ pub fn node() -> Result<Option<Node>> {
     let Some(dist) = dist()? else { return Ok(None) };
     let node = Node::start_with(|config| configure(&dist, config))?;
     put_programs(&node, &dist)?;
+    build_template(&node, &dist)?;
     start_once(&node)?;
     Ok(Some(node))
 }
@@ -38,6 +44,7 @@ pub fn cri_node() -> Result<Option<CriNode>> {
     let Some(dist) = dist()? else { return Ok(None) };
     let node = CriNode::start_with(|config| configure(&dist, config))?;
     put_programs(&node, &dist)?;
+    build_template(&node, &dist)?;
     node.image("busybox")?;
     start_once(&node)?;
     Ok(Some(node))
@@ -74,6 +81,15 @@ fn put_programs(node: &Node, dist: &Path) -> Result<()> {
         symlink(dist.join("bin"), node.programs())
     };
     link().context("link the programs of the build before")
+}
+
+/// Makes the template of that build, since no pod waits for one.
+fn build_template(node: &Node, dist: &Path) -> Result<()> {
+    let mut build = Command::new(dist.join("bin/caisson"));
+    build.env("CAISSON_CONFIG", node.config_file());
+    command::run(build.args(["template", "build"]), None, LIMIT)?
+        .ok()
+        .map(drop)
 }
 
 /// Starts a container, since the first start of a node finds out about KVM, which takes time.

@@ -8,6 +8,8 @@
 //! | `redis` | the server and redis-benchmark |
 //! | `postgresql` | PostgreSQL 15 with pgbench |
 //! | `python` | pip, git |
+//! | `node` | Node.js with a library for WebSockets |
+//! | `jupyterhub` | JupyterHub with its proxy and a kernel; a client of WebSockets |
 //! | `npm` | npm with Node.js |
 //! | `java` | OpenJDK 17 without graphics |
 //! | `pytest` | pytest |
@@ -60,6 +62,8 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
         "redis" => &["redis-server"],
         "postgresql" => &["postgresql-15"],
         "python" => &["python3-pip", "git"],
+        "node" => &["nodejs", "node-ws"],
+        "jupyterhub" => &["jupyterhub", "python3-ipykernel", "python3-websocket"],
         "npm" => &["npm"],
         "java" => &["openjdk-17-jdk-headless"],
         "pytest" => &["python3-pytest"],

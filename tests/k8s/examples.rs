@@ -14,7 +14,7 @@ use caisson_tests::{
 #[test]
 fn every_example_has_a_test() -> Result<()> {
     let files = fs::read_dir(paths::workspace().join("deploy/examples"))?;
-    // tests/api/chart renders those in folders.
+    // Those in folders have tests of their own: tests/api/chart, agent_sandbox.rs.
     let names: BTreeSet<_> = files
         .flatten()
         .filter(|file| !file.path().is_dir())
@@ -221,6 +221,134 @@ fn podman_pulls_an_image_and_runs_it() -> Result<()> {
     let kernel = kernel.with_context(|| logs.clone())?.trim();
     assert_ne!(kernel, host_kernel()?);
     Ok(())
+}
+
+#[test]
+fn server_sent_events_pass_a_gateway_one_after_another() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let client = live(&namespace)?;
+    let events = run_client(&client, "node", "events.js", &["http://gateway/events"])?;
+    assert_eq!(events, "data: 1\ndata: 2\ndata: 3\none after another");
+    Ok(())
+}
+
+#[test]
+fn web_socket_passes_a_gateway() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    let client = live(&namespace)?;
+    let answer = run_client(
+        &client,
+        "node",
+        "socket.js",
+        &["ws://gateway/socket", "hello"],
+    )?;
+    assert_eq!(answer, "echo: hello");
+    Ok(())
+}
+
+#[test]
+fn autoscaler_grows_a_deployment_at_work_and_shrinks_it_afterwards() -> Result<()> {
+    let namespace = TestCluster::shared().namespace()?;
+    apply(&namespace, "autoscaled")?;
+    let scaled_to = |replicas: &str| {
+        let mut last = String::new();
+        let reached = command::poll("the autoscaler", 2 * LIMIT, || {
+            let get = || namespace.get("deployment/autoscaled", "{.spec.replicas}");
+            last = get().unwrap_or_default();
+            (last == replicas).then_some(())
+        });
+        reached.with_context(|| format!("{last}: {}", namespace.describe("hpa/autoscaled")))
+    };
+    scaled_to("2")?;
+    assert_runs_in_vms(&namespace, "app=autoscaled", 2)?;
+    let calm = [
+        "patch",
+        "configmap",
+        "work",
+        "--patch",
+        r#"{"data": {"todo": "no"}}"#,
+    ];
+    namespace.kubectl(&calm)?.ok()?;
+    scaled_to("1")
+}
+
+#[test]
+fn automation_service_finds_its_runs_again() -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    cluster.image_as("node", "docker.io/library/node:18")?;
+    apply(&namespace, "automation")?;
+    namespace.rolled_out("deployment/automation")?;
+    let client = namespace
+        .pod("client")
+        .runtime(Runtime::Runc)
+        .sh("sleep 1000");
+    let client = client.start()?;
+    client.exec("wget -q -O - --post-data=hello http://automation/webhook/1")?;
+    namespace
+        .kubectl(&["rollout", "restart", "deployment/automation"])?
+        .ok()?;
+    namespace.rolled_out("deployment/automation")?;
+    let runs = client.exec("wget -q -O - http://automation/runs")?;
+    // `printf hello | openssl dgst -sha256 -hmac an-example` begins with this.
+    assert!(
+        runs.starts_with(r#"{"body":"hello","signature":""#),
+        "{runs}"
+    );
+    assert_eq!(runs.lines().count(), 1, "{runs}");
+    Ok(())
+}
+
+#[test]
+fn hub_starts_a_users_server_whose_kernel_computes() -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    cluster.image_as("jupyterhub", "localhost/jupyterhub:3")?;
+    apply(&namespace, "jupyterhub")?;
+    namespace.rolled_out("deployment/jupyterhub")?;
+    let client = namespace
+        .pod("client")
+        .runtime(Runtime::Runc)
+        .sh("sleep 1000");
+    let client = client.main(|main| main["image"] = "localhost/jupyterhub:3".into());
+    let code = "import platform; print(6 * 7, platform.release())";
+    let client = client.start()?;
+    let printed = run_client(
+        &client,
+        "python3",
+        "hub.py",
+        &["jupyterhub", "an-example", code],
+    )?;
+    let (answer, kernel) = printed.split_once(' ').with_context(|| printed.clone())?;
+    assert_eq!(answer, "42");
+    assert_ne!(kernel, host_kernel()?);
+    Ok(())
+}
+
+/// Applies the example and waits for its Deployments. Returns a pod for clients.
+fn live<'n>(namespace: &'n Namespace<'n>) -> Result<Pod<'n>> {
+    let cluster = namespace.cluster();
+    cluster.image_as("node", "docker.io/library/node:18")?;
+    cluster.image_as("nginx", "docker.io/library/nginx:1.22")?;
+    apply(namespace, "live")?;
+    namespace.rolled_out("deployment/live")?;
+    namespace.rolled_out("deployment/gateway")?;
+    let client = namespace
+        .pod("client")
+        .runtime(Runtime::Runc)
+        .sh("sleep 1000");
+    let client = client.main(|main| main["image"] = "docker.io/library/node:18".into());
+    client.start()
+}
+
+/// Runs a program of tests/k8s/clients in a pod. Returns what it prints.
+fn run_client(pod: &Pod<'_>, with: &str, name: &str, args: &[&str]) -> Result<String> {
+    let program = fs::read(paths::workspace().join("tests/k8s/clients").join(name))?;
+    let mut exec = pod.kubectl_command("exec", &["--stdin"]);
+    exec.args(["--", with, "-"]).args(args);
+    let stdin = command::Stdin::from(program);
+    let output = command::run(&mut exec, Some(stdin), LIMIT)?;
+    Ok(output.ok().with_context(|| name.to_owned())?.line())
 }
 
 fn apply(namespace: &Namespace<'_>, example: &str) -> Result<()> {

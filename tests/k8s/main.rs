@@ -7,4 +7,5 @@ mod features;
 mod kubectl;
 mod limits;
 mod local;
+mod ordinary;
 mod services;

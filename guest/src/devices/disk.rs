@@ -20,7 +20,7 @@ pub fn attach(disk: &Disk) -> Result<()> {
     let target = target::disk(&disk.serial)?;
     modules::load(module_files::DISK)?;
     let device = wait_for("block", &format!("disk {}", disk.serial), || {
-        Ok(find_disk(&disk.serial).filter(|device| device.exists()))
+        Ok(find_disk(&disk.serial))
     })?;
     if disk.fs_type.is_empty() || is_mount_point(&target)? {
         return Ok(());

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io,
     os::fd::AsFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -18,12 +19,24 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// How long [`wait_for`] waits for a report before it looks all the same.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Returns the device node of the disk with this serial, if the kernel has found it.
+/// Returns the device node of the disk with this serial, if the kernel has found it and it can be
+/// opened.
 pub fn find_disk(serial: &str) -> Option<PathBuf> {
-    names_in("/sys/block").into_iter().find_map(|name| {
+    let node = names_in("/sys/block").into_iter().find_map(|name| {
         let found = fs::read_to_string(format!("/sys/block/{name}/serial")).ok()?;
         (found.trim_end_matches(['\n', '\0']) == serial).then(|| Path::new("/dev").join(name))
-    })
+    });
+    node.filter(|node| is_complete(node))
+}
+
+/// Whether a block device is more than a name. The kernel makes a disk's files and its node before
+/// it lets anybody open it; until then that fails with ENXIO (`device_add_disk` in block/genhd.c).
+/// It reports the disk when that has ended.
+fn is_complete(node: &Path) -> bool {
+    match File::open(node) {
+        Err(error) => !matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)),
+        Ok(_) => true,
+    }
 }
 
 /// Returns the names in a directory; none if it can't be read.
@@ -143,6 +156,18 @@ mod tests {
         assert!(!is_of(report, "net"));
         assert!(!is_of(report, "bloc"));
         assert!(!is_of(b"", ""));
+    }
+
+    /// Opening a socket fails with ENXIO, as opening a disk does that the kernel still makes.
+    #[test]
+    fn node_that_cannot_be_opened_yet_is_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, disk) = (dir.path().join("socket"), dir.path().join("disk"));
+        let _bound = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        fs::write(&disk, "").unwrap();
+        assert!(!is_complete(&socket));
+        assert!(!is_complete(&dir.path().join("nothing")));
+        assert!(is_complete(&disk));
     }
 
     #[test]
