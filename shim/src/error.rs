@@ -146,7 +146,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::Agent(_) => Reason::Guest,
         Error::Network(_) => Reason::Network,
         Error::Skill(_) | Error::LateSkill(_) => Reason::Skill,
-        Error::Home(_) => Reason::Home,
+        Error::Home(_) | Error::LateHome(_) => Reason::Home,
         Error::Hook(_) => Reason::Hook,
         Error::StateFolder(StateError::NoFreeUser(_)) => Reason::Resources,
         Error::StateFolder(_)

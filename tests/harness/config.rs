@@ -215,6 +215,6 @@ pub fn caisson(dir: &Path, start: Start) -> Value {
             "annotations": { "caisson.dev/devices=fuse": ["tests", "cst*"] },
             "sources": { "shelf": ["tests", "cst*"] },
         },
-        "log": { "level": "debug" },
+        "log": { "level": std::env::var("CAISSON_TEST_LOG").unwrap_or_else(|_| "debug".into()) },
     })
 }

@@ -80,7 +80,7 @@ impl Command {
     /// Whether it changes nothing, so that it can end at any moment.
     fn only_shows(&self) -> bool {
         match self {
-            Self::List
+            Self::List { .. }
             | Self::Metrics
             | Self::Trace { .. }
             | Self::Egress { .. }

@@ -78,6 +78,8 @@ pub struct Machine {
     dir: Mutex<Option<PodDir>>,
     recorder: Option<Arc<Recorder>>,
     network: Mutex<Option<Network>>,
+    stopped: OnceCell<()>,
+    removed: OnceCell<()>,
     anti_spoofing: bool,
     /// Set when the VM is stopped because its guest can't be trusted any more. How its processes
     /// ended is then unknown.
@@ -150,8 +152,13 @@ impl Machine {
         }
     }
 
-    /// Shuts the guest down and ends the VM. Idempotent; failures are logged.
+    /// Shuts the guest down and ends the VM and its network. Whoever calls it meanwhile waits for
+    /// that too. Failures are logged.
     pub async fn stop(&self) {
+        self.stopped.get_or_init(|| self.stop_once()).await;
+    }
+
+    async fn stop_once(&self) {
         let mut ended = self.vm.clone();
         if let Some(agent) = self.agent.get() {
             tokio::select! {
@@ -161,24 +168,21 @@ impl Machine {
                 _ = ended.ended() => {}
             }
         }
-        self.kill().await;
         // The network is dropped before its namespace goes, which happens when the sandbox has
-        // ended.
-        let network = self.network.lock();
-        drop(network.unwrap_or_else(PoisonError::into_inner).take());
+        // ended. The kernel takes its time for that, as for the end of the processes.
+        tokio::join!(self.kill(), drop_blocking(take(&self.network)));
     }
 
-    /// Ends the VM and removes everything that belongs to the pod from the host. Idempotent;
-    /// failures are logged.
+    /// Ends the VM and removes everything that belongs to the pod from the host. Whoever calls it
+    /// meanwhile waits for that too. Failures are logged.
     pub async fn shutdown(&self) {
         self.stop().await;
-        let dir = self
-            .dir
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        // Unmounting and waiting for processes blocks. The runtime logs a panic there.
-        drop(tokio::task::spawn_blocking(move || drop(dir)).await);
+        let remove = || async {
+            // A network that came late.
+            drop_blocking(take(&self.network)).await;
+            drop_blocking(take(&self.dir)).await;
+        };
+        self.removed.get_or_init(remove).await;
     }
 
     /// Gives the VM's processes the score of a pod whose containers have the given scores.
@@ -208,5 +212,17 @@ impl Machine {
             Some(dir) => Ok(dir.record(&pids)?),
             None => Ok(()),
         }
+    }
+}
+
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Drops what waits for the kernel meanwhile.
+async fn drop_blocking<T: Send + 'static>(value: Option<T>) {
+    if value.is_some() {
+        // The runtime logs a panic there.
+        drop(tokio::task::spawn_blocking(move || drop(value)).await);
     }
 }

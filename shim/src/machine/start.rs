@@ -67,6 +67,8 @@ impl Machine {
             recorder: dir.recorder.clone(),
             dir: Mutex::new(Some(dir)),
             network: Mutex::default(),
+            stopped: OnceCell::new(),
+            removed: OnceCell::new(),
             anti_spoofing: config.network.anti_spoofing,
             is_broken: AtomicBool::new(false),
             share,

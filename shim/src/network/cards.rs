@@ -39,8 +39,8 @@ pub struct Rules {
     pub servers: Vec<IpAddr>,
 }
 
-/// A pod's network. Dropping it leaves the namespace as CNI made it; the VM must have ended
-/// before.
+/// A pod's network. Dropping it leaves the namespace as CNI made it. A VM that has not ended yet
+/// reaches nothing any more.
 pub struct Network {
     namespace: Namespace,
     forward: Option<Forward>,
@@ -201,9 +201,13 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        self.forward = None;
         let netlink = self.netlink.get_mut();
         let netlink = netlink.unwrap_or_else(PoisonError::into_inner);
+        // First of all, so that no frame of the guest's passes without the rules.
+        if let Err(error) = tap::remove_all(netlink) {
+            log::warn!(error:%; "the pod's taps stay until the VM has ended");
+        }
+        self.forward = None;
         for card in &self.cards {
             if let Err(error) = tc::unhook(netlink, card.interface.index, Hook::Ingress) {
                 let interface = card.interface.name.as_str();

@@ -26,8 +26,13 @@ pub enum Kind {
     Tun,
 }
 
+/// The group of this shim's links, by which all of them go at once.
+fn group() -> u32 {
+    std::process::id()
+}
+
 /// Makes an interface in the namespace of the calling thread. Returns its descriptor and index. It
-/// goes when its last descriptor is closed.
+/// goes with [`remove_all`], or when its last descriptor is closed.
 pub fn create(kind: Kind) -> io::Result<(OwnedFd, u32)> {
     let tun = File::options()
         .read(true)
@@ -69,8 +74,24 @@ pub fn set_up(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
         done => done?,
     }
-    message.attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::TxQueueLen(QUEUE)];
+    message.attributes = vec![
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::TxQueueLen(QUEUE),
+        LinkAttribute::Group(group()),
+    ];
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     netlink.change(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Removes all interfaces of the namespace that this shim has made and set up. Their descriptors are
+/// dead then. The kernel waits for its readers some 20 ms, however many there are; closing the
+/// descriptors would take that for each.
+pub fn remove_all(netlink: &mut Netlink) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::Group(group())];
+    match netlink.change(RouteNetlinkMessage::DelLink(message), 0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        done => done,
+    }
 }

@@ -309,7 +309,7 @@ mod tests {
     fn pod_that_runs_and_is_annotated_asks() {
         let asking = asking(&pod(|_| ())).unwrap();
         assert_eq!(
-            (asking.namespace.as_str(), asking.value.as_str()),
+            (asking.pod.namespace.as_str(), asking.value.as_str()),
             ("team", "{}")
         );
     }
