@@ -17,7 +17,7 @@
 //! | `rclone` | rclone with FUSE's `fusermount3` |
 //! | `features` | the tools of ACLs and of flags of inodes, and python |
 //! | `agnhost` | the program of Kubernetes' end-to-end tests, curl and network tools |
-//! | `workspace` | headless Chromium and shellinabox, a terminal in the browser |
+//! | `workspace` | headless Chromium, socat, curl, and shellinabox, a terminal in the browser |
 //! | `work` | a programmer's tools: git, npm, cargo with a linker |
 //!
 //! All of them have busybox.
@@ -70,7 +70,7 @@ fn recipe(name: &str) -> Option<Result<Recipe>> {
         "cargo" => &["cargo", "gcc", "libc6-dev", "mount"],
         "rclone" => &["rclone", "fuse3"],
         "features" => &["acl", "e2fsprogs", "python3-minimal"],
-        "workspace" => &["chromium-headless-shell", "shellinabox", "curl"],
+        "workspace" => &["chromium-headless-shell", "socat", "shellinabox", "curl"],
         "work" => &["git", "npm", "cargo", "gcc", "libc6-dev", "mount"],
         "agnhost" => return Some(agnhost()),
         _ => return None,

@@ -62,6 +62,7 @@ fn upgrade_command(cluster: &Cluster) -> Result<Command> {
     install_the_chart(&mut helm);
     for (value, is) in [
         ("install.prefix", layout.text("opt")),
+        ("install.configFile", layout.text("caisson/config.toml")),
         ("install.containerdConfig", layout.text("containerd.toml")),
         ("install.containerdSocket", layout.text("c.sock")),
         ("install.restart", "signal".to_owned()),
