@@ -1,4 +1,5 @@
-//! Tests deploy/examples/agent-sandbox and workspace-full with the controller of agent-sandbox: `make test-k8s`.
+//! Tests deploy/examples/agent-sandbox and workspace-full with the controller of agent-sandbox:
+//! `make test-k8s`.
 
 mod workspace_full;
 

@@ -84,8 +84,8 @@ pub fn set_up(netlink: &mut Netlink, index: u32, mtu: u32) -> io::Result<()> {
     netlink.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Removes all interfaces of the namespace that this shim has made and set up. Their descriptors are
-/// dead then. The kernel waits for its readers some 20 ms, however many there are; closing the
+/// Removes all interfaces of the namespace that this shim has made and set up. Their descriptors
+/// are dead then. The kernel waits for its readers some 20 ms, however many there are; closing the
 /// descriptors would take that for each.
 pub fn remove_all(netlink: &mut Netlink) -> io::Result<()> {
     let mut message = LinkMessage::default();
