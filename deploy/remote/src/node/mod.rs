@@ -67,7 +67,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Subcommand)]
 pub enum Command {
     /// Sets the node up that this pod is on, labels it, and gives it back when the chart is removed
-    Serve(Arguments),
+    Serve(Box<Arguments>),
     /// Says by its exit code whether `serve` in the same container has made the node ready
     Ready,
     /// Tells the pods of a DaemonSet to give their nodes back, and waits until they have
@@ -452,7 +452,7 @@ mod tests {
         let all = ["caisson", "serve", "--daemonset=ns/name"];
         let parsed = Program::parse_from(all.iter().chain(words));
         match parsed.command {
-            Command::Serve(arguments) => arguments,
+            Command::Serve(arguments) => *arguments,
             _ => panic!("not serve"),
         }
     }
