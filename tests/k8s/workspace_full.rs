@@ -71,7 +71,7 @@ fn workspace_does_not_reach_what_its_egress_does_not_name() -> Result<()> {
     let get = ["get", "service", "kubernetes", "--namespace=default", path];
     let api = cluster().kubectl(&get)?.ok()?.line();
     // The same from a pod without the annotation.
-    gateway("control")?.exec(&format!("nc -z -w 5 {api} 443"))?;
+    gateway("control")?.exec(&format!("echo | nc -w 5 {api} 443"))?;
     let connect = format!("curl --silent --max-time 5 --insecure https://{api}:443");
     let refused = workspace.try_exec(&connect)?;
     assert_eq!(refused.code, 28, "{}", refused.errors());
@@ -122,7 +122,9 @@ fn claim(namespace: &Namespace<'_>) -> Result<String> {
     let warm = warm_pod(namespace, None)?;
     let began = Instant::now();
     namespace.apply_text(&text_of("workspace-full", "claim")?)?;
-    namespace.wait("sandbox/dora", &format!("jsonpath={POD}={}", warm.name()))?;
+    command::poll("the Sandbox to name its pod", LIMIT, || {
+        (namespace.get("sandbox/dora", POD).ok()? == warm.name()).then_some(())
+    })?;
     annotate(namespace, &warm, CLAIM)?;
     warm.wait(CLAIMED)?;
     let claimed = began.elapsed();
