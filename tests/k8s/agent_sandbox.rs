@@ -81,7 +81,7 @@ fn claim_takes_a_warm_pod_that_becomes_its_users() -> Result<()> {
     namespace.wait("sandboxclaim/carol", "condition=Ready")?;
     assert_eq!(namespace.get("sandbox/carol", POD)?, warm.name());
     let claim = r#"{"home": "persistent/carol", "env": {"USER_NAME": "carol"}}"#;
-    annotate(&namespace, &warm, claim)?;
+    warm.claim(claim)?;
     warm.wait(CLAIMED)?;
     warm.wait_for_log("ready for carol")?;
     assert_eq!(warm.exec("grep -c ' /root virtiofs ' /proc/mounts")?, "1");
@@ -134,7 +134,7 @@ fn nothing_of_a_claimed_pod_stays_when_its_claim_is_deleted() -> Result<()> {
     let pod = warm_pod(&namespace, None)?;
     apply(&namespace, "claim")?;
     namespace.wait("sandboxclaim/carol", "condition=Ready")?;
-    annotate(&namespace, &pod, r#"{"env": {"USER_NAME": "carol"}}"#)?;
+    pod.claim(r#"{"env": {"USER_NAME": "carol"}}"#)?;
     pod.wait(CLAIMED)?;
     namespace
         .kubectl(&["delete", "sandboxclaim", "carol"])?
@@ -243,12 +243,6 @@ fn warm_pod<'n>(namespace: &'n Namespace<'n>, other_than: Option<&str>) -> Resul
 /// The names of the warm pods.
 fn pods(namespace: &Namespace<'_>) -> Result<Vec<String>> {
     namespace.pods("agents.x-k8s.io/pool")
-}
-
-fn annotate(namespace: &Namespace<'_>, pod: &Pod<'_>, claim: &str) -> Result<()> {
-    let annotation = format!("caisson.dev/claim={claim}");
-    let args = ["annotate", "pod", pod.name(), &annotation];
-    namespace.kubectl(&args)?.ok().map(drop)
 }
 
 fn pack_greeting(cluster: &TestCluster) -> Result<()> {

@@ -1,9 +1,9 @@
 //! Tests pods that are claimed by their annotation `caisson.dev/claim`, which the node agent
 //! watches.
 
-use anyhow::{ensure, Result};
+use anyhow::Result;
 use caisson_local::caisson;
-use caisson_tests::k8s::{Namespace, Pod, TestCluster};
+use caisson_tests::k8s::{Namespace, TestCluster};
 use serde_json::json;
 
 use crate::cluster;
@@ -22,7 +22,7 @@ fn annotated_pod_gets_its_claim_and_a_condition_and_an_event() -> Result<()> {
     let claim = json!({
         "home": "ephemeral", "env": { "WHO": "anna" }, "secret": "keys", "secretFd": "keys",
     });
-    annotate(&namespace, &pod, &claim.to_string())?;
+    pod.claim(&claim.to_string())?;
     pod.wait(CONDITION)?;
     let look = "echo $WHO; cat /run/caisson/claim/secrets/TOKEN; echo; cat <&$TOKEN; echo; \
                 grep -c ' /root virtiofs ' /proc/mounts";
@@ -35,10 +35,10 @@ fn claim_that_fails_says_why_and_is_made_again_when_it_has_changed() -> Result<(
     let (_turn, cluster) = cluster()?;
     let namespace = watched(cluster)?;
     let pod = namespace.pod("warm").sh("sleep 1000").start()?;
-    annotate(&namespace, &pod, r#"{"skills": "nosuch@1"}"#)?;
+    pod.claim(r#"{"skills": "nosuch@1"}"#)?;
     pod.wait(&format!("{CONDITION}=False"))?;
     pod.described(&["ClaimFailed", "nosuch@1"])?;
-    annotate(&namespace, &pod, r#"{"env": {"WHO": "anna"}}"#)?;
+    pod.claim(r#"{"env": {"WHO": "anna"}}"#)?;
     pod.wait(CONDITION)?;
     assert_eq!(pod.exec("echo $WHO")?, "anna");
     Ok(())
@@ -50,7 +50,7 @@ fn claim_of_a_secret_that_the_agent_may_not_read_names_the_charts_value() -> Res
     watch(cluster, &[])?;
     let namespace = cluster.namespace()?;
     let pod = namespace.pod("warm").sh("sleep 1000").start()?;
-    annotate(&namespace, &pod, r#"{"secret": "keys"}"#)?;
+    pod.claim(r#"{"secret": "keys"}"#)?;
     pod.wait(&format!("{CONDITION}=False"))?;
     pod.described(&["claims.secretNamespaces"]).map(drop)
 }
@@ -66,11 +66,4 @@ fn watch(cluster: &TestCluster, namespaces: &[&str]) -> Result<()> {
     let claims = json!({ "enabled": true, "secretNamespaces": namespaces }).to_string();
     caisson::upgrade_json(cluster.cluster(), &[("claims", &claims)])?;
     cluster.cluster().kubectl(&caisson::ROLLOUT).map(drop)
-}
-
-fn annotate(namespace: &Namespace<'_>, pod: &Pod<'_>, claim: &str) -> Result<()> {
-    let annotation = format!("caisson.dev/claim={claim}");
-    let output = namespace.kubectl(&["annotate", "--overwrite", "pod", pod.name(), &annotation])?;
-    ensure!(output.code == 0, "{}", output.errors());
-    Ok(())
 }

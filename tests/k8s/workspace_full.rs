@@ -14,7 +14,7 @@ use caisson_tests::{
 };
 use serde_json::Value;
 
-use crate::{annotate, cluster, pack_greeting, prepared, text_of, warm_pod, CLAIMED, POD};
+use crate::{cluster, pack_greeting, prepared, text_of, warm_pod, CLAIMED, POD};
 
 /// What a claim gives dora.
 const CLAIM: &str = r#"{
@@ -91,7 +91,7 @@ fn workspace_that_is_given_back_leaves_nothing_but_the_home() -> Result<()> {
     let claim = text_of("workspace-full", "claim")?;
     namespace.apply_text(&claim.replace("dora", "erik"))?;
     namespace.wait("sandboxclaim/erik", "condition=Ready")?;
-    annotate(namespace, &pod, &CLAIM.replace("dora", "erik"))?;
+    pod.claim(&CLAIM.replace("dora", "erik"))?;
     pod.wait(CLAIMED)?;
     pod.exec("echo kept > ~/note")?;
     let name = pod.name().to_owned();
@@ -125,7 +125,7 @@ fn claim(namespace: &Namespace<'_>) -> Result<String> {
     command::poll("the Sandbox to name its pod", LIMIT, || {
         (namespace.get("sandbox/dora", POD).ok()? == warm.name()).then_some(())
     })?;
-    annotate(namespace, &warm, CLAIM)?;
+    warm.claim(CLAIM)?;
     warm.wait(CLAIMED)?;
     let claimed = began.elapsed();
     warm.exec("true")?;

@@ -175,6 +175,13 @@ impl<'n> Pod<'n> {
         kubectl
     }
 
+    /// Asks for a claim by the annotation, in place of the one that the pod has.
+    pub fn claim(&self, claim: &str) -> Result<()> {
+        let annotation = format!("caisson.dev/claim={claim}");
+        let args = ["annotate", "--overwrite", "pod", &self.name, &annotation];
+        self.namespace.kubectl(&args)?.ok().map(drop)
+    }
+
     /// Deletes the pod and waits until it is gone.
     pub fn delete(self) -> Result<()> {
         self.namespace

@@ -11,7 +11,7 @@ use super::family::Family;
 struct Resident {
     /// Its own.
     anonymous: u64,
-    /// Of files, such as its program; processes of the same program share it.
+    /// What it has of files, such as its program; processes of the same program share it.
     files: u64,
     /// Shared memory, which is the guest's memory for QEMU and for the daemons, who map it too.
     shared: u64,

@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -24,7 +23,7 @@ use k8s_openapi::{
 };
 use kube::{
     api::{Patch, PatchParams, WatchEvent, WatchParams},
-    Api, Client,
+    Api,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -32,7 +31,7 @@ use sha2::{Digest, Sha256};
 use super::{
     api::MANAGER,
     host,
-    pod_event::{self, PodEvent, PodName},
+    pod_event::{self, OwnNode, PodEvent, PodName},
     standing::{seconds, shortened},
 };
 
@@ -48,15 +47,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// The node whose pods are claimed.
 #[derive(Clone)]
-pub struct Claims {
-    pub client: Client,
-    /// The node's name.
-    pub node: String,
-    /// A process in the node's mount namespace.
-    pub process: u32,
-    /// The installed `caisson`, as the node sees it.
-    pub program: PathBuf,
-}
+pub struct Claims(pub OwnNode);
 
 /// A pod that asks to be claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,15 +72,15 @@ impl Claims {
         let mut tried = HashMap::new();
         loop {
             if let Err(error) = self.watch(&mut tried).await {
-                eprintln!("watch the pods of node {}: {error:#}", self.node);
+                eprintln!("watch the pods of node {}: {error:#}", self.0.node);
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
     async fn watch(&self, tried: &mut HashMap<String, String>) -> Result<()> {
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let own = format!("spec.nodeName={}", self.node);
+        let pods: Api<Pod> = Api::all(self.0.client.clone());
+        let own = format!("spec.nodeName={}", self.0.node);
         // From version 0 on, a watch begins with what is there.
         let stream = pods
             .watch(&WatchParams::default().fields(&own), "0")
@@ -134,7 +125,7 @@ impl Claims {
         let pod = format!("{}/{}", asking.pod.namespace, asking.pod.name);
         let arguments = ["claim", "--json", &pod].map(Into::into);
         let input = serde_json::to_vec(&claim)?;
-        let asked = host::tell(self.process, &self.program, &arguments, input);
+        let asked = host::tell(self.0.process, &self.0.program, &arguments, input);
         let answer = tokio::time::timeout(LIMIT, asked).await;
         answer.with_context(|| format!("no answer within {LIMIT:?}"))?
     }
@@ -176,7 +167,7 @@ impl Claims {
             return Ok(BTreeMap::new());
         };
         let namespace = &asking.pod.namespace;
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let secrets: Api<Secret> = Api::namespaced(self.0.client.clone(), namespace);
         let secret = match secrets.get(name).await {
             Err(kube::Error::Api(status)) if status.code == 403 => bail!(
                 "the node agent may not read Secrets in the namespace {namespace}; the chart's value \
@@ -195,7 +186,7 @@ impl Claims {
             name,
             uid,
         } = &asking.pod;
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(self.0.client.clone(), namespace);
         let now = seconds(Timestamp::now());
         let condition = json!({
             "type": CONDITION,
@@ -229,7 +220,7 @@ impl Claims {
             message: &told.message,
         };
         // The condition says the same, so a lost event is no reason to set that again.
-        if let Err(error) = pod_event::make(&self.client, &self.node, &asking.pod, &event).await {
+        if let Err(error) = pod_event::make(&self.0, &asking.pod, &event).await {
             eprintln!("{error:#}");
         }
         Ok(())

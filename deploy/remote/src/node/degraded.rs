@@ -1,15 +1,15 @@
 //! Says by events of pods in what they are worse off than their node's settings want.
 
-use std::{collections::HashSet, convert::Infallible, path::PathBuf, time::Duration};
+use std::{collections::HashSet, convert::Infallible, time::Duration};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client};
+use kube::Api;
 use serde::Deserialize;
 
 use super::{
     host,
-    pod_event::{self, PodEvent, PodName},
+    pod_event::{self, OwnNode, PodEvent, PodName},
 };
 
 /// How often the node's pods are looked at.
@@ -18,15 +18,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The node whose pods are looked at.
-pub struct DegradedPods {
-    pub client: Client,
-    /// The node's name.
-    pub node: String,
-    /// A process in the node's mount namespace.
-    pub process: u32,
-    /// The installed `caisson`, as the node sees it.
-    pub program: PathBuf,
-}
+pub struct DegradedPods(pub OwnNode);
 
 /// What `caisson list --json` says of a pod, as far as it is needed.
 #[derive(Debug, Deserialize)]
@@ -52,7 +44,7 @@ impl DegradedPods {
     /// Makes the events that the pods of `told` have not had. Then it has those that still are.
     async fn look(&self, told: &mut HashSet<String>) -> Result<()> {
         let arguments = ["list", "--json"].map(Into::into);
-        let asked = host::ask(self.process, &self.program, &arguments);
+        let asked = host::ask(self.0.process, &self.0.program, &arguments);
         let text = tokio::time::timeout(LIMIT, asked)
             .await
             .context("caisson list does not answer")??;
@@ -72,7 +64,7 @@ impl DegradedPods {
     }
 
     async fn tell_of(&self, listed: &Listed, namespace: &str, name: &str) -> Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(self.0.client.clone(), namespace);
         let found = pods.get_metadata_opt(name).await;
         let found = found.with_context(|| format!("get pod {namespace}/{name}"))?;
         let Some(uid) = found.and_then(|pod| pod.metadata.uid) else {
@@ -92,7 +84,7 @@ impl DegradedPods {
                 reason,
                 message: &message,
             };
-            pod_event::make(&self.client, &self.node, &pod, &event).await?;
+            pod_event::make(&self.0, &pod, &event).await?;
         }
         Ok(())
     }

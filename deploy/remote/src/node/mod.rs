@@ -52,6 +52,7 @@ use self::{
     claims::Claims,
     degraded::DegradedPods,
     metrics::Health,
+    pod_event::OwnNode,
     progress::{Progress, Retry, Step, Wanted},
     standing::Standing,
 };
@@ -217,13 +218,7 @@ async fn claim_pods(arguments: &Arguments, node: &NodeApi) -> Result<Infallible>
     if !arguments.claims {
         return std::future::pending().await;
     }
-    let claims = Claims {
-        client: node.client(),
-        node: node_name()?,
-        process: arguments.node_process,
-        program: installed(arguments),
-    };
-    claims.serve().await
+    Claims(own_node(arguments, node)?).serve().await
 }
 
 /// Makes events of pods of the node, for ever, if that is wanted.
@@ -231,13 +226,16 @@ async fn tell_of_pods(arguments: &Arguments, node: &NodeApi) -> Result<Infallibl
     if !arguments.pod_events {
         return std::future::pending().await;
     }
-    let pods = DegradedPods {
+    Ok(DegradedPods(own_node(arguments, node)?).tell().await)
+}
+
+fn own_node(arguments: &Arguments, node: &NodeApi) -> Result<OwnNode> {
+    Ok(OwnNode {
         client: node.client(),
         node: node_name()?,
         process: arguments.node_process,
         program: installed(arguments),
-    };
-    Ok(pods.tell().await)
+    })
 }
 
 /// Serves metrics for ever, if they are wanted.

@@ -1,5 +1,7 @@
 //! Makes events of pods, which `kubectl describe pod` shows.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use k8s_openapi::{api::core::v1::Event, jiff::Timestamp};
 use kube::{api::PostParams, Api, Client};
@@ -9,6 +11,18 @@ use super::{
     api::MANAGER,
     standing::{seconds, shortened},
 };
+
+/// The agent's own node.
+#[derive(Clone)]
+pub struct OwnNode {
+    pub client: Client,
+    /// The node's name.
+    pub node: String,
+    /// A process in the node's mount namespace.
+    pub process: u32,
+    /// The installed `caisson`, as the node sees it.
+    pub program: PathBuf,
+}
 
 /// A pod as an event names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +43,7 @@ pub struct PodEvent<'a> {
 }
 
 /// Makes an event. It is no error if one of that name is there, or the pod's namespace is going.
-pub async fn make(client: &Client, node: &str, pod: &PodName, event: &PodEvent<'_>) -> Result<()> {
+pub async fn make(own: &OwnNode, pod: &PodName, event: &PodEvent<'_>) -> Result<()> {
     let PodName {
         namespace,
         name,
@@ -44,7 +58,7 @@ pub async fn make(client: &Client, node: &str, pod: &PodName, event: &PodEvent<'
         "type": event.kind,
         "reason": event.reason,
         "message": shortened(event.message),
-        "source": { "component": MANAGER, "host": node },
+        "source": { "component": MANAGER, "host": own.node },
         "firstTimestamp": now,
         "lastTimestamp": now,
         "count": 1,
@@ -53,7 +67,7 @@ pub async fn make(client: &Client, node: &str, pod: &PodName, event: &PodEvent<'
     if event.name.is_none() {
         object.metadata.generate_name = Some("caisson-".to_owned());
     }
-    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let events: Api<Event> = Api::namespaced(own.client.clone(), namespace);
     match events.create(&PostParams::default(), &object).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         made => made
