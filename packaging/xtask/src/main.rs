@@ -37,6 +37,7 @@ mod profile;
 mod prose;
 mod release;
 mod run;
+mod static_build;
 mod step;
 mod test_tools;
 mod timings;

@@ -7,9 +7,13 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{dirs::Dirs, pins::Pins, profile::Profile, step};
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+use crate::{
+    dirs::Dirs,
+    pins::Pins,
+    profile::Profile,
+    static_build::{self, TARGET},
+    step,
+};
 
 /// What is changed of [`Profile::Dev`]. Most guests of such a build are emulated, where an agent
 /// that is not optimised at all takes a fifth of a start's time. With one unit a crate, that takes
@@ -51,7 +55,7 @@ pub fn cargo(
     // position-independent binary are done at each exec, and every container needs two. Measured
     // under emulation: 90 ms of 1775 from the shim's start to a container's first byte.
     let mut flags = format!(
-        "-C target-feature=+crt-static -C relocation-model=static -C panic=abort -C strip=symbols \
+        "-C relocation-model=static -C panic=abort -C strip=symbols \
          --remap-path-prefix={}=/caisson",
         dirs.root.display()
     );
@@ -63,22 +67,12 @@ pub fn cargo(
         " --remap-path-prefix={}=/target",
         target_dir.display()
     ));
-    let mut cargo = step::cargo();
+    let mut cargo = static_build::cargo(&flags);
     cargo
-        .args(["build", "--package", "caisson-guest"])
-        .args([
-            "--profile",
-            profile.name(),
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["--package", "caisson-guest"])
+        .args(["--profile", profile.name(), "--target-dir"])
         .arg(target_dir)
         .current_dir(&dirs.root)
-        // Both would take precedence over the flags below.
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)
         // Incremental builds of the same sources may differ in bytes.
         .env("CARGO_INCREMENTAL", "0")
         .env("LIBSECCOMP_LINK_TYPE", "static")
