@@ -273,7 +273,8 @@ fn every_query_of_the_dashboard_gives_series_on_a_prometheus_that_scraped_the_no
     let prometheus = Prometheus::start(&site)?;
     prometheus.wait_for("caisson_build_info")?;
     let pod = site.namespace.pod("at-work").runtime(Runtime::Caisson);
-    let pod = pod.annotation("caisson.dev/home", "anna");
+    let pod = pod.annotation("caisson.dev/home", "persistent/anna");
+    let pod = pod.annotation("caisson.dev/home-size", "64Mi");
     let pod = pod.annotation("caisson.dev/egress", "deny");
     let pod = pod.sh("sleep 100000").start()?;
     prometheus.wait_for(r#"rate(caisson_pod_egress_denied_packets_total{pod="at-work"}[1m])"#)?;
