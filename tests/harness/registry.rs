@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
+use serde_json::json;
 
 use crate::{command, node::LIMIT};
 
@@ -21,43 +22,63 @@ const PUBLIC: [&str; 6] = [
     "mcr.microsoft.com",
 ];
 
+/// The user and the password that a private registry asks for.
+pub const LOGIN: (&str, &str) = ("reader", "open-sesame");
+/// [`LOGIN`] as a file of `htpasswd -B`, the one kind of hash that the registry takes.
+const HTPASSWD: &str = "reader:$2b$04$xFY/TLOJbVpuSubNzqtWeObtXChS/PeNvU54U86P.WjiY6kP0kRY6\n";
+
 /// A running registry. Dropping it ends it.
 pub struct Registry {
     address: String,
     process: Child,
+    private: bool,
+}
+
+/// What a registry is started with beside its folder.
+pub struct Options<'o> {
+    /// The IPv4 address of the machine at which it listens.
+    pub address: &'o str,
+    /// A variable of its process's environment, as name and value.
+    pub mark: Option<(&'o str, &'o Path)>,
+    /// Whether it answers only who shows [`LOGIN`].
+    pub private: bool,
 }
 
 impl Registry {
-    /// Starts an empty registry that keeps its data in `dir`.
+    /// Starts an empty registry on loopback that keeps its data in `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
-        Self::start_as(Command::new(PROGRAM), "127.0.0.1", dir)
+        let options = Options {
+            address: "127.0.0.1",
+            mark: None,
+            private: false,
+        };
+        Self::start_with(dir, &options)
     }
 
-    /// Starts a registry at this IPv4 address of the machine, with `name=value` in its process's
-    /// environment.
-    pub fn start_marked(address: &str, dir: &Path, (name, value): (&str, &Path)) -> Result<Self> {
-        let mut program = Command::new(PROGRAM);
-        program.env(name, value);
-        Self::start_as(program, address, dir)
-    }
-
-    fn start_as(mut program: Command, address: &str, dir: &Path) -> Result<Self> {
+    /// Starts an empty registry that keeps its data in `dir`.
+    pub fn start_with(dir: &Path, options: &Options<'_>) -> Result<Self> {
         ensure!(
             Path::new(PROGRAM).exists(),
             "apt-get install docker-registry"
         );
+        let mut settings = json!({
+            "version": 0.1,
+            "log": { "accesslog": { "disabled": true } },
+            "storage": { "filesystem": { "rootdirectory": dir.join("data") } },
+            "http": { "addr": format!("{}:0", options.address) },
+        });
+        if options.private {
+            let users = dir.join("htpasswd");
+            fs::write(&users, HTPASSWD)?;
+            settings["auth"] = json!({ "htpasswd": { "realm": "tests", "path": users } });
+        }
+        // JSON is YAML.
         let config = dir.join("config.yml");
-        fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog:\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-                 http:\n  addr: {address}:0\n",
-                dir.join("data").display()
-            ),
-        )?;
+        fs::write(&config, settings.to_string())?;
         let log = dir.join("log");
         let output = File::create(&log)?;
-        let process = program
+        let process = Command::new(PROGRAM)
+            .envs(options.mark)
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
@@ -68,6 +89,7 @@ impl Registry {
         let mut registry = Self {
             address: String::new(),
             process,
+            private: options.private,
         };
         registry.address = command::poll("the registry", LIMIT, || {
             logged_address(&fs::read_to_string(&log).ok()?)
@@ -83,15 +105,22 @@ impl Registry {
     /// Writes into `hosts`, the folder of containerd's `config_path`, that containerd is to use
     /// this registry in place of every registry that it would look for on the internet.
     pub fn stand_in(&self, hosts: &Path) -> Result<()> {
+        PUBLIC.iter().try_for_each(|name| self.serve(hosts, name))
+    }
+
+    /// Writes into `hosts` that containerd is to use this registry under its own name, without TLS.
+    pub fn serve_itself(&self, hosts: &Path) -> Result<()> {
+        self.serve(hosts, &self.address)
+    }
+
+    fn serve(&self, hosts: &Path, name: &str) -> Result<()> {
         let here = format!("http://{}", self.address);
-        for name in PUBLIC {
-            let dir = hosts.join(name);
-            fs::create_dir_all(&dir)?;
-            fs::write(
-                dir.join("hosts.toml"),
-                format!("server = \"{here}\"\n\n[host.\"{here}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
-            )?;
-        }
+        let dir = hosts.join(name);
+        fs::create_dir_all(&dir)?;
+        fs::write(
+            dir.join("hosts.toml"),
+            format!("server = \"{here}\"\n\n[host.\"{here}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
+        )?;
         Ok(())
     }
 
@@ -103,7 +132,11 @@ impl Registry {
             .split_once('/')
             .context("no registry in the image's name")?;
         let here = format!("{}/{path}", self.address);
-        ctr.args(["images", "push", "--plain-http", &here, full]);
+        ctr.args(["images", "push", "--plain-http"]);
+        if self.private {
+            ctr.args(["--user", &format!("{}:{}", LOGIN.0, LOGIN.1)]);
+        }
+        ctr.args([&here, full]);
         let output = command::run(&mut ctr, None, LIMIT)?;
         output
             .ok()

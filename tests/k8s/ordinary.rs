@@ -3,8 +3,8 @@
 use anyhow::{ensure, Result};
 use caisson_tests::{
     command::{self, poll, Stdin},
-    k8s::{Namespace, TestCluster, LIMIT},
-    Runtime,
+    k8s::{self, Namespace, TestCluster, LIMIT},
+    registry, Runtime,
 };
 use rstest::rstest;
 use serde_json::{json, Value};
@@ -139,6 +139,68 @@ fn pod_of_a_higher_priority_takes_the_place_of_another(#[case] runtime: Runtime)
     }
     high?;
     low.wait("delete")
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn image_of_a_private_registry_is_pulled_with_the_secret_of_the_pod(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    let (registry, image) = private_image(cluster)?;
+    let server = format!("--docker-server={}", registry.address());
+    let (user, password) = registry::LOGIN;
+    let user = format!("--docker-username={user}");
+    let password = format!("--docker-password={password}");
+    namespace
+        .kubectl(&[
+            "create",
+            "secret",
+            "docker-registry",
+            "login",
+            &server,
+            &user,
+            &password,
+        ])?
+        .ok()?;
+    let pod = namespace
+        .pod("pulls")
+        .runtime(runtime)
+        .sh("sleep 1000")
+        .main(|main| main["image"] = image.into())
+        .spec(|spec| spec["imagePullSecrets"] = json!([{ "name": "login" }]));
+    assert_eq!(pod.start()?.exec("echo here")?, "here");
+    Ok(())
+}
+
+#[rstest]
+#[case::runc(Runtime::Runc)]
+#[case::caisson(Runtime::Caisson)]
+fn image_of_a_private_registry_without_a_secret_is_refused_with_the_reason(
+    #[case] runtime: Runtime,
+) -> Result<()> {
+    let cluster = TestCluster::shared();
+    let namespace = cluster.namespace()?;
+    let (_registry, image) = private_image(cluster)?;
+    let pod = namespace
+        .pod("pulls")
+        .runtime(runtime)
+        .sh("sleep 1000")
+        .main(|main| main["image"] = image.as_str().into())
+        .create()?;
+    pod.described(&["Failed to pull image", &image, "no basic auth credentials"])?;
+    Ok(())
+}
+
+/// Starts a private registry with an image. Returns the image's name there.
+fn private_image(cluster: &TestCluster) -> Result<(k8s::Registry<'_>, String)> {
+    let registry = k8s::Registry::start_private(cluster)?;
+    registry.serve_itself()?;
+    let image = format!("{}/team/tool:1", registry.address());
+    registry.publish("busybox", &image)?;
+    Ok((registry, image))
 }
 
 fn class(namespace: &Namespace<'_>, name: &str) -> String {

@@ -1,35 +1,58 @@
 //! A registry beside the cluster, for images that have to be pulled.
 
-use std::fs;
-
 use anyhow::Result;
 use caisson_local::{components::MARK, images};
+use tempfile::TempDir;
 
 use super::TestCluster;
-use crate::registry;
+use crate::registry::{self, Options};
 
 /// A running registry, which the node and its pods reach by its address. Dropping it ends it; it
 /// also ends with the cluster.
 pub struct Registry<'c> {
     cluster: &'c TestCluster,
     server: registry::Registry,
+    _dir: TempDir,
 }
 
 impl<'c> Registry<'c> {
-    /// Starts an empty registry.
+    /// Starts an empty registry that anybody may use.
     pub fn start(cluster: &'c TestCluster) -> Result<Self> {
+        Self::start_with(cluster, false)
+    }
+
+    /// Starts an empty registry that answers only who shows [`registry::LOGIN`].
+    pub fn start_private(cluster: &'c TestCluster) -> Result<Self> {
+        Self::start_with(cluster, true)
+    }
+
+    fn start_with(cluster: &'c TestCluster, private: bool) -> Result<Self> {
         let layout = cluster.cluster().layout();
-        let dir = layout.path("registry");
-        fs::create_dir_all(&dir)?;
-        let address = cluster.machine_address()?;
-        let server = registry::Registry::start_marked(&address, &dir, (MARK, layout.dir()))?;
-        Ok(Self { cluster, server })
+        let dir = tempfile::Builder::new()
+            .prefix("registry-")
+            .tempdir_in(layout.dir())?;
+        let options = Options {
+            address: &cluster.machine_address()?,
+            mark: Some((MARK, layout.dir())),
+            private,
+        };
+        Ok(Self {
+            cluster,
+            server: registry::Registry::start_with(dir.path(), &options)?,
+            _dir: dir,
+        })
     }
 
     /// Sends the node's containerd here for public image names.
     pub fn stand_in(&self) -> Result<()> {
         let hosts = self.cluster.cluster().layout().path("hosts");
         self.server.stand_in(&hosts)
+    }
+
+    /// Lets the node's containerd pull from here by the registry's own name, [`Self::address`].
+    pub fn serve_itself(&self) -> Result<()> {
+        let hosts = self.cluster.cluster().layout().path("hosts");
+        self.server.serve_itself(&hosts)
     }
 
     /// Returns host and port. The registry speaks HTTP without TLS.
