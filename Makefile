@@ -103,11 +103,11 @@ cri: ready ## containerd's own CRI tests and critest, with runc and with Caisson
 	@cargo xtask run cri-integration
 	@cargo xtask run critest
 
-test-k8s: k8s-ready ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart, agent-sandbox
+test-k8s: k8s-ready ## on a Kubernetes of one node: kubectl's verbs, Services, updates, errors, deploy/examples, the chart, agent-sandbox, NetworkPolicies
 	cargo test -p caisson-tests --test k8s -- --test-threads 2
 	cargo test -p caisson-tests --test k8s_chart
-	@cargo xtask cluster-tools --agent-sandbox
-	cargo test -p caisson-tests --test k8s_agent_sandbox
+	@cargo xtask cluster-tools --add-ons
+	cargo test -p caisson-tests --test k8s_add_ons
 
 test-k8s-short: k8s-ready ## of these, what fits into .ci/run
 	cargo test -p caisson-tests --test k8s -- --test-threads 2 deployments kubectl services errors

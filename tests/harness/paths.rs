@@ -165,7 +165,12 @@ pub fn critest() -> Result<PathBuf> {
 /// Returns a file of the controller of agent-sandbox: its program below `bin`, a manifest below
 /// `k8s`. If it is missing, the error says how to get it.
 pub fn agent_sandbox(name: &str) -> Result<PathBuf> {
-    built("agent-sandbox", name, "cluster-tools --agent-sandbox")
+    built("agent-sandbox", name, "cluster-tools --add-ons")
+}
+
+/// Returns kube-router. If it is missing, the error says how to get it.
+pub fn kube_router() -> Result<PathBuf> {
+    tool("kube-router", "kube-router", "cluster-tools --add-ons")
 }
 
 /// Returns nerdctl. If it is missing, the error says how to get it.

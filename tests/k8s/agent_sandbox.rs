@@ -1,7 +1,4 @@
-//! Tests deploy/examples/agent-sandbox and workspace-full with the controller of agent-sandbox:
-//! `make test-k8s`.
-
-mod workspace_full;
+//! Tests deploy/examples/agent-sandbox with the controller of agent-sandbox.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, sync::OnceLock};
 
@@ -15,8 +12,8 @@ use caisson_tests::{
 use serde_json::json;
 
 /// The Sandbox' annotation that names the pod that a claim took.
-const POD: &str = r"{.metadata.annotations.agents\.x-k8s\.io/pod-name}";
-const CLAIMED: &str = "condition=caisson.dev/Claimed";
+pub const POD: &str = r"{.metadata.annotations.agents\.x-k8s\.io/pod-name}";
+pub const CLAIMED: &str = "condition=caisson.dev/Claimed";
 
 #[test]
 fn every_example_is_tested() -> Result<()> {
@@ -147,14 +144,14 @@ fn nothing_of_a_claimed_pod_stays_when_its_claim_is_deleted() -> Result<()> {
 }
 
 /// What all tests use.
-struct Prepared {
-    cluster: &'static TestCluster,
+pub struct Prepared {
+    pub cluster: &'static TestCluster,
     /// The namespace whose Secrets claims can name.
-    workspaces: Namespace<'static>,
+    pub workspaces: Namespace<'static>,
 }
 
 /// Returns the cluster, with agent-sandbox and claims.
-fn prepared() -> &'static Prepared {
+pub fn prepared() -> &'static Prepared {
     static PREPARED: OnceLock<Prepared> = OnceLock::new();
     PREPARED.get_or_init(|| {
         let cluster = TestCluster::shared();
@@ -176,7 +173,7 @@ fn prepared() -> &'static Prepared {
     })
 }
 
-fn cluster() -> &'static TestCluster {
+pub fn cluster() -> &'static TestCluster {
     prepared().cluster
 }
 
@@ -187,7 +184,7 @@ fn apply(namespace: &Namespace<'_>, example: &str) -> Result<()> {
 }
 
 /// Returns an example of a folder below deploy/examples.
-fn text_of(folder: &str, example: &str) -> Result<String> {
+pub fn text_of(folder: &str, example: &str) -> Result<String> {
     let path = format!("deploy/examples/{folder}/{example}.yaml");
     Ok(fs::read_to_string(paths::workspace().join(path))?)
 }
@@ -229,7 +226,7 @@ fn scale(namespace: &Namespace<'_>, sandbox: &str, replicas: u32) -> Result<()> 
 }
 
 /// Waits for a warm pod that is ready and has another name. Returns it.
-fn warm_pod<'n>(namespace: &'n Namespace<'n>, other_than: Option<&str>) -> Result<Pod<'n>> {
+pub fn warm_pod<'n>(namespace: &'n Namespace<'n>, other_than: Option<&str>) -> Result<Pod<'n>> {
     let name = poll("a warm pod", LIMIT, || {
         let pods = pods(namespace).ok()?;
         pods.into_iter()
@@ -245,7 +242,7 @@ fn pods(namespace: &Namespace<'_>) -> Result<Vec<String>> {
     namespace.pods("agents.x-k8s.io/pool")
 }
 
-fn pack_greeting(cluster: &TestCluster) -> Result<()> {
+pub fn pack_greeting(cluster: &TestCluster) -> Result<()> {
     let tree = tempfile::tempdir()?;
     let program = tree.path().join("hello");
     fs::write(&program, "#!/bin/sh\necho hello\n")?;

@@ -9,12 +9,12 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use caisson_tests::{
     command,
-    k8s::{Namespace, Pod, LIMIT},
+    k8s::{kube_router, Namespace, Pod, LIMIT},
     proc, Runtime,
 };
 use serde_json::Value;
 
-use crate::{cluster, pack_greeting, prepared, text_of, warm_pod, CLAIMED, POD};
+use crate::agent_sandbox::{cluster, pack_greeting, prepared, text_of, warm_pod, CLAIMED, POD};
 
 /// What a claim gives dora.
 const CLAIM: &str = r#"{
@@ -60,6 +60,21 @@ fn terminal_answers_on_the_pods_address() -> Result<()> {
     let (workspace, gateway) = (doras()?, gateway("terminal")?);
     let address = workspace.ip()?;
     let page = gateway.exec(&format!("wget -q -O - http://{address}:4200/"))?;
+    ensure!(page.contains("Shell In A Box"), "{page}");
+    Ok(())
+}
+
+#[test]
+fn workspace_is_reached_by_its_gateway_alone() -> Result<()> {
+    kube_router::start(cluster());
+    let (workspace, gateway) = (doras()?, gateway("beside")?);
+    let stranger = prepared().workspaces.pod("stranger");
+    let stranger = stranger.runtime(Runtime::Runc).sh("sleep 1000").start()?;
+    let terminal = format!("timeout 5 wget -q -O - http://{}:4200/", workspace.ip()?);
+    command::poll("the NetworkPolicy to hold", LIMIT, || {
+        (stranger.try_exec(&terminal).ok()?.code != 0).then_some(())
+    })?;
+    let page = gateway.exec(&terminal)?;
     ensure!(page.contains("Shell In A Box"), "{page}");
     Ok(())
 }

@@ -72,9 +72,9 @@ const USAGE: &str = "usage: cargo xtask JOB
                               containerd 2.1 and runc from their Go modules and 1.7 from Debian 13, for the tests;
                               crictl for nodes in VMs; gVisor for the bench; containerd's own CRI tests and critest;
                               nerdctl; --chart: only helm and the description of Kubernetes' API
-  cluster-tools [--agent-sandbox|--conformance]
+  cluster-tools [--add-ons|--conformance]
                               Kubernetes, etcd, CoreDNS and helm from their Go modules, for `make cluster`; the
-                              controller of agent-sandbox; Kubernetes' own end-to-end tests
+                              controller of agent-sandbox and kube-router; Kubernetes' own end-to-end tests
   node-vm [12|13]             the disks of Debian 12's and 13's nodes that `make test-node` boots, into
                               ~/.cache/caisson/node-vm
   demo                        builds what it needs of dist, then: two containers in VMs of their own, with a skill and a home, by Debian's containerd
@@ -134,7 +134,7 @@ fn dispatch(args: &[&str]) -> Result<()> {
         ["test-tools", "--crictl"] => test_tools::build(&dirs, Further::Crictl),
         ["test-tools", "--integration"] => test_tools::build(&dirs, Further::Integration),
         ["cluster-tools"] => test_tools::build_cluster(&dirs),
-        ["cluster-tools", "--agent-sandbox"] => test_tools::build_agent_sandbox(&dirs),
+        ["cluster-tools", "--add-ons"] => test_tools::build_add_ons(&dirs),
         ["cluster-tools", "--conformance"] => test_tools::build_conformance(&dirs),
         ["node-vm", releases @ ..] => node_vm::build(&dirs, releases),
         ["timings"] => timings::print(&dirs),

@@ -166,6 +166,17 @@ const AGENT_SANDBOX: Tool = Tool {
     ldflags: "",
 };
 
+/// Enforces NetworkPolicies.
+const KUBE_ROUTER: Tool = Tool {
+    module: "kube-router",
+    to: "kube-router",
+    packages: &["github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"],
+    tags: "",
+    cgo: false,
+    name: None,
+    ldflags: "",
+};
+
 /// The command of CRI, as an administrator of a node has it.
 const CRICTL: Tool = Tool {
     module: "cri-tools",
@@ -370,9 +381,10 @@ pub fn build_cluster(dirs: &Dirs) -> Result<()> {
         .try_for_each(|tool| build_tool(dirs, tool))
 }
 
-/// Builds what a cluster consists of, and the controller of agent-sandbox.
-pub fn build_agent_sandbox(dirs: &Dirs) -> Result<()> {
+/// Builds what a cluster consists of, and what the tests add to it.
+pub fn build_add_ons(dirs: &Dirs) -> Result<()> {
     build_cluster(dirs)?;
+    build_tool(dirs, &KUBE_ROUTER)?;
     build_tool(dirs, &AGENT_SANDBOX)?;
     copy_from_module(dirs, &AGENT_SANDBOX_MANIFESTS)
 }

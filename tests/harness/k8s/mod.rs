@@ -13,6 +13,7 @@
 //! everything in it.
 
 pub mod agent_sandbox;
+pub mod kube_router;
 mod namespace;
 mod pod;
 mod registry;
